@@ -1,0 +1,21 @@
+"""Warmup generation: a model writes a short warmup and then the target; the target's likelihood is the warmup's reward."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "WarmupConfig": "config",
+    "WarmupTrainer": "trainer",
+    "Writer": "generation",
+    "load_task": "tasks",
+    "read_recipe": "config",
+}
+__all__ = ["WarmupConfig", "WarmupTrainer", "Writer", "load_task", "read_recipe"]  # noqa: F822  found by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rl_warmup' has no attribute {name!r}")
+    return getattr(import_module(f"rl_warmup.{_HOMES[name]}"), name)

@@ -1,0 +1,32 @@
+"""The only door to trl. Everything is imported when it is used: `import rl_warmup.trainer` works without trl."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+HINT = "trl is not installed: pip install 'trl>=1.9,<2'."
+
+
+def _module(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{HINT} ({error})") from error
+
+
+def model_config_class() -> type:
+    """TRL's `ModelConfig`: model_name_or_path, dtype, LoRA fields."""
+    return _module("trl").ModelConfig
+
+
+def peft_config(model_config: Any) -> Any:
+    """The LoRA configuration a ModelConfig asks for, or None."""
+    return _module("trl").get_peft_config(model_config)
+
+
+def unwrap_for_generation(model: Any, accelerator: Any) -> AbstractContextManager[Any]:
+    """TRL's context for generating under ZeRO-3: weights gathered, hooks off."""
+    return _module("trl.models").unwrap_model_for_generation(model, accelerator)

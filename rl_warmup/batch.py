@@ -1,0 +1,90 @@
+"""The legend of every tensor that travels between rollout, layouts, objectives and trainer.
+
+Knows: names, shapes, units and mask polarity. Must not know: how any of it is computed.
+
+Letters: B prompts of a micro-batch; G warmups of one prompt (a *group*); N rows of the network, of which the first
+B*G are the groups, prompt by prompt, and the rest are single rows (empty warmups, anchors); T tokens of a row.
+Masks: 1 = counts. Log-probabilities: natural logarithm (nats); `logps` per token, `logprob` summed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FINISHES = ("separator", "length", "proposal", "empty")
+
+
+class Warmup(NamedTuple):
+    """One warmup: its token ids without the separator, and how it ended.
+
+    `separator`: the policy wrote the separator. `length`: the limit was reached and the separator was forced, so it is
+    no action of the policy. `proposal`: made from the target; its separator is to be learned. `empty`: no warmup.
+    """
+
+    ids: list[int]
+    finish: str
+
+    @property
+    def separator_is_action(self) -> bool:
+        """Whether log P(c|x) includes the separator."""
+        return self.finish in ("separator", "proposal")
+
+
+class RowKind(IntEnum):
+    """What a row of the network is for."""
+
+    GROUP = 0  # a member of a group: weighed by the objective
+    EMPTY = 1  # the empty warmup: SFT inside the model, gives log P(y|x,∅)
+    ANCHOR = 2  # a proposal that keeps its weight after the cold start
+
+
+@dataclass
+class WarmupBatch:
+    """One micro-batch, ready for the network. Built by `rollout.py`, consumed by `layouts.scoring`."""
+
+    prompt_ids: Tensor  # (B, X) int64, padded on the right (encoder) or unused by causal layouts
+    prompt_mask: Tensor  # (B, X) int64
+    prompt_index: Tensor  # (N,) int64: the prompt a row belongs to
+    row_kind: Tensor  # (N,) int64: RowKind
+    seq_ids: Tensor  # (N, T) int64: encoder-decoder `c [sep] y [eos]`; decoder-only `x c [sep] y [eos]`
+    seq_mask: Tensor  # (N, T) int64: real tokens, padded on the right
+    warmup_mask: Tensor  # (N, T) int64: actions of the policy, i.e. c and the separator where the policy wrote it
+    target_mask: Tensor  # (N, T) int64: y and its end-of-sequence token
+    warmups: list[Warmup]  # N, in the order of the rows
+    prompts: list[dict[str, Any]]  # B data rows: text columns, `prompt_ids`, `target_ids`
+    group_size: int  # G; 0 when the batch has no groups (the SFT control)
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: torch.device) -> WarmupBatch:
+        """The same batch with every tensor on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return WarmupBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+@dataclass
+class Scores:
+    """What one forward says about the rows of a batch. Carries gradient."""
+
+    warmup_logprob: Tensor  # (N,) log P(c|x), summed over the policy's actions
+    target_logprob: Tensor  # (N,) log P(y|x,c), summed over the target's tokens
+    token_logps: Tensor  # (N, T) per token, 0 where neither mask counts
+    warmup_tokens: Tensor  # (N,) number of actions
+    target_tokens: Tensor  # (N,) number of target tokens
+
+
+@dataclass
+class RowWeights:
+    """The two constants of every row: the loss is -Σ (policy·log P(c|x) + target·log P(y|x,c))."""
+
+    policy: Tensor  # (N,) a
+    target: Tensor  # (N,) b
+    posterior: Tensor  # (B, G) p, sums to 1 over a group; (B, 0) without groups
+    ess: Tensor  # (B,) effective sample size 1/Σp², between 1 and G

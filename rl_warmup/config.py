@@ -1,0 +1,245 @@
+"""Recipes and settings: what may be written in a YAML file or a flag, read and checked in one place.
+
+Knows: names, types, choices and limits. Must not know: models, rows, files other than recipes.
+All faults of a recipe are reported together, each with its remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+from rl_warmup import _trl
+from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
+
+SINGLE_GROUP_OBJECTIVES = ("sft", "marginal", "joint")  # the rules of every other one compare warmups of a group
+
+
+@dataclass
+class WarmupConfig(WarmupOptions, TrainingArguments):
+    """`transformers.TrainingArguments` with the options of warmup generation (`rl_warmup.options`).
+
+    Raises:
+        ValueError: listing every fault at once.
+    """
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Rewards may need any column, so keep all."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many updates."})
+
+    def __post_init__(self) -> None:
+        faults = option_faults(self)
+        if faults:
+            raise ValueError(_report(faults))
+        super().__post_init__()
+
+
+@dataclass
+class Recipe:
+    """One YAML file, read and checked: the task, the training settings and the model."""
+
+    task: TaskOptions
+    config: WarmupConfig
+    model: Any  # trl.ModelConfig
+    values: dict[str, Any]  # exactly what was asked for, flags included
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the resolved recipe (what was asked for and every default of ours) as `recipe.yaml`."""
+        ours = {f.name: getattr(self.config, f.name) for f in fields(WarmupOptions)}
+        task = {f.name: getattr(self.task, f.name) for f in fields(TaskOptions)}
+        path = Path(folder, "recipe.yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({**task, **ours, **self.values}, sort_keys=False, allow_unicode=True), "utf-8")
+        return path
+
+
+def read_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and the flags over it.
+
+    Args:
+        path: the YAML file; None for flags alone.
+        overrides: `--key value`, `--key=value` or `key=value`; values are read as YAML.
+
+    Raises:
+        ValueError: naming every unknown key (with the nearest known one), value outside its choices or of a wrong type.
+    """
+    values = {**(_read_yaml(Path(path)) if path is not None else {}), **_read_flags(list(overrides))}
+    return build_recipe(values)
+
+
+def build_recipe(values: dict[str, Any]) -> Recipe:
+    """A recipe from a flat mapping, checked as `read_recipe` does."""
+    model_class = _trl.model_config_class()
+    classes = (TaskOptions, WarmupConfig, model_class)
+    types = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
+    known = {f.name: f for cls in classes for f in fields(cls) if f.init}
+    faults, coerced = [], {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " See `rl-warmup train --help`."
+            faults.append(f"{key!r} is not a setting.{hint}")
+            continue
+        try:
+            coerced[key] = _coerce(value, types[key])
+        except (TypeError, ValueError):
+            faults.append(f"{key}: {value!r} is not {_spell(types[key])}.")
+            continue
+        allowed = known[key].metadata.get("choices")
+        if allowed and coerced[key] not in allowed:
+            faults.append(_unknown(key, value, allowed))
+    if "model_name_or_path" not in values:
+        faults.append("model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5 or scratch-llama.")
+    options = _pick(WarmupOptions, coerced)
+    faults += [fault for fault in _try_options(options) if fault.split(":")[0] not in " ".join(faults)]
+    if faults:
+        raise ValueError(_report(faults))
+    return Recipe(
+        task=TaskOptions(**_pick(TaskOptions, coerced)),
+        config=WarmupConfig(**_pick(WarmupConfig, coerced)),
+        model=model_class(**_pick(model_class, coerced)),
+        values=values,
+    )
+
+
+def option_faults(options: WarmupOptions) -> list[str]:
+    """One sentence for every option, or pair of options, that cannot work."""
+    faults = []
+    for f in fields(WarmupOptions):
+        allowed, value = f.metadata.get("choices"), getattr(options, f.name)
+        if allowed and value not in allowed:
+            faults.append(_unknown(f.name, value, allowed))
+    faults += [_unknown("proposals", name, PROPOSALS) for name in options.proposals if name not in PROPOSALS]
+    faults += _range_faults(options)
+    if (
+        options.objective in OBJECTIVES
+        and options.num_warmups == 1
+        and options.objective not in SINGLE_GROUP_OBJECTIVES
+    ):
+        faults.append(
+            f"num_warmups: is 1, but the objective {options.objective!r} compares the warmups of a group and needs at least 2."
+        )
+    if options.min_warmup_length > options.max_warmup_length:
+        faults.append(
+            f"min_warmup_length: {options.min_warmup_length} exceeds max_warmup_length {options.max_warmup_length}."
+        )
+    if options.target_ess is not None and not 1 <= options.target_ess <= options.num_warmups:
+        faults.append(f"target_ess: {options.target_ess} must lie between 1 and num_warmups ({options.num_warmups}).")
+    if (options.proposal_only or options.anchor_weight) and not options.proposals:
+        faults.append("proposals: is empty, but proposal_only or anchor_weight need at least one proposal.")
+    if options.cold_start == "race" and len(options.proposals) < 2:
+        faults.append(f"cold_start: a race needs at least two proposals, got {len(options.proposals)}.")
+    if options.cold_start == "one" and len(options.proposals) > 1:
+        faults.append(
+            f"cold_start: is 'one', but {len(options.proposals)} proposals are listed; say 'mixture' or 'race'."
+        )
+    if options.target_truncation == "left":
+        faults.append("target_truncation: 'left' would cut the beginning of the answer; use error, right or drop.")
+    return faults
+
+
+def _unknown(key: str, value: Any, allowed: Any) -> str:
+    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{key}: {value!r} is not one of {', '.join(map(str, allowed))}.{hint}"
+
+
+def _range_faults(options: WarmupOptions) -> list[str]:
+    """Numbers outside their range."""
+    shares = ("uniform_target_share", "empty_share", "tsallis_q")
+    at_least_one = ("num_warmups", "max_warmup_length", "race_steps", "num_eval_warmups")
+    checks = [
+        *((name, 0 <= getattr(options, name) <= 1, "between 0 and 1") for name in shares),
+        *((name, getattr(options, name) >= 1, "at least 1") for name in at_least_one),
+        ("min_warmup_length", options.min_warmup_length >= 0, "at least 0"),
+        ("temperature", options.temperature > 0, "above 0"),
+        ("top_p", 0 < options.top_p <= 1, "above 0 and at most 1"),
+        ("tau", options.tau > 0, "above 0"),
+        ("anchor_weight", options.anchor_weight >= 0, "at least 0"),
+        ("readiness", options.readiness < 0, "below 0 (nats per token)"),
+    ]
+    return [f"{name}: is {getattr(options, name)}, must be {allowed}." for name, fine, allowed in checks if not fine]
+
+
+def _report(faults: list[str]) -> str:
+    if len(faults) == 1:
+        return faults[0]
+    return f"{len(faults)} settings cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults)
+
+
+def _try_options(values: dict[str, Any]) -> list[str]:
+    return option_faults(WarmupOptions(**values))
+
+
+def _pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    return {key: value for key, value in values.items() if key in names}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"The recipe {path} does not exist. Shipped recipes lie in recipes/.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"The recipe {path} must be a mapping of settings, `key: value` on every line.")
+    return values
+
+
+def _read_flags(flags: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    while flags:
+        flag = flags.pop(0)
+        key, sign, text = flag.removeprefix("--").partition("=")
+        if not sign:
+            if not flag.startswith("--") or not flags:
+                raise ValueError(f"Cannot read {flag!r}: give settings as `--key value` or `key=value`.")
+            text = flags.pop(0)
+        values[key] = yaml.safe_load(text)
+    return values
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """A YAML value as the field's type: YAML reads 1e-4 as text, and a flag may give one item for a list."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | str)) else (hint,)
+    if value is None:
+        if type(None) not in options:
+            raise TypeError
+        return None
+    bases = [typing.get_origin(option) or option for option in options]
+    if bool in bases and isinstance(value, bool):
+        return value
+    if isinstance(value, bool):
+        if str in bases:
+            return value
+        raise TypeError
+    if int in bases and (isinstance(value, int) or str(value).lstrip("-").isdigit()):
+        return int(value)
+    if float in bases and isinstance(value, (int, float, str)):
+        return float(value)
+    if list in bases and not isinstance(value, list) and str not in bases:
+        return [value]
+    if any(base in (int, float, bool, dict, list) for base in bases) and str not in bases:
+        plain = tuple(base for base in bases if isinstance(base, type))
+        if not isinstance(value, plain):
+            raise TypeError
+    return value
+
+
+def _spell(hint: Any) -> str:
+    names = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "dict": "a mapping",
+        "list": "a list",
+    }
+    text = str(getattr(hint, "__name__", hint))
+    return next((spelled for name, spelled in names.items() if name in text), f"a {text}")

@@ -1,0 +1,119 @@
+"""What a rollout looks like in numbers: gain, effective sample size, lengths, variety.
+
+Knows: batches, scores and weights after the fact. Must not know: how they were made, or what will be done about them.
+Every value is a (sum, count) pair, so that means stay exact over micro-batches and processes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
+from rl_warmup.objectives.weights import log_mean_exp
+
+Sums = dict[str, tuple[float, float]]
+
+
+class Means:
+    """Sums and counts by name, emptied into means at every log."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, values: Sums) -> None:
+        """Add (sum, count) pairs."""
+        for name, (total, count) in values.items():
+            self.sums[name][0] += total
+            self.sums[name][1] += count
+
+    def flush(self, reduce: Callable[[list[float]], list[float]] = lambda values: values) -> dict[str, float]:
+        """Means over everything added since the last flush, by name; names without a count are left out.
+
+        Args:
+            reduce: sums a list of floats over processes; every process must have added the same names.
+        """
+        names = sorted(self.sums)
+        flat = reduce([number for name in names for number in self.sums[name]])
+        self.sums.clear()
+        pairs = zip(names, flat[::2], flat[1::2], strict=True)
+        return {name: total / count for name, total, count in pairs if count}
+
+
+def rollout_metrics(
+    batch: WarmupBatch, scores: Scores, weights: RowWeights, rewards: torch.Tensor, by_name: dict[str, torch.Tensor]
+) -> Sums:
+    """The metrics of one micro-batch; TRL's names where TRL has the notion.
+
+    `target_logprob` is log P(y|x,c) in nats, summed over the target and averaged over warmups; `target_bound` the n-sample
+    bound on log P(y|x); `gain` = log P(y|x,c) - log P(y|x,∅) on the prompts that have both.
+    """
+    size, prompts = batch.group_size, batch.num_prompts
+    groups = prompts * size
+    target = scores.target_logprob.detach()
+    empty = batch.row_kind == RowKind.EMPTY
+    out: Sums = {
+        "empty_target_logprob": (target[empty].sum().item(), int(empty.sum())),
+        "gain": (0.0, 0),
+        "target_logprob": (target[:groups].sum().item(), groups),
+    }
+    if not size:
+        out["target_logprob"] = out.pop("empty_target_logprob")
+        return out
+    grouped = target[:groups].view(prompts, size)
+    if empty.any():
+        gain = grouped[batch.prompt_index[empty]] - target[empty][:, None]
+        out["gain"] = (gain.sum().item(), gain.numel())
+    out["target_bound"] = (log_mean_exp(grouped).sum().item(), prompts)
+    out["target_logprob_std"] = (grouped.std(1).sum().item(), prompts) if size > 1 else (0.0, 0)
+    out["ess"] = (weights.ess.sum().item(), prompts)
+    out["reward"] = (rewards.sum().item(), groups)
+    grouped_rewards = rewards.view(prompts, size)
+    out["reward_std"] = (grouped_rewards.std(1).sum().item(), prompts) if size > 1 else (0.0, 0)
+    for name, values in by_name.items():
+        scored = values[~values.isnan()]
+        out[f"rewards/{name}/mean"] = (scored.sum().item(), len(scored))
+    warmup_tokens = scores.warmup_tokens[:groups].sum().item()
+    out["warmup_logp"] = (scores.warmup_logprob[:groups].sum().item(), warmup_tokens)
+    return out | _variety(batch, groups)
+
+
+def _variety(batch: WarmupBatch, groups: int) -> Sums:
+    """Lengths, ends and distinctness of the group's warmups."""
+    warmups = batch.warmups[:groups]
+    lengths = [len(warmup.ids) for warmup in warmups]
+    by_prompt: dict[int, set[tuple[int, ...]]] = defaultdict(set)
+    for index, warmup in zip(batch.prompt_index[:groups].tolist(), warmups, strict=True):
+        by_prompt[index].add(tuple(warmup.ids))
+    return {
+        "completions/mean_length": (sum(lengths), groups),
+        "completions/clipped_ratio": (sum(warmup.finish == "length" for warmup in warmups), groups),
+        "completions/empty_ratio": (sum(length == 0 for length in lengths), groups),
+        "completions/distinct_ratio": (sum(map(len, by_prompt.values())), groups),
+    }
+
+
+def sample_table(
+    batch: WarmupBatch, scores: Scores, weights: RowWeights, decode: Any, count: int
+) -> list[dict[str, Any]]:
+    """The groups of the first `count` prompts as text, with log-probabilities and posterior weights."""
+    shown = []
+    for b in range(min(count, batch.num_prompts) if batch.group_size else 0):
+        rows = range(b * batch.group_size, (b + 1) * batch.group_size)
+        prompt = batch.prompts[b]
+        warmups = [
+            {
+                "warmup": decode(batch.warmups[row].ids),
+                "finish": batch.warmups[row].finish,
+                "warmup_logprob": scores.warmup_logprob[row].item(),
+                "target_logprob": scores.target_logprob[row].item(),
+                "posterior": weights.posterior[b, i].item(),
+            }
+            for i, row in enumerate(rows)
+        ]
+        text = {"id": prompt["id"], "prompt": prompt["prompt"], "target": prompt["target"]}
+        shown.append({**text, "warmups": sorted(warmups, key=lambda w: -w["posterior"])})
+    return shown

@@ -1,0 +1,134 @@
+"""Text -> token ids, once, before training: limits, truncation and their counts.
+
+Knows: a tokenizer and the limits. Must not know: networks, warmups. Every fault is found before the first update.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+@dataclass
+class RowEncoder:
+    """Turns rows with `prompt` and `target` (or TRL's `completion`) into rows that also hold ids.
+
+    Added columns: `prompt_ids`, `target_ids` (ends with the end token) and `word_lengths` (tokens of each target word, so
+    that proposals can move words, not pieces of them). `counts` tells what was truncated or dropped.
+    """
+
+    tokenizer: Any
+    separator_id: int
+    max_prompt_length: int | None = None
+    max_target_length: int | None = None
+    prompt_truncation: str = "error"
+    target_truncation: str = "error"
+    encoder_decoder: bool = True
+    counts: Counter = field(default_factory=Counter)
+
+    def encode_all(
+        self, rows: Iterable[dict[str, Any]], name: str, show_progress: bool = False
+    ) -> list[dict[str, Any]]:
+        """All rows of a data set, those dropped by a truncation policy left out.
+
+        Raises:
+            ValueError: naming the first faulty row, what was found, and what to do.
+        """
+        encoded = []
+        for index, row in enumerate(tqdm(rows, desc=f"Tokenizing {name}", disable=not show_progress, leave=False)):
+            ids = self.encode(dict(row), f"{name} row {index} (id {row.get('id', index)})")
+            if ids is not None:
+                encoded.append(ids)
+        if not encoded:
+            raise ValueError(f"{name}: no row is left to use ({dict(self.counts) or 'the data set is empty'}).")
+        return encoded
+
+    def encode(self, row: dict[str, Any], where: str) -> dict[str, Any] | None:
+        """One row with its ids, or None where a policy drops it."""
+        target_column = "target" if "target" in row else "completion"
+        for column in ("prompt", target_column):
+            if column not in row:
+                wanted = "a `prompt` column and a `target` (or `completion`) column"
+                raise ValueError(f"{where}: needs {wanted}; it has {', '.join(map(repr, row)) or 'none'}.")
+        target = _target_text(row[target_column])
+        if not isinstance(target, str) or not target.strip():
+            raise ValueError(
+                f"{where}: the {target_column} is empty ({row[target_column]!r}). Remove the row or fill it."
+            )
+        prompt_ids = self._limit(self._prompt_ids(row["prompt"]), "prompt", where)
+        target_ids, word_lengths = self._target_ids(target)
+        limited = self._limit([*target_ids, self.tokenizer.eos_token_id], "target", where)
+        if prompt_ids is None or limited is None:
+            return None
+        if self.separator_id in limited:
+            raise ValueError(f"{where}: the target holds the separator token itself; choose another `separator`.")
+        row.setdefault("id", where)
+        words = _cut(word_lengths, len(limited) - 1)
+        return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
+
+    def _prompt_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, list):  # TRL's conversational form
+            ids = self.tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        else:
+            ids = self.tokenizer(prompt)["input_ids"]
+        if not self.encoder_decoder and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]  # a decoder-only prompt must not look finished
+        return list(ids)
+
+    def _target_ids(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids without special tokens, and how many of them each whitespace-separated word has."""
+        if not self.tokenizer.is_fast:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return ids, [1] * len(ids)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        lengths: list[int] = []
+        for start, _ in encoding["offset_mapping"]:
+            begins = start == 0 or text[start : start + 1].isspace() or text[start - 1].isspace()
+            if begins or not lengths:
+                lengths.append(1)
+            else:
+                lengths[-1] += 1
+        return list(encoding["input_ids"]), lengths
+
+    def _limit(self, ids: list[int], part: str, where: str) -> list[int] | None:
+        """The ids within their limit; the last token (end of sequence) survives a cut on the right."""
+        limit = getattr(self, f"max_{part}_length")
+        policy = getattr(self, f"{part}_truncation")
+        if limit is None or len(ids) <= limit:
+            return ids
+        if policy == "error":
+            raise ValueError(
+                f"{where}: the {part} has {len(ids)} tokens, the limit max_{part}_length is {limit}. Raise the limit, or set "
+                f"{part}_truncation to cut or drop such rows."
+            )
+        self.counts[f"{part}s_{'dropped' if policy == 'drop' else 'truncated'}"] += 1
+        if policy == "drop":
+            return None
+        if policy == "left":
+            return ids[-limit:]
+        ends = ids[-1] == self.tokenizer.eos_token_id
+        return ids[: limit - 1] + ids[-1:] if ends else ids[:limit]
+
+
+def _target_text(value: Any) -> Any:
+    """The text of TRL's conversational completion, or the value itself."""
+    if isinstance(value, list) and all(isinstance(message, dict) and "content" in message for message in value):
+        return "".join(message["content"] for message in value)
+    return value
+
+
+def _cut(lengths: list[int], total: int) -> list[int]:
+    """The word lengths of the first `total` tokens."""
+    kept: list[int] = []
+    for length in lengths:
+        if total <= 0:
+            break
+        kept.append(min(length, total))
+        total -= length
+    return kept

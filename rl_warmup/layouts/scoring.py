@@ -1,0 +1,200 @@
+"""A second way through a stock model: `model.forward(warmup_scoring=True, ...)` returns log-probabilities of given tokens.
+
+Knows: Hugging Face forward signatures, the head. Must not know: what a warmup is for, or any config of ours.
+It is a patched *forward*, because DDP, ZeRO and FSDP act in hooks around it: computing the loss on the unwrapped model
+would skip them. The stock forward runs unchanged up to its head, which is intercepted: hidden states of the counted
+positions alone go through it, in float32, inside one call of the head module, so that ZeRO-3 gathers its weight once.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+
+from rl_warmup.batch import Scores, WarmupBatch
+from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.objectives.logprobs import token_logps
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def enable_scoring(model: nn.Module) -> None:
+    """Patch `forward` of a plain `transformers` model (in place, once) and check the result against the stock logits.
+
+    Raises:
+        ValueError: if the log-probabilities differ from the stock model's, i.e. the model transforms its logits after the
+            head in a way that is not known here.
+    """
+    if getattr(model, "_warmup_scoring", False):
+        return
+    head = _Head(model)
+    stock_forward = model.forward
+
+    def forward(self: Any, *args: Any, warmup_scoring: bool = False, **kwargs: Any) -> Any:
+        if not warmup_scoring:
+            return stock_forward(*args, **kwargs)
+        return ModelOutput(token_logps=_score(self, stock_forward, head, **kwargs))
+
+    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model._warmup_scoring = True  # type: ignore[assignment]
+    if all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here
+        _check_against_stock(model)
+
+
+def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
+    """log P(c|x) and log P(y|x,c) of every row of a batch, from one forward that keeps the gradient.
+
+    The encoder runs once per prompt, not once per row. Shapes: see `batch`.
+    """
+    out = model(
+        input_ids=batch.prompt_ids,
+        attention_mask=batch.prompt_mask,
+        warmup_scoring=True,
+        prompt_index=batch.prompt_index,
+        seq_ids=batch.seq_ids,
+        seq_mask=batch.seq_mask,
+        warmup_mask=batch.warmup_mask,
+        target_mask=batch.target_mask,
+        law=law,
+    )
+    logps = out["token_logps"]
+    return Scores(
+        warmup_logprob=(logps * batch.warmup_mask).sum(1),
+        target_logprob=(logps * batch.target_mask).sum(1),
+        token_logps=logps,
+        warmup_tokens=batch.warmup_mask.sum(1),
+        target_tokens=batch.target_mask.sum(1),
+    )
+
+
+def _score(
+    model: Any,
+    stock_forward: Any,
+    head: _Head,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    prompt_index: Tensor,
+    seq_ids: Tensor,
+    seq_mask: Tensor,
+    warmup_mask: Tensor,
+    target_mask: Tensor,
+    law: WarmupLaw,
+) -> Tensor:
+    """(N, T) log-probabilities: of warmup actions under the law, of target tokens under the plain model, 0 elsewhere."""
+    if model.config.is_encoder_decoder:
+        states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        start = torch.full_like(seq_ids[:, :1], model.config.decoder_start_token_id)
+        inputs = {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=states.index_select(0, prompt_index)),
+            "attention_mask": attention_mask.index_select(0, prompt_index),
+            "decoder_input_ids": torch.cat([start, seq_ids[:, :-1]], 1),
+        }
+        hidden = head.capture(stock_forward, **inputs)  # position t predicts token t
+    else:
+        hidden = head.capture(stock_forward, input_ids=seq_ids, attention_mask=seq_mask)
+        hidden = F.pad(hidden[:, :-1], (0, 0, 1, 0))  # position t-1 predicts token t; token 0 is never counted
+    steps = (warmup_mask.cumsum(1) - 1).clamp(min=0)
+    is_action, is_target = warmup_mask.bool(), target_mask.bool()
+    logps = torch.zeros(seq_ids.shape, dtype=torch.float32, device=seq_ids.device)
+    # Both calls always happen, also without any counted position: under ZeRO-3 every rank must reach every gather.
+    logps = logps.masked_scatter(is_action, head(hidden[is_action], seq_ids[is_action], law, steps[is_action]))
+    return logps.masked_scatter(is_target, head(hidden[is_target], seq_ids[is_target]))
+
+
+class _Head:
+    """The model's output embeddings, able to hand out their input (`capture`) or to score tokens (call)."""
+
+    def __init__(self, model: Any) -> None:
+        self.module = model.get_output_embeddings()
+        self.finish = _logits_after_head(model.config)
+        self.captured: Tensor | None = None
+        self.capturing = False
+        stock = self.module.forward
+
+        def forward(_: Any, hidden: Tensor, tokens: tuple | None = None) -> Tensor:
+            if self.capturing:
+                self.captured = hidden
+                return hidden[..., :1]
+            if tokens is None:
+                return stock(hidden)
+            token_ids, law, steps = tokens
+
+            def logits(h: Tensor) -> Tensor:
+                weight, bias = self.module.weight, getattr(self.module, "bias", None)
+                if weight.dtype in HALF:
+                    return self.finish(F.linear(h, weight.float(), None if bias is None else bias.float()))
+                return self.finish(stock(h))
+
+            vocab_size = self.module.out_features
+            return token_logps(hidden, token_ids, logits, vocab_size, law.restrict if law else None, steps)
+
+        self.module.forward = types.MethodType(forward, self.module)
+
+    def capture(self, stock_forward: Any, **inputs: Any) -> Tensor:
+        """Hidden states right before the head, after whatever scaling the model applies to them."""
+        self.capturing = True
+        try:
+            stock_forward(**inputs, use_cache=False)
+        finally:
+            self.capturing = False
+        hidden, self.captured = self.captured, None
+        assert hidden is not None, "the stock forward did not reach its head"
+        return hidden
+
+    def __call__(
+        self, hidden: Tensor, ids: Tensor, law: WarmupLaw | None = None, steps: Tensor | None = None
+    ) -> Tensor:
+        return self.module(hidden, (ids, law, steps))
+
+
+def _logits_after_head(config: Any) -> Any:
+    """What known architectures do to logits after the head (Gemma's soft cap, Granite's and Cohere's scales)."""
+    config = config.get_text_config(decoder=True)
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+
+    def finish(logits: Tensor) -> Tensor:
+        logits = logits * (scale / divisor) if scale != divisor else logits
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return finish
+
+
+@torch.no_grad()
+def _check_against_stock(model: Any) -> None:
+    """Two rows of three tokens, scored here and by the stock forward. Costs one small forward each."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    ids = torch.tensor([[3, 5, 4], [6, 3, 7]], device=device) % model.config.get_text_config(decoder=True).vocab_size
+    ones = torch.ones_like(ids)
+    counted = ones.clone()
+    kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": ones}
+    if model.config.is_encoder_decoder:
+        start = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
+        logits = model(**kwargs, decoder_input_ids=torch.cat([start, ids[:, :-1]], 1)).logits
+    else:
+        counted[:, 0] = 0
+        logits = F.pad(model(**kwargs).logits[:, :-1], (0, 0, 1, 0))
+    expected = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0] * counted
+    banned = torch.zeros(logits.size(-1), dtype=torch.bool, device=device)
+    index = torch.arange(2, device=device)
+    got = model(
+        **kwargs, warmup_scoring=True, prompt_index=index, seq_ids=ids, seq_mask=ones,
+        warmup_mask=torch.zeros_like(ids), target_mask=counted, law=WarmupLaw(0, banned),
+    )["token_logps"]  # fmt: skip
+    model.train(was_training)
+    tolerance = 1e-3 if logits.dtype == torch.float32 else 0.25
+    worst = (got - expected).abs().max().item()
+    if not worst < tolerance:
+        raise ValueError(
+            f"{type(model).__name__} changes its logits after the head in a way rl_warmup does not know: log-probabilities "
+            f"differ from the stock model's by {worst:.3g} nats. Use a T5, Llama, Qwen, Gemma, Granite or Cohere style model."
+        )

@@ -1,0 +1,95 @@
+"""Small models with random weights and a tokenizer made from the training text: no hub, no download.
+
+Knows: how to build a T5 and a Llama of a given size. Must not know: tasks (it is handed texts), training.
+Both take the same sizes, so that one recipe drives either by its model line alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers.trainer_utils import set_seed
+
+PAD, END, UNKNOWN, BEGIN, SEPARATOR, FILLER = "<pad>", "</s>", "<unk>", "<s>", "<extra_id_0>", "..."
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """Sizes of a model built from scratch; `tokenizer` is `words` (whitespace) or `subwords` (byte-level BPE)."""
+
+    width: int = 128
+    layers: int = 2  # of the decoder
+    encoder_layers: int | None = None  # T5 only; None means `layers`
+    heads: int = 4
+    feed_forward: int | None = None  # None means 4 x width
+    vocab_size: int = 4000
+    tokenizer: str = "subwords"
+    max_positions: int = 1024  # Llama only
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> TinySize:
+        """From a recipe's mapping, with one sentence for a key or a value that does not exist."""
+        known = [f.name for f in fields(cls)]
+        unknown = [key for key in values if key not in known]
+        if unknown:
+            raise ValueError(f"scratch: unknown {', '.join(map(repr, unknown))}. Allowed: {', '.join(known)}.")
+        size = cls(**values)
+        if size.tokenizer not in ("words", "subwords"):
+            raise ValueError(f"scratch: tokenizer is {size.tokenizer!r}; allowed: words, subwords.")
+        if size.width % size.heads:
+            raise ValueError(f"scratch: width {size.width} is not a multiple of heads {size.heads}.")
+        return size
+
+
+def build_tokenizer(texts: Iterable[str], size: TinySize, encoder_decoder: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer over the given texts, with the separator `<extra_id_0>` reserved and the filler word `...` known."""
+    special = [PAD, END, UNKNOWN, BEGIN, SEPARATOR]
+    if size.tokenizer == "words":
+        tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer: Any = trainers.WordLevelTrainer(
+            vocab_size=size.vocab_size, special_tokens=special, show_progress=False
+        )
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size.vocab_size, special_tokens=special, show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )  # fmt: skip
+    filler_often = [FILLER] * 2
+    tokenizer.train_from_iterator([*texts, *filler_often], trainer)
+    template = f"$A {END}" if encoder_decoder else f"{BEGIN} $A"
+    ids = [(token, tokenizer.token_to_id(token)) for token in (END, BEGIN)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, bos_token=BEGIN,
+        extra_special_tokens=[SEPARATOR], clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def build_model(kind: str, tokenizer: Any, size: TinySize, seed: int = 0) -> Any:
+    """A T5 (`t5`) or Llama (`llama`) with random weights for this tokenizer. The same seed gives the same weights."""
+    set_seed(seed)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    inner = size.feed_forward or 4 * size.width
+    if kind == "t5":
+        return T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=len(tokenizer), d_model=size.width, d_kv=size.width // size.heads, d_ff=inner,
+                num_layers=size.encoder_layers or size.layers, num_decoder_layers=size.layers, num_heads=size.heads,
+                dropout_rate=0.0, decoder_start_token_id=tokenizer.pad_token_id, **ids,
+            )
+        )  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=size.width, intermediate_size=inner, num_hidden_layers=size.layers,
+            num_attention_heads=size.heads, num_key_value_heads=size.heads, bos_token_id=tokenizer.bos_token_id,
+            max_position_embeddings=size.max_positions, tie_word_embeddings=True, **ids,
+        )
+    )  # fmt: skip

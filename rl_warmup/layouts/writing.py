@@ -1,0 +1,197 @@
+"""Warmups and targets written by `generate`, under the same law that scores them.
+
+Knows: `generate` and its logits processors. Must not know: rewards, objectives, phases of training.
+Everything random or forced happens in the processors, so `generate` itself runs with neutral settings: it would
+otherwise sample from its 50 likeliest tokens, and inherit whatever the checkpoint's generation_config says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from rl_warmup.batch import Warmup
+from rl_warmup.layouts import Layout
+from rl_warmup.layouts.law import WarmupLaw
+
+
+class Written(NamedTuple):
+    """A warmup and the target that followed it (ids without the end token)."""
+
+    warmup: Warmup
+    target: list[int]
+
+
+@torch.no_grad()
+def write_warmups(
+    model: Any, layout: Layout, law: WarmupLaw, prompts: Sequence[list[int]], num_warmups: int, **generate: Any
+) -> list[Warmup]:
+    """Sample `num_warmups` warmups for every prompt: B prompts -> B * num_warmups warmups, prompt by prompt.
+
+    An encoder runs once per prompt. The model should be in eval mode; `generate` gets further keyword arguments.
+    """
+    start = layout.written_from(max(map(len, prompts)))
+    out = _generate(
+        model, layout, prompts, _WarmupOnly(law, start), max_new_tokens=law.max_length, do_sample=True,
+        num_return_sequences=num_warmups, eos_token_id=law.separator_id, **generate,
+    )  # fmt: skip
+    return [_read_warmup(row, law) for row in out[:, start:].tolist()]
+
+
+@torch.no_grad()
+def write_targets(
+    model: Any,
+    layout: Layout,
+    law: WarmupLaw,
+    prompts: Sequence[list[int]],
+    max_target_length: int,
+    forced: Sequence[list[int]] | None = None,
+    sample_warmup: bool = False,
+    sample_target: bool = False,
+    **generate: Any,
+) -> list[Written]:
+    """Write a warmup, the separator and a target for every prompt, in one call of `generate`.
+
+    Args:
+        max_target_length: tokens of the target, its end token included.
+        forced: warmups to use instead of the policy's own, one per prompt ([] is the empty warmup).
+        sample_warmup: draw the warmup from the policy; otherwise its likeliest tokens are taken.
+        sample_target: draw the target too.
+    """
+    start = layout.written_from(max(map(len, prompts)))
+    processor = _WarmupThenTarget(law, start, forced, sample_warmup, sample_target)
+    longest = max((len(ids) for ids in forced), default=0) if forced is not None else law.max_length
+    out = _generate(
+        model, layout, prompts, processor, max_new_tokens=longest + 1 + max_target_length, do_sample=False,
+        eos_token_id=layout.tokens.eos_id, **generate,
+    )  # fmt: skip
+    return [
+        _read_both(row, law, layout.tokens.eos_id, None if forced is None else list(forced[i]), max_target_length)
+        for i, row in enumerate(out[:, start:].tolist())
+    ]
+
+
+def _generate(
+    model: Any, layout: Layout, prompts: Sequence[list[int]], processor: LogitsProcessor, **settings: Any
+) -> Tensor:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    ids, mask = layout.prompt_inputs(list(prompts))
+    call = {key: settings.pop(key) for key in ("synced_gpus",) if key in settings}
+    if settings["do_sample"]:
+        settings |= {"top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    config = GenerationConfig(
+        pad_token_id=layout.tokens.pad_id, use_cache=True,
+        decoder_start_token_id=getattr(base.config, "decoder_start_token_id", None), **settings,
+    )  # fmt: skip
+    shapes = base.config
+    if getattr(shapes, "num_decoder_layers", None) not in (None, getattr(shapes, "num_layers", None)):
+        # transformers sizes a T5's decoder cache by its number of *encoder* layers; an unsized cache grows as needed
+        call["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    with _neutral_generation_config(base):
+        return base.generate(
+            input_ids=ids.to(base.device),
+            attention_mask=mask.to(base.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([processor]),
+            **call,
+        )
+
+
+@contextmanager
+def _neutral_generation_config(model: Any) -> Iterator[None]:
+    """`generate` fills what a call leaves unset from the checkpoint's own settings (repetition penalties, forced tokens)."""
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+
+
+class _WarmupOnly(LogitsProcessor):
+    """The policy's law at every step; `generate` draws."""
+
+    def __init__(self, law: WarmupLaw, start: int) -> None:
+        self.law, self.start = law, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.size(1) - self.start
+        return self.law.restrict(scores, torch.full((len(scores),), step, device=scores.device))
+
+
+class _WarmupThenTarget(LogitsProcessor):
+    """The law until the separator (or the plan, where one is forced), the plain model after it.
+
+    Draws are made here and handed to a greedy `generate` as the only possible token, so that a warmup can be sampled and
+    its target still be the likeliest.
+    """
+
+    def __init__(
+        self,
+        law: WarmupLaw,
+        start: int,
+        forced: Sequence[list[int]] | None,
+        sample_warmup: bool,
+        sample_target: bool,
+    ) -> None:
+        self.law, self.start = law, start
+        self.plans = None if forced is None else [[*ids, law.separator_id] for ids in forced]
+        self.sample_warmup, self.sample_target = sample_warmup, sample_target
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        written = input_ids[:, self.start :]
+        step = written.size(1)
+        in_target = self._in_target(written)
+        target = scores.float()
+        if self.sample_target:
+            target = _drawn(target)
+        return torch.where(in_target[:, None], target, self._warmup_scores(scores, step))
+
+    def _in_target(self, written: Tensor) -> Tensor:
+        if self.plans is None:
+            return (written == self.law.separator_id).any(1)
+        ends = torch.tensor([len(plan) for plan in self.plans], device=written.device)
+        return written.size(1) >= ends.repeat_interleave(len(written) // len(ends))  # beams stay beside each other
+
+    def _warmup_scores(self, scores: Tensor, step: int) -> Tensor:
+        if self.plans is not None:
+            per_prompt = len(scores) // len(self.plans)
+            tokens = [plan[step] if step < len(plan) else self.law.separator_id for plan in self.plans]
+            return _only(scores, torch.tensor(tokens, device=scores.device).repeat_interleave(per_prompt))
+        if step >= self.law.max_length:
+            return _only(scores, torch.full((len(scores),), self.law.separator_id, device=scores.device))
+        allowed = self.law.restrict(scores, torch.full((len(scores),), step, device=scores.device))
+        return _drawn(allowed) if self.sample_warmup else allowed
+
+
+def _only(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Scores under which nothing but `tokens` can be chosen: 0 there, -inf elsewhere."""
+    return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter(1, tokens[:, None], 0.0)
+
+
+def _drawn(scores: Tensor) -> Tensor:
+    return _only(scores, torch.multinomial(scores.softmax(1), 1)[:, 0])
+
+
+def _read_warmup(row: list[int], law: WarmupLaw) -> Warmup:
+    """A warmup off a row of `generate`: up to the separator, or cut by the limit."""
+    if law.separator_id in row[: law.max_length]:
+        return Warmup(row[: row.index(law.separator_id)], "separator")
+    return Warmup(row[: law.max_length], "length")
+
+
+def _read_both(
+    row: list[int], law: WarmupLaw, eos_id: int, forced: list[int] | None, max_target_length: int
+) -> Written:
+    if forced is not None:
+        warmup = Warmup(forced, "proposal" if forced else "empty")
+        rest = row[len(forced) + 1 :]
+    else:
+        warmup = _read_warmup(row, law)
+        rest = row[len(warmup.ids) + 1 :]
+    rest = rest[:max_target_length]
+    return Written(warmup, rest[: rest.index(eos_id)] if eos_id in rest else rest)

@@ -1,0 +1,81 @@
+"""Knows how to read which choice a text picks, and scores such picks; must not know how puzzles are made or prompted.
+
+Reading, in this order, case and outer whitespace aside: a letter alone or followed by `)`, `.` or `:` ("B", "(b)",
+"B) Ada", "The answer is B."); with `choices` in the row, the text of one of them. Where a letter and a text disagree,
+the letter counts. Anything else is unparsed: it counts as wrong, and `unparsed` says how often that happened.
+"""
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any
+
+PREAMBLE = re.compile(r"^(the )?(correct |right )?answer( is)?:? ")
+LETTER = re.compile(r"\(?([a-z])([).:].*)?")
+
+Rows = Sequence[dict[str, Any]]
+
+
+def accuracy(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
+    """`accuracy`: share of right picks, 0 to 1; `unparsed`: number of predictions that pick nothing.
+
+    Raises:
+        ValueError: if a target picks none of its row's choices.
+    """
+    picked, wanted = _picks(predictions, targets, rows)
+    right = sum(pick == want for pick, want in zip(picked, wanted, strict=True))
+    return {"accuracy": right / len(wanted), "unparsed": float(picked.count(None))}
+
+
+def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
+    """`macro_f1`: F1 of each pick, averaged with equal weight, 0 to 1; `unparsed` as for `accuracy`.
+
+    A class is a letter (or a label) that occurs among targets or parsed predictions, as in scikit-learn; an unparsed
+    prediction belongs to no class, and so is a miss for the class of its target.
+
+    Raises:
+        ValueError: if a target picks none of its row's choices.
+    """
+    picked, wanted = _picks(predictions, targets, rows)
+    scores = []
+    for label in {pick for pick in (*picked, *wanted) if pick is not None}:
+        hits = sum(pick == want == label for pick, want in zip(picked, wanted, strict=True))
+        scores.append(2 * hits / (picked.count(label) + wanted.count(label)))
+    return {"macro_f1": sum(scores) / len(scores), "unparsed": float(picked.count(None))}
+
+
+def _picks(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None) -> tuple[list[str | None], list[str]]:
+    """What predictions pick (None: nothing) and what targets pick: letters, or labels where targets are not letters."""
+    choices = [row.get("choices") for row in rows] if rows is not None else [None] * len(targets)
+    if any(choices):
+        wanted = []
+        for number, (target, row_choices) in enumerate(zip(targets, choices, strict=True)):
+            letter = _letter(target, row_choices)
+            if letter is None:
+                raise ValueError(
+                    f"metrics: target {target!r} of row {number} is neither a letter nor the text of one of its "
+                    f"choices {row_choices!r}; mend the row"
+                )
+            wanted.append(letter)
+        return [_letter(text, row_choices) for text, row_choices in zip(predictions, choices, strict=True)], wanted
+    letters = [letter for letter in (_letter(target, None) for target in targets) if letter is not None]
+    if len(letters) == len(targets):
+        return [_letter(text, None) for text in predictions], letters
+    labels = [_normal(target) for target in targets]
+    return [_normal(text) if _normal(text) in labels else None for text in predictions], labels
+
+
+def _letter(text: str, choices: Sequence[str] | None) -> str | None:
+    """The letter that `text` picks among `choices` (None: any letter is one), or None."""
+    text = PREAMBLE.sub("", _normal(text), count=1)
+    match = LETTER.fullmatch(text)
+    if match:
+        letter = match.group(1).upper()
+        if choices is None or letter in ascii_uppercase[: len(choices)]:
+            return letter
+    normal = [_normal(choice) for choice in choices or ()]
+    return ascii_uppercase[normal.index(text)] if text in normal else None
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split()).removesuffix(".").strip().casefold()

@@ -1,0 +1,137 @@
+"""Every objective is a pair of weights per warmup: the gradient of a group is Σ_i [a_i ∇log P(c_i|x) + b_i ∇log P(y|x,c_i)].
+
+Knows: the rewards of a group and log P(c|x), both without gradient. Must not know: models, text, the optimizer.
+A rule takes (B, G) tensors and returns (a, b), both (B, G). R_i is the score of warmup i in nats: log P(y|x,c_i) plus
+whatever reward plugins add. Everything stays in log space, as a target of 80 tokens has probability e^-150.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GRPO_EPS = 1e-4  # as in TRL's GRPOTrainer
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Numbers that some rules read. tau > 0; uniform_target_share and tsallis_q in [0, 1]."""
+
+    tau: float = 1.0
+    uniform_target_share: float = 0.0
+    tsallis_q: float = 0.5
+
+
+Weights = tuple[Tensor, Tensor]
+Rule = Callable[[Tensor, Tensor, Knobs], Weights]
+
+
+def posterior(rewards: Tensor, tau: float = 1.0) -> Tensor:
+    """p_i = softmax_i(R_i / τ) over the group. (B, G) -> (B, G)."""
+    return (rewards / tau).softmax(1)
+
+
+def effective_sample_size(p: Tensor) -> Tensor:
+    """1 / Σ p_i², between 1 (one warmup has all the weight) and G (all equal). (B, G) -> (B,); 0 without groups."""
+    return 1 / p.square().sum(1) if p.size(1) else p.new_zeros(p.size(0))
+
+
+def log_mean_exp(rewards: Tensor) -> Tensor:
+    """logsumexp_i(R_i) - log G: the n-sample bound on log P(y|x) when R is log P(y|x,c). (B, G) -> (B,)."""
+    return rewards.logsumexp(1) - math.log(rewards.size(1))
+
+
+def _others(rewards: Tensor) -> Tensor:
+    """(B, G, G): row i holds the group with its own member at -inf, so a reduction over dim 2 leaves i out."""
+    own = torch.eye(rewards.size(1), dtype=torch.bool, device=rewards.device)
+    return rewards[:, None, :].expand(-1, rewards.size(1), -1).masked_fill(own, -math.inf)
+
+
+def _log_mean_exp_of_others(rewards: Tensor) -> Tensor:
+    return _others(rewards).logsumexp(2) - math.log(rewards.size(1) - 1)
+
+
+def _mean_of_others(rewards: Tensor) -> Tensor:
+    return (rewards.sum(1, keepdim=True) - rewards) / (rewards.size(1) - 1)
+
+
+def marginal(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+    """Ascends log P(y|x) with the self-normalised posterior: a = p - 1/n, b = λ/n + (1-λ) p.
+
+    Source: reweighted wake-sleep (Bornschein & Bengio 2015) with the constant control variate 1/n, whose expectation
+    is 0 because Σ_c ∇P(c|x) = 0; the marginal likelihood of arXiv 2502.12304. Biased for finite n, exact as n grows.
+    Degenerate: n = 1 gives a = 0, so the policy gets no gradient.
+    """
+    n = rewards.size(1)
+    p = posterior(rewards, knobs.tau)
+    share = knobs.uniform_target_share
+    return p - 1 / n, share / n + (1 - share) * p
+
+
+def marginal_loo(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+    """Ascends E[log mean_i e^{R_i}] exactly: a = L - L_without_i, b = p at τ = 1.
+
+    Source: IWAE (arXiv 1509.00519) with VIMCO's leave-one-out baseline (arXiv 1602.06725); JEPO with n samples.
+    Unbiased for the n-sample bound. Degenerate: needs n >= 2.
+    """
+    return log_mean_exp(rewards)[:, None] - _log_mean_exp_of_others(rewards), posterior(rewards)
+
+
+def joint(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+    """Ascends log Σ_i P(c_i|x) e^{R_i} over the samples as if they were the whole space: a = b = softmax(R + log P(c|x)).
+
+    Source: another reading of arXiv 2502.12304's loss. It counts the prior twice, does not approach ∇log P(y|x), and is
+    here to be compared.
+    """
+    q = (rewards + warmup_logprobs).softmax(1)
+    return q, q
+
+
+def expected_logprob(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+    """Ascends E_c[R]: a = (R_i - mean of the others)/n, b = 1/n.
+
+    Source: LaTRO (arXiv 2411.04282), JEPO with one sample. Unbiased: the others are independent of c_i. Needs n >= 2.
+    """
+    n = rewards.size(1)
+    return (rewards - _mean_of_others(rewards)) / n, torch.full_like(rewards, 1 / n)
+
+
+def expected_prob(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+    """Ascends E_c[e^R]: a = (e^{R_i} - mean of the others)/n, b = e^{R_i}/n.
+
+    Source: VeriFree (arXiv 2505.21493). Unbiased, but its size vanishes with the target's length. Needs n >= 2.
+    """
+    return tsallis(rewards, warmup_logprobs, Knobs(tsallis_q=0.0))
+
+
+def tsallis(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+    """From expected_prob (q = 0) to the marginal (q = 1): both weights of expected_prob times P̂^{-q}, P̂ = mean_i e^{R_i}.
+
+    Source: GARL (arXiv 2604.25907). Approaches ∇ P(y|x)^{1-q}/(1-q) as n grows. Needs n >= 2.
+    """
+    n = rewards.size(1)
+    scale = knobs.tsallis_q * log_mean_exp(rewards)[:, None]
+    own = (rewards - scale).exp()
+    return (own - (_log_mean_exp_of_others(rewards) - scale).exp()) / n, own / n
+
+
+def grpo(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+    """The group-standardised score as advantage: a = (R_i - mean)/(std + eps)/n, b = 1/n.
+
+    Source: GRPO (arXiv 2402.03300) with this reward; std with n-1 as in TRL. Degenerate: equal rewards give a = 0;
+    needs n >= 2.
+    """
+    n = rewards.size(1)
+    centred = rewards - rewards.mean(1, keepdim=True)
+    return centred / (rewards.std(1, keepdim=True) + GRPO_EPS) / n, torch.full_like(rewards, 1 / n)
+
+
+RULES: dict[str, Rule] = {
+    rule.__name__: rule for rule in (marginal, marginal_loo, joint, expected_logprob, expected_prob, tsallis, grpo)
+}  # `sft` has no group, hence no rule: its single empty warmup has a = 0, b = 1
+
+NEEDS_TWO = frozenset({"marginal_loo", "expected_logprob", "expected_prob", "tsallis", "grpo"})

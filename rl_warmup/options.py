@@ -1,0 +1,83 @@
+"""Our own settings, as a plain dataclass: names, defaults, choices and one help line each.
+
+Knows nothing of torch or transformers, so that `rl-warmup train --help` answers at once. `config.py` joins these fields
+with `transformers.TrainingArguments` and checks them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+OBJECTIVES = (
+    "sft", "marginal", "marginal_loo", "joint", "expected_logprob", "expected_prob", "tsallis", "grpo",
+)  # fmt: skip
+PROPOSALS = ("reverse", "head", "sorted", "keywords", "draft", "filler")
+TRUNCATIONS = ("error", "left", "right", "drop")
+COLD_STARTS = ("one", "mixture", "race")
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    metadata: dict[str, Any] = {"help": help}
+    if choices is not None:
+        metadata["choices"] = list(choices)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class WarmupOptions:
+    """Everything about warmups that a recipe may set. Grouped as in METHOD: sampling, objective, cold start, limits."""
+
+    # the group
+    num_warmups: int = _option(4, "Warmups sampled per prompt (the group).")
+    temperature: float = _option(1.0, "Sampling temperature of the policy; it is scored under the same temperature.")
+    top_p: float = _option(1.0, "Nucleus of the policy; 1.0 keeps every token. Scoring uses the same nucleus.")
+    min_warmup_length: int = _option(1, "The separator cannot be sampled before this many warmup tokens.")
+    max_warmup_length: int = _option(32, "A warmup that reaches this many tokens is ended by a forced separator.")
+
+    # the objective
+    objective: str = _option("marginal", "How a group becomes a loss.", OBJECTIVES)
+    tau: float = _option(1.0, "Temperature of the posterior weights softmax(R/tau).")
+    target_ess: float | None = _option(None, "Steer tau so that the effective sample size approaches this (1 to n).")
+    uniform_target_share: float = _option(0.0, "Lambda: share of the target's weight spread evenly over the group.")
+    tsallis_q: float = _option(0.5, "q of the tsallis objective: 0 is expected_prob, 1 is marginal.")
+    empty_share: float = _option(0.1, "Share of prompts whose target is also trained without a warmup (dropout).")
+    rewards: list = _option([], "Rewards: names or {name, weight, kwargs}. Empty means target_logprob alone.")
+
+    # the cold start
+    proposals: list = _option([], "Warmups made from the target until the policy is ready: reverse, head, ...")
+    cold_start: str = _option("mixture", "What to do with several proposals.", COLD_STARTS)
+    race_steps: int = _option(100, "Updates each proposal gets in a race on the validation rows.")
+    readiness: float = _option(-0.1, "Switch to own warmups once log P(c|x) per token of proposals reaches this.")
+    proposal_only: bool = _option(False, "Never switch: train on proposals to the end (a control).")
+    anchor_weight: float = _option(0.0, "Weight the proposal keeps after the switch.")
+
+    # token limits and the layout
+    separator: str | None = _option(None, "Token that ends a warmup; chosen from the vocabulary when empty.")
+    max_prompt_length: int | None = _option(512, "Prompt tokens; empty means no limit.")
+    max_target_length: int | None = _option(128, "Target tokens including the end token; empty means no limit.")
+    prompt_truncation: str = _option("error", "What happens to a longer prompt.", TRUNCATIONS)
+    target_truncation: str = _option("error", "What happens to a longer target (left is not allowed).", TRUNCATIONS)
+
+    # housekeeping
+    disable_dropout: bool = _option(True, "Set every dropout of the model to 0, as sampled warmups are scored again.")
+    num_eval_warmups: int = _option(4, "Warmups per prompt for the validation bound on log P(y|x).")
+    log_warmups: int = _option(3, "Sampled warmups shown at every log (terminal and warmups.jsonl); 0 shows none.")
+
+
+def option_names() -> list[str]:
+    """Names of all fields, in order."""
+    return [f.name for f in fields(WarmupOptions)]
+
+
+@dataclass
+class TaskOptions:
+    """Where rows come from, and what a recipe says besides training."""
+
+    task: str = _option("ledger", "ledger, translation, summarization, multiple_choice, file, hub, or module:function.")
+    task_kwargs: dict | None = _option(None, "Arguments of the task, e.g. {train_size: 2000}.")
+    scratch: dict | None = _option(None, "Sizes of a scratch-t5 / scratch-llama model: width, layers, heads, ...")
+    predict_split: str = _option("test", "Split that is predicted and scored after training.", ("validation", "test"))
+    controls: list = _option(["shuffled", "empty"], "Warmup controls scored after training besides the policy's own.")

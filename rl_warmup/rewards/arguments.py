@@ -1,0 +1,154 @@
+"""What a reward function can ask for by the names of its parameters, each made once and only when asked.
+
+Knows: a batch, its log-probabilities, a tokenizer's `decode`. Must not know: which functions there are.
+M = B*G judged rows: the groups, prompt by prompt. Every value is a list of M entries unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from rl_warmup.batch import WarmupBatch
+
+CHEAP = (
+    "prompts", "prompt_ids", "completions", "completion_ids", "target", "target_ids", "target_logps",
+    "target_token_logps", "warmup_logps", "warmup_finish", "trainer_state",
+)  # fmt: skip
+ON_REQUEST = ("baseline_target_logps", "batch")  # only for functions that name them, never through **kwargs
+NOT_COLUMNS = ("prompt", "completion", "prompt_ids", "target", "target_ids", "word_lengths")
+
+
+class Arguments:
+    """Everything on offer for one micro-batch: the names above, and every further column of the data rows.
+
+    Args:
+        batch: rows beyond the groups are left out.
+        target_logps: (M,) log P(y|x,c) summed over the target, nats.
+        target_token_logps: (M, T) the same per token; only where `batch.target_mask` counts.
+        warmup_logps: (M,) log P(c|x) summed over the policy's actions, nats.
+        baseline_target_logps: returns (M,) log P(y|x,∅), nats; an extra forward.
+
+    Raises:
+        ValueError: a column of the data has the name of an argument.
+    """
+
+    def __init__(
+        self,
+        batch: WarmupBatch,
+        tokenizer: Any,
+        target_logps: Tensor,
+        target_token_logps: Tensor,
+        warmup_logps: Tensor,
+        baseline_target_logps: Callable[[], Tensor] | None = None,
+        trainer_state: Any = None,
+    ) -> None:
+        self.batch = group_rows(batch)
+        self.trainer_state = trainer_state
+        self._tokenizer = tokenizer
+        self._target_logps, self._target_token_logps = target_logps, target_token_logps
+        self._warmup_logps, self._baseline = warmup_logps, baseline_target_logps
+        self.columns = list(dict.fromkeys(key for row in batch.prompts for key in row if key not in NOT_COLUMNS))
+        if taken := [column for column in self.columns if column in CHEAP + ON_REQUEST]:
+            raise ValueError(
+                f"The data has a column {taken[0]!r}, which is also the name of an argument of reward functions. Rename "
+                f"the column; taken are {', '.join((*CHEAP, *ON_REQUEST))}."
+            )
+
+    def __getitem__(self, name: str) -> Any:
+        return self._per_warmup(name) if name in self.columns else getattr(self, name)
+
+    def _per_warmup(self, column: str) -> list[Any]:
+        return [row.get(column) for row in self.batch.prompts for _ in range(self.batch.group_size)]
+
+    @cached_property
+    def prompts(self) -> list[Any]:
+        """The prompt of every row, as it stands in the data: text, or a list of messages."""
+        return self._per_warmup("prompt")
+
+    @cached_property
+    def prompt_ids(self) -> list[list[int]]:
+        """Its token ids."""
+        return self._per_warmup("prompt_ids")
+
+    @cached_property
+    def completions(self) -> list[Any]:
+        """The warmups as text; as one assistant message where the prompt is a list of messages."""
+        texts = [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in self.completion_ids]
+        return [
+            [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
+            for prompt, text in zip(self.prompts, texts, strict=True)
+        ]
+
+    @cached_property
+    def completion_ids(self) -> list[list[int]]:
+        """Token ids of the warmups, without the separator."""
+        return [warmup.ids for warmup in self.batch.warmups]
+
+    @cached_property
+    def target(self) -> list[str]:
+        """The target of every row, as text."""
+        return self._per_warmup("target")
+
+    @cached_property
+    def target_ids(self) -> list[list[int]]:
+        """Its token ids, the end token included."""
+        return self._per_warmup("target_ids")
+
+    @cached_property
+    def target_logps(self) -> list[float]:
+        """log P(y|x,c), summed, nats."""
+        return self._target_logps.tolist()
+
+    @cached_property
+    def target_token_logps(self) -> list[list[float]]:
+        """log P(y_t|x,c,y_<t) of every target token, nats; lists as long as `target_ids`."""
+        counts = self.batch.target_mask.bool().cpu()
+        return [row[count].tolist() for row, count in zip(self._target_token_logps.cpu(), counts, strict=True)]
+
+    @cached_property
+    def warmup_logps(self) -> list[float]:
+        """log P(c|x), summed, nats."""
+        return self._warmup_logps.tolist()
+
+    @cached_property
+    def warmup_finish(self) -> list[str]:
+        """How every warmup ended: one of `batch.FINISHES`."""
+        return [warmup.finish for warmup in self.batch.warmups]
+
+    @cached_property
+    def baseline_target_logps(self) -> list[float]:
+        """log P(y|x,∅), summed, nats. Costs a forward."""
+        if self._baseline is None:
+            raise ValueError("A reward asks for baseline_target_logps, and the caller offers none: give it a function.")
+        values = self._baseline()
+        if values.shape != self._target_logps.shape:
+            raise ValueError(
+                f"baseline_target_logps returned the shape {tuple(values.shape)}; it has to be one number per judged "
+                f"row, {tuple(self._target_logps.shape)}."
+            )
+        return values.detach().float().tolist()
+
+    def row(self, index: int) -> str:
+        """How an error calls a row."""
+        prompt, warmup = divmod(index, self.batch.group_size)
+        return f"row {index} (id {self.batch.prompts[prompt].get('id', prompt)!r}, warmup {warmup})"
+
+
+def group_rows(batch: WarmupBatch) -> WarmupBatch:
+    """The batch without the rows that belong to no group: its first B*G rows, as views."""
+    size = batch.num_prompts * batch.group_size
+    return replace(
+        batch,
+        prompt_index=batch.prompt_index[:size],
+        row_kind=batch.row_kind[:size],
+        seq_ids=batch.seq_ids[:size],
+        seq_mask=batch.seq_mask[:size],
+        warmup_mask=batch.warmup_mask[:size],
+        target_mask=batch.target_mask[:size],
+        warmups=batch.warmups[:size],
+    )

@@ -1,0 +1,126 @@
+"""From prompts to weighed warmups: which rows an update trains on, and how much each of them counts.
+
+Knows: layouts, proposals, objectives, rewards. Must not know: the optimizer, processes, files.
+One update's rollout happens before its micro-batches: `plan` samples for all its prompts, `batch` lays a micro-batch
+out, and after the forward `weigh` turns log-probabilities into the constants a and b of every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_warmup.batch import RowKind, RowWeights, Scores, Warmup, WarmupBatch
+from rl_warmup.layouts import Layout
+from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.splice import splice
+from rl_warmup.layouts.writing import write_targets, write_warmups
+from rl_warmup.objectives.weights import RULES, Knobs, effective_sample_size, posterior
+from rl_warmup.proposals import DRAFT, ProposalContext, propose
+
+EMPTY = Warmup([], "empty")
+Plan = list[tuple[RowKind, Warmup]]  # the rows of one prompt
+
+
+@dataclass
+class Rollout:
+    """The recipe's choices that shape a rollout; no state."""
+
+    layout: Layout
+    law: WarmupLaw
+    objective: str
+    num_warmups: int
+    proposals: list[str]
+    context: ProposalContext
+    max_target_length: int
+    empty_share: float = 0.0
+    anchor_weight: float = 0.0
+    knobs: Knobs = Knobs()  # noqa: RUF009  frozen
+
+    def plan(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool, **generate: Any) -> list[Plan]:
+        """Choose the rows of every prompt of an update. Samples where the phase asks for it; `model` in eval mode.
+
+        - `sft`: the empty warmup alone.
+        - cold start: the group is the proposals.
+        - afterwards: the group is `num_warmups` samples of the policy; one proposal stays as an anchor if it has weight.
+        A share of the prompts gets an empty warmup besides, which then takes the group's place in the target's loss.
+        """
+        if self.objective == "sft":
+            return [[(RowKind.EMPTY, EMPTY)] for _ in prompts]
+        if cold_start:
+            groups = self._proposals(model, prompts, **generate)
+        else:
+            sampled = write_warmups(
+                model, self.layout, self.law, [p["prompt_ids"] for p in prompts], self.num_warmups, **generate
+            )
+            groups = [sampled[i : i + self.num_warmups] for i in range(0, len(sampled), self.num_warmups)]
+        plans: list[Plan] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
+        for plan, is_empty in zip(plans, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):
+            if is_empty:
+                plan.append((RowKind.EMPTY, EMPTY))
+        if self.anchor_weight and not cold_start:
+            for plan, anchors in zip(plans, self._proposals(model, prompts, **generate), strict=True):
+                plan.extend((RowKind.ANCHOR, warmup) for warmup in anchors)
+        return plans
+
+    def batch(self, prompts: list[dict[str, Any]], plans: list[Plan]) -> WarmupBatch:
+        """Lay the planned rows of a micro-batch out: groups first, prompt by prompt, then the single rows."""
+        rows = [(i, kind, warmup) for i, plan in enumerate(plans) for kind, warmup in plan]
+        rows.sort(key=lambda row: row[1] != RowKind.GROUP)  # stable
+        groups = sum(kind == RowKind.GROUP for _, kind, _ in rows)
+        return splice(self.layout, prompts, rows, group_size=groups // len(prompts))
+
+    def weigh(self, batch: WarmupBatch, scores: Scores, rewards: Tensor, tau: float, cold_start: bool) -> RowWeights:
+        """The constants a and b of every row, without gradient.
+
+        Args:
+            rewards: (B*G,) the score R of every group row, in nats.
+            tau: temperature of the posterior weights.
+            cold_start: the group holds proposals: the policy imitates them, weighted by the posterior among them, so both
+                weights sum to 1; no control variate, as they are no samples of the policy.
+        """
+        size, groups = batch.group_size, batch.num_prompts * batch.group_size
+        grouped = rewards.detach().view(batch.num_prompts, size)
+        warmup_logprobs = scores.warmup_logprob[:groups].detach().view_as(grouped)
+        knobs = replace(self.knobs, tau=tau)
+        p = posterior(grouped, tau)
+        if not size:
+            policy = target = grouped
+        elif cold_start:
+            share = knobs.uniform_target_share
+            policy, target = p, share / size + (1 - share) * p
+        else:
+            policy, target = RULES[self.objective](grouped, warmup_logprobs, knobs)
+        a = torch.zeros_like(scores.warmup_logprob, requires_grad=False)
+        b = torch.zeros_like(a)
+        has_empty = torch.zeros(batch.num_prompts, dtype=torch.bool, device=a.device)
+        is_empty, is_anchor = batch.row_kind == RowKind.EMPTY, batch.row_kind == RowKind.ANCHOR
+        has_empty[batch.prompt_index[is_empty]] = True
+        a[:groups] = policy.flatten()
+        b[:groups] = target.masked_fill(has_empty[:, None], 0.0).flatten()
+        b[is_empty] = 1.0
+        a[is_anchor] = b[is_anchor] = self.anchor_weight / max(1, len(self.proposals))
+        return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p))
+
+    def _proposals(self, model: Any, prompts: list[dict[str, Any]], **generate: Any) -> list[list[Warmup]]:
+        """(B, number of proposals) warmups made from the targets."""
+        drafts: list[Warmup] = []
+        if DRAFT in self.proposals:
+            ids = [p["prompt_ids"] for p in prompts]
+            nothing: list[list[int]] = [[] for _ in prompts]
+            written = write_targets(
+                model, self.layout, self.law, ids, self.max_target_length, nothing, sample_target=True, **generate
+            )
+            drafts = [self._as_warmup(w.target) for w in written]
+        return [
+            [drafts[i] if name == DRAFT else propose(name, row, self.context) for name in self.proposals]
+            for i, row in enumerate(prompts)
+        ]
+
+    def _as_warmup(self, ids: list[int]) -> Warmup:
+        """A drafted target as a proposal: without tokens that a warmup may not hold."""
+        allowed = [i for i in ids if not self.law.banned[i] and i != self.law.separator_id]
+        return Warmup(allowed[: self.law.max_length], "proposal")

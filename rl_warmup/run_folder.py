@@ -1,0 +1,139 @@
+"""The files of a run: metrics.jsonl, timing.jsonl, warmups.jsonl, environment.json, predictions.jsonl.
+
+Knows: the trainer's logs and where they go. Must not know: how anything is trained. A value that is missing is left out
+or empty, never 0. Clock times live in timing.jsonl, so that metrics.jsonl of a resumed run equals that of one left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+CLOCK_KEYS = ("runtime", "per_second", "total_flos")
+PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets", "peft", "deepspeed", "sacrebleu", "rl_warmup")
+
+
+class RunFolder(TrainerCallback, ExportableState):
+    """Writes the logs of a run as they come. On resume, lines after the checkpoint are cut off first."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.train_seconds = 0.0  # spent on updates, over all restarts; evaluations left out
+        self.started = 0.0
+        self.paused = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = (state.stateful_callbacks or {}).get("RunFolder") if state.global_step else None
+        self.train_seconds = saved["attributes"]["train_seconds"] if saved else 0.0
+        self.started, self.paused = time.perf_counter(), 0.0
+        if state.is_world_process_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.jsonl", "timing.jsonl", "warmups.jsonl"):
+                _keep_until(self.folder / name, state.global_step)
+            write_json(self.folder / "environment.json", environment())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        clock = {k: v for k, v in logs.items() if any(part in k for part in CLOCK_KEYS)}
+        rest = {k: v for k, v in logs.items() if k not in clock}
+        if rest:
+            append_jsonl(self.folder / "metrics.jsonl", [{"step": state.global_step, **rest}])
+        append_jsonl(
+            self.folder / "timing.jsonl", [{"step": state.global_step, "train_seconds": self.seconds(), **clock}]
+        )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.train_seconds, self.started = self.seconds(), 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on updates."""
+        self.paused += seconds
+
+    def seconds(self) -> float:
+        """Seconds spent on updates so far."""
+        running = time.perf_counter() - self.started - self.paused if self.started else 0.0
+        return self.train_seconds + running
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {"folder": str(self.folder)}, "attributes": {"train_seconds": self.seconds()}}
+
+
+class ProgressLine(TrainerCallback):
+    """One readable line per log instead of a dictionary."""
+
+    SHOWN = ("loss", "target_logprob", "gain", "ess", "tau", "warmup_logp", "completions/mean_length", "learning_rate")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or args.disable_tqdm or not logs:
+            return
+        shown = [k for k in logs if k in self.SHOWN or (k.startswith("eval_") and "_per_second" not in k)]
+        if shown:
+            values = "  ".join(f"{k.rpartition('/')[2]} {logs[k]:.4g}" for k in shown)
+            phase = f" [{logs['phase']}]" if "phase" in logs else ""
+            tqdm.write(f"step {state.global_step}/{state.max_steps}{phase}  {values}")
+
+
+def append_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append records, one JSON object a line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records, one JSON object a line; the file appears whole or not at all."""
+    _write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value; the file appears whole or not at all."""
+    _write_whole(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All records of a file; an empty list where there is none."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its recipe: versions, threads, processor."""
+    import torch
+
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Cut off what was logged after `step`; a new run (step 0) starts an empty file."""
+    if path.is_file():
+        write_jsonl(path, [record for record in read_jsonl(path) if step and record["step"] <= step])

@@ -1,0 +1,156 @@
+"""Knows how text is picked out of records and laid into a prompt template; must not know files, hubs or single tasks.
+
+A column may be a dotted path: `translation.de` is column `de` inside column `translation`, unless a column is really
+called `translation.de`.
+"""
+
+import difflib
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The words ` (did you mean 'x'?)` for the known name most like `name`; empty when none is alike."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def column_names(record: Record) -> list[str]:
+    """Every name under which `pick` finds something in the record: its columns and, dotted, those inside them."""
+    names = []
+    for key, value in record.items():
+        names.append(str(key))
+        if isinstance(value, Mapping):
+            names += [f"{key}.{inner}" for inner in column_names(value)]
+    return names
+
+
+def pick(record: Record, column: str, where: str) -> Any:
+    """The value of a column, which may be a dotted path.
+
+    Raises:
+        ValueError: if there is no such column; names the nearest and the available ones. `where` opens the sentence.
+    """
+    found, value = _lookup(record, column)
+    if not found:
+        known = column_names(record)
+        raise ValueError(f"{where}: no column '{column}'{nearest(column, known)}; available: {', '.join(known)}")
+    return value
+
+
+def _lookup(record: Record, column: str) -> tuple[bool, Any]:
+    if column in record:
+        return True, record[column]
+    head, _, rest = column.partition(".")
+    if rest and isinstance(record.get(head), Mapping):
+        return _lookup(record[head], rest)
+    return False, None
+
+
+def as_text(value: Any, column: str, where: str) -> str:
+    """The value as text: strings stay, numbers are written out.
+
+    Raises:
+        ValueError: if the value is empty, or of a type that has no obvious text (a list, a mapping, a boolean).
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError(f"{where}: column '{column}' is empty; give it text or drop the row")
+        return value
+    if value is None or value != value:  # a missing number reads as NaN
+        raise ValueError(f"{where}: column '{column}' is empty; give it text or drop the row")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(
+        f"{where}: column '{column}' holds a {type(value).__name__}, not text; map a column that holds text"
+    )
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed prompt template: literal text and {fields}; `{{` and `}}` are literal braces."""
+
+    text: str
+    parts: tuple[tuple[str, str | None], ...]
+
+    @property
+    def fields(self) -> list[str]:
+        return [field for _, field in self.parts if field is not None]
+
+    @classmethod
+    def parse(cls, text: str, allowed: Iterable[str] | None = None) -> "Template":
+        """Parse, and with `allowed` refuse other fields at once rather than at the first row.
+
+        Raises:
+            ValueError: for an unmatched brace, a field without a name or with a format, an unknown field, or none.
+        """
+        given = f"prompt_template {text!r}"
+        try:
+            parsed = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise ValueError(
+                f"{given} has an unmatched brace ({error}); write {{{{ or }}}} for a literal one"
+            ) from None
+        for _, field, form, conversion in parsed:
+            if field is not None and (not field.strip() or form or conversion):
+                raise ValueError(
+                    f"{given} has a field that is not a plain name; write it as {{text}}, without ':' or '!'"
+                )
+        template = cls(text, tuple((literal, field) for literal, field, _, _ in parsed))
+        if not template.fields:
+            raise ValueError(
+                f"{given} has no field, so all prompts would be the same; put {{text}} where the text goes"
+            )
+        known = template.fields if allowed is None else list(allowed)
+        for field in template.fields:
+            if field not in known:
+                raise ValueError(
+                    f"{given} has no known field '{field}'{nearest(field, known)}; known: {', '.join(known)}"
+                )
+        return template
+
+    def fill(self, values: Record, where: str) -> str:
+        """The template with each field replaced by that column's text. Raises ValueError as `pick` and `as_text` do."""
+        out = []
+        for literal, field in self.parts:
+            out.append(literal)
+            if field is not None:
+                out.append(as_text(pick(values, field, where), field, where))
+        return "".join(out)
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """Which columns of a foreign record become prompt, target and id.
+
+    Args:
+        prompt: column whose text the template knows as {text}.
+        target: column of the target; None takes `target` and, where that is missing, `completion`.
+        id: column of the row's id; None takes `id` and, where that is missing, numbers the rows.
+        template: may also use any column of the record by its name.
+    """
+
+    prompt: str
+    target: str | None
+    id: str | None
+    template: Template
+
+    def row(self, record: Record, number: int, where: str) -> dict[str, Any]:
+        """The record as a row; its other columns stay as extras.
+
+        Raises:
+            ValueError: for a missing or empty column; `where` opens the sentence.
+        """
+        text = as_text(pick(record, self.prompt, where), self.prompt, where)
+        target_column = self.target or ("completion" if "target" not in record and "completion" in record else "target")
+        id_column = self.id or ("id" if "id" in record else None)
+        return {
+            **record,
+            "id": str(number) if id_column is None else as_text(pick(record, id_column, where), id_column, where),
+            "prompt": self.template.fill({**record, "text": text}, where),
+            "target": as_text(pick(record, target_column, where), target_column, where),
+        }

@@ -1,0 +1,96 @@
+"""Knows the synthetic ledger task: running totals, newest first; must not know who learns it.
+
+Prompt: named amounts, oldest first, one word each, name and value in one - `a+3 b+1 c+4`. Target: the running totals
+modulo m, NEWEST FIRST - `c=1 b=4 a=3` for m = 7 (a = 3, b = 3+1, c = 3+1+4 = 8 = 1 mod 7).
+
+Why it is a test of warmups: newest first, the very first word needs the sum over the whole ledger at once, which a
+small network does not learn in one step. Oldest first is the easy way: each total needs only the previous total and
+one more amount. A warmup that holds the totals oldest first, followed by the target, turns one hard step into many
+easy ones - and reversing the target's words gives exactly that warmup. The task thus says itself that an easy order
+exists and what it is: it shows whether a warmup can carry computation, not whether a policy discovers the order from
+nothing.
+"""
+
+import random
+from itertools import product
+from string import ascii_lowercase
+
+from rl_warmup.tasks.rows import Row, Task
+
+SHUFFLE_LIMIT = 1 << 18  # up to this many possible prompts all are shuffled; beyond it distinct ones are drawn
+
+
+def load(
+    length: int = 10,
+    modulus: int = 7,
+    train_size: int = 20_000,
+    validation_size: int = 300,
+    test_size: int = 300,
+    seed: int = 0,
+) -> Task:
+    """The ledger task; no prompt occurs twice, in one split or across splits.
+
+    Test rows are drawn first, then validation, then training: they stay the same when `train_size` changes.
+
+    Args:
+        length: amounts per prompt, and totals per target.
+        modulus: amounts and totals are 0 to modulus - 1.
+
+    Raises:
+        ValueError: for length < 1, modulus < 2, a negative size, or more rows than the modulus**length prompts.
+    """
+    if length < 1 or modulus < 2:
+        raise ValueError(f"ledger: length={length}, modulus={modulus}; give length >= 1 and modulus >= 2")
+    sizes = {"test": test_size, "validation": validation_size, "train": train_size}
+    if min(sizes.values()) < 0:
+        raise ValueError(f"ledger: sizes {sizes} must not be negative")
+    asked, possible = sum(sizes.values()), modulus**length
+    if asked > possible:
+        raise ValueError(
+            f"ledger: {asked} rows asked for, but modulus**length = {modulus}**{length} = {possible} distinct prompts "
+            "exist; raise length or modulus, or lower the sizes"
+        )
+    codes = _distinct_codes(possible, asked, random.Random(f"ledger/{seed}/{length}/{modulus}"))
+    names = _names(length)
+    splits: dict[str, list[Row]] = {}
+    for split, size in sizes.items():
+        drawn, codes = codes[:size], codes[size:]
+        splits[split] = _rows(drawn, split, names, modulus)
+    return Task("ledger", splits, ("exact_match",))
+
+
+def _distinct_codes(possible: int, count: int, rng: random.Random) -> list[int]:
+    """`count` different numbers below `possible`; the first k do not depend on `count`."""
+    if possible <= SHUFFLE_LIMIT:
+        codes = list(range(possible))
+        rng.shuffle(codes)
+        return codes[:count]
+    drawn: dict[int, None] = {}  # a set that keeps its order
+    while len(drawn) < count:
+        drawn[rng.randrange(possible)] = None
+    return list(drawn)
+
+
+def _names(length: int) -> list[str]:
+    """a, b, ..., z, aa, ab, ...: one name per amount, oldest first."""
+    names: list[str] = []
+    while len(names) < length:
+        letters = 1 if not names else len(names[-1]) + 1
+        names += ["".join(name) for name in product(ascii_lowercase, repeat=letters)]
+    return names[:length]
+
+
+def _rows(codes: list[int], split: str, names: list[str], modulus: int) -> list[Row]:
+    """The digits of a code, base modulus, are the amounts, oldest first. Words come from tables."""
+    amount_words = [[f"{name}+{value}" for value in range(modulus)] for name in names]
+    total_words = [[f"{name}={value}" for value in range(modulus)] for name in names]
+    rows: list[Row] = []
+    for number, code in enumerate(codes):
+        prompt, target, total = [], [], 0
+        for amounts, totals in zip(amount_words, total_words, strict=True):
+            code, amount = divmod(code, modulus)
+            total = (total + amount) % modulus
+            prompt.append(amounts[amount])
+            target.append(totals[total])
+        rows.append({"id": f"{split}-{number}", "prompt": " ".join(prompt), "target": " ".join(reversed(target))})
+    return rows

@@ -1,0 +1,99 @@
+"""Knows what a row and a task are, and checks them; must not know where rows come from, nor any model or tokenizer.
+
+A row is a dict with three non-empty strings - `id`, `prompt` (x) and `target` (y) - and whatever else its task adds.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Row = dict[str, Any]
+
+Item = TypeVar("Item")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked data set: three lists of rows and the metrics that are right for them.
+
+    Args:
+        name: how logs and tables call the task.
+        splits: rows under exactly the keys train, validation and test; a split may be empty, not all three.
+        metrics: names for `rl_warmup.metrics.compute`; the first one is the headline.
+
+    Raises:
+        ValueError: at construction, for a missing split, a row without a non-empty string `id`, `prompt` or `target`,
+            an id twice in one split, or no metric.
+    """
+
+    name: str
+    splits: dict[str, list[Row]]
+    metrics: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if set(self.splits) != set(SPLITS):
+            raise ValueError(
+                f"task '{self.name}' has the splits {sorted(self.splits)}; give exactly train, validation and test (an "
+                "empty list for one that does not exist)"
+            )
+        if not any(self.splits.values()):
+            raise ValueError(f"task '{self.name}' has no rows in any split; give at least one row")
+        if not self.metrics or isinstance(self.metrics, str):
+            raise ValueError(
+                f"task '{self.name}' has metrics={self.metrics!r}; give a tuple of metric names, one at least"
+            )
+        for split, rows in self.splits.items():
+            _check_rows(rows, f"task '{self.name}', split '{split}'")
+
+
+def _check_rows(rows: Sequence[Row], where: str) -> None:
+    first_seen: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        label = f"{where}, row {number}"
+        for key in ("id", "prompt", "target"):
+            value = row.get(key)
+            if not isinstance(value, str) or not value.strip():
+                name = f" (id {row.get('id')!r})" if key != "id" else ""
+                found = "is missing" if key not in row else f"is {value!r}"
+                raise ValueError(f"{label}{name}: '{key}' {found}; give a non-empty string or drop the row")
+        if row["id"] in first_seen:
+            raise ValueError(
+                f"{label}: id {row['id']!r} was already used by row {first_seen[row['id']]}; "
+                "make ids unique within a split"
+            )
+        first_seen[row["id"]] = number
+
+
+def rows_hash(rows: Iterable[Row]) -> str:
+    """SHA-256 (64 hex digits) over id, prompt and target of the rows in their order.
+
+    Two runs may be compared row by row only when this is equal; extras of the rows do not count.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        line = json.dumps([row["id"], row["prompt"], row["target"]], ensure_ascii=False)
+        digest.update(line.encode("utf-8") + b"\n")
+    return digest.hexdigest()
+
+
+def take(rows: Sequence[Item], size: int | None, seed: int, split: str) -> list[Item]:
+    """The first `size` rows of a shuffle that depends on `seed` and `split` alone; all rows in their order for None.
+
+    A smaller size is therefore always a part of a larger one.
+
+    Raises:
+        ValueError: if `size` is negative or larger than the number of rows.
+    """
+    if size is None:
+        return list(rows)
+    if not 0 <= size <= len(rows):
+        raise ValueError(
+            f"{split}_size={size}, but {len(rows)} rows are available there; give 0 to {len(rows)}, or null for all"
+        )
+    order = list(range(len(rows)))
+    random.Random(f"{seed}/{split}").shuffle(order)
+    return [rows[i] for i in order[:size]]

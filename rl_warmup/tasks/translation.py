@@ -1,0 +1,54 @@
+"""Knows the embedded English-German sentences (docs-en-de) in both directions; must not know any model.
+
+Real text: the GNOME user documentation and the Debian Administrator's Handbook, 8,814/542/320 rows, split by page
+(CC-BY-SA-3.0; see data/docs-en-de/ATTRIBUTION.md). For other languages use the task `file` or `hub`.
+"""
+
+from rl_warmup.tasks.columns import Template
+from rl_warmup.tasks.embedded import read_splits
+from rl_warmup.tasks.rows import Row, Task
+
+LANGUAGES = ("en", "de")
+
+
+def load(
+    source: str = "en",
+    target: str = "de",
+    train_size: int | None = None,
+    validation_size: int | None = None,
+    test_size: int | None = None,
+    max_words: int | None = None,
+    prompt_template: str = "{text}",
+    seed: int = 0,
+) -> Task:
+    """The translation task.
+
+    Args:
+        source, target: "en" and "de", or the reverse.
+        train_size, validation_size, test_size: None for all rows; a number takes the first rows of a shuffle by `seed`.
+        max_words: drop rows with more whitespace-separated words on either side; how many is logged.
+        prompt_template: for instance "translate English to German: {text}".
+
+    Raises:
+        ValueError: for other languages, a size beyond what is available, or a template without {text}.
+    """
+    if {source, target} != set(LANGUAGES):
+        raise ValueError(
+            f"translation: source={source!r}, target={target!r}; the embedded text has en -> de and de -> en; "
+            "for other languages use the task 'file' or 'hub'"
+        )
+    template = Template.parse(prompt_template, allowed=["text"])
+    sizes = {"train": train_size, "validation": validation_size, "test": test_size}
+    splits: dict[str, list[Row]] = {}
+    for split, records in read_splits("docs-en-de", sizes, columns=LANGUAGES, max_words=max_words, seed=seed).items():
+        splits[split] = [
+            {
+                "id": record["id"],
+                "prompt": template.fill({"text": record[source]}, f"docs-en-de {record['id']}"),
+                "target": record[target],
+                "origin": record["origin"],
+                "page": record["page"],
+            }
+            for record in records
+        ]
+    return Task(f"translation {source}-{target}", splits, ("chrf++", "bleu"))

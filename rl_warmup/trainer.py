@@ -1,0 +1,358 @@
+"""`WarmupTrainer`: one training step, top to bottom - roll out, score, weigh, step.
+
+Knows: transformers' Trainer, processes and devices. Must not know: recipes, tasks, files other than through callbacks.
+Read on in `rollout.py` (which rows, which weights) and `objectives/` (the formulas).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from rl_warmup import _trl
+from rl_warmup.batch import RowKind, Scores, WarmupBatch
+from rl_warmup.config import WarmupConfig
+from rl_warmup.diagnostics import Means, rollout_metrics, sample_table
+from rl_warmup.generation import Writer
+from rl_warmup.layouts import make_layout
+from rl_warmup.layouts.encoding import RowEncoder
+from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.loading import disable_dropout, load_model, refuse_fp16
+from rl_warmup.layouts.scoring import enable_scoring, score
+from rl_warmup.layouts.tokens import declare_tokens
+from rl_warmup.objectives.losses import weighted_loss
+from rl_warmup.objectives.weights import Knobs
+from rl_warmup.proposals import PROPOSALS, ProposalContext, count_words
+from rl_warmup.rewards import RewardBoard
+from rl_warmup.rollout import EMPTY, Rollout
+from rl_warmup.run_folder import ProgressLine, RunFolder, append_jsonl
+from rl_warmup.schedule import Schedule
+
+TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
+
+
+class WarmupTrainer(Trainer):
+    """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
+
+    ```python
+    from rl_warmup import WarmupConfig, WarmupTrainer
+
+    trainer = WarmupTrainer(
+        model="google-t5/t5-small",
+        args=WarmupConfig(output_dir="runs/first", num_warmups=4, max_warmup_length=16, learning_rate=1e-4),
+        train_dataset=[{"prompt": "translate: house", "target": "Haus"}],
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model: a `PreTrainedModel` (encoder-decoder or decoder-only), a folder or a hub name.
+        args: a `WarmupConfig`; its `objective: sft` makes this the control.
+        train_dataset: rows with `prompt` and `target`; TRL's prompt-completion rows work unchanged. Further columns reach
+            the rewards.
+        eval_dataset: rows for validation.
+        processing_class: the tokenizer; loaded with the model when that is a name.
+        reward_funcs: rewards beside or instead of `args.rewards`: names, `{name, weight, kwargs}`, or callables with TRL's
+            signature. None or [] means the target's log-probability.
+        compute_metrics: predictions (dicts with `prediction` and `target`) -> metrics; when given, every evaluation also
+            writes predictions.
+        peft_config: a LoRA configuration.
+    """
+
+    _tag_names = ("rl_warmup",)
+    # The loss is a sum divided by the target tokens of the whole update: it must not be divided again by the number of
+    # micro-batches (transformers would, and differently for T5 than for others).
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: WarmupConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_funcs: list[Any] | None = None,
+        compute_metrics: TextMetrics | None = None,
+        peft_config: Any = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = args or WarmupConfig(output_dir="warmup-run")
+        if isinstance(model, str):
+            model, loaded = load_model(model)
+            processing_class = processing_class or loaded
+        if processing_class is None:
+            raise ValueError("WarmupTrainer needs the model's tokenizer: pass processing_class=AutoTokenizer....")
+        refuse_fp16(model.config.model_type, "fp16" if args.fp16 else str(model.dtype))
+        tokens = declare_tokens(model, processing_class, args.separator)
+        if args.disable_dropout:
+            disable_dropout(model)
+        enable_scoring(model)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        self.layout = make_layout(model, tokens)
+        self.law = WarmupLaw(
+            tokens.separator_id,
+            tokens.banned,
+            args.temperature,
+            args.top_p,
+            args.min_warmup_length,
+            args.max_warmup_length,
+        )
+        self.encoder = RowEncoder(
+            processing_class, tokens.separator_id, args.max_prompt_length, args.max_target_length,
+            args.prompt_truncation, args.target_truncation, model.config.is_encoder_decoder,
+        )  # fmt: skip
+        train_rows = self._encode(train_dataset, "train", args)
+        self.text_metrics = compute_metrics
+        super().__init__(
+            model=model, args=args, data_collator=list, train_dataset=train_rows,
+            eval_dataset=self._encode(eval_dataset, "validation", args), processing_class=processing_class,
+            callbacks=callbacks, optimizers=optimizers,
+        )  # fmt: skip
+        self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
+        self.rollout = self._make_rollout(args, train_rows)
+        specs = reward_funcs if reward_funcs is not None else args.rewards
+        self.rewards = RewardBoard.load(
+            specs, tokenizer=processing_class, layout=self.layout, law=self.law, device=args.device
+        )
+        self.schedule = Schedule(
+            bool(args.proposals) and args.objective != "sft", args.readiness, args.proposal_only, args.tau,
+            args.target_ess, self._sum_over_processes,
+        )  # fmt: skip
+        self.run_folder = RunFolder(args.output_dir)
+        for callback in (PrinterCallback, ProgressCallback):
+            if self.pop_callback(callback) is not None and callback is ProgressCallback:
+                self.add_callback(_Bar())
+        for ours in (self.schedule, self.run_folder, ProgressLine()):
+            self.add_callback(ours)
+        self.means = Means()
+        self.last: tuple[WarmupBatch, Scores, Any] | None = None
+        set_seed(args.seed, device_specific=True)  # after Trainer's own, so that ranks sample different warmups
+
+    # ------------------------------------------------------------------ one update
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor]:
+        """The micro-batches of one update, rolled out together.
+
+        One rollout before all micro-batches makes eight micro-batches of one prompt equal one of eight, random draws
+        included; their common denominator is the target tokens of the whole update.
+        """
+        micro, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        prompts = [row for part in micro for row in part]
+        with self._writing() as (model, settings):
+            plans = self.rollout.plan(model, prompts, self.schedule.in_cold_start, **settings)
+        batches, done = [], 0
+        for part in micro:
+            batches.append(self.rollout.batch(part, plans[done : done + len(part)]))
+            done += len(part)
+        tokens = self._sum_over_processes([float(sum(len(row["target_ids"]) for row in prompts))])[0]
+        return batches, torch.tensor(tokens, device=device)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs.to(self.args.device) if isinstance(inputs, WarmupBatch) else super()._prepare_inputs(inputs)
+
+    def compute_loss(
+        self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One forward scores every row; rewards and objective turn the scores into constants; their product is the loss."""
+        batch, cold_start = inputs, self.schedule.in_cold_start
+        scores = score(model, batch, self.law)
+        with torch.no_grad():
+            groups = batch.num_prompts * batch.group_size
+            judged = self._judge(model, batch, scores)
+            weights = self.rollout.weigh(batch, scores, judged.total, self.schedule.tau, cold_start)
+        policy_loss, target_loss = weighted_loss(scores, weights, num_items_in_batch)
+        if cold_start and groups:
+            chosen = weights.posterior.flatten()
+            self.schedule.observe_proposals(
+                (chosen * scores.warmup_logprob[:groups].detach()).sum().item(),
+                (chosen * scores.warmup_tokens[:groups]).sum().item(),
+            )
+        elif groups:
+            self.schedule.observe_ess(weights.ess.sum().item(), batch.num_prompts)
+        self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name))
+        self.means.add({"loss/policy": (policy_loss.item(), 1), "loss/target": (target_loss.item(), 1)})
+        self.last = (batch, scores, weights)
+        # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
+        return (policy_loss + target_loss) * self.accelerator.num_processes
+
+    def _judge(self, model: Any, batch: WarmupBatch, scores: Scores) -> Any:
+        groups = batch.num_prompts * batch.group_size
+
+        def baseline() -> Tensor:
+            rows = [[(RowKind.EMPTY, EMPTY)] for _ in batch.prompts]
+            empty = self.rollout.batch(batch.prompts, rows).to(self.args.device)
+            return score(model, empty, self.law).target_logprob.repeat_interleave(batch.group_size)
+
+        return self.rewards(
+            batch,
+            target_logps=scores.target_logprob[:groups].detach(),
+            target_token_logps=scores.token_logps[:groups].detach(),
+            warmup_logps=scores.warmup_logprob[:groups].detach(),
+            baseline_target_logps=baseline,
+            trainer_state=self.state,
+        )
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The model in eval mode, ready for `generate`, and the settings `generate` needs under this distribution."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+                with _trl.unwrap_for_generation(self.model_wrapped, self.accelerator) as model:
+                    model.eval()
+                    yield model, {"synced_gpus": False}  # every weight is gathered: ranks may stop at different lengths
+            else:
+                yield self.accelerator.unwrap_model(self.model), {}
+        finally:
+            self.model.train(was_training)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def prediction_step(
+        self, model: Any, inputs: list, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """The n-sample bound on log P(y|x) per target token, its negative as loss, and the gain over no warmup."""
+        sft = self.args.objective == "sft"
+        rollout = self._eval_rollout()
+        with torch.no_grad(), self._writing() as (writer, settings):
+            plans = rollout.plan(writer, inputs, cold_start=False, **settings)
+        batch = rollout.batch(inputs, plans).to(self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = score(model, batch, self.law)
+        groups = batch.num_prompts * batch.group_size
+        weights = rollout.weigh(batch, scores, scores.target_logprob[:groups], 1.0, cold_start=True)
+        sums = rollout_metrics(batch, scores, weights, scores.target_logprob[:groups], {})
+        self.eval_means.add({k: v for k, v in sums.items() if "reward" not in k})
+        bound = sums["target_logprob" if sft else "target_bound"][0]
+        tokens = sum(len(row["target_ids"]) for row in inputs)
+        return torch.tensor(-bound / tokens, device=self.args.device), None, None
+
+    def _eval_rollout(self) -> Rollout:
+        from dataclasses import replace
+
+        return replace(
+            self.rollout, num_warmups=self.args.num_eval_warmups, empty_share=1.0, anchor_weight=0.0, proposals=[]
+        )
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's loop under a random state of its own, so that evaluating more often changes no training run."""
+        began = time.perf_counter()
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        self.eval_means = Means()
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(self.args.seed + self.args.process_index)
+            output = super().evaluation_loop(*args, **kwargs)
+            means = self.eval_means.flush(self._sum_over_processes)
+            output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
+            if self.text_metrics is not None:
+                metrics = self.text_metrics(self.predict_rows(self.eval_dataset))
+                output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
+        self.run_folder.pause(time.perf_counter() - began)
+        return output
+
+    def writer(self) -> Writer:
+        """The current model as inference sees it."""
+        inference = "empty" if self.args.objective == "sft" else "policy"
+        limit = self.args.max_target_length or 512
+        model = self.accelerator.unwrap_model(self.model)
+        return Writer(model, self.processing_class, self.layout, self.law, limit, inference)
+
+    def predict_rows(self, rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+        """Predictions for encoded rows, with the policy's likeliest warmup; every process predicts all of them."""
+        with torch.no_grad(), self._writing() as (model, synced):
+            writer = self.writer()
+            writer.model = model
+            return writer.predict(rows, batch_size=self.args.per_device_eval_batch_size, **settings, **synced)
+
+    # ------------------------------------------------------------------ logs and checkpoints
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the rollout's metrics since the last log, and shows a few warmups."""
+        if "loss" in logs:
+            logs = {**logs, **self.means.flush(self._sum_over_processes), "tau": self.schedule.tau}
+            if self.args.objective != "sft":
+                logs["phase"] = "cold start" if self.schedule.in_cold_start else "own warmups"
+                if self.schedule.proposal_logp is not None:
+                    logs["proposal_logp"] = self.schedule.proposal_logp
+            self._log_warmups()
+        super().log(logs, start_time)
+
+    def _log_warmups(self) -> None:
+        if self.last is None or not self.args.log_warmups or not self.is_world_process_zero():
+            return
+        batch, scores, weights = self.last
+        shown = sample_table(batch, scores, weights, self.writer().decode, self.args.log_warmups)
+        append_jsonl(
+            self.run_folder.folder / "warmups.jsonl", [{"step": self.state.global_step, **row} for row in shown]
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        law = {"temperature": self.law.temperature, "top_p": self.law.top_p}
+        law |= {"min_length": self.law.min_length, "max_length": self.law.max_length}
+        writer = self.writer()
+        self.layout.tokens.save(
+            output_dir or self.args.output_dir, law=law, inference=writer.inference,
+            max_prompt_length=self.args.max_prompt_length, max_target_length=writer.max_target_length,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ small parts
+
+    def _encode(self, rows: Any, name: str, args: WarmupConfig) -> list[dict[str, Any]] | None:
+        if rows is None:
+            return None
+        encoded = self.encoder.encode_all(rows, name, show_progress=not args.disable_tqdm)
+        if self.encoder.counts:
+            print(f"{name}: {', '.join(f'{n} {what}' for what, n in self.encoder.counts.items())} by the token limits.")
+        return encoded
+
+    def _make_rollout(self, args: WarmupConfig, train_rows: list[dict[str, Any]] | None) -> Rollout:
+        context = ProposalContext(args.max_warmup_length, word_counts=count_words(train_rows or []))
+        filler = self.processing_class("...", add_special_tokens=False)["input_ids"]
+        context.filler_ids = tuple(i for i in filler if not self.law.banned[i])
+        for name in set(args.proposals) & set(PROPOSALS) if train_rows else ():
+            PROPOSALS[name]([(0,)], context)  # a proposal that cannot work here says so before the first update
+        knobs = Knobs(args.tau, args.uniform_target_share, args.tsallis_q)
+        return Rollout(
+            self.layout, self.law, args.objective, args.num_warmups, list(args.proposals), context,
+            args.max_target_length or 512, args.empty_share, args.anchor_weight, knobs,
+        )  # fmt: skip
+
+    def _sum_over_processes(self, values: list[float]) -> list[float]:
+        if self.accelerator.num_processes == 1 or not values:
+            return values
+        return self.accelerator.reduce(
+            torch.tensor(values, dtype=torch.float64, device=self.args.device), "sum"
+        ).tolist()
+
+    def floating_point_ops(self, inputs: Any) -> float:
+        """6 x parameters x tokens of the rows: forward and backward; sampling left out."""
+        return (
+            6.0 * self.model.num_parameters() * int(inputs.seq_mask.sum()) if isinstance(inputs, WarmupBatch) else 0.0
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt", "target"]
+
+
+class _Bar(ProgressCallback):
+    """Trainer's progress bar without its dictionaries."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """`ProgressLine` prints instead."""

@@ -1,0 +1,72 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl_warmup.tasks import TASKS, Task, load_task
+
+ROOT = Path(__file__).parents[2]
+
+
+def tiny(size: int) -> Task:
+    rows = [{"id": str(i), "prompt": f"p{i}", "target": "y"} for i in range(size)]
+    return Task("tiny", {"train": rows, "validation": [], "test": []}, ("exact_match",))
+
+
+def own_module(tmp_path, monkeypatch, text):
+    (tmp_path / "own_tasks.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_tasks", raising=False)
+
+
+def test_every_embedded_task_loads_by_name():
+    sizes = {"train_size": 4, "validation_size": 3, "test_size": 2}
+    for name in TASKS:
+        if name not in ("file", "hub"):
+            task = load_task(name, **sizes)
+            assert [len(task.splits[split]) for split in ("train", "validation", "test")] == [4, 3, 2]
+
+
+def test_unknown_task_names_the_nearest_and_all():
+    with pytest.raises(ValueError, match="unknown task 'leger'.*did you mean 'ledger'") as error:
+        load_task("leger")
+    assert all(name in str(error.value) for name in (*TASKS, "package.module:function"))
+
+
+def test_unknown_and_missing_arguments_are_named():
+    with pytest.raises(ValueError, match="'ledger' has no argument 'lenght'.*did you mean 'length'") as error:
+        load_task("ledger", lenght=3)
+    assert "allowed: length, modulus, train_size" in str(error.value)
+    with pytest.raises(ValueError, match="'hub' needs dataset_name"):
+        load_task("hub")
+
+
+def test_a_task_of_ones_own(tmp_path, monkeypatch):
+    text = "from rl_warmup.tasks import Task\n"
+    text += "def two(word):\n    rows = [{'id': '0', 'prompt': word, 'target': 'y'}]\n"
+    text += "    return Task('two', {'train': rows, 'validation': [], 'test': []}, ('exact_match',))\n"
+    text += "def three():\n    return 3\n"
+    own_module(tmp_path, monkeypatch, text)
+    assert load_task("own_tasks:two", word="hello").splits["train"][0]["prompt"] == "hello"
+    with pytest.raises(TypeError, match="returned a int"):
+        load_task("own_tasks:three")
+    with pytest.raises(ValueError, match=r"no function 'tow'.*did you mean 'two'"):
+        load_task("own_tasks:tow")
+    with pytest.raises(ValueError, match="needs word"):
+        load_task("own_tasks:two")
+
+
+def test_a_missing_module_is_told_from_a_broken_one(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no module 'not_there'"):
+        load_task("not_there.at_all:f")
+    own_module(tmp_path, monkeypatch, "import surely_not_installed\n")
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+        load_task("own_tasks:f")
+
+
+def test_importing_tasks_and_metrics_imports_no_heavy_library():
+    heavy = "{'torch', 'transformers', 'datasets', 'pyarrow', 'numpy', 'sacrebleu', 'nltk'}"
+    code = f"import sys, rl_warmup.tasks, rl_warmup.metrics; print(sorted({heavy} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
