@@ -12,7 +12,7 @@ _HOMES = {
     "load_task": "tasks",
     "read_recipe": "config",
 }
-__all__ = ["WarmupConfig", "WarmupTrainer", "Writer", "load_task", "read_recipe"]  # noqa: F822  found by __getattr__
+__all__ = ["WarmupConfig", "WarmupTrainer", "Writer", "load_task", "read_recipe"]
 
 
 def __getattr__(name: str) -> Any:

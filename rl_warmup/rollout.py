@@ -38,7 +38,7 @@ class Rollout:
     max_target_length: int
     empty_share: float = 0.0
     anchor_weight: float = 0.0
-    knobs: Knobs = Knobs()  # noqa: RUF009  frozen
+    knobs: Knobs = Knobs()
 
     def plan(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool, **generate: Any) -> list[Plan]:
         """Choose the rows of every prompt of an update. Samples where the phase asks for it; `model` in eval mode.

@@ -282,7 +282,7 @@ class WarmupTrainer(Trainer):
 
     # ------------------------------------------------------------------ logs and checkpoints
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds the rollout's metrics since the last log, and shows a few warmups."""
         if "loss" in logs:
             logs = {**logs, **self.means.flush(self._sum_over_processes), "tau": self.schedule.tau}

@@ -40,7 +40,7 @@ def enable_scoring(model: nn.Module) -> None:
             return stock_forward(*args, **kwargs)
         return ModelOutput(token_logps=_score(self, stock_forward, head, **kwargs))
 
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(forward, model)
     model._warmup_scoring = True  # type: ignore[assignment]
     if all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here
         _check_against_stock(model)

@@ -55,8 +55,8 @@ class Arguments:
         self.columns = list(dict.fromkeys(key for row in batch.prompts for key in row if key not in NOT_COLUMNS))
         if taken := [column for column in self.columns if column in CHEAP + ON_REQUEST]:
             raise ValueError(
-                f"The data has a column {taken[0]!r}, which is also the name of an argument of reward functions. Rename "
-                f"the column; taken are {', '.join((*CHEAP, *ON_REQUEST))}."
+                f"The data has a column {taken[0]!r}, which is also the name of an argument of reward functions. "
+                f"Rename the column; taken are {', '.join((*CHEAP, *ON_REQUEST))}."
             )
 
     def __getitem__(self, name: str) -> Any:

@@ -97,7 +97,7 @@ class RewardBoard:
             trainer_state: handed on, as TRL does.
 
         Returns:
-            The scores, on the device of `target_logps`. A function adds nothing to a row that it leaves unscored (None).
+            The scores, on the device of `target_logps`. A function adds nothing to a row it leaves unscored (None).
 
         Raises:
             RuntimeError: a function failed; the original exception is chained.

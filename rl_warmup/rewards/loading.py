@@ -104,8 +104,8 @@ def _module(place: str, name: str) -> ModuleType:
         return importlib.import_module(place)
     except Exception as error:
         raise ValueError(
-            f"The reward {name!r}: the module {place!r} cannot be imported ({type(error).__name__}: {error}). It has to "
-            f"be installed or on PYTHONPATH; a file is named by its path, `path/to/file.py:function`."
+            f"The reward {name!r}: the module {place!r} cannot be imported ({type(error).__name__}: {error}). It has "
+            f"to be installed or on PYTHONPATH; a file is named by its path, `path/to/file.py:function`."
         ) from error
 
 

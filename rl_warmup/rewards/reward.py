@@ -24,8 +24,8 @@ class Reward:
     """A term `weight * function(...)` of the score of a warmup.
 
     `function` is called with keywords only (see `arguments`) and returns a list with one number or None per warmup; it
-    may be a coroutine function. A method `prepare(tokenizer, layout, law, device)`, where the function is an object that
-    has one, is called once before training.
+    may be a coroutine function. Where it is an object with a method `prepare(tokenizer, layout, law, device)`, that is
+    called once before training.
 
     Raises:
         ValueError: a name, weight or function of the wrong type.
@@ -68,8 +68,9 @@ class Reward:
             needed = p.default is p.empty and p.kind not in VARIADIC
             if needed and p.name not in fixed and not (p.name in named and p.name in on_offer):
                 raise ValueError(
-                    f"Reward {self.name!r} needs an argument {p.name!r}, which is neither in its `kwargs`, nor a column of "
-                    f"the data ({', '.join(offered.columns) or 'none'}), nor one of {', '.join((*CHEAP, *ON_REQUEST))}."
+                    f"Reward {self.name!r} needs an argument {p.name!r}, which is neither in its `kwargs`, nor a "
+                    f"column of the data ({', '.join(offered.columns) or 'none'}), nor one of "
+                    f"{', '.join((*CHEAP, *ON_REQUEST))}."
                 )
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         return {name: offered[name] for name in on_offer if name in named or (takes_all and name not in ON_REQUEST)}

@@ -62,8 +62,8 @@ class TargetLogProb:
         if bool(config.is_encoder_decoder) != is_encoder_decoder:
             kinds = {True: "encoder-decoder", False: "decoder-only"}
             raise ValueError(
-                f"The generator {path!r} is {kinds[not is_encoder_decoder]}, the policy is {kinds[is_encoder_decoder]}. "
-                f"Both score the same rows, so give a generator of the policy's kind."
+                f"The generator {path!r} is {kinds[not is_encoder_decoder]}, the policy is {kinds[is_encoder_decoder]}"
+                f". Both score the same rows, so give a generator of the policy's kind."
             )
         auto = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
         try:
@@ -116,8 +116,8 @@ def _check_vocabulary(path: str, rows: int, tokenizer: Any, policy_rows: int) ->
     """
     if rows < len(tokenizer):
         raise ValueError(
-            f"The generator {path!r} has {rows} embedding rows, the policy's tokenizer has {len(tokenizer)} tokens. Both "
-            f"score the same ids, so give a generator with the policy's vocabulary (its separator included)."
+            f"The generator {path!r} has {rows} embedding rows, the policy's tokenizer has {len(tokenizer)} tokens. "
+            f"Both score the same ids, so give a generator with the policy's vocabulary (its separator included)."
         )
     from transformers import AutoTokenizer
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -125,8 +125,8 @@ def _check_vocabulary(path: str, rows: int, tokenizer: Any, policy_rows: int) ->
     if not get_tokenizer_config(path):
         if rows != policy_rows:
             raise ValueError(
-                f"The generator {path!r} has {rows} embedding rows, the policy {policy_rows}, and no tokenizer lies beside "
-                f"the generator to show that their vocabularies agree. Save the tokenizer there, or give another generator."
+                f"The generator {path!r} has {rows} embedding rows, the policy {policy_rows}, and no tokenizer lies "
+                f"beside the generator to show that the vocabularies agree. Save it there, or give another generator."
             )
         return
     own = tokenizer.get_vocab()

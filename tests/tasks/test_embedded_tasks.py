@@ -15,7 +15,7 @@ def test_all_rows_are_there_and_splits_share_no_prompt(name):
     splits = load_task(name).splits
     assert tuple(len(splits[split]) for split in ("train", "validation", "test")) == COUNTS[name]
     prompts = [{row["prompt"] for row in rows} for rows in splits.values()]
-    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == sum(COUNTS[name])
 
 
 @pytest.mark.parametrize("folder", ["docs-en-de", "gnome-sum-en"])
@@ -32,7 +32,6 @@ def test_directions_mirror_each_other():
     there = load_task("translation", test_size=20).splits["test"]
     back = load_task("translation", source="de", target="en", test_size=20).splits["test"]
     assert [(row["prompt"], row["target"]) for row in there] == [(row["target"], row["prompt"]) for row in back]
-    assert "deactivate" in " ".join(row["prompt"] for row in load_task("translation").splits["train"])
     with pytest.raises(ValueError, match="target='fr'.*en -> de and de -> en"):
         load_task("translation", target="fr")
 

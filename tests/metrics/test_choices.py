@@ -1,0 +1,68 @@
+import pytest
+
+from rl_warmup.metrics import compute
+
+CHOICES = ["Ada", "Ben", "a man", "X"]
+ROWS = [{"choices": CHOICES}]
+
+
+def pick(text: str) -> str | None:
+    """The letter that `text` counts as, found by trying every letter as the target."""
+    right = [letter for letter in "ABCD" if compute(["accuracy"], [text], [letter], ROWS)["accuracy"]]
+    return right[0] if right else None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"), (" b\n", "B"), ("(B)", "B"), ("B)", "B"), ("B.", "B"), ("B) Ben", "B"), ("b: whatever", "B"),
+        ("The answer is B.", "B"), ("Answer: (b)", "B"), ("Ben", "B"), ("ben.", "B"), ("the correct answer is  Ben", "B"),
+        ("B) Ada", "B"), ("a man", "C"), ("A man", "C"), ("x", "D"), ("D", "D"),
+        ("E", None), ("", None), ("Because", None), ("A woman", None), ("BB", None), ("A B", None), ("Ben Ada", None),
+    ],
+)  # fmt: skip
+def test_what_a_prediction_picks(text, letter):
+    assert pick(text) == letter
+    assert compute(["accuracy"], [text], ["A"], ROWS)["unparsed"] == float(letter is None)
+
+
+def test_targets_as_text_are_read_the_same_way():
+    assert compute(["accuracy"], ["B", "Ben", "b) x"], ["B) Ben", "Ben", "B"], ROWS * 3)["accuracy"] == 1.0
+
+
+def test_macro_f1_by_hand():
+    targets = ["A", "A", "A", "B", "B", "C"]
+    predictions = ["A", "A", "B", "B", "nonsense", "A"]
+    # A: 2 hits, 3 said, 3 wanted -> 2*2/6. B: 1 hit, 2 said, 2 wanted -> 2*1/4. C: never said -> 0.
+    scores = compute(["accuracy", "macro_f1"], predictions, targets)
+    assert scores["macro_f1"] == pytest.approx((4 / 6 + 2 / 4 + 0) / 3)
+    assert scores["accuracy"] == pytest.approx(3 / 6)
+    assert scores["unparsed"] == 1.0
+
+
+def test_macro_f1_counts_a_class_that_is_only_predicted():
+    # A: 1 hit, 1 said, 2 wanted -> 2/3. B: said once, never wanted -> 0.
+    assert compute(["macro_f1"], ["A", "B"], ["A", "A"])["macro_f1"] == pytest.approx(1 / 3)
+
+
+def test_macro_f1_equals_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    targets, predictions = list("ABCDABCDAABBCCDD"), list("ABCABBCDDABACCDA")
+    expected = metrics.f1_score(targets, predictions, average="macro")
+    assert compute(["macro_f1"], predictions, targets)["macro_f1"] == pytest.approx(expected)
+
+
+def test_nothing_parsed_is_zero_not_an_error():
+    assert compute(["accuracy", "macro_f1"], ["?", "!"], ["A", "B"]) == {"accuracy": 0, "macro_f1": 0, "unparsed": 2}
+
+
+def test_labels_other_than_letters():
+    scores = compute(["accuracy", "macro_f1"], ["Yes", "no", "perhaps"], ["yes", "yes", "no"])
+    assert scores["accuracy"] == pytest.approx(1 / 3)
+    assert scores["unparsed"] == 1.0
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_a_target_outside_the_choices_is_an_error():
+    with pytest.raises(ValueError, match="target 'Cleo' of row 1 is neither a letter nor the text"):
+        compute(["accuracy"], ["A", "A"], ["A", "Cleo"], ROWS * 2)
