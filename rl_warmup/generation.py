@@ -20,7 +20,7 @@ from rl_warmup.layouts.loading import load_model
 from rl_warmup.layouts.tokens import declare_tokens, read_layout
 from rl_warmup.layouts.writing import write_targets
 
-CONTROLS = ("", "shuffled", "empty", "filler")
+CONTROLS = ("shuffled", "empty_warmup", "filler")
 
 
 @dataclass
@@ -105,7 +105,7 @@ def control_warmups(
     """The warmups a control forces, one per row.
 
     - `shuffled`: another row's own warmup (no row keeps its own): is the warmup used at all?
-    - `empty`: none: is the model better without?
+    - `empty_warmup`: none: is the model better without?
     - `filler`: the given meaningless ids: is it only the extra depth?
 
     Args:
@@ -115,12 +115,12 @@ def control_warmups(
     Raises:
         ValueError: unknown control, or shuffling fewer than two rows.
     """
-    if control == "empty":
+    if control == "empty_warmup":
         return [[] for _ in own]
     if control == "filler":
         return [list(filler or []) for _ in own]
     if control != "shuffled":
-        raise ValueError(f"Unknown control {control!r}. Allowed: {', '.join(filter(None, CONTROLS))}.")
+        raise ValueError(f"Unknown control {control!r}. Allowed: {', '.join(CONTROLS)}.")
     if len(own) < 2:
         raise ValueError("Shuffling warmups across prompts needs at least two rows.")
     order = list(range(len(own)))

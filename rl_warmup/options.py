@@ -80,4 +80,8 @@ class TaskOptions:
     task_kwargs: dict | None = _option(None, "Arguments of the task, e.g. {train_size: 2000}.")
     scratch: dict | None = _option(None, "Sizes of a scratch-t5 / scratch-llama model: width, layers, heads, ...")
     predict_split: str = _option("test", "Split that is predicted and scored after training.", ("validation", "test"))
-    controls: list = _option(["shuffled", "empty"], "Warmup controls scored after training besides the policy's own.")
+    controls: list = _option(
+        ["shuffled", "empty_warmup"], "Scored after training besides own warmups: shuffled, empty_warmup, filler."
+    )
+    overwrite: bool = _option(False, "Let a new run replace the finished or broken one in its output_dir.")
+    show_progress: bool = _option(True, "Progress bars and log lines in the terminal.")

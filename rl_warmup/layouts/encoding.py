@@ -70,6 +70,16 @@ class RowEncoder:
         words = _cut(word_lengths, len(limited) - 1)
         return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
 
+    def encode_prompts(self, prompts: list[str]) -> list[dict[str, Any]]:
+        """Prompts without targets, for inference."""
+        rows = []
+        for index, prompt in enumerate(prompts):
+            where = f"prompt {index}"
+            ids = self._limit(self._prompt_ids(prompt), "prompt", where)
+            if ids is not None:
+                rows.append({"id": where, "prompt": prompt, "prompt_ids": ids})
+        return rows
+
     def _prompt_ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, list):  # TRL's conversational form
             ids = self.tokenizer.apply_chat_template(

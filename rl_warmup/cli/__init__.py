@@ -1,0 +1,1 @@
+"""Thin commands over `run`, `generation` and `report`. Nobody imports them."""

@@ -1,0 +1,56 @@
+"""`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts given as arguments, a file or stdin."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def command(args: list[str]) -> None:
+    """One warmup and one target per prompt, as text or as JSON lines."""
+    parser = argparse.ArgumentParser(prog="rl-warmup generate", description=__doc__)
+    parser.add_argument("model", help="folder that training wrote")
+    parser.add_argument("prompts", nargs="*", help="prompts; none reads one per line from --file or standard input")
+    parser.add_argument("--file", help="text file with one prompt per line")
+    parser.add_argument("--warmup", help="use this warmup instead of the model's own ('' is none)")
+    parser.add_argument(
+        "--sample", action="store_true", help="sample the warmup instead of taking the likeliest tokens"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --sample")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--json", action="store_true", help="JSON lines: prompt, warmup, warmup_finish, prediction")
+    options = parser.parse_args(args)
+    prompts = options.prompts or _lines(options.file)
+    if not prompts:
+        raise ValueError("No prompt was given. Write it behind the model, use --file, or pipe one per line.")
+
+    import torch
+
+    from rl_warmup.generation import Writer
+    from rl_warmup.run import inference_encoder
+
+    writer = Writer.load(options.model)
+    torch.manual_seed(options.seed)
+    rows = inference_encoder(writer).encode_prompts(prompts)
+    forced = None
+    if options.warmup is not None:
+        forced = [writer.tokenizer(options.warmup, add_special_tokens=False)["input_ids"]] * len(rows)
+    for written in writer.predict(rows, options.batch_size, forced, sample_warmup=options.sample):
+        if options.json:
+            keys = ("prompt", "warmup", "warmup_finish", "prediction")
+            print(json.dumps({key: written[key] for key in keys}, ensure_ascii=False))
+        else:
+            print(
+                f"prompt      {written['prompt']}\nwarmup      {written['warmup']}\nprediction  {written['prediction']}\n"
+            )
+
+
+def _lines(path: str | None) -> list[str]:
+    if path is not None and not Path(path).is_file():
+        raise ValueError(f"--file: {path} does not exist.")
+    text = (
+        Path(path).read_text(encoding="utf-8") if path is not None else ("" if sys.stdin.isatty() else sys.stdin.read())
+    )
+    return [line for line in text.splitlines() if line.strip()]

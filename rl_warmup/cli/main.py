@@ -1,0 +1,59 @@
+"""`rl-warmup COMMAND`: finds the command and turns errors meant for people into one line.
+
+Imports nothing heavy itself, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train one recipe, then predict and score it",
+    "evaluate": "predict and score a trained model again, under controls",
+    "generate": "write warmups and targets for prompts",
+    "demo": "train everything small, next to its controls, and compare",
+}
+USAGE = "\n".join(
+    [
+        "rl-warmup: train a model to write a short warmup first and the target after it",
+        "",
+        "usage: rl-warmup COMMAND [--help] ...",
+        "",
+        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
+    ]
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit code. 0 success, 2 a mistake in what was asked for, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if args else 2
+    if args[0] not in COMMANDS:
+        print(f"rl-warmup: unknown command {args[0]!r}. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    return run_command(args[0], args[1:])
+
+
+def run_command(name: str, args: list[str]) -> int:
+    """Run `rl_warmup.cli.<name>` with one-line errors. RL_WARMUP_TRACEBACK=1 shows where an error came from."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import_module(f"rl_warmup.cli.{name}").command(args)
+    except KeyboardInterrupt:
+        print("rl-warmup: interrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, OSError) as error:
+        if os.environ.get("RL_WARMUP_TRACEBACK"):
+            raise
+        print(f"rl-warmup {name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""`rl-warmup train --config RECIPE [--key value ...]`, also `accelerate launch -m rl_warmup.cli.train --config ...`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+HELP = """usage: rl-warmup train --config RECIPE.yaml [--key value ...]
+
+Trains one recipe and leaves a run folder (`output_dir`) with the model, metrics.jsonl, predictions.jsonl and result.json.
+Flags override the recipe: `--key value`, `--key=value` or `key=value`. On several processes:
+`accelerate launch -m rl_warmup.cli.train --config RECIPE.yaml`.
+
+Besides the settings below, every field of transformers.TrainingArguments (learning_rate, max_steps, bf16, seed,
+resume_from_checkpoint auto, ...) and of trl.ModelConfig (model_name_or_path, dtype, use_peft, lora_r, ...) is a setting.
+"""
+
+
+def help_text() -> str:
+    """Usage and every option of ours, made without importing torch."""
+    from rl_warmup.options import TaskOptions, WarmupOptions
+
+    lines = [HELP]
+    for title, cls in (("data and run", TaskOptions), ("warmups", WarmupOptions)):
+        lines += [f"{title}:", *(_line(f) for f in fields(cls)), ""]
+    return "\n".join(lines)
+
+
+def _line(f: Field[Any]) -> str:
+    default = f.default_factory() if f.default_factory is not MISSING else f.default
+    allowed = f" ({', '.join(f.metadata['choices'])})" if "choices" in f.metadata else ""
+    shown = "none" if default is None or default == [] else default
+    return f"  --{f.name:<22} {f.metadata['help']}{allowed} [{shown}]"
+
+
+def command(args: list[str]) -> None:
+    """Read the recipe, train it, print what came out."""
+    if not args or "-h" in args or "--help" in args:
+        print(help_text())
+        return
+    path = None
+    if "--config" in args:
+        at = args.index("--config")
+        if at + 1 == len(args):
+            raise ValueError("--config needs the path of a recipe behind it.")
+        path = args[at + 1]
+        args = args[:at] + args[at + 2 :]
+    from rl_warmup.config import read_recipe
+
+    recipe = read_recipe(path, args)
+    from rl_warmup.report import result_table
+    from rl_warmup.run import train_run
+
+    result = train_run(recipe)
+    print(result_table(result))
+    print(f"\nModel, metrics and predictions: {recipe.config.output_dir}")
+
+
+if __name__ == "__main__":
+    from rl_warmup.cli.main import run_command
+
+    sys.exit(run_command("train", sys.argv[1:]))

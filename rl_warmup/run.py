@@ -1,0 +1,217 @@
+"""A run is a recipe, a seed and a folder: train, predict, score, and leave every result as a file.
+
+Knows: tasks, metrics, the trainer and the run folder. Must not know: flags, or how a terminal looks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_warmup import _trl
+from rl_warmup.config import Recipe, build_recipe
+from rl_warmup.generation import CONTROLS, Writer, control_warmups
+from rl_warmup.layouts.encoding import RowEncoder
+from rl_warmup.layouts.loading import load_model
+from rl_warmup.layouts.tokens import read_layout
+from rl_warmup.metrics import compute, signatures
+from rl_warmup.run_folder import write_json, write_jsonl
+from rl_warmup.tasks import Task, load_task, rows_hash
+from rl_warmup.trainer import WarmupTrainer
+
+RESULT = "result.json"
+
+
+def train_run(recipe: Recipe) -> dict[str, Any]:
+    """Train one recipe, predict its test split with the policy's own warmups and under the controls, and save all of it.
+
+    Files in `output_dir`: recipe.yaml, metrics.jsonl, timing.jsonl, warmups.jsonl, environment.json, the model with its
+    tokenizer and warmup_layout.json, predictions.jsonl (one more per control) and result.json.
+
+    Returns:
+        What result.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups).
+
+    Raises:
+        ValueError: a setting, a row or the folder cannot be used.
+    """
+    folder = Path(str(recipe.config.output_dir))
+    resume = _checkpoint(recipe, folder)
+    check_controls(recipe.task.controls)
+    task = load_task(recipe.task.task, **(recipe.task.task_kwargs or {}))
+    if recipe.config.cold_start == "race" and resume is None:
+        recipe = race(recipe, task)
+    recipe.save(folder)
+    trainer = make_trainer(recipe, task)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(str(folder))
+    scored = predict_and_score(
+        trainer.writer(), task, recipe.task.predict_split, folder, _controls(recipe), recipe.config.per_device_eval_batch_size,
+        trainer.encoder, trainer.rollout.context.filler_ids, show_progress=recipe.task.show_progress,
+    )  # fmt: skip
+    result = {
+        "task": task.name,
+        "model": recipe.model.model_name_or_path,
+        "objective": recipe.config.objective,
+        "seed": recipe.config.seed,
+        "updates": trainer.state.global_step,
+        "train_seconds": round(trainer.run_folder.train_seconds, 3),
+        "switched_at": trainer.schedule.switched_at,
+        **scored,
+    }
+    write_json(folder / RESULT, result)
+    return result
+
+
+def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
+    """The trainer a recipe describes, with its model, rows and headline metrics in place."""
+    config, choice = recipe.config, recipe.model
+    config.disable_tqdm = not recipe.task.show_progress
+    if not task.splits["train"]:
+        raise ValueError(f"The task {task.name} has no training rows.")
+    kwargs: dict[str, Any] = {"dtype": choice.dtype or "float32", "revision": choice.model_revision}
+    if choice.attn_implementation:
+        kwargs["attn_implementation"] = choice.attn_implementation
+    model, tokenizer = load_model(
+        choice.model_name_or_path,
+        lambda: (text for row in task.splits["train"] for text in (row["prompt"], row["target"])),
+        recipe.task.scratch, config.seed, **kwargs,
+    )  # fmt: skip
+    validation = task.splits["validation"] if config.eval_strategy != "no" else None
+    return WarmupTrainer(
+        model=model, args=config, train_dataset=task.splits["train"], eval_dataset=validation or None,
+        processing_class=tokenizer, peft_config=_trl.peft_config(choice),
+        compute_metrics=lambda predictions: score_predictions(task, predictions),
+    )  # fmt: skip
+
+
+def race(recipe: Recipe, task: Task) -> Recipe:
+    """Give every proposal `race_steps` updates from the same start; the one whose policy does best on validation wins.
+
+    What counts is log P(y|x) with the policy's own sampled warmups: the early likelihood of the proposals themselves was
+    measured to pick the wrong one, as a proposal that copies the target always looks best.
+
+    Returns:
+        The recipe with the winner as its only proposal. The standings are written to `race/race.json`.
+    """
+    folder = Path(str(recipe.config.output_dir), "race")
+    standings = {}
+    for proposal in recipe.config.proposals:
+        settings = {
+            "proposals": [proposal], "cold_start": "one", "proposal_only": True, "max_steps": recipe.config.race_steps,
+            "eval_strategy": "no", "save_strategy": "no", "output_dir": str(folder / proposal),
+        }  # fmt: skip
+        trainer = make_trainer(build_recipe({**recipe.values, **settings}), _with_validation(task))
+        trainer.train()
+        trainer.text_metrics = None
+        rows = trainer.encoder.encode_all(task.splits["validation"], "validation")
+        standings[proposal] = trainer.evaluate(rows)["eval_target_bound"]
+    winner = max(standings, key=lambda name: standings[name])
+    write_json(folder / "race.json", {"steps": recipe.config.race_steps, "target_bound": standings, "winner": winner})
+    return build_recipe({**recipe.values, "proposals": [winner], "cold_start": "one"})
+
+
+def predict_and_score(
+    writer: Writer,
+    task: Task,
+    split: str,
+    folder: Path,
+    controls: Sequence[str],
+    batch_size: int,
+    encoder: RowEncoder | None = None,
+    filler: Sequence[int] = (),
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Predict a split with own warmups and under each control; write predictions*.jsonl.
+
+    Returns:
+        `split`, `rows`, `rows_hash`, `signatures`, and `metrics`: {control: {metric: value}}, "" for own warmups.
+    """
+    rows = (encoder or inference_encoder(writer)).encode_all(task.splits[split], split)
+    own = writer.predict(rows, batch_size, show_progress=show_progress)
+    write_jsonl(folder / "predictions.jsonl", own)
+    metrics = {"": score_predictions(task, own)}
+    for control in controls:
+        forced = control_warmups(control, own, list(filler) * writer.law.max_length)
+        if control == "filler":
+            forced = [ids[: writer.law.max_length] for ids in forced]
+        predictions = writer.predict(rows, batch_size, forced, show_progress=show_progress)
+        write_jsonl(folder / f"predictions.{control}.jsonl", predictions)
+        metrics[control] = score_predictions(task, predictions)
+    known = signatures(task.metrics)
+    return {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": known, "metrics": metrics}
+
+
+def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str, float]:
+    """The task's metrics over predictions."""
+    return compute(
+        task.metrics, [p["prediction"] for p in predictions], [p["target"] for p in predictions], predictions
+    )
+
+
+def inference_encoder(writer: Writer) -> RowEncoder:
+    """Encodes rows for a loaded model as training did; over-long prompts are cut, as nothing is lost by predicting."""
+    limit = read_layout(writer.model.name_or_path).get("max_prompt_length")
+    return RowEncoder(
+        writer.tokenizer, writer.law.separator_id, limit, None, prompt_truncation="right",
+        encoder_decoder=writer.model.config.is_encoder_decoder,
+    )  # fmt: skip
+
+
+def check_controls(controls: Sequence[str]) -> None:
+    """Raises ValueError for a control that does not exist."""
+    for control in controls:
+        if control not in CONTROLS:
+            raise ValueError(f"controls: {control!r} is not a control. Allowed: {', '.join(CONTROLS)}.")
+
+
+def _controls(recipe: Recipe) -> list[str]:
+    return (
+        [] if recipe.config.objective == "sft" else list(recipe.task.controls)
+    )  # without warmups there is nothing to vary
+
+
+def _with_validation(task: Task) -> Task:
+    if not task.splits["validation"]:
+        raise ValueError(f"cold_start: a race is decided on validation rows, and the task {task.name} has none.")
+    return dataclasses.replace(task)
+
+
+def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
+    """The checkpoint to resume from; refuses to write over an earlier run unasked."""
+    wanted = recipe.config.resume_from_checkpoint
+    if wanted in (True, "auto", "true"):
+        # trainer_state.json is written last: a checkpoint without it was cut off by a kill
+        complete = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
+        newest = max(complete, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+        return None if newest is None else str(newest)
+    if wanted:
+        if not Path(wanted, "trainer_state.json").is_file():
+            raise ValueError(
+                f"resume_from_checkpoint: {wanted} is no complete checkpoint (it has no trainer_state.json)."
+            )
+        return str(wanted)
+    if (folder / "metrics.jsonl").is_file():
+        if not recipe.task.overwrite:
+            raise ValueError(
+                f"output_dir: {folder} already holds a run. Choose another folder, continue it with "
+                f"`--resume_from_checkpoint auto`, or replace it with `--overwrite true`."
+            )
+        for stale in folder.glob("checkpoint-*"):
+            shutil.rmtree(stale)
+    return None
+
+
+def read_result(folder: str | Path) -> dict[str, Any]:
+    """result.json of a finished run.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    path = Path(folder, RESULT)
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {RESULT}: the run is not finished, or this is not a run folder.")
+    return json.loads(path.read_text(encoding="utf-8"))
