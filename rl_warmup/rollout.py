@@ -114,13 +114,14 @@ class Rollout:
             written = write_targets(
                 model, self.layout, self.law, ids, self.max_target_length, nothing, sample_target=True, **generate
             )
-            drafts = [self._as_warmup(w.target) for w in written]
+            drafts = [Warmup(w.target, "proposal") for w in written]
         return [
-            [drafts[i] if name == DRAFT else propose(name, row, self.context) for name in self.proposals]
+            [self._allowed(drafts[i] if name == DRAFT else propose(name, row, self.context)) for name in self.proposals]
             for i, row in enumerate(prompts)
         ]
 
-    def _as_warmup(self, ids: list[int]) -> Warmup:
-        """A drafted target as a proposal: without tokens that a warmup may not hold."""
-        allowed = [i for i in ids if not self.law.banned[i] and i != self.law.separator_id]
-        return Warmup(allowed[: self.law.max_length], "proposal")
+    def _allowed(self, proposal: Warmup) -> Warmup:
+        """A proposal without tokens that a warmup may not hold (an unknown word, a special token of a draft)."""
+        banned = self.law.banned[proposal.ids].tolist()
+        ids = [i for i, no in zip(proposal.ids, banned, strict=True) if not no and i != self.law.separator_id]
+        return Warmup(ids[: self.law.max_length], "proposal")

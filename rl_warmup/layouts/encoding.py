@@ -59,7 +59,10 @@ class RowEncoder:
             raise ValueError(
                 f"{where}: the {target_column} is empty ({row[target_column]!r}). Remove the row or fill it."
             )
-        prompt_ids = self._limit(self._prompt_ids(row["prompt"]), "prompt", where)
+        prompt_ids = self._prompt_ids(row["prompt"])
+        if not prompt_ids:
+            raise ValueError(f"{where}: the prompt is empty ({row['prompt']!r}), so nothing precedes the warmup. Fill it.")
+        prompt_ids = self._limit(prompt_ids, "prompt", where)
         target_ids, word_lengths = self._target_ids(target)
         limited = self._limit([*target_ids, self.tokenizer.eos_token_id], "target", where)
         if prompt_ids is None or limited is None:
@@ -98,10 +101,12 @@ class RowEncoder:
             return ids, [1] * len(ids)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         lengths: list[int] = []
+        begin = 0  # of the current word; a lone space (`▁`, `Ġ`) belongs to the word that follows it
         for start, _ in encoding["offset_mapping"]:
-            begins = start == 0 or text[start : start + 1].isspace() or text[start - 1].isspace()
-            if begins or not lengths:
+            at_edge = text[start : start + 1].isspace() or text[max(start - 1, 0) : start].isspace()
+            if not lengths or (at_edge and text[begin:start].strip()):
                 lengths.append(1)
+                begin = start
             else:
                 lengths[-1] += 1
         return list(encoding["input_ids"]), lengths

@@ -8,6 +8,7 @@ positions alone go through it, in float32, inside one call of the head module, s
 
 from __future__ import annotations
 
+import inspect
 import types
 from typing import Any
 
@@ -38,8 +39,13 @@ def enable_scoring(model: nn.Module) -> None:
     def forward(self: Any, *args: Any, warmup_scoring: bool = False, **kwargs: Any) -> Any:
         if not warmup_scoring:
             return stock_forward(*args, **kwargs)
-        return ModelOutput(token_logps=_score(self, stock_forward, head, **kwargs))
+        given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes what nobody set as None
+        return ModelOutput(token_logps=_score(self, stock_forward, head, **given))
 
+    # `generate` reads the signature to learn whether to pass position_ids (left-padded prompts) and logits_to_keep.
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    stock = inspect.signature(stock_forward)
+    forward.__signature__ = stock.replace(parameters=[own, *stock.parameters.values()])  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
     model._warmup_scoring = True  # type: ignore[assignment]
     if all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here
@@ -111,6 +117,7 @@ class _Head:
     """The model's output embeddings, able to hand out their input (`capture`) or to score tokens (call)."""
 
     def __init__(self, model: Any) -> None:
+        self.model = model
         self.module = model.get_output_embeddings()
         self.finish = _logits_after_head(model.config)
         self.captured: Tensor | None = None
@@ -138,6 +145,11 @@ class _Head:
 
     def capture(self, stock_forward: Any, **inputs: Any) -> Tensor:
         """Hidden states right before the head, after whatever scaling the model applies to them."""
+        if self.model.get_output_embeddings() is not self.module:
+            raise ValueError(
+                "The output head was replaced after scoring was enabled, so it would be left out of the log-probabilities. "
+                "Leave it (lm_head) out of the adapter's target_modules and modules_to_save."
+            )
         self.capturing = True
         try:
             stock_forward(**inputs, use_cache=False)

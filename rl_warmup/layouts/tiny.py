@@ -90,6 +90,8 @@ def build_model(kind: str, tokenizer: Any, size: TinySize, seed: int = 0) -> Any
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=size.width, intermediate_size=inner, num_hidden_layers=size.layers,
             num_attention_heads=size.heads, num_key_value_heads=size.heads, bos_token_id=tokenizer.bos_token_id,
-            max_position_embeddings=size.max_positions, tie_word_embeddings=True, **ids,
+            max_position_embeddings=size.max_positions, tie_word_embeddings=True,
+            initializer_range=size.width**-0.5,  # the default 0.02 suits wide models; at width 64 nothing was learned
+            **ids,
         )
     )  # fmt: skip

@@ -79,7 +79,8 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
     never = special | set(tokenizer.all_special_ids) | {tokenizer.pad_token_id, tokenizer.eos_token_id}
     start = getattr(model.config, "decoder_start_token_id", None)
     never |= {start} if start is not None else set()
-    banned[[i for i in never if i != separator_id and i < rows]] = True
+    banned[[i for i in never if i < rows]] = True
+    banned[separator_id] = False
     return LayoutTokens(name, separator_id, tokenizer.pad_token_id, tokenizer.eos_token_id, banned)
 
 
@@ -100,7 +101,7 @@ def _added_token(model: Any, tokenizer: Any, rows: int) -> str:
                 f"Name an unused token with `separator: <token>`."
             )
         model.resize_token_embeddings(len(tokenizer) + 1)
-    tokenizer.add_special_tokens({"additional_special_tokens": [ADDED_SEPARATOR]})
+    tokenizer.add_tokens([ADDED_SEPARATOR], special_tokens=True)  # add_special_tokens would replace the existing list
     return ADDED_SEPARATOR
 
 

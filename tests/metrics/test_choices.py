@@ -16,7 +16,8 @@ def pick(text: str) -> str | None:
     ("text", "letter"),
     [
         ("B", "B"), (" b\n", "B"), ("(B)", "B"), ("B)", "B"), ("B.", "B"), ("B) Ben", "B"), ("b: whatever", "B"),
-        ("The answer is B.", "B"), ("Answer: (b)", "B"), ("Ben", "B"), ("ben.", "B"), ("the correct answer is  Ben", "B"),
+        ("The answer is B.", "B"), ("Answer: (b)", "B"), ("Ben", "B"), ("ben.", "B"),
+        ("the correct answer is  Ben", "B"),
         ("B) Ada", "B"), ("a man", "C"), ("A man", "C"), ("x", "D"), ("D", "D"),
         ("E", None), ("", None), ("Because", None), ("A woman", None), ("BB", None), ("A B", None), ("Ben Ada", None),
     ],

@@ -10,7 +10,7 @@ TARGETS = ["the cat sat on the mat", "the dog barks at night"]
 
 def test_bleu_by_hand():
     pytest.importorskip("sacrebleu")
-    # hits/total: 1-grams 6+4 of 7+5, 2-grams 5+3 of 6+4, 3-grams 4+2 of 5+3, 4-grams 3+1 of 4+2; 12 words for 11: no penalty
+    # hits of all: 1-grams 6+4 of 7+5, 2-grams 5+3 of 6+4, 3-grams 4+2 of 5+3, 4-grams 3+1 of 4+2; longer, so no penalty
     precisions = [10 / 12, 8 / 10, 6 / 8, 4 / 6]
     expected = 100 * math.prod(precisions) ** 0.25
     assert compute(["bleu"], PREDICTIONS, TARGETS)["bleu"] == pytest.approx(expected)

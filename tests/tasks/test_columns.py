@@ -13,7 +13,7 @@ def test_pick_follows_dots_but_prefers_a_literal_name():
 
 
 def test_a_missing_column_names_the_nearest_and_the_available():
-    with pytest.raises(ValueError, match="f:3: no column 'translation.dee'") as error:
+    with pytest.raises(ValueError, match=r"f:3: no column 'translation.dee'") as error:
         pick(RECORD, "translation.dee", "f:3")
     assert "did you mean 'translation.de'?" in str(error.value)
     assert "available: id, translation, translation.en, translation.de, a.b" in str(error.value)

@@ -32,7 +32,7 @@ def test_directions_mirror_each_other():
     there = load_task("translation", test_size=20).splits["test"]
     back = load_task("translation", source="de", target="en", test_size=20).splits["test"]
     assert [(row["prompt"], row["target"]) for row in there] == [(row["target"], row["prompt"]) for row in back]
-    with pytest.raises(ValueError, match="target='fr'.*en -> de and de -> en"):
+    with pytest.raises(ValueError, match=r"target='fr'.*en -> de and de -> en"):
         load_task("translation", target="fr")
 
 
@@ -41,7 +41,7 @@ def test_template_changes_the_prompt_only():
     told = load_task("translation", test_size=5, prompt_template="translate: {text}").splits["test"]
     assert [row["prompt"] for row in told] == ["translate: " + row["prompt"] for row in plain]
     assert [row["target"] for row in told] == [row["target"] for row in plain]
-    with pytest.raises(ValueError, match="'source'.*known: text"):
+    with pytest.raises(ValueError, match=r"'source'.*known: text"):
         load_task("summarization", prompt_template="{source}")
 
 

@@ -37,7 +37,7 @@ def test_one_split_may_serve_as_another(folder):
 
 
 def test_missing_split_size_and_column(folder):
-    with pytest.raises(ValueError, match="no split 'tset'.*did you mean 'test'.*available: train, test; set test"):
+    with pytest.raises(ValueError, match=r"no split 'tset'.*did you mean 'test'.*available: train, test; set test"):
         load_task("hub", **folder, test="tset")
     with pytest.raises(ValueError, match="validation_size=1, but 0 rows"):
         load_task("hub", **folder, validation_size=1)

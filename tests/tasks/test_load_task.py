@@ -29,13 +29,13 @@ def test_every_embedded_task_loads_by_name():
 
 
 def test_unknown_task_names_the_nearest_and_all():
-    with pytest.raises(ValueError, match="unknown task 'leger'.*did you mean 'ledger'") as error:
+    with pytest.raises(ValueError, match=r"unknown task 'leger'.*did you mean 'ledger'") as error:
         load_task("leger")
     assert all(name in str(error.value) for name in (*TASKS, "package.module:function"))
 
 
 def test_unknown_and_missing_arguments_are_named():
-    with pytest.raises(ValueError, match="'ledger' has no argument 'lenght'.*did you mean 'length'") as error:
+    with pytest.raises(ValueError, match=r"'ledger' has no argument 'lenght'.*did you mean 'length'") as error:
         load_task("ledger", lenght=3)
     assert "allowed: length, modulus, train_size" in str(error.value)
     with pytest.raises(ValueError, match="'hub' needs dataset_name"):

@@ -48,11 +48,11 @@ def test_seed_decides_and_test_rows_do_not_depend_on_train_size():
 
 
 def test_faults():
-    with pytest.raises(ValueError, match="unknown family 'knigths'.*did you mean 'knights'"):
+    with pytest.raises(ValueError, match=r"unknown family 'knigths'.*did you mean 'knights'"):
         multiple_choice.load(["knigths"])
-    with pytest.raises(ValueError, match="target_style='word'.*letter, text"):
+    with pytest.raises(ValueError, match=r"target_style='word'.*letter, text"):
         multiple_choice.load(target_style="word")
-    with pytest.raises(ValueError, match="no known field 'option'.*did you mean 'options'"):
+    with pytest.raises(ValueError, match=r"no known field 'option'.*did you mean 'options'"):
         multiple_choice.load(prompt_template="{option}")
     with pytest.raises(ValueError, match="families is empty"):
         multiple_choice.load([])

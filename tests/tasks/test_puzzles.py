@@ -9,6 +9,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
+from rl_warmup.tasks import load_task
 from rl_warmup.tasks.puzzles import FAMILIES, Puzzle
 
 PUZZLES_PER_FAMILY = 300
@@ -52,7 +53,7 @@ def right_weekdays(puzzle: Puzzle) -> set[str]:
 
 
 def right_classes(puzzle: Puzzle) -> set[str]:
-    """Choices that hold in every one of the 2**16 models (which of the 16 kinds of thing exist) that fit the premises."""
+    """Choices that hold in every one of the 2**16 models (which of 16 kinds of thing exist) that fit the premises."""
     intro, *premises = puzzle.context.removesuffix(".").split(". ")
     names = re.findall(r"\w+", intro.removeprefix("There is at least one of each of these: ").replace(" and ", ", "))
     assert len(names) == 4
@@ -72,9 +73,11 @@ def right_classes(puzzle: Puzzle) -> set[str]:
             return ~exists(lambda member: member[i] and member[j])
         return exists(lambda member: member[i] and member[j] != bool(negation))
 
-    fits = np.logical_and.reduce([exists(lambda member, i=i: member[i]) for i in range(4)])
-    fits &= np.logical_and.reduce([holds(premise) for premise in premises])
+    given = [exists(lambda member, i=i: member[i]) for i in range(4)] + [holds(premise) for premise in premises]
+    fits = np.logical_and.reduce(given)
     assert fits.any()
+    for k in range(4, len(given)):  # no premise follows from the others
+        assert not given[k][np.logical_and.reduce(given[:k] + given[k + 1 :])].all()
     return {choice for choice in (puzzle.answer, *puzzle.distractors) if holds(choice)[fits].all()}
 
 
@@ -164,6 +167,15 @@ def test_only_the_labelled_choice_is_right(family):
         right = SOLVERS[family](puzzle)
         assert right == {puzzle.answer}, puzzle
         assert len({puzzle.answer, *puzzle.distractors}) == 4
+
+
+def test_the_letter_of_every_row_is_right():
+    for row in load_task("multiple_choice", train_size=200, validation_size=0, test_size=0).splits["train"]:
+        context, question, options = row["prompt"].split("\n")
+        choices = re.split(r" ?[ABCD]\) ", options)[1:]
+        labelled = choices.pop("ABCD".index(row["target"]))
+        puzzle = Puzzle(context, question, labelled, tuple(choices))
+        assert SOLVERS[row["family"]](puzzle) == {labelled}, row["prompt"]
 
 
 def test_wrong_conclusions_have_the_form_of_the_right_one():

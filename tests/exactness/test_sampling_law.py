@@ -1,0 +1,172 @@
+"""Sampling and scoring are one law: what is drawn has exactly the probability that is scored."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from rl_warmup.batch import Warmup
+from rl_warmup.layouts.writing import write_targets, write_warmups
+
+HOSTILE = {
+    "repetition_penalty": 5.0, "top_k": 1, "top_p": 0.1, "temperature": 0.1, "typical_p": 0.2, "min_p": 0.9,
+    "no_repeat_ngram_size": 1, "encoder_repetition_penalty": 3.0, "suppress_tokens": [6, 7], "bad_words_ids": [[8]],
+    "begin_suppress_tokens": [9], "forced_eos_token_id": 1, "min_new_tokens": 2, "max_length": 4, "num_beams": 3,
+    "do_sample": False, "exponential_decay_length_penalty": (0, 3.0), "eos_token_id": [10, 11],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["scratch-t5", "scratch-llama"])
+def hostile_lab(request, new_lab):
+    """A model whose checkpoint asks for everything that would bend the law, in both layouts."""
+    lab = new_lab(request.param)
+    lab.model.generation_config = GenerationConfig(**HOSTILE)
+    return lab
+
+
+def key(warmup: Warmup) -> tuple:
+    return tuple(warmup.ids), warmup.finish
+
+
+def naive_law(lab, row, law) -> dict[tuple, float]:
+    """Every warmup and its probability, token by token with the stock model; a plain loop, no shared code."""
+    found: dict[tuple, float] = {}
+
+    def next_probabilities(written: list[int]) -> dict[int, float]:
+        if lab.model.config.is_encoder_decoder:
+            decoder = torch.tensor([[lab.model.config.decoder_start_token_id, *written]])
+            logits = lab.model(input_ids=torch.tensor([row["prompt_ids"]]), decoder_input_ids=decoder).logits[0, -1]
+        else:
+            logits = lab.model(input_ids=torch.tensor([[*row["prompt_ids"], *written]])).logits[0, -1]
+        allowed = [i for i in range(len(logits)) if not law.banned[i]]
+        if len(written) < law.min_length:
+            allowed.remove(law.separator_id)
+        weights = {i: math.exp(logits[i].item() / law.temperature) for i in allowed}
+        total, kept, mass = sum(weights.values()), {}, 0.0
+        for i in sorted(weights, key=weights.get, reverse=True):
+            if mass >= law.top_p:
+                break
+            kept[i] = weights[i] / total
+            mass += kept[i]
+        return {i: p / sum(kept.values()) for i, p in kept.items()}
+
+    def grow(written: list[int], probability: float) -> None:
+        if len(written) == law.max_length:
+            found[tuple(written), "length"] = probability
+            return
+        for token, p in next_probabilities(written).items():
+            if token == law.separator_id:
+                found[tuple(written), "separator"] = probability * p
+            else:
+                grow([*written, token], probability * p)
+
+    with torch.no_grad():
+        grow([], 1.0)
+    return found
+
+
+def chi_square_p_value(counts: Counter, law: dict[tuple, float]) -> float:
+    """How surprising the counts are; rare outcomes are pooled."""
+    total, cells, rest, expected_rest = sum(counts.values()), [], 0, 0.0
+    for outcome, probability in law.items():
+        if total * probability >= 5:
+            cells.append((counts[outcome], total * probability))
+        else:
+            rest, expected_rest = rest + counts[outcome], expected_rest + total * probability
+    if expected_rest >= 1:
+        cells.append((rest, expected_rest))
+    assert len(cells) > 1, "a law with one outcome tests nothing"
+    statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells)
+    return 1 - torch.special.gammainc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)).item()
+
+
+LAWS = {
+    "plain": {"min_length": 0, "max_length": 2},
+    "tempered": {"min_length": 1, "max_length": 2, "temperature": 1.7},
+    "nucleus": {"min_length": 1, "max_length": 2, "temperature": 2.0, "top_p": 0.8},
+}
+
+
+@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
+def test_scored_probability_of_every_warmup_is_the_naive_one(hostile_lab, settings):
+    lab = hostile_lab
+    law, row = lab.law("a b c", **settings), lab.row("d e f", "g")
+    exact = naive_law(lab, row, law)
+    assert sum(exact.values()) == pytest.approx(1, abs=1e-6)
+    if law.top_p == 1:
+        assert set(exact) == {key(warmup) for warmup in lab.all_warmups(law)}
+    scored = lab.score(row, [Warmup(list(ids), finish) for ids, finish in exact], law).warmup_logprob.exp()
+    assert scored.tolist() == pytest.approx(list(exact.values()), rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
+def test_frequencies_are_the_scored_probabilities(hostile_lab, settings):
+    """Two prompts of different length in one call, so that padding would show too."""
+    lab, draws = hostile_lab, 3000
+    law, rows = lab.law("a b c", **settings), [lab.row("d e f g h", "g"), lab.row("h", "g")]
+    sampled = write_warmups(lab.model, lab.layout, law, [row["prompt_ids"] for row in rows], draws)
+    assert len(sampled) == 2 * draws
+    for i, row in enumerate(rows):
+        counts = Counter(map(key, sampled[i * draws : (i + 1) * draws]))
+        exact = naive_law(lab, row, law)
+        assert set(counts) <= set(exact)
+        assert chi_square_p_value(counts, exact) > 1e-4, (counts, exact)
+
+
+def test_surprise_averages_to_the_entropy_of_an_enumerated_law(hostile_lab):
+    lab, draws = hostile_lab, 4000
+    law, row = lab.law("a b c", min_length=1, max_length=2, temperature=1.3), lab.row("d e f", "g")
+    space = lab.all_warmups(law)
+    logps = lab.score(row, space, law).warmup_logprob.detach().double()
+    entropy = -(logps.exp() * logps).sum().item()
+    table = {key(warmup): -logp for warmup, logp in zip(space, logps.tolist(), strict=True)}
+    sampled = write_warmups(lab.model, lab.layout, law, [row["prompt_ids"]], draws)
+    surprise = torch.tensor([table[key(warmup)] for warmup in sampled])
+    assert abs(surprise.mean().item() - entropy) < 4 * surprise.std().item() / draws**0.5
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1.2}, {"min_length": 2, "top_p": 0.8}], ids=["plain", "nucleus"])
+def test_surprise_averages_to_the_summed_entropy_of_its_steps(hostile_lab, settings):
+    """The whole vocabulary and five steps, too many to enumerate: E[-log P(c|x)] = E[Σ_t H(P(.|x, c_<t))]."""
+    lab, draws = hostile_lab, 1500
+    law, row = lab.law(max_length=5, **settings), lab.row("d e f", "g")
+    sampled = write_warmups(lab.model, lab.layout, law, [row["prompt_ids"]], draws)
+    assert {warmup.finish for warmup in sampled} == {"separator", "length"}
+    batch = lab.batch(row, sampled)
+    with torch.no_grad():
+        surprise = -lab.score(row, sampled, law).warmup_logprob
+        if lab.model.config.is_encoder_decoder:
+            start = torch.full_like(batch.seq_ids[:, :1], lab.model.config.decoder_start_token_id)
+            prompts = batch.prompt_ids.expand(draws, -1)
+            logits = lab.model(input_ids=prompts, decoder_input_ids=torch.cat([start, batch.seq_ids[:, :-1]], 1)).logits
+        else:
+            logits = lab.model(input_ids=batch.seq_ids).logits.roll(1, 1)  # position t-1 predicts token t
+    first = 0 if lab.model.config.is_encoder_decoder else len(row["prompt_ids"])
+    entropy = torch.zeros(draws)
+    for step in range(law.max_length):
+        logps = law.restrict(logits[:, first + step], torch.full((draws,), step)).log_softmax(1)
+        entropy += -(logps.exp() * logps.nan_to_num(neginf=0)).sum(1) * batch.warmup_mask[:, first + step]
+    difference = surprise - entropy  # a martingale: zero on average at every step
+    assert surprise.std() > 0.1
+    assert abs(difference.mean().item()) < 4 * difference.std().item() / draws**0.5
+
+
+def test_inference_samples_from_the_same_law(hostile_lab):
+    lab, draws = hostile_lab, 3000
+    law, row = lab.law("a b c", min_length=1, max_length=2, temperature=1.7, top_p=0.9), lab.row("d e f", "g")
+    written = write_targets(lab.model, lab.layout, law, [row["prompt_ids"]] * draws, 2, sample_warmup=True)
+    exact = naive_law(lab, row, law)
+    assert chi_square_p_value(Counter(key(w.warmup) for w in written), exact) > 1e-4
+    assert len({key(w.warmup) for w in written}) > 3
+
+
+def test_a_draw_at_the_edge_of_the_nucleus_or_short_of_the_minimum_stays_finite(hostile_lab):
+    """Chosen tokens are never masked: a proposal is no sample of the law, yet the policy can learn it."""
+    lab = hostile_lab
+    law, row = lab.law("a b c", min_length=2, max_length=3, top_p=0.1), lab.row("d e", "g")
+    proposals = [Warmup(lab.ids(words), "proposal") for words in ("a", "b c a", "a b", "c c c")] + [Warmup([], "proposal")]
+    assert lab.score(row, proposals, law).warmup_logprob.isfinite().all()

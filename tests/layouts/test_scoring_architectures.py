@@ -1,0 +1,208 @@
+"""Scoring equals the stock model, one unpadded row at a time, for every family the package names."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MT5Config,
+    Qwen2Config,
+    T5Config,
+    UMT5Config,
+)
+
+from rl_warmup.batch import RowKind, Warmup
+from rl_warmup.layouts import LayoutTokens, make_layout
+from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.scoring import enable_scoring, score
+from rl_warmup.layouts.splice import splice
+from rl_warmup.layouts.writing import write_warmups
+
+VOCAB, SEPARATOR = 20, 4
+ids = {"vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1}
+encoder_decoder = {
+    "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 2, "num_heads": 2,
+    "decoder_start_token_id": 0, **ids,
+}  # fmt: skip
+decoder_only = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "bos_token_id": 3, "max_position_embeddings": 64, **ids,
+}  # fmt: skip
+gated = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+CONFIGS = {
+    "t5": T5Config(**encoder_decoder),
+    "t5-v1.1": T5Config(**encoder_decoder, **gated),
+    "mt5": MT5Config(**encoder_decoder, **gated),
+    "umt5": UMT5Config(**encoder_decoder, **gated),
+    "bart": BartConfig(
+        d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64, decoder_start_token_id=1, **ids,
+    ),
+    "llama": LlamaConfig(**decoder_only),
+    "llama-tied": LlamaConfig(**decoder_only, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**decoder_only, tie_word_embeddings=True),
+    "gemma2": Gemma2Config(**decoder_only, head_dim=8, final_logit_softcapping=1.5, sliding_window=4),
+    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **ids),
+    "granite": GraniteConfig(**decoder_only, logits_scaling=3.0, embedding_multiplier=2.0),
+    "cohere": CohereConfig(**decoder_only, logit_scale=0.25),
+}  # fmt: skip
+
+
+def build(name: str, dtype: torch.dtype = torch.float32):
+    """Random weights, larger than usual so that contexts and caps matter; dropout off."""
+    config = copy.deepcopy(CONFIGS[name])
+    torch.manual_seed(1)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.to(dtype).eval()
+
+
+PROMPTS = [
+    {"prompt_ids": [3, 7, 8, 9, 10], "target_ids": [11, 12, 1]},
+    {"prompt_ids": [5], "target_ids": [6, 6, 6, 13, 1]},
+]
+ROWS = [
+    (0, RowKind.GROUP, Warmup([14, 15, 16], "length")),
+    (0, RowKind.GROUP, Warmup([14], "separator")),
+    (1, RowKind.GROUP, Warmup([8, 8], "separator")),
+    (1, RowKind.GROUP, Warmup([7], "proposal")),
+    (1, RowKind.EMPTY, Warmup([], "empty")),
+]
+
+
+def lay_out(model):
+    banned = torch.zeros(VOCAB, dtype=torch.bool)
+    banned[:4] = True
+    layout = make_layout(model, LayoutTokens("<sep>", SEPARATOR, 0, 1, banned))
+    law = WarmupLaw(SEPARATOR, banned, temperature=1.4, min_length=1, max_length=3)
+    return splice(layout, PROMPTS, ROWS, 2), layout, law
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equals_the_stock_model_row_by_row(name, stock):
+    untouched = build(name)
+    model = copy.deepcopy(untouched)
+    enable_scoring(model)
+    batch, _, law = lay_out(model)
+    scores = score(model, batch, law)
+    for row in range(len(ROWS)):
+        expected = stock(untouched, batch, row)
+        got = scores.token_logps[row, : len(expected)]
+        is_target = batch.target_mask[row, : len(expected)].bool()
+        torch.testing.assert_close(got[is_target], expected[is_target], rtol=1e-5, atol=1e-5)
+        assert scores.target_logprob[row].item() == pytest.approx(expected[is_target].sum().item(), abs=2e-5)
+    counted = (batch.warmup_mask + batch.target_mask).bool()
+    assert (scores.token_logps[~counted] == 0).all()
+    assert (scores.token_logps[counted] < 0).all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_warmups_are_scored_under_the_law(name):
+    """The stock logits, tempered and masked by hand, renormalised."""
+    untouched = build(name)
+    model = copy.deepcopy(untouched)
+    enable_scoring(model)
+    batch, _, law = lay_out(model)
+    got = score(model, batch, law).warmup_logprob
+    for row, (_, _, warmup) in enumerate(ROWS):
+        written = [*warmup.ids, SEPARATOR] if warmup.separator_is_action else warmup.ids
+        expected = 0.0
+        for step, token in enumerate(written):
+            context, prompt = written[:step], PROMPTS[ROWS[row][0]]["prompt_ids"]
+            with torch.no_grad():
+                if untouched.config.is_encoder_decoder:
+                    start = untouched.config.decoder_start_token_id
+                    inputs = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[start, *context]])}
+                else:
+                    inputs = {"input_ids": torch.tensor([[*prompt, *context]])}
+                logits = untouched(**inputs).logits[0, -1] / 1.4
+            logits[:4] = -torch.inf
+            if step < 1:
+                logits[SEPARATOR] = -torch.inf
+            expected += logits.log_softmax(0)[token].item()
+        assert got[row].item() == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_are_those_of_the_stock_model(name):
+    untouched = build(name)
+    model = copy.deepcopy(untouched)
+    enable_scoring(model)
+    batch, _, law = lay_out(model)
+    score(model, batch, law).target_logprob.sum().backward()
+    for row, (index, _, _) in enumerate(ROWS):
+        seq = batch.seq_ids[row, : int(batch.seq_mask[row].sum())]
+        if untouched.config.is_encoder_decoder:
+            start = torch.tensor([untouched.config.decoder_start_token_id])
+            inputs = {"input_ids": torch.tensor([PROMPTS[index]["prompt_ids"]])}
+            logits = untouched(**inputs, decoder_input_ids=torch.cat([start, seq[:-1]])[None]).logits[0]
+        else:
+            logits = untouched(input_ids=seq[None]).logits[0].roll(1, 0)
+        logps = logits.log_softmax(-1).gather(1, seq[:, None])[:, 0]
+        (logps * batch.target_mask[row, : len(seq)]).sum().backward()
+    twins = dict(untouched.named_parameters())
+    largest = max(p.grad.abs().max() for p in twins.values() if p.grad is not None)
+    for label, parameter in model.named_parameters():
+        twin = twins[label].grad
+        assert (parameter.grad is None) == (twin is None), label
+        if twin is not None:
+            assert (parameter.grad - twin).abs().max() < 1e-4 * largest, label
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_patched_model_is_the_stock_model_otherwise(name):
+    untouched = build(name)
+    model = copy.deepcopy(untouched)
+    enable_scoring(model)
+    enable_scoring(model)  # once is enough
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, untouched(**inputs).logits)
+    assert model.state_dict().keys() == untouched.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_left_padding_changes_no_sampled_warmup(name):
+    """Alone or beside a longer prompt: with one token allowed a step, greedy-like draws are the same. Absolute positions
+    (GPT-2) need `generate` to be told them, which it is only while the patched forward shows the stock signature."""
+    model = build(name)
+    enable_scoring(model)
+    _, layout, _ = lay_out(model)
+    law = WarmupLaw(SEPARATOR, torch.zeros(VOCAB, dtype=torch.bool), temperature=1e-3, min_length=4, max_length=4)
+    short, long = [5, 6], [3, 7, 8, 9, 10, 11, 12]
+    alone = write_warmups(model, layout, law, [short], 1)
+    beside = write_warmups(model, layout, law, [short, long], 1)
+    assert alone[0] == beside[0]
+    assert beside[1] == write_warmups(model, layout, law, [long], 1)[0]
+
+
+class DoubledLogits(LlamaForCausalLM):
+    """Does something after its head that nobody declared."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits * 2
+        return out
+
+
+def test_an_unknown_transformation_of_logits_is_refused():
+    model = DoubledLogits(CONFIGS["llama"])
+    with torch.no_grad():
+        model.lm_head.weight.normal_()
+    with pytest.raises(ValueError, match=r"DoubledLogits changes its logits after the head .* differ .* by .* nats"):
+        enable_scoring(model)
