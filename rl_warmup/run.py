@@ -194,7 +194,7 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
                 f"resume_from_checkpoint: {wanted} is no complete checkpoint (it has no trainer_state.json)."
             )
         return str(wanted)
-    if (folder / "metrics.jsonl").is_file():
+    if (folder / "environment.json").is_file():
         if not recipe.task.overwrite:
             raise ValueError(
                 f"output_dir: {folder} already holds a run. Choose another folder, continue it with "

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-CLOCK_KEYS = ("runtime", "per_second", "total_flos")
+CLOCK_KEYS = ("runtime", "per_second", "total_flos", "train_loss")  # Trainer's closing train_loss covers this session alone
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets", "peft", "deepspeed", "sacrebleu", "rl_warmup")
 
 
@@ -46,7 +46,7 @@ class RunFolder(TrainerCallback, ExportableState):
             return
         clock = {k: v for k, v in logs.items() if any(part in k for part in CLOCK_KEYS)}
         rest = {k: v for k, v in logs.items() if k not in clock}
-        if rest:
+        if rest.keys() - {"epoch"}:
             append_jsonl(self.folder / "metrics.jsonl", [{"step": state.global_step, **rest}])
         append_jsonl(
             self.folder / "timing.jsonl", [{"step": state.global_step, "train_seconds": self.seconds(), **clock}]

@@ -143,27 +143,29 @@ class WarmupTrainer(Trainer):
 
     # ------------------------------------------------------------------ one update
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor]:
-        """The micro-batches of one update, rolled out together.
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
+        """The micro-batches of one update (lists of rows) and their common denominator: the update's target tokens."""
+        self.update, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = sum(len(row["target_ids"]) for part in self.update for row in part)
+        return self.update, torch.tensor(self._sum_over_processes([float(tokens)])[0], device=device)
 
-        One rollout before all micro-batches makes eight micro-batches of one prompt equal one of eight, random draws
-        included; their common denominator is the target tokens of the whole update.
+    def _prepare_inputs(self, inputs: list[dict[str, Any]]) -> WarmupBatch:
+        """Rows of a micro-batch -> rolled out batch.
+
+        The first micro-batch brings the rollout of the whole update: one rollout before all of them makes eight
+        micro-batches of one prompt equal one of eight, random draws included. It waits until here because Trainer restores
+        the random state of a resumed run only after `get_batch_samples`.
         """
-        micro, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if inputs is self.update[0]:
+            self.rolled_out = iter(self._roll_out(self.update))
+        return next(self.rolled_out).to(self.args.device)
+
+    def _roll_out(self, micro: list[list[dict[str, Any]]]) -> Iterator[WarmupBatch]:
         prompts = [row for part in micro for row in part]
         with self._writing() as (model, settings):
-            plans = self.rollout.plan(model, prompts, self.schedule.in_cold_start, **settings)
-        batches, done = [], 0
+            plans = iter(self.rollout.plan(model, prompts, self.schedule.in_cold_start, **settings))
         for part in micro:
-            batches.append(self.rollout.batch(part, plans[done : done + len(part)]))
-            done += len(part)
-        tokens = self._sum_over_processes([float(sum(len(row["target_ids"]) for row in prompts))])[0]
-        return batches, torch.tensor(tokens, device=device)
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        return inputs.to(self.args.device) if isinstance(inputs, WarmupBatch) else super()._prepare_inputs(inputs)
+            yield self.rollout.batch(part, [next(plans) for _ in part])
 
     def compute_loss(
         self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -342,10 +344,8 @@ class WarmupTrainer(Trainer):
         ).tolist()
 
     def floating_point_ops(self, inputs: Any) -> float:
-        """6 x parameters x tokens of the rows: forward and backward; sampling left out."""
-        return (
-            6.0 * self.model.num_parameters() * int(inputs.seq_mask.sum()) if isinstance(inputs, WarmupBatch) else 0.0
-        )
+        """6 x parameters x tokens of the last batch's rows: forward and backward; sampling left out."""
+        return 6.0 * self.model.num_parameters() * int(self.last[0].seq_mask.sum()) if self.last else 0.0
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt", "target"]

@@ -61,7 +61,9 @@ class RowEncoder:
             )
         prompt_ids = self._prompt_ids(row["prompt"])
         if not prompt_ids:
-            raise ValueError(f"{where}: the prompt is empty ({row['prompt']!r}), so nothing precedes the warmup. Fill it.")
+            raise ValueError(
+                f"{where}: the prompt is empty ({row['prompt']!r}), so nothing precedes the warmup. Fill it."
+            )
         prompt_ids = self._limit(prompt_ids, "prompt", where)
         target_ids, word_lengths = self._target_ids(target)
         limited = self._limit([*target_ids, self.tokenizer.eos_token_id], "target", where)

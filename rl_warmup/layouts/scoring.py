@@ -39,7 +39,7 @@ def enable_scoring(model: nn.Module) -> None:
     def forward(self: Any, *args: Any, warmup_scoring: bool = False, **kwargs: Any) -> Any:
         if not warmup_scoring:
             return stock_forward(*args, **kwargs)
-        given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes what nobody set as None
+        given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT adds `labels=None` and such
         return ModelOutput(token_logps=_score(self, stock_forward, head, **given))
 
     # `generate` reads the signature to learn whether to pass position_ids (left-padded prompts) and logits_to_keep.

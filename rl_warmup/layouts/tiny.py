@@ -76,7 +76,7 @@ def build_tokenizer(texts: Iterable[str], size: TinySize, encoder_decoder: bool)
 def build_model(kind: str, tokenizer: Any, size: TinySize, seed: int = 0) -> Any:
     """A T5 (`t5`) or Llama (`llama`) with random weights for this tokenizer. The same seed gives the same weights."""
     set_seed(seed)
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     inner = size.feed_forward or 4 * size.width
     if kind == "t5":
         return T5ForConditionalGeneration(
@@ -89,7 +89,7 @@ def build_model(kind: str, tokenizer: Any, size: TinySize, seed: int = 0) -> Any
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=size.width, intermediate_size=inner, num_hidden_layers=size.layers,
-            num_attention_heads=size.heads, num_key_value_heads=size.heads, bos_token_id=tokenizer.bos_token_id,
+            num_attention_heads=size.heads, num_key_value_heads=size.heads,
             max_position_embeddings=size.max_positions, tie_word_embeddings=True,
             initializer_range=size.width**-0.5,  # the default 0.02 suits wide models; at width 64 nothing was learned
             **ids,

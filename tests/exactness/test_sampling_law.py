@@ -168,5 +168,7 @@ def test_a_draw_at_the_edge_of_the_nucleus_or_short_of_the_minimum_stays_finite(
     """Chosen tokens are never masked: a proposal is no sample of the law, yet the policy can learn it."""
     lab = hostile_lab
     law, row = lab.law("a b c", min_length=2, max_length=3, top_p=0.1), lab.row("d e", "g")
-    proposals = [Warmup(lab.ids(words), "proposal") for words in ("a", "b c a", "a b", "c c c")] + [Warmup([], "proposal")]
+    proposals = [Warmup(lab.ids(words), "proposal") for words in ("a", "b c a", "a b", "c c c")] + [
+        Warmup([], "proposal")
+    ]
     assert lab.score(row, proposals, law).warmup_logprob.isfinite().all()

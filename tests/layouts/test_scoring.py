@@ -84,7 +84,9 @@ def test_a_chunked_head_changes_neither_values_nor_gradients(lab, monkeypatch, l
 
 def test_the_encoder_reads_every_prompt_once(t5):
     batch, seen = example(t5), []
-    hook = t5.model.get_encoder().register_forward_hook(lambda _, args, kwargs, out: seen.append(out[0].shape), with_kwargs=True)
+    hook = t5.model.get_encoder().register_forward_hook(
+        lambda _, args, kwargs, out: seen.append(out[0].shape), with_kwargs=True
+    )
     score(t5.model, batch, t5.law(max_length=3))
     hook.remove()
     assert [tuple(shape[:2]) for shape in seen] == [(2, 4)]  # two prompts, though five rows are scored

@@ -126,7 +126,10 @@ def test_warmups_are_scored_under_the_law(name):
             with torch.no_grad():
                 if untouched.config.is_encoder_decoder:
                     start = untouched.config.decoder_start_token_id
-                    inputs = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[start, *context]])}
+                    inputs = {
+                        "input_ids": torch.tensor([prompt]),
+                        "decoder_input_ids": torch.tensor([[start, *context]]),
+                    }
                 else:
                     inputs = {"input_ids": torch.tensor([[*prompt, *context]])}
                 logits = untouched(**inputs).logits[0, -1] / 1.4

@@ -33,7 +33,9 @@ def make_llama(rows: int, tie: bool = False) -> LlamaForCausalLM:
 
 
 def t5_tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer(["<pad>", "</s>", "<unk>", "<extra_id_0>", "<extra_id_1>"], "</s>", pad_token="<pad>", unk_token="<unk>")
+    return make_tokenizer(
+        ["<pad>", "</s>", "<unk>", "<extra_id_0>", "<extra_id_1>"], "</s>", pad_token="<pad>", unk_token="<unk>"
+    )
 
 
 def plain_tokenizer() -> PreTrainedTokenizerFast:
@@ -119,7 +121,9 @@ def test_a_spare_row_is_used_before_anything_grows(make):
 
 def test_an_encoder_decoder_is_never_grown():
     model = make_t5(6)
-    with pytest.raises(ValueError, match=r"No token of this vocabulary of 6 can serve as separator .*output head.*`separator: <token>`"):
+    with pytest.raises(
+        ValueError, match=r"No token of this vocabulary of 6 can serve as separator .*output head.*`separator: <token>`"
+    ):
         declare_tokens(model, plain_tokenizer())
     assert model.get_input_embeddings().num_embeddings == 6
 

@@ -1,0 +1,159 @@
+"""The commands as a person types them: results, help, and one clear sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl_warmup.cli.main import COMMANDS, main
+from rl_warmup.run_folder import read_jsonl
+
+TINY = {
+    "model_name_or_path": "scratch-t5",
+    "scratch": {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"},
+    "task": "ledger",
+    "task_kwargs": {"length": 3, "modulus": 3, "train_size": 12, "validation_size": 4, "test_size": 4},
+    "max_steps": 2, "per_device_train_batch_size": 4, "num_warmups": 2, "max_warmup_length": 4,
+    "save_strategy": "no", "use_cpu": True, "show_progress": False, "logging_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes TINY with changes and returns its path."""
+
+    def write(**changes) -> Path:
+        path = tmp_path / "recipe.yaml"
+        values = {**TINY, "output_dir": str(tmp_path / "run"), **changes}
+        path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v != "-"}))
+        return path
+
+    return write
+
+
+def fails(capsys, *args) -> str:
+    """The one-line error of a command that must fail."""
+    assert main([str(arg) for arg in args]) == 2
+    out = capsys.readouterr()
+    assert "Traceback" not in out.err + out.out
+    return out.err
+
+
+def test_train_evaluate_generate(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(recipe()), "--seed", "3"]) == 0
+    assert "own warmup" in capsys.readouterr().out
+    result = json.loads((run / "result.json").read_text())
+    assert result["seed"] == 3
+    assert set(result["metrics"]) == {"", "shuffled", "empty_warmup"}
+    resolved = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert resolved["seed"] == 3
+    assert resolved["tau"] == 1.0  # defaults are written out
+    assert len(read_jsonl(run / "predictions.jsonl")) == 4
+
+    assert main(["evaluate", str(run), "--split", "validation", "--controls", "filler", "--limit", "3"]) == 0
+    again = json.loads((run / "evaluation" / "validation" / "result.json").read_text())
+    assert again["rows"] == 3
+    assert set(again["metrics"]) == {"", "filler"}
+    capsys.readouterr()
+
+    assert main(["evaluate", str(run), "--output", str(tmp_path / "test")]) == 0
+    assert read_jsonl(tmp_path / "test" / "predictions.jsonl") == read_jsonl(run / "predictions.jsonl")
+    capsys.readouterr()
+
+    assert main(["generate", str(run), "a+1 b+2 c+0", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert set(written) == {"prompt", "warmup", "warmup_finish", "prediction"}
+    assert main(["generate", str(run), "a+1 b+2 c+0", "--warmup", ""]) == 0
+    assert "warmup      \n" in capsys.readouterr().out
+
+
+def test_the_same_recipe_drives_both_architectures(recipe):
+    for kind in ("scratch-t5", "scratch-llama"):
+        assert main(["train", "--config", str(recipe(model_name_or_path=kind)), "overwrite=true"]) == 0
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_overwritten(recipe, tmp_path, capsys):
+    path = recipe(save_strategy="steps", save_steps=1)
+    assert main(["train", "--config", str(path)]) == 0
+    whole = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "already holds a run" in fails(capsys, "train", "--config", path)
+    (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").unlink()  # as if killed while saving
+    assert main(["train", "--config", str(path), "--resume_from_checkpoint", "auto"]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == whole
+
+
+def test_a_race_picks_one_proposal_and_says_so(recipe, tmp_path):
+    path = recipe(proposals=["reverse", "head"], cold_start="race", race_steps=1)
+    assert main(["train", "--config", str(path)]) == 0
+    race = json.loads((tmp_path / "run" / "race" / "race.json").read_text())
+    assert set(race["target_bound"]) == {"reverse", "head"}
+    assert race["winner"] == max(race["target_bound"], key=race["target_bound"].get)
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["proposals"] == [race["winner"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_warmup": 3}, ["'num_warmup' is not a setting", "Did you mean 'num_warmups'"]),
+        ({"objective": "marginl"}, ["objective: 'marginl' is not one of", "Did you mean 'marginal'"]),
+        ({"num_warmups": 1, "objective": "grpo"}, ["num_warmups: is 1", "'grpo'", "at least 2"]),
+        ({"num_warmups": "many"}, ["num_warmups: 'many' is not a whole number"]),
+        ({"num_warmup": 3, "tau": 0.0}, ["2 settings cannot be used", "num_warmups", "tau: is 0.0, must be above 0"]),
+        ({"proposals": ["revers"]}, ["proposals: 'revers' is not one of", "Did you mean 'reverse'"]),
+        ({"controls": ["shuffle"]}, ["controls: 'shuffle' is not a control", "shuffled"]),
+        ({"model_name_or_path": "./nowhere"}, ["model_name_or_path: './nowhere' is no folder", "scratch-t5"]),
+        ({"model_name_or_path": "-"}, ["model_name_or_path is missing"]),
+        ({"task": "ledgr"}, ["unknown task 'ledgr'", "did you mean 'ledger'"]),
+        ({"task_kwargs": {"lenght": 3}}, ["no argument 'lenght'", "did you mean 'length'"]),
+        ({"scratch": {"widht": 16}}, ["scratch: unknown 'widht'", "width"]),
+        ({"max_prompt_length": 2}, ["the prompt has 4 tokens, the limit max_prompt_length is 2", "prompt_truncation"]),
+        ({"separator": "</s>"}, ["'</s>' already is the end token"]),
+        ({"rewards": ["target_logprop"]}, ["target_logprop", "target_logprob"]),
+        ({"max_prompt_length": 2, "prompt_truncation": "drop"}, ["no row is left"]),
+    ],
+)  # fmt: skip
+def test_every_mistake_gets_one_clear_sentence(recipe, capsys, changes, words):
+    error = fails(capsys, "train", "--config", recipe(**changes))
+    for word in words:
+        assert word in error
+
+
+def test_mistakes_in_files_and_flags(recipe, tmp_path, capsys):
+    assert "does not exist" in fails(capsys, "train", "--config", tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    assert "not valid YAML" in fails(capsys, "train", "--config", tmp_path / "bad.yaml")
+    assert "--key value" in fails(capsys, "train", "--config", recipe(), "stray")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "answer": "b"}\n')
+    error = fails(capsys, "train", "--config", recipe(task="file", task_kwargs={"train": str(rows)}))
+    assert "target" in error
+    assert "answer" in error
+    rows.write_text('{"prompt": "a", "target": " "}\n')
+    assert "target" in fails(capsys, "train", "--config", recipe(task="file", task_kwargs={"train": str(rows)}))
+    assert "warmup_layout.json" in fails(capsys, "generate", tmp_path / "nothing", "x")
+    assert "recipe.yaml" in fails(capsys, "evaluate", tmp_path / "nothing")
+    assert "unknown command 'trian'" in fails(capsys, "trian")
+
+
+def test_help_answers_at_once():
+    for args in ([], *([name] for name in COMMANDS)):
+        began = time.perf_counter()
+        script = "import sys; from rl_warmup.cli.main import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+        run = subprocess.run(
+            [sys.executable, "-c", script, *args, "--help"], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        assert "usage" in run.stdout
+        assert time.perf_counter() - began < 5  # a tenth of a second on a quiet machine; torch alone would take several
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    script = "import sys, rl_warmup; assert not {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,252 @@
+"""The trainer as a user meets it: exact accumulation, exact resume, controls, rewards, adapters."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rl_warmup import WarmupConfig, WarmupTrainer, Writer
+from rl_warmup.objectives.weights import RULES
+from rl_warmup.run_folder import read_jsonl
+
+from .conftest import ledger_rows, tiny_model
+
+KINDS = ("scratch-t5", "scratch-llama")
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
+
+
+def assert_same(one, other, tolerance):
+    for name in one:
+        assert torch.allclose(one[name], other[name], atol=tolerance), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", [{}, {"objective": "sft"}, {"proposals": ["reverse"], "proposal_only": True}])
+def test_eight_micro_batches_of_one_equal_one_of_eight(make_trainer, kind, settings):
+    runs = []
+    for size, pieces in ((8, 1), (1, 8)):
+        trainer = make_trainer(
+            kind,
+            f"b{size}",
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=pieces,
+            max_steps=3,
+            **settings,
+        )
+        trainer.train()
+        runs.append((weights(trainer), [log["loss"] for log in trainer.state.log_history if "loss" in log]))
+    assert_same(runs[0][0], runs[1][0], 2e-6)
+    assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sft_control_is_token_cross_entropy(make_trainer, kind):
+    trainer = make_trainer(kind, objective="sft", rows=ledger_rows(8), max_steps=1)
+    rows, tokens = trainer.train_dataset, trainer.layout.tokens
+    model = trainer.model
+    summed, count = 0.0, 0
+    for row in rows:
+        target = torch.tensor([[tokens.separator_id, *row["target_ids"]]])
+        prompt = torch.tensor([row["prompt_ids"]])
+        with torch.no_grad():
+            if kind == "scratch-t5":
+                start = torch.tensor([[model.config.decoder_start_token_id]])
+                logits = model(input_ids=prompt, decoder_input_ids=torch.cat([start, target[:, :-1]], 1)).logits[0, 1:]
+            else:
+                logits = model(input_ids=torch.cat([prompt, target[:, :-1]], 1)).logits[0, prompt.size(1) :]
+        summed += F.cross_entropy(logits, target[0, 1:], reduction="sum").item()
+        count += len(row["target_ids"])
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(summed / count, rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", sorted(RULES))
+def test_every_objective_trains_both_layouts(make_trainer, objective):
+    for kind in KINDS:
+        trainer = make_trainer(kind, objective=objective, target_ess=2.0, uniform_target_share=0.3)
+        before = weights(trainer)
+        trainer.train()
+        log = trainer.state.log_history[1]
+        assert math.isfinite(log["loss"])
+        assert 1 <= log["ess"] <= 3
+        assert log["target_logprob"] < 0
+        assert log["tau"] != 1.0
+        assert any(not torch.equal(before[name], after) for name, after in weights(trainer).items())
+
+
+def test_a_resumed_run_ends_like_one_left_alone(make_trainer, tmp_path):
+    settings = {
+        "max_steps": 8, "save_strategy": "steps", "save_steps": 3, "proposals": ["reverse"], "readiness": -4.0,
+        "anchor_weight": 0.1, "target_ess": 2.0, "eval_dataset": ledger_rows(8, seed=5), "eval_strategy": "steps",
+        "eval_steps": 2,
+    }  # fmt: skip
+    whole = make_trainer(folder="whole", **settings)
+    whole.train()
+    assert whole.schedule.switched_at is not None
+    stopped = tmp_path / "stopped"
+    shutil.copytree(tmp_path / "whole", stopped)
+    shutil.rmtree(stopped / "checkpoint-8")
+    again = make_trainer(folder="stopped", **settings)
+    again.train(resume_from_checkpoint=str(stopped / "checkpoint-3"))
+    assert_same(weights(whole), weights(again), 0.0)
+    assert read_jsonl(tmp_path / "whole" / "metrics.jsonl") == read_jsonl(stopped / "metrics.jsonl")
+    assert again.schedule.switched_at == whole.schedule.switched_at
+    assert again.schedule.tau == whole.schedule.tau
+
+
+def test_evaluating_more_often_changes_no_training(make_trainer):
+    validation = ledger_rows(8, seed=3)
+    runs = []
+    for steps in (1, 100):
+        trainer = make_trainer(
+            folder=f"e{steps}", eval_dataset=validation, eval_strategy="steps", eval_steps=steps, max_steps=3
+        )
+        trainer.train()
+        runs.append(weights(trainer))
+    assert_same(runs[0], runs[1], 0.0)
+
+
+def test_evaluation_reports_the_bound_and_the_gain(make_trainer):
+    trainer = make_trainer(eval_dataset=ledger_rows(8, seed=3), num_eval_warmups=5)
+    metrics = trainer.evaluate()
+    tokens = 4  # three words and the end
+    assert metrics["eval_loss"] == pytest.approx(-metrics["eval_target_bound"] / tokens, rel=1e-5)
+    difference = metrics["eval_target_logprob"] - metrics["eval_empty_target_logprob"]
+    assert metrics["eval_gain"] == pytest.approx(difference, abs=1e-4)
+    assert metrics["eval_target_bound"] >= metrics["eval_target_logprob"]  # log-mean-exp is at least the mean
+
+
+def test_ten_lines_with_a_trl_prompt_completion_dataset(tmp_path):
+    from datasets import Dataset
+
+    rows = [{"prompt": row["prompt"], "completion": row["target"]} for row in ledger_rows(16)]
+    model, tokenizer = tiny_model("scratch-llama")
+    trainer = WarmupTrainer(
+        model=model,
+        args=WarmupConfig(output_dir=str(tmp_path / "run"), max_steps=1, use_cpu=True, disable_tqdm=True),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert trainer.train_dataset[0]["target"] == rows[0]["completion"]
+
+
+def test_trl_reward_functions_join_the_target(make_trainer):
+    from trl.rewards import get_soft_overlong_punishment
+
+    rewards = ["target_logprob", {"name": "trl.rewards:get_soft_overlong_punishment", "weight": 2.0,
+                                  "kwargs": {"max_completion_len": 4, "soft_punish_cache": 2}}]  # fmt: skip
+    trainer = make_trainer(rewards=rewards, max_steps=1)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    names = [name for name in log if name.startswith("rewards/") and "overlong" in name]
+    assert log["reward"] == pytest.approx(log["rewards/target_logprob/mean"] + 2 * log[names[0]], rel=1e-4)
+    assert get_soft_overlong_punishment(4, 2)(completion_ids=[[0] * 4]) == [-1.0]
+
+
+def test_a_lora_adapter_trains_and_the_rest_stays(make_trainer):
+    from peft import LoraConfig
+
+    for kind, modules in (("scratch-t5", ["q", "v"]), ("scratch-llama", ["q_proj", "v_proj"])):
+        trainer = make_trainer(kind, kind, peft_config=LoraConfig(r=2, target_modules=modules), learning_rate=1e-2)
+        before = weights(trainer)
+        trainer.train()
+        moved = {name for name, after in weights(trainer).items() if not torch.equal(before[name], after)}
+        assert moved
+        assert all("lora" in name for name in moved)
+
+
+def test_bfloat16_autocast_trains(make_trainer):
+    trainer = make_trainer(bf16=True)
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_changes_nothing(make_trainer, kind):
+    runs = []
+    for on in (False, True):
+        trainer = make_trainer(kind, f"gc{on}", gradient_checkpointing=on)
+        trainer.train()
+        runs.append(weights(trainer))
+    assert_same(runs[0], runs[1], 1e-6)
+
+
+def test_fp16_is_refused_for_t5(make_trainer, tmp_path):
+    model, tokenizer = tiny_model("scratch-t5")
+    with pytest.raises(ValueError, match="t5 overflows in float16.*bf16"):
+        WarmupTrainer(
+            model=model.half(), args=WarmupConfig(output_dir=str(tmp_path), use_cpu=True),
+            train_dataset=ledger_rows(4), processing_class=tokenizer,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_saved_folder_is_a_plain_model_and_a_writer(make_trainer, tmp_path, kind):
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    trainer = make_trainer(kind)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
+    declared = json.loads((tmp_path / "saved" / "warmup_layout.json").read_text())
+    assert declared["separator"] == "<extra_id_0>"
+    auto = AutoModelForSeq2SeqLM if kind == "scratch-t5" else AutoModelForCausalLM
+    plain = auto.from_pretrained(tmp_path / "saved")
+    assert_same(weights(trainer), dict(plain.named_parameters()), 0.0)
+    rows = trainer.train_dataset[:3]
+    own, loaded = trainer.predict_rows(rows), Writer.load(tmp_path / "saved").predict(rows)
+    assert own == loaded
+
+
+def test_an_sft_model_is_saved_as_one_that_writes_no_warmup(make_trainer, tmp_path):
+    trainer = make_trainer(objective="sft")
+    trainer.save_model(str(tmp_path / "saved"))
+    written = Writer.load(tmp_path / "saved").predict(trainer.train_dataset[:2])
+    assert [row["warmup_finish"] for row in written] == ["empty", "empty"]
+
+
+def test_the_run_folder_tells_what_happened(make_trainer, tmp_path):
+    trainer = make_trainer(log_warmups=2, max_steps=3)
+    trainer.train()
+    folder = Path(trainer.args.output_dir)
+    metrics = read_jsonl(folder / "metrics.jsonl")
+    assert [record["step"] for record in metrics] == [1, 2, 3]
+    for name in ("loss", "target_logprob", "ess", "completions/mean_length", "completions/distinct_ratio", "reward"):
+        assert name in metrics[0]
+    shown = read_jsonl(folder / "warmups.jsonl")
+    assert len(shown) == 6
+    assert sum(w["posterior"] for w in shown[0]["warmups"]) == pytest.approx(1, abs=1e-4)
+    assert json.loads((folder / "environment.json").read_text())["versions"]["torch"] == torch.__version__
+    assert read_jsonl(folder / "timing.jsonl")[-1]["train_seconds"] > 0
+
+
+def test_draft_and_mixture_proposals_train(make_trainer):
+    trainer = make_trainer(proposals=["draft", "reverse", "keywords", "head", "sorted"], max_steps=2)
+    trainer.train()
+    assert trainer.state.log_history[0]["phase"] == "cold start"
+    assert trainer.last[0].group_size == 5
+
+
+def test_the_control_warmups_reach_the_generator(make_trainer):
+    from rl_warmup.generation import control_warmups
+
+    trainer = make_trainer()
+    rows = trainer.train_dataset[:6]
+    own = trainer.predict_rows(rows)
+    shuffled = control_warmups("shuffled", own)
+    assert sorted(map(tuple, shuffled)) == sorted(tuple(row["warmup_ids"]) for row in own)
+    forced = trainer.predict_rows(rows, forced=shuffled)
+    assert [row["warmup_ids"] for row in forced] == shuffled
+    assert control_warmups("empty_warmup", own) == [[]] * 6
+    with pytest.raises(ValueError, match="Unknown control 'shuffle'.*shuffled"):
+        control_warmups("shuffle", own)

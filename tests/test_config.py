@@ -1,0 +1,240 @@
+"""Recipes and settings: every fault is found, all at once, each with its remedy."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from rl_warmup import options, proposals
+from rl_warmup.config import SINGLE_GROUP_OBJECTIVES, WarmupConfig, build_recipe, option_faults, read_recipe
+from rl_warmup.objectives.weights import NEEDS_TWO, RULES
+from rl_warmup.options import TaskOptions, WarmupOptions, option_names
+
+BASE = {"model_name_or_path": "scratch-t5", "output_dir": "run", "use_cpu": True}
+
+
+def faults_of(**values) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011: the sentence is what the test is about
+        build_recipe({**BASE, **values})
+    return str(error.value)
+
+
+def recipe_of(**values):
+    return build_recipe({**BASE, **values})
+
+
+# ---------------------------------------------------------------------- names that live in two places
+
+
+def test_lists_of_names_agree():
+    """`options` imports nothing, so its lists are copies."""
+    assert set(options.PROPOSALS) == {*proposals.PROPOSALS, proposals.DRAFT}
+    assert set(options.OBJECTIVES) == {"sft", *RULES}
+    assert set(SINGLE_GROUP_OBJECTIVES) == set(options.OBJECTIVES) - NEEDS_TWO
+
+
+def test_our_keys_hide_none_of_transformers():
+    from transformers import TrainingArguments
+
+    theirs = {f.name for f in fields(TrainingArguments)}
+    assert not theirs & {f.name for f in fields(WarmupOptions)}
+    assert not theirs & {f.name for f in fields(TaskOptions)}
+
+
+def test_every_option_has_a_help_line():
+    for cls in (WarmupOptions, TaskOptions):
+        assert all(f.metadata["help"] for f in fields(cls))
+    assert option_names() == [f.name for f in fields(WarmupOptions)]
+
+
+def test_defaults_are_usable():
+    assert option_faults(WarmupOptions()) == []
+    recipe = recipe_of()
+    assert (recipe.config.objective, recipe.config.num_warmups, recipe.config.remove_unused_columns) == (
+        "marginal",
+        4,
+        False,
+    )
+
+
+# ---------------------------------------------------------------------- one fault, one sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"num_warmup": 3}, "'num_warmup' is not a setting. Did you mean 'num_warmups'?"),
+        ({"lerning_rate": 1}, "'lerning_rate' is not a setting. Did you mean 'learning_rate'?"),
+        ({"xyzzy": 1}, "'xyzzy' is not a setting. See `rl-warmup train --help`."),
+        ({"objective": "margnal"}, "objective: 'margnal' is not one of sft, marginal, "),
+        ({"objective": "margnal"}, "Did you mean 'marginal'?"),
+        ({"proposals": ["reverse", "keyword"]}, "proposals: 'keyword' is not one of reverse, head, "),
+        ({"cold_start": "both"}, "cold_start: 'both' is not one of one, mixture, race."),
+        ({"prompt_truncation": "middle"}, "prompt_truncation: 'middle' is not one of error, left, right, drop."),
+        ({"predict_split": "train"}, "predict_split: 'train' is not one of validation, test."),
+        ({"num_warmups": 0}, "num_warmups: is 0, must be at least 1."),
+        ({"num_warmups": "many"}, "num_warmups: 'many' is not a whole number."),
+        ({"num_warmups": 2.5}, "num_warmups: 2.5 is not a whole number."),
+        ({"num_warmups": True}, "num_warmups: True is not a whole number."),
+        ({"num_warmups": None}, "num_warmups: None is not a whole number."),
+        ({"temperature": 0}, "temperature: is 0.0, must be above 0."),
+        ({"temperature": "hot"}, "temperature: 'hot' is not a number."),
+        ({"temperature": float("nan")}, "temperature: is nan, must be above 0."),
+        ({"top_p": 0}, "top_p: is 0.0, must be above 0 and at most 1."),
+        ({"top_p": 1.2}, "top_p: is 1.2, must be above 0 and at most 1."),
+        ({"tau": -1}, "tau: is -1.0, must be above 0."),
+        ({"tsallis_q": 1.5}, "tsallis_q: is 1.5, must be between 0 and 1."),
+        ({"empty_share": -0.1}, "empty_share: is -0.1, must be between 0 and 1."),
+        ({"uniform_target_share": 2}, "uniform_target_share: is 2.0, must be between 0 and 1."),
+        ({"readiness": 0.5}, "readiness: is 0.5, must be below 0 (nats per token)."),
+        ({"anchor_weight": -1, "proposals": ["head"]}, "anchor_weight: is -1.0, must be at least 0."),
+        ({"max_warmup_length": 0, "min_warmup_length": 0}, "max_warmup_length: is 0, must be at least 1."),
+        ({"min_warmup_length": -1}, "min_warmup_length: is -1, must be at least 0."),
+        ({"min_warmup_length": 9, "max_warmup_length": 8}, "min_warmup_length: 9 exceeds max_warmup_length 8."),
+        ({"target_ess": 5}, "target_ess: 5.0 must lie between 1 and num_warmups (4)."),
+        ({"target_ess": 0.5}, "target_ess: 0.5 must lie between 1 and num_warmups (4)."),
+        (
+            {"proposal_only": True},
+            "proposals: is empty, but proposal_only or anchor_weight need at least one proposal.",
+        ),
+        ({"anchor_weight": 0.1}, "proposals: is empty, but proposal_only or anchor_weight need at least one proposal."),
+        ({"cold_start": "race", "proposals": ["head"]}, "cold_start: a race needs at least two proposals, got 1."),
+        ({"cold_start": "one", "proposals": ["head", "reverse"]}, "cold_start: is 'one', but 2 proposals are listed"),
+        ({"target_truncation": "left"}, "target_truncation: 'left' would cut the beginning of the answer"),
+        ({"bf16": "perhaps"}, "bf16: 'perhaps' is not true or false."),
+        ({"task_kwargs": 3}, "task_kwargs: 3 is not a mapping."),
+    ],
+)
+def test_one_fault_is_one_sentence(values, complaint):
+    message = faults_of(**values)
+    assert complaint in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("objective", sorted(NEEDS_TWO))
+def test_a_group_of_one_is_refused_where_warmups_are_compared(objective):
+    message = faults_of(objective=objective, num_warmups=1)
+    assert message == (
+        f"num_warmups: is 1, but the objective {objective!r} compares the warmups of a group and needs at least 2."
+    )
+
+
+@pytest.mark.parametrize("objective", SINGLE_GROUP_OBJECTIVES)
+def test_a_group_of_one_is_fine_elsewhere(objective):
+    assert recipe_of(objective=objective, num_warmups=1).config.num_warmups == 1
+
+
+def test_a_missing_model_is_named():
+    with pytest.raises(ValueError, match="model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5"):
+        build_recipe({"output_dir": "run"})
+
+
+def test_all_faults_come_at_once():
+    message = faults_of(num_warmup=3, objective="margnal", temperature=-1, top_p="x", learning_rate="fast")
+    lines = message.splitlines()
+    assert lines[0] == "5 settings cannot be used:"
+    assert len(lines) == 6
+    for key in ("num_warmup", "objective", "temperature", "top_p", "learning_rate"):
+        assert sum(key in line for line in lines) >= 1, key
+
+
+def test_the_config_itself_checks_too():
+    """Python users do not pass through a recipe."""
+    with pytest.raises(ValueError, match=r"2 settings cannot be used:\n.*tau: is 0.*\n.*num_warmups: is 1"):
+        WarmupConfig(output_dir="run", tau=0, objective="grpo", num_warmups=1, use_cpu=True)
+    assert WarmupConfig(output_dir="run", num_warmups=2, use_cpu=True).num_warmups == 2
+
+
+# ---------------------------------------------------------------------- values as YAML and flags give them
+
+
+@pytest.mark.parametrize(("given", "read"), [("1e-4", 1e-4), (1, 1.0), ("3", 3.0), (2.5e-3, 2.5e-3)])
+def test_numbers_are_read_however_yaml_gives_them(given, read):
+    value = recipe_of(learning_rate=given).config.learning_rate
+    assert value == read
+    assert isinstance(value, float)
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "read"),
+    [
+        ({"num_warmups": "8"}, "num_warmups", 8),
+        ({"proposals": "head"}, "proposals", ["head"]),
+        ({"max_prompt_length": None}, "max_prompt_length", None),
+        ({"target_ess": "2.5"}, "target_ess", 2.5),
+        ({"rewards": [{"name": "target_logprob", "weight": 2}]}, "rewards", [{"name": "target_logprob", "weight": 2}]),
+        ({"seed": 7}, "seed", 7),
+        ({"separator": "<extra_id_1>"}, "separator", "<extra_id_1>"),
+    ],
+)
+def test_values_take_the_type_of_their_field(values, key, read):
+    assert getattr(recipe_of(**values).config, key) == read
+
+
+@pytest.mark.parametrize("text", ["no", '"no"', "off"])
+def test_a_strategy_may_be_the_word_no(tmp_path, text):
+    """YAML reads it as false."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{yaml.safe_dump(BASE)}save_strategy: {text}\n")
+    assert recipe_of(save_strategy=yaml.safe_load(text)).config.save_strategy == "no"
+    assert read_recipe(path).config.save_strategy == "no"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--tau", "2", "--proposals", "[head, reverse]", "--learning_rate", "1e-4"],
+        ["--tau=2", "--proposals=[head, reverse]", "--learning_rate=1e-4"],
+        ["tau=2", "proposals=[head, reverse]", "learning_rate=1e-4"],
+    ],
+)
+def test_flags_in_all_their_forms_override_the_file(tmp_path, flags):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "tau": 9, "num_warmups": 3}))
+    config = read_recipe(path, flags).config
+    assert (config.tau, config.proposals, config.learning_rate) == (2.0, ["head", "reverse"], 1e-4)
+    assert config.num_warmups == 3
+
+
+@pytest.mark.parametrize("flags", [["tau"], ["--tau"], ["--tau", "1", "stray"]])
+def test_flags_that_cannot_be_read(flags):
+    with pytest.raises(ValueError, match="Cannot read '.*': give settings as `--key value` or `key=value`"):
+        read_recipe(None, flags)
+
+
+def test_flags_alone_are_a_recipe_and_their_faults_are_the_same():
+    recipe = read_recipe(
+        None, ["model_name_or_path=scratch-llama", "output_dir=x", "use_cpu=true", "scratch={width: 8}"]
+    )
+    assert recipe.model.model_name_or_path == "scratch-llama"
+    assert recipe.task.scratch == {"width": 8}
+    with pytest.raises(ValueError, match="'num-warmups' is not a setting. Did you mean 'num_warmups'"):
+        read_recipe(None, ["model_name_or_path=scratch-t5", "--num-warmups=2"])
+
+
+# ---------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("a: [1", "is not valid YAML"), ("- a\n- b\n", "must be a mapping of settings"), ("", "must be a mapping")],
+)
+def test_files_that_are_no_recipe(tmp_path, text, complaint):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        read_recipe(path)
+    with pytest.raises(ValueError, match=r"nowhere.yaml does not exist. Shipped recipes lie in recipes/"):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_a_saved_recipe_is_the_same_recipe(tmp_path):
+    recipe = recipe_of(tau=2, proposals=["head"], learning_rate="1e-4", task="ledger", task_kwargs={"length": 3})
+    again = read_recipe(recipe.save(tmp_path))
+    for name in option_names():
+        assert getattr(again.config, name) == getattr(recipe.config, name)
+    assert again.task == recipe.task
+    assert again.config.learning_rate == recipe.config.learning_rate
+    assert again.save(tmp_path / "b").read_text() == (tmp_path / "recipe.yaml").read_text()
