@@ -117,3 +117,19 @@ def sample_table(
         text = {"id": prompt["id"], "prompt": prompt["prompt"], "target": prompt["target"]}
         shown.append({**text, "warmups": sorted(warmups, key=lambda w: -w["posterior"])})
     return shown
+
+
+def format_sample(sample: dict[str, Any], width: int = 60) -> str:
+    """One group of `sample_table` for the terminal, likeliest posterior first."""
+
+    def short(text: str) -> str:
+        text = " ".join(text.split())
+        return text if len(text) <= width else text[: width - 1] + "…"
+
+    lines = [f"  prompt  {short(sample['prompt'])}\n  target  {short(sample['target'])}"]
+    lines.append("  posterior  log P(y|x,c)  log P(c|x)  warmup")
+    for w in sample["warmups"]:
+        forced = " (cut)" if w["finish"] == "length" else ""
+        numbers = f"{w['posterior']:>9.2f}  {w['target_logprob']:>12.2f}  {w['warmup_logprob']:>10.2f}"
+        lines.append(f"  {numbers}  {short(w['warmup'])}{forced}")
+    return "\n".join(lines)

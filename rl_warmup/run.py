@@ -60,6 +60,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         "updates": trainer.state.global_step,
         "train_seconds": round(trainer.run_folder.train_seconds, 3),
         "switched_at": trainer.schedule.switched_at,
+        "truncation": dict(trainer.encoder.counts),
         **scored,
     }
     write_json(folder / RESULT, result)

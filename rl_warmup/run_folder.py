@@ -18,7 +18,12 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-CLOCK_KEYS = ("runtime", "per_second", "total_flos", "train_loss")  # Trainer's closing train_loss covers this session alone
+CLOCK_KEYS = (
+    "runtime",
+    "per_second",
+    "total_flos",
+    "train_loss",
+)  # Trainer's closing train_loss covers this session alone
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets", "peft", "deepspeed", "sacrebleu", "rl_warmup")
 
 

@@ -6,14 +6,17 @@ Read on in `rollout.py` (which rows, which weights) and `objectives/` (the formu
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -21,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from rl_warmup import _trl
 from rl_warmup.batch import RowKind, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig
-from rl_warmup.diagnostics import Means, rollout_metrics, sample_table
+from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table
 from rl_warmup.generation import Writer
 from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.encoding import RowEncoder
@@ -143,7 +146,9 @@ class WarmupTrainer(Trainer):
 
     # ------------------------------------------------------------------ one update
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor]:
         """The micro-batches of one update (lists of rows) and their common denominator: the update's target tokens."""
         self.update, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = sum(len(row["target_ids"]) for part in self.update for row in part)
@@ -187,7 +192,13 @@ class WarmupTrainer(Trainer):
         elif groups:
             self.schedule.observe_ess(weights.ess.sum().item(), batch.num_prompts)
         self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name))
-        self.means.add({"loss/policy": (policy_loss.item(), 1), "loss/target": (target_loss.item(), 1)})
+        parts = {"loss/policy": policy_loss.item(), "loss/target": target_loss.item()}
+        if not all(map(math.isfinite, parts.values())):
+            raise FloatingPointError(
+                f"The loss is not a number any more at update {self.state.global_step + 1} ({parts}). Checkpoints saved before "
+                f"it are intact. Lower learning_rate or max_grad_norm, use bf16 or float32, or look at the rewards."
+            )
+        self.means.add({name: (value, 1) for name, value in parts.items()})
         self.last = (batch, scores, weights)
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
         return (policy_loss + target_loss) * self.accelerator.num_processes
@@ -246,8 +257,6 @@ class WarmupTrainer(Trainer):
         return torch.tensor(-bound / tokens, device=self.args.device), None, None
 
     def _eval_rollout(self) -> Rollout:
-        from dataclasses import replace
-
         return replace(
             self.rollout, num_warmups=self.args.num_eval_warmups, empty_share=1.0, anchor_weight=0.0, proposals=[]
         )
@@ -300,9 +309,10 @@ class WarmupTrainer(Trainer):
             return
         batch, scores, weights = self.last
         shown = sample_table(batch, scores, weights, self.writer().decode, self.args.log_warmups)
-        append_jsonl(
-            self.run_folder.folder / "warmups.jsonl", [{"step": self.state.global_step, **row} for row in shown]
-        )
+        records = [{"step": self.state.global_step, **row} for row in shown]
+        append_jsonl(self.run_folder.folder / "warmups.jsonl", records)
+        if shown and not self.args.disable_tqdm:
+            tqdm.write(format_sample(shown[0]))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

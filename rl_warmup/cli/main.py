@@ -47,7 +47,7 @@ def run_command(name: str, args: list[str]) -> int:
     except KeyboardInterrupt:
         print("rl-warmup: interrupted.", file=sys.stderr)
         return 130
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, ArithmeticError) as error:
         if os.environ.get("RL_WARMUP_TRACEBACK"):
             raise
         print(f"rl-warmup {name}: {error}", file=sys.stderr)

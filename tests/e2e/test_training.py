@@ -250,3 +250,20 @@ def test_the_control_warmups_reach_the_generator(make_trainer):
     assert control_warmups("empty_warmup", own) == [[]] * 6
     with pytest.raises(ValueError, match="Unknown control 'shuffle'.*shuffled"):
         control_warmups("shuffle", own)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(make_trainer):
+    def broken(completions, **kwargs):
+        return [1e39] * len(completions)  # beyond float32, so infinite once weighed
+
+    trainer = make_trainer(reward_funcs=[broken], objective="expected_logprob")
+    with pytest.raises((FloatingPointError, ValueError), match="broken|not a number any more at update 1"):
+        trainer.train()
+
+
+def test_samples_are_shown_in_the_terminal(make_trainer, capsys):
+    trainer = make_trainer(disable_tqdm=False, max_steps=1)
+    trainer.train()
+    shown = capsys.readouterr()
+    assert "log P(y|x,c)" in shown.out + shown.err
+    assert "step 1/1 [own warmups]" in shown.out + shown.err
