@@ -50,7 +50,8 @@ def run_command(name: str, args: list[str]) -> int:
     except (ValueError, ImportError, OSError, ArithmeticError) as error:
         if os.environ.get("RL_WARMUP_TRACEBACK"):
             raise
-        print(f"rl-warmup {name}: {error}", file=sys.stderr)
+        where = " (RL_WARMUP_TRACEBACK=1 shows where)" if error.__cause__ is not None else ""
+        print(f"rl-warmup {name}: {error}{where}", file=sys.stderr)
         return 2
     return 0
 

@@ -100,7 +100,7 @@ class RewardBoard:
             The scores, on the device of `target_logps`. A function adds nothing to a row it leaves unscored (None).
 
         Raises:
-            RuntimeError: a function failed; the original exception is chained.
+            ValueError: a function failed; the original exception is chained.
             ValueError: a function returned something other than M finite numbers or None, or nobody scored a row.
         """
         size = batch.num_prompts * batch.group_size
@@ -161,7 +161,7 @@ def _outcome(reward: Reward, get: Callable[[], Any]) -> Any:
     try:
         return get()
     except Exception as error:
-        raise RuntimeError(f"Reward {reward.name!r} failed with {type(error).__name__}: {error}") from error
+        raise ValueError(f"Reward {reward.name!r} failed with {type(error).__name__}: {error}") from error
 
 
 def _checked(reward: Reward, result: Any, offered: Arguments) -> Tensor:

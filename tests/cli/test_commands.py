@@ -142,6 +142,21 @@ def test_mistakes_in_files_and_flags(recipe, tmp_path, capsys):
     assert "unknown command 'trian'" in fails(capsys, "trian")
 
 
+def test_a_reward_that_dies_names_itself_and_keeps_the_checkpoints(recipe, tmp_path, capsys):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "calls = []\n"
+        "def shaky(completions, **kwargs):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) > 1: raise KeyError('gone')\n"
+        "    return [0.0] * len(completions)\n"
+    )
+    path = recipe(rewards=["target_logprob", f"{plugin}:shaky"], save_strategy="steps", save_steps=1)
+    error = fails(capsys, "train", "--config", path)
+    assert "Reward 'shaky' failed with KeyError: 'gone'" in error
+    assert (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").is_file()
+
+
 def test_help_answers_at_once():
     for args in ([], *([name] for name in COMMANDS)):
         began = time.perf_counter()

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from rl_warmup.batch import Warmup
+from rl_warmup.layouts.loading import load_model
 from rl_warmup.layouts.writing import write_targets, write_warmups
 
 HOSTILE = {
@@ -162,6 +163,17 @@ def test_inference_samples_from_the_same_law(hostile_lab):
     exact = naive_law(lab, row, law)
     assert chi_square_p_value(Counter(key(w.warmup) for w in written), exact) > 1e-4
     assert len({key(w.warmup) for w in written}) > 3
+
+
+@pytest.mark.parametrize("kind", ["scratch-t5", "scratch-llama"])
+def test_generates_default_of_50_likeliest_tokens_is_off(kind, lab_of):
+    """With 90 words at a high temperature, hundreds of draws reach far more than 50 of them."""
+    words = " ".join(f"w{i}" for i in range(90))
+    size = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
+    lab = lab_of(*load_model(kind, lambda: [words] * 3, size))
+    law = lab.law(min_length=1, max_length=1, temperature=50.0)
+    drawn = write_warmups(lab.model, lab.layout, law, [lab.ids("w1 w2")], 900)
+    assert len({warmup.ids[0] for warmup in drawn}) > 80
 
 
 def test_a_draw_at_the_edge_of_the_nucleus_or_short_of_the_minimum_stays_finite(hostile_lab):

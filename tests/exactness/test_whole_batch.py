@@ -65,13 +65,13 @@ def test_groups_with_an_empty_row_and_anchors(lab, error, flatten, objective):
         [Warmup(lab.ids("c d"), "separator"), Warmup(lab.ids("c d"), "separator"), Warmup(lab.ids("f g h"), "length")],
         [Warmup(lab.ids("g"), "separator"), Warmup(lab.ids("a b"), "separator"), Warmup(lab.ids("b a"), "separator")],
     ]
-    anchors = [Warmup(lab.ids(words), "proposal") for words in ("d", "f g h", "a a")]
+    anchors = [[Warmup(lab.ids(c), "proposal") for c in pair] for pair in (("d", "d d"), ("f g h", "h"), ("a a", "a"))]
     plans = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
     plans[1].append((RowKind.EMPTY, EMPTY))
-    for plan, anchor in zip(plans, anchors, strict=True):
-        plan.append((RowKind.ANCHOR, anchor))
+    for plan, pair in zip(plans, anchors, strict=True):
+        plan += [(RowKind.ANCHOR, anchor) for anchor in pair]
     knobs = Knobs(uniform_target_share=0.2)
-    rollout = make_rollout(lab, law, objective, 3, anchor_weight=0.3, knobs=knobs, proposals=["head"])
+    rollout = make_rollout(lab, law, objective, 3, anchor_weight=0.6, knobs=knobs, proposals=["head", "reverse"])
     batch = rollout.batch(rows, plans)
     scores = score(lab.model, batch, law)
     extra = torch.randn(9)  # what further rewards would add
@@ -79,7 +79,7 @@ def test_groups_with_an_empty_row_and_anchors(lab, error, flatten, objective):
     tokens = sum(len(row["target_ids"]) for row in rows)
     got = loss_gradient(lab, sum(weighted_loss(scores, weights, tokens)), flatten)
 
-    terms = [(1, EMPTY, 0.0, 1.0)] + [(i, anchor, 0.3, 0.3) for i, anchor in enumerate(anchors)]
+    terms = [(1, EMPTY, 0.0, 1.0)] + [(i, anchor, 0.3, 0.3) for i, pair in enumerate(anchors) for anchor in pair]
     for i, group in enumerate(groups):
         alone = [lab.score(rows[i], [warmup], law) for warmup in group]
         rewards = torch.cat([s.target_logprob for s in alone]).detach() + extra[3 * i : 3 * i + 3]

@@ -181,7 +181,7 @@ def test_an_error_in_a_coroutine_names_it(world):
     async def broken(completion_ids):
         raise KeyError("reply")
 
-    with pytest.raises(RuntimeError, match="Reward 'broken' failed with KeyError: 'reply'") as caught:
+    with pytest.raises(ValueError, match="Reward 'broken' failed with KeyError: 'reply'") as caught:
         world.judge([broken])
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -226,7 +226,7 @@ def test_an_exception_inside_is_chained(world):
     def broken(completions, **kwargs):
         return [1 / 0]
 
-    with pytest.raises(RuntimeError, match="Reward 'broken' failed with ZeroDivisionError: division by zero") as caught:
+    with pytest.raises(ValueError, match="Reward 'broken' failed with ZeroDivisionError: division by zero") as caught:
         world.judge([broken])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
