@@ -105,14 +105,6 @@ class WarmupTrainer(Trainer):
 
             model = get_peft_model(model, peft_config)
         self.layout = make_layout(model, tokens)
-        self.law = WarmupLaw(
-            tokens.separator_id,
-            tokens.banned,
-            args.temperature,
-            args.top_p,
-            args.min_warmup_length,
-            args.max_warmup_length,
-        )
         self.encoder = RowEncoder(
             processing_class, tokens.separator_id, args.max_prompt_length, args.max_target_length,
             args.prompt_truncation, args.target_truncation, model.config.is_encoder_decoder,
@@ -125,21 +117,16 @@ class WarmupTrainer(Trainer):
             callbacks=callbacks, optimizers=optimizers,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
+        self.law = WarmupLaw(
+            tokens.separator_id, tokens.banned.to(args.device), args.temperature, args.top_p,
+            args.min_warmup_length, args.max_warmup_length,
+        )  # fmt: skip
         self.rollout = self._make_rollout(args, train_rows)
         specs = reward_funcs if reward_funcs is not None else args.rewards
         self.rewards = RewardBoard.load(
             specs, tokenizer=processing_class, layout=self.layout, law=self.law, device=args.device
         )
-        self.schedule = Schedule(
-            bool(args.proposals) and args.objective != "sft", args.readiness, args.proposal_only, args.tau,
-            args.target_ess, self._sum_over_processes,
-        )  # fmt: skip
-        self.run_folder = RunFolder(args.output_dir)
-        for callback in (PrinterCallback, ProgressCallback):
-            if self.pop_callback(callback) is not None and callback is ProgressCallback:
-                self.add_callback(_Bar())
-        for ours in (self.schedule, self.run_folder, ProgressLine()):
-            self.add_callback(ours)
+        self._add_own_callbacks(args)
         self.means = Means()
         self.last: tuple[WarmupBatch, Scores, Any] | None = None
         set_seed(args.seed, device_specific=True)  # after Trainer's own, so that ranks sample different warmups
@@ -345,6 +332,19 @@ class WarmupTrainer(Trainer):
             self.layout, self.law, args.objective, args.num_warmups, list(args.proposals), context,
             args.max_target_length or 512, args.empty_share, args.anchor_weight, knobs,
         )  # fmt: skip
+
+    def _add_own_callbacks(self, args: WarmupConfig) -> None:
+        """Schedule and run folder, and a readable line per log in the place of Trainer's dictionaries."""
+        self.schedule = Schedule(
+            bool(args.proposals) and args.objective != "sft", args.readiness, args.proposal_only, args.tau,
+            args.target_ess, self._sum_over_processes,
+        )  # fmt: skip
+        self.run_folder = RunFolder(args.output_dir)
+        self.pop_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(_Bar())
+        for ours in (self.schedule, self.run_folder, ProgressLine()):
+            self.add_callback(ours)
 
     def _sum_over_processes(self, values: list[float]) -> list[float]:
         if self.accelerator.num_processes == 1 or not values:

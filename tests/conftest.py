@@ -10,7 +10,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # on two busy cores a tiny step takes 60 ms with one thread, seconds with two
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -97,9 +97,8 @@ def build_lab(kind: str, seed: int = 0, width: int = 16, layers: int = 2) -> Lab
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed() -> Iterator[None]:
+def _fixed_seed() -> None:
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -59,12 +59,12 @@ class RowEncoder:
             raise ValueError(
                 f"{where}: the {target_column} is empty ({row[target_column]!r}). Remove the row or fill it."
             )
-        prompt_ids = self._prompt_ids(row["prompt"])
-        if not prompt_ids:
+        whole_prompt = self._prompt_ids(row["prompt"])
+        if not whole_prompt:
             raise ValueError(
                 f"{where}: the prompt is empty ({row['prompt']!r}), so nothing precedes the warmup. Fill it."
             )
-        prompt_ids = self._limit(prompt_ids, "prompt", where)
+        prompt_ids = self._limit(whole_prompt, "prompt", where)
         target_ids, word_lengths = self._target_ids(target)
         limited = self._limit([*target_ids, self.tokenizer.eos_token_id], "target", where)
         if prompt_ids is None or limited is None:

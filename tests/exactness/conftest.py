@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations_with_replacement
@@ -110,6 +110,6 @@ def spaces(t5: Any, llama: Any) -> dict[str, Space]:
 
 
 @pytest.fixture(params=["t5", "llama"])
-def space(request: pytest.FixtureRequest, spaces: dict[str, Space]) -> Iterator[Space]:
+def space(request: pytest.FixtureRequest, spaces: dict[str, Space]) -> Space:
     """Both layouts, one after the other."""
-    yield spaces[request.param]
+    return spaces[request.param]
