@@ -33,6 +33,7 @@ class Writer:
     law: WarmupLaw
     max_target_length: int
     inference: str = "policy"
+    max_prompt_length: int | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> Writer:

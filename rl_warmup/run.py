@@ -17,7 +17,6 @@ from rl_warmup.config import Recipe, build_recipe
 from rl_warmup.generation import CONTROLS, Writer, control_warmups
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.tokens import read_layout
 from rl_warmup.metrics import compute, signatures
 from rl_warmup.run_folder import write_json, write_jsonl
 from rl_warmup.tasks import Task, load_task, rows_hash
@@ -50,7 +49,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     trainer.save_model(str(folder))
     scored = predict_and_score(
         trainer.writer(), task, recipe.task.predict_split, folder, _controls(recipe), recipe.config.per_device_eval_batch_size,
-        trainer.encoder, trainer.rollout.context.filler_ids, show_progress=recipe.task.show_progress,
+        trainer.eval_encoder, trainer.rollout.context.filler_ids, show_progress=recipe.task.show_progress,
     )  # fmt: skip
     result = {
         "task": task.name,
@@ -60,7 +59,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         "updates": trainer.state.global_step,
         "train_seconds": round(trainer.run_folder.train_seconds, 3),
         "switched_at": trainer.schedule.switched_at,
-        "truncation": dict(trainer.encoder.counts),
+        "truncation": dict(trainer.encoder.counts + trainer.eval_encoder.counts),
         **scored,
     }
     write_json(folder / RESULT, result)
@@ -108,7 +107,7 @@ def race(recipe: Recipe, task: Task) -> Recipe:
         trainer = make_trainer(build_recipe({**recipe.values, **settings}), _with_validation(task))
         trainer.train()
         trainer.text_metrics = None
-        rows = trainer.encoder.encode_all(task.splits["validation"], "validation")
+        rows = trainer.eval_encoder.encode_all(task.splits["validation"], "validation")
         standings[proposal] = trainer.evaluate(rows)["eval_target_bound"]
     winner = max(standings, key=lambda name: standings[name])
     write_json(folder / "race.json", {"steps": recipe.config.race_steps, "target_bound": standings, "winner": winner})
@@ -155,9 +154,8 @@ def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str
 
 def inference_encoder(writer: Writer) -> RowEncoder:
     """Encodes rows for a loaded model as training did; over-long prompts are cut, as nothing is lost by predicting."""
-    limit = read_layout(writer.model.name_or_path).get("max_prompt_length")
     return RowEncoder(
-        writer.tokenizer, writer.law.separator_id, limit, None, prompt_truncation="right",
+        writer.tokenizer, writer.law.separator_id, writer.max_prompt_length, None, prompt_truncation="right",
         encoder_decoder=writer.model.config.is_encoder_decoder,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -109,11 +110,16 @@ class WarmupTrainer(Trainer):
             processing_class, tokens.separator_id, args.max_prompt_length, args.max_target_length,
             args.prompt_truncation, args.target_truncation, model.config.is_encoder_decoder,
         )  # fmt: skip
-        train_rows = self._encode(train_dataset, "train", args)
+        # Rows that are scored are never dropped, or a long target would leave the comparison unseen.
+        self.eval_encoder = replace(
+            self.encoder, max_target_length=None, counts=Counter(),
+            prompt_truncation="right" if args.prompt_truncation == "drop" else args.prompt_truncation,
+        )  # fmt: skip
+        train_rows = self._encode(self.encoder, train_dataset, "train", args)
         self.text_metrics = compute_metrics
         super().__init__(
             model=model, args=args, data_collator=list, train_dataset=train_rows,
-            eval_dataset=self._encode(eval_dataset, "validation", args), processing_class=processing_class,
+            eval_dataset=self._encode(self.eval_encoder, eval_dataset, "validation", args), processing_class=processing_class,
             callbacks=callbacks, optimizers=optimizers,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
@@ -269,7 +275,9 @@ class WarmupTrainer(Trainer):
         inference = "empty" if self.args.objective == "sft" else "policy"
         limit = self.args.max_target_length or 512
         model = self.accelerator.unwrap_model(self.model)
-        return Writer(model, self.processing_class, self.layout, self.law, limit, inference)
+        return Writer(
+            model, self.processing_class, self.layout, self.law, limit, inference, self.args.max_prompt_length
+        )
 
     def predict_rows(self, rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
         """Predictions for encoded rows, with the policy's likeliest warmup; every process predicts all of them."""
@@ -313,12 +321,12 @@ class WarmupTrainer(Trainer):
 
     # ------------------------------------------------------------------ small parts
 
-    def _encode(self, rows: Any, name: str, args: WarmupConfig) -> list[dict[str, Any]] | None:
+    def _encode(self, encoder: RowEncoder, rows: Any, name: str, args: WarmupConfig) -> list[dict[str, Any]] | None:
         if rows is None:
             return None
-        encoded = self.encoder.encode_all(rows, name, show_progress=not args.disable_tqdm)
-        if self.encoder.counts:
-            print(f"{name}: {', '.join(f'{n} {what}' for what, n in self.encoder.counts.items())} by the token limits.")
+        encoded = encoder.encode_all(rows, name, show_progress=not args.disable_tqdm)
+        if encoder.counts:
+            print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
         return encoded
 
     def _make_rollout(self, args: WarmupConfig, train_rows: list[dict[str, Any]] | None) -> Rollout:

@@ -31,25 +31,31 @@ def enable_scoring(model: nn.Module) -> None:
         ValueError: if the log-probabilities differ from the stock model's, i.e. the model transforms its logits after the
             head in a way that is not known here.
     """
-    if getattr(model, "_warmup_scoring", False):
+    if hasattr(model, "_warmup_head"):
         return
     head = _Head(model)
-    stock_forward = model.forward
+    stock = inspect.signature(head.stock_model)
 
     def forward(self: Any, *args: Any, warmup_scoring: bool = False, **kwargs: Any) -> Any:
+        head = self._warmup_head  # not the one above: a deep copy of the model has its own
         if not warmup_scoring:
-            return stock_forward(*args, **kwargs)
+            return head.stock_model(*args, **kwargs)
         given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT adds `labels=None` and such
-        return ModelOutput(token_logps=_score(self, stock_forward, head, **given))
+        return ModelOutput(token_logps=_score(self, head, **given))
 
     # `generate` reads the signature to learn whether to pass position_ids (left-padded prompts) and logits_to_keep.
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    stock = inspect.signature(stock_forward)
     forward.__signature__ = stock.replace(parameters=[own, *stock.parameters.values()])  # type: ignore[attr-defined]
+    model._warmup_head = head  # type: ignore[assignment]
     model.forward = types.MethodType(forward, model)
-    model._warmup_scoring = True  # type: ignore[assignment]
+    head.module.forward = head.forward
     if all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here
-        _check_against_stock(model)
+        try:
+            _check_against_stock(model)
+        except ValueError:
+            model.forward, head.module.forward = head.stock_model, head.stock_head
+            del model._warmup_head
+            raise
 
 
 def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
@@ -80,7 +86,6 @@ def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
 
 def _score(
     model: Any,
-    stock_forward: Any,
     head: _Head,
     *,
     input_ids: Tensor,
@@ -101,9 +106,9 @@ def _score(
             "attention_mask": attention_mask.index_select(0, prompt_index),
             "decoder_input_ids": torch.cat([start, seq_ids[:, :-1]], 1),
         }
-        hidden = head.capture(stock_forward, **inputs)  # position t predicts token t
+        hidden = head.capture(**inputs)  # position t predicts token t
     else:
-        hidden = head.capture(stock_forward, input_ids=seq_ids, attention_mask=seq_mask)
+        hidden = head.capture(input_ids=seq_ids, attention_mask=seq_mask)
         hidden = F.pad(hidden[:, :-1], (0, 0, 1, 0))  # position t-1 predicts token t; token 0 is never counted
     steps = (warmup_mask.cumsum(1) - 1).clamp(min=0)
     is_action, is_target = warmup_mask.bool(), target_mask.bool()
@@ -117,33 +122,31 @@ class _Head:
     """The model's output embeddings, able to hand out their input (`capture`) or to score tokens (call)."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model, self.stock_model = model, model.forward
         self.module = model.get_output_embeddings()
+        self.stock_head = self.module.forward
         self.finish = _logits_after_head(model.config)
         self.captured: Tensor | None = None
         self.capturing = False
-        stock = self.module.forward
 
-        def forward(_: Any, hidden: Tensor, tokens: tuple | None = None) -> Tensor:
-            if self.capturing:
-                self.captured = hidden
-                return hidden[..., :1]
-            if tokens is None:
-                return stock(hidden)
-            token_ids, law, steps = tokens
+    def forward(self, hidden: Tensor, tokens: tuple | None = None) -> Tensor:
+        """What the head's module runs in place of its own forward."""
+        if self.capturing:
+            self.captured = hidden
+            return hidden[..., :1]
+        if tokens is None:
+            return self.stock_head(hidden)
+        token_ids, law, steps = tokens
+        restrict = law.restrict if law else None
+        return token_logps(hidden, token_ids, self._logits, self.module.out_features, restrict, steps)
 
-            def logits(h: Tensor) -> Tensor:
-                weight, bias = self.module.weight, getattr(self.module, "bias", None)
-                if weight.dtype in HALF:
-                    return self.finish(F.linear(h, weight.float(), None if bias is None else bias.float()))
-                return self.finish(stock(h))
+    def _logits(self, hidden: Tensor) -> Tensor:
+        weight, bias = self.module.weight, getattr(self.module, "bias", None)
+        if weight.dtype in HALF:
+            return self.finish(F.linear(hidden, weight.float(), None if bias is None else bias.float()))
+        return self.finish(self.stock_head(hidden))
 
-            vocab_size = self.module.out_features
-            return token_logps(hidden, token_ids, logits, vocab_size, law.restrict if law else None, steps)
-
-        self.module.forward = types.MethodType(forward, self.module)
-
-    def capture(self, stock_forward: Any, **inputs: Any) -> Tensor:
+    def capture(self, **inputs: Any) -> Tensor:
         """Hidden states right before the head, after whatever scaling the model applies to them."""
         if self.model.get_output_embeddings() is not self.module:
             raise ValueError(
@@ -152,7 +155,7 @@ class _Head:
             )
         self.capturing = True
         try:
-            stock_forward(**inputs, use_cache=False)
+            self.stock_model(**inputs, use_cache=False)
         finally:
             self.capturing = False
         hidden, self.captured = self.captured, None

@@ -207,5 +207,25 @@ def test_an_unknown_transformation_of_logits_is_refused():
     model = DoubledLogits(CONFIGS["llama"])
     with torch.no_grad():
         model.lm_head.weight.normal_()
-    with pytest.raises(ValueError, match=r"DoubledLogits changes its logits after the head .* differ .* by .* nats"):
-        enable_scoring(model)
+    message = r"DoubledLogits changes its logits after the head .* differ .* by .* nats"
+    for _ in range(2):  # also when asked again
+        with pytest.raises(ValueError, match=message):
+            enable_scoring(model)
+    model(input_ids=torch.tensor([[5, 6]]))  # the model itself is as it was
+
+
+@pytest.mark.parametrize("name", ["t5", "llama-tied"])
+def test_a_deep_copy_scores_with_its_own_weights(name):
+    """A frozen copy of the policy would otherwise silently follow it."""
+    model = build(name)
+    enable_scoring(model)
+    batch, _, law = lay_out(model)
+    frozen = copy.deepcopy(model)
+    before = score(model, batch, law).target_logprob.detach()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    torch.testing.assert_close(score(frozen, batch, law).target_logprob, before)
+    assert (score(model, batch, law).target_logprob - before).abs().max() > 1e-2
+    score(frozen, batch, law).target_logprob.sum().backward()
+    assert all(p.grad is None for p in model.parameters())

@@ -214,6 +214,7 @@ def test_one_warmup_alone():
     assert [w.item() for w in weigh("joint", torch.tensor([[-3.0]]))] == [1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:std")
 @pytest.mark.parametrize("rule", RULES)
 def test_rules_that_need_two_say_so(rule):
     try:
