@@ -79,6 +79,10 @@ class Scores:
     warmup_tokens: Tensor  # (N,) number of actions
     target_tokens: Tensor  # (N,) number of target tokens
 
+    def detach(self) -> Scores:
+        """The same numbers without the graph behind them."""
+        return Scores(**{f.name: getattr(self, f.name).detach() for f in fields(self)})
+
 
 @dataclass
 class RowWeights:

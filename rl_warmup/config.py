@@ -98,7 +98,8 @@ def build_recipe(values: dict[str, Any]) -> Recipe:
     if "model_name_or_path" not in values:
         faults.append("model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5 or scratch-llama.")
     options = _pick(WarmupOptions, coerced)
-    faults += [fault for fault in _try_options(options) if fault.split(":")[0] not in " ".join(faults)]
+    reported = {fault.partition(":")[0] for fault in faults}
+    faults += [fault for fault in option_faults(WarmupOptions(**options)) if fault.partition(":")[0] not in reported]
     if faults:
         raise ValueError(_report(faults))
     return Recipe(
@@ -132,6 +133,8 @@ def option_faults(options: WarmupOptions) -> list[str]:
         )
     if options.target_ess is not None and not 1 <= options.target_ess <= options.num_warmups:
         faults.append(f"target_ess: {options.target_ess} must lie between 1 and num_warmups ({options.num_warmups}).")
+    if options.target_ess is not None and options.objective != "marginal":
+        faults.append(f"target_ess: steers tau, which the objective {options.objective!r} does not read; use marginal.")
     if (options.proposal_only or options.anchor_weight) and not options.proposals:
         faults.append("proposals: is empty, but proposal_only or anchor_weight need at least one proposal.")
     if options.cold_start == "race" and len(options.proposals) < 2:
@@ -155,7 +158,9 @@ def _range_faults(options: WarmupOptions) -> list[str]:
     """Numbers outside their range."""
     shares = ("uniform_target_share", "empty_share", "tsallis_q")
     at_least_one = ("num_warmups", "max_warmup_length", "race_steps", "num_eval_warmups")
+    limits = [name for name in ("max_prompt_length", "max_target_length") if getattr(options, name) is not None]
     checks = [
+        *((name, getattr(options, name) >= 2, "at least 2, or empty for no limit") for name in limits),
         *((name, 0 <= getattr(options, name) <= 1, "between 0 and 1") for name in shares),
         *((name, getattr(options, name) >= 1, "at least 1") for name in at_least_one),
         ("min_warmup_length", options.min_warmup_length >= 0, "at least 0"),
@@ -172,10 +177,6 @@ def _report(faults: list[str]) -> str:
     if len(faults) == 1:
         return faults[0]
     return f"{len(faults)} settings cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults)
-
-
-def _try_options(values: dict[str, Any]) -> list[str]:
-    return option_faults(WarmupOptions(**values))
 
 
 def _pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -228,6 +229,8 @@ def _coerce(value: Any, hint: Any) -> Any:
         return float(value)
     if list in bases and not isinstance(value, list) and str not in bases:
         return [value]
+    if str in bases and isinstance(value, (int, float)) and not {int, float} & set(bases):
+        return str(value)
     if any(base in (int, float, bool, dict, list) for base in bases) and str not in bases:
         plain = tuple(base for base in bases if isinstance(base, type))
         if not isinstance(value, plain):

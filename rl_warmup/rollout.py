@@ -1,6 +1,6 @@
 """From prompts to weighed warmups: which rows an update trains on, and how much each of them counts.
 
-Knows: layouts, proposals, objectives, rewards. Must not know: the optimizer, processes, files.
+Knows: layouts, proposals, objectives. Must not know: how rewards are made, the optimizer, processes, files.
 One update's rollout happens before its micro-batches: `plan` samples for all its prompts, `batch` lays a micro-batch
 out, and after the forward `weigh` turns log-probabilities into the constants a and b of every row.
 """

@@ -96,15 +96,18 @@ class WarmupTrainer(Trainer):
             processing_class = processing_class or loaded
         if processing_class is None:
             raise ValueError("WarmupTrainer needs the model's tokenizer: pass processing_class=AutoTokenizer....")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process. Launch one process each, `accelerate launch --num_processes "
+                f"{args.n_gpu} ...`, or show it one: CUDA_VISIBLE_DEVICES=0."
+            )
         refuse_fp16(model.config.model_type, "fp16" if args.fp16 else str(model.dtype))
         tokens = declare_tokens(model, processing_class, args.separator)
-        if args.disable_dropout:
-            disable_dropout(model)
         enable_scoring(model)
         if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
+            model = _with_adapter(model, peft_config)
+        if args.disable_dropout:
+            disable_dropout(model)
         self.layout = make_layout(model, tokens)
         self.encoder = RowEncoder(
             processing_class, tokens.separator_id, args.max_prompt_length, args.max_target_length,
@@ -117,6 +120,8 @@ class WarmupTrainer(Trainer):
         )  # fmt: skip
         train_rows = self._encode(self.encoder, train_dataset, "train", args)
         self.text_metrics = compute_metrics
+        # Ranks seed their sampling apart (below), but must shuffle the rows alike, or rows repeat and go missing.
+        args.data_seed = args.seed if args.data_seed is None else args.data_seed
         super().__init__(
             model=model, args=args, data_collator=list, train_dataset=train_rows,
             eval_dataset=self._encode(self.eval_encoder, eval_dataset, "validation", args), processing_class=processing_class,
@@ -192,7 +197,7 @@ class WarmupTrainer(Trainer):
                 f"it are intact. Lower learning_rate or max_grad_norm, use bf16 or float32, or look at the rewards."
             )
         self.means.add({name: (value, 1) for name, value in parts.items()})
-        self.last = (batch, scores, weights)
+        self.last = (batch, scores.detach(), weights)
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
         return (policy_loss + target_loss) * self.accelerator.num_processes
 
@@ -224,7 +229,8 @@ class WarmupTrainer(Trainer):
                     model.eval()
                     yield model, {"synced_gpus": False}  # every weight is gathered: ranks may stop at different lengths
             else:
-                yield self.accelerator.unwrap_model(self.model), {}
+                with self.accelerator.autocast():  # sample under the precision that scores
+                    yield self.accelerator.unwrap_model(self.model), {}
         finally:
             self.model.train(was_training)
 
@@ -247,6 +253,7 @@ class WarmupTrainer(Trainer):
         self.eval_means.add({k: v for k, v in sums.items() if "reward" not in k})
         bound = sums["target_logprob" if sft else "target_bound"][0]
         tokens = sum(len(row["target_ids"]) for row in inputs)
+        self.eval_means.add({"loss": (-bound, tokens)})  # exact over batches of different size, unlike Trainer's mean
         return torch.tensor(-bound / tokens, device=self.args.device), None, None
 
     def _eval_rollout(self) -> Rollout:
@@ -367,6 +374,18 @@ class WarmupTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt", "target"]
+
+
+def _with_adapter(model: Any, peft_config: Any) -> Any:
+    """The model with a LoRA-like adapter in place."""
+    from peft import get_peft_model
+
+    if peft_config.is_prompt_learning:
+        raise ValueError(
+            f"{peft_config.peft_type} adapters put tokens of their own before the prompt, and warmups would be sampled "
+            f"without them. Use LoRA or another adapter that changes layers."
+        )
+    return get_peft_model(model, peft_config)
 
 
 class _Bar(ProgressCallback):

@@ -69,8 +69,12 @@ class RowEncoder:
         limited = self._limit([*target_ids, self.tokenizer.eos_token_id], "target", where)
         if prompt_ids is None or limited is None:
             return None
-        if self.separator_id in limited:
-            raise ValueError(f"{where}: the target holds the separator token itself; choose another `separator`.")
+        reserved = {self.separator_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} & set(limited[:-1])
+        if reserved:
+            found = ", ".join(repr(token) for token in self.tokenizer.convert_ids_to_tokens(sorted(reserved)))
+            raise ValueError(
+                f"{where}: the target holds {found}, which the layout needs for itself. Remove it from the text."
+            )
         row.setdefault("id", where)
         words = _cut(word_lengths, len(limited) - 1)
         return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
@@ -128,7 +132,8 @@ class RowEncoder:
         if policy == "drop":
             return None
         if policy == "left":
-            return ids[-limit:]
+            begins = ids[0] == self.tokenizer.bos_token_id
+            return ids[: int(begins)] + ids[len(ids) - limit + int(begins) :]
         ends = ids[-1] == self.tokenizer.eos_token_id
         return ids[: limit - 1] + ids[-1:] if ends else ids[:limit]
 

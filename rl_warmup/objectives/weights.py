@@ -103,7 +103,8 @@ def expected_logprob(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> 
 def expected_prob(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
     """Ascends E_c[e^R]: a = (e^{R_i} - mean of the others)/n, b = e^{R_i}/n.
 
-    Source: VeriFree (arXiv 2505.21493). Unbiased, but its size vanishes with the target's length. Needs n >= 2.
+    Source: VeriFree (arXiv 2505.21493). Unbiased, but its size vanishes with the target's length: empty warmups and
+    anchors keep weights near 1 and would drown it, so set `empty_share` and `anchor_weight` to 0. Needs n >= 2.
     """
     return tsallis(rewards, warmup_logprobs, Knobs(tsallis_q=0.0))
 

@@ -160,7 +160,10 @@ def test_a_reward_that_dies_names_itself_and_keeps_the_checkpoints(recipe, tmp_p
 def test_help_answers_at_once():
     for args in ([], *([name] for name in COMMANDS)):
         began = time.perf_counter()
-        script = "import sys; from rl_warmup.cli.main import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+        script = (
+            "import sys; from rl_warmup.cli.main import main; code = main(sys.argv[1:]); "
+            "assert 'torch' not in sys.modules; sys.exit(code)"
+        )
         run = subprocess.run(
             [sys.executable, "-c", script, *args, "--help"], capture_output=True, text=True, check=False
         )

@@ -58,4 +58,8 @@ def test_equal_compute_gives_sft_at_least_the_warmup_arms_seconds(tmp_path):
 def test_the_shipped_recipes_are_there_and_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="Run the demo from the root"):
         run_demo(tmp_path / "nowhere", tmp_path, 1)
-    assert [experiment.name for experiment in experiments(tmp_path)] == ["ledger-t5", "ledger-llama", "translation-llama"]
+    assert [experiment.name for experiment in experiments(tmp_path)] == [
+        "ledger-t5",
+        "ledger-llama",
+        "translation-llama",
+    ]

@@ -28,7 +28,11 @@ def grpo(new_lab, tmp_path):
     )  # fmt: skip
     rows = [{"prompt": "a b c"}, {"prompt": "d e"}]
     trainer = GRPOTrainer(
-        model=lab.model, reward_funcs=distinct, args=args, train_dataset=Dataset.from_list(rows), processing_class=lab.tokenizer
+        model=lab.model,
+        reward_funcs=distinct,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=lab.tokenizer,
     )
     return lab, trainer, [row for row in rows for _ in range(4)]
 
