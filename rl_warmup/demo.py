@@ -16,6 +16,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -215,7 +216,8 @@ def _page(plan: list[Experiment], results: dict[str, dict[str, Any]], output: Pa
         header = ["arm", "warmup at test", *_metrics(experiment, results), "updates", "train seconds"]
         rows = [row for arm in experiment.arms for row in _rows(experiment, arm, results)]
         seeds = f"{len(experiment.seeds)} seeds, mean ± standard deviation" if len(experiment.seeds) > 1 else "one seed"
-        parts.append(f"\n## {experiment.name} ({seeds}; test rows)\n\n{text_table(header, rows)}")
+        table = indent("\n".join(line.rstrip() for line in text_table(header, rows).splitlines()), "    ")
+        parts.append(f"\n## {experiment.name} ({seeds}; test rows)\n\n{table}")
         parts.append(_examples(experiment, output))
         parts.append(EXPLANATIONS[experiment.name])
     return "\n".join(parts) + "\n"
@@ -233,7 +235,7 @@ def _rows(experiment: Experiment, arm: str, results: dict[str, dict[str, Any]]) 
     rows = []
     for control in runs[0]["metrics"]:
         first = not control
-        label = ("none" if arm.startswith("sft") else "its own") if first else NAMES[control].removesuffix(" warmup")
+        label = ("none" if arm.startswith("sft") else "own warmup") if first else NAMES[control]
         values = [spread([run["metrics"][control][m] for run in runs]) for m in _metrics(experiment, results)]
         rows.append([arm if first else "", label, *values, updates if first else "", seconds if first else ""])
     return rows

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging as transformers_logging
+
 from rl_warmup import _trl
 from rl_warmup.config import Recipe, build_recipe
 from rl_warmup.generation import CONTROLS, Writer, control_warmups
@@ -70,6 +72,8 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     """The trainer a recipe describes, with its model, rows and headline metrics in place."""
     config, choice = recipe.config, recipe.model
     config.disable_tqdm = not recipe.task.show_progress
+    if config.disable_tqdm:
+        transformers_logging.disable_progress_bar()
     if not task.splits["train"]:
         raise ValueError(f"The task {task.name} has no training rows.")
     kwargs: dict[str, Any] = {"dtype": choice.dtype or "float32", "revision": choice.model_revision}
