@@ -86,8 +86,8 @@ def build_recipe(values: dict[str, Any]) -> Recipe:
             faults.append(f"{key!r} is not a setting.{hint}")
             continue
         try:
-            if value is False and key.endswith("_strategy"):
-                value = "no"  # YAML reads a bare `no` as false
+            if value is False and (key.endswith("_strategy") or key == "guard"):
+                value = "off" if key == "guard" else "no"  # YAML reads bare words for no as false
             coerced[key] = _coerce(value, types[key])
         except (TypeError, ValueError):
             faults.append(f"{key}: {value!r} is not {_spell(types[key])}.")

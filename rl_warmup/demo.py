@@ -253,10 +253,11 @@ def _examples(experiment: Experiment, output: Path, count: int = 2) -> str:
 EXPLANATIONS = {
     "ledger-t5": """\
 What this proves: a warmup can carry computation. The target lists running totals newest first, so its first word needs
-the whole sum at once; SFT and the filler (the same number of extra positions, without content) stay low, SFT also at
-the warmup arm's training time, and shuffling warmups across prompts destroys the result, so the warmup is what is read. What it does not prove:
-that a warmup is discovered from nothing. The proposal (the target's words reversed) contains the easy order; `proposal`
-only imitates it, and `warmup` goes on from there with its own samples, so compare these two for what the objective adds.""",
+the whole sum at once; SFT, also at the warmup arm's training time, and the filler (the same number of extra positions,
+without content) stay low, and shuffling warmups across prompts destroys the result: the warmup is what is read. What it
+does not prove: that a warmup is discovered from nothing. The proposal (the target's words reversed) contains the easy
+order; `proposal` only imitates it, and `warmup` goes on from there with its own samples, so compare these two for what
+the objective adds.""",
     "ledger-llama": """\
 The same recipe with the model line changed: a decoder-only model behaves alike. One seed, so differences of a few points
 mean nothing.""",

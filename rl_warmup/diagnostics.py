@@ -82,18 +82,33 @@ def rollout_metrics(
 
 
 def _variety(batch: WarmupBatch, groups: int) -> Sums:
-    """Lengths, ends and distinctness of the group's warmups."""
+    """Lengths, ends, distinctness and overlaps of the group's warmups. Quantiles are means over micro-batches."""
     warmups = batch.warmups[:groups]
-    lengths = [len(warmup.ids) for warmup in warmups]
+    lengths = sorted(len(warmup.ids) for warmup in warmups)
     by_prompt: dict[int, set[tuple[int, ...]]] = defaultdict(set)
+    overlaps: dict[str, list[float]] = {"prompt": [], "target": []}
     for index, warmup in zip(batch.prompt_index[:groups].tolist(), warmups, strict=True):
         by_prompt[index].add(tuple(warmup.ids))
+        if warmup.ids:
+            for part, shares in overlaps.items():
+                shares.append(token_overlap(warmup.ids, batch.prompts[index][f"{part}_ids"]))
+    everything = set().union(*by_prompt.values())
     return {
+        **{f"completions/{part}_overlap": (sum(shares), len(shares)) for part, shares in overlaps.items()},
+        "completions/p10_length": (lengths[groups // 10], 1),
+        "completions/median_length": (lengths[groups // 2], 1),
+        "completions/p90_length": (lengths[min(groups - 1, 9 * groups // 10)], 1),
+        "completions/distinct_across_prompts": (len(everything), groups),
         "completions/mean_length": (sum(lengths), groups),
         "completions/clipped_ratio": (sum(warmup.finish == "length" for warmup in warmups), groups),
         "completions/empty_ratio": (sum(length == 0 for length in lengths), groups),
         "completions/distinct_ratio": (sum(map(len, by_prompt.values())), groups),
     }
+
+
+def token_overlap(warmup: list[int], other: list[int]) -> float:
+    """Share of a warmup's distinct tokens that occur in another sequence of ids; the warmup must not be empty."""
+    return len(set(warmup) & set(other)) / len(set(warmup))
 
 
 def sample_table(

@@ -14,6 +14,7 @@ OBJECTIVES = (
 )  # fmt: skip
 PROPOSALS = ("reverse", "head", "sorted", "keywords", "draft", "filler")
 TRUNCATIONS = ("error", "left", "right", "drop")
+GUARDS = ("warn", "act", "stop", "off")
 COLD_STARTS = ("one", "mixture", "race")
 
 
@@ -64,6 +65,7 @@ class WarmupOptions:
     target_truncation: str = _option("error", "What happens to a longer target (left is not allowed).", TRUNCATIONS)
 
     # housekeeping
+    guard: str = _option("warn", "What to do when warmups collapse.", GUARDS)
     disable_dropout: bool = _option(True, "Set every dropout of the model to 0, as sampled warmups are scored again.")
     num_eval_warmups: int = _option(4, "Warmups per prompt for the validation bound on log P(y|x).")
     log_warmups: int = _option(3, "Sampled warmups shown at every log (terminal and warmups.jsonl); 0 shows none.")

@@ -34,7 +34,8 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     tokenizer and warmup_layout.json, predictions.jsonl (one more per control) and result.json.
 
     Returns:
-        What result.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups).
+        What result.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups). The main
+        process alone predicts and writes; the others return an empty dict.
 
     Raises:
         ValueError: a setting, a row or the folder cannot be used.
@@ -45,10 +46,14 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     task = load_task(recipe.task.task, **(recipe.task.task_kwargs or {}))
     if recipe.config.cold_start == "race" and resume is None:
         recipe = race(recipe, task)
-    recipe.save(folder)
     trainer = make_trainer(recipe, task)
+    main_process = trainer.is_world_process_zero()
+    if main_process:
+        recipe.save(folder)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(folder))
+    if not main_process:
+        return {}
     scored = predict_and_score(
         trainer.writer(), task, recipe.task.predict_split, folder, _controls(recipe), recipe.config.per_device_eval_batch_size,
         trainer.eval_encoder, trainer.rollout.context.filler_ids, show_progress=recipe.task.show_progress,

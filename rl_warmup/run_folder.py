@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, ProgressCallback
 
 CLOCK_KEYS = (
     "runtime",
@@ -42,7 +42,7 @@ class RunFolder(TrainerCallback, ExportableState):
         self.started, self.paused = time.perf_counter(), 0.0
         if state.is_world_process_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in ("metrics.jsonl", "timing.jsonl", "warmups.jsonl"):
+            for name in ("metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl"):
                 _keep_until(self.folder / name, state.global_step)
             write_json(self.folder / "environment.json", environment())
 
@@ -72,6 +72,13 @@ class RunFolder(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"args": {"folder": str(self.folder)}, "attributes": {"train_seconds": self.seconds()}}
+
+
+class ProgressBar(ProgressCallback):
+    """Trainer's progress bar without its dictionaries; `ProgressLine` prints instead."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
 
 
 class ProgressLine(TrainerCallback):

@@ -27,10 +27,11 @@ from rl_warmup.batch import RowKind, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig
 from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table
 from rl_warmup.generation import Writer
+from rl_warmup.guard import Guard
 from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.loading import disable_dropout, load_model, refuse_fp16
+from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, refuse_fp16
 from rl_warmup.layouts.scoring import enable_scoring, score
 from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.objectives.losses import weighted_loss
@@ -38,7 +39,7 @@ from rl_warmup.objectives.weights import Knobs
 from rl_warmup.proposals import PROPOSALS, ProposalContext, count_words
 from rl_warmup.rewards import RewardBoard
 from rl_warmup.rollout import EMPTY, Rollout
-from rl_warmup.run_folder import ProgressLine, RunFolder, append_jsonl
+from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
 from rl_warmup.schedule import Schedule
 
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
@@ -105,7 +106,7 @@ class WarmupTrainer(Trainer):
         tokens = declare_tokens(model, processing_class, args.separator)
         enable_scoring(model)
         if peft_config is not None:
-            model = _with_adapter(model, peft_config)
+            model = add_adapter(model, peft_config)
         if args.disable_dropout:
             disable_dropout(model)
         self.layout = make_layout(model, tokens)
@@ -357,9 +358,30 @@ class WarmupTrainer(Trainer):
         self.run_folder = RunFolder(args.output_dir)
         self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(_Bar())
-        for ours in (self.schedule, self.run_folder, ProgressLine()):
-            self.add_callback(ours)
+            self.add_callback(ProgressBar())
+        ours = [self.schedule, self.run_folder, ProgressLine()]
+        if args.guard != "off" and args.objective != "sft":
+            law = self.law
+            ours.append(
+                Guard(
+                    args.guard,
+                    args.num_warmups,
+                    law.min_length,
+                    law.temperature,
+                    law.max_length,
+                    self._change_law,
+                    self._warn,
+                )
+            )
+        for callback in ours:
+            self.add_callback(callback)
+
+    def _change_law(self, **changes: Any) -> None:
+        self.law = self.rollout.law = replace(self.law, **changes)
+
+    def _warn(self, warning: dict[str, Any]) -> None:
+        if self.is_world_process_zero():
+            append_jsonl(self.run_folder.folder / "warnings.jsonl", [warning])
 
     def _sum_over_processes(self, values: list[float]) -> list[float]:
         if self.accelerator.num_processes == 1 or not values:
@@ -374,22 +396,3 @@ class WarmupTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt", "target"]
-
-
-def _with_adapter(model: Any, peft_config: Any) -> Any:
-    """The model with a LoRA-like adapter in place."""
-    from peft import get_peft_model
-
-    if peft_config.is_prompt_learning:
-        raise ValueError(
-            f"{peft_config.peft_type} adapters put tokens of their own before the prompt, and warmups would be sampled "
-            f"without them. Use LoRA or another adapter that changes layers."
-        )
-    return get_peft_model(model, peft_config)
-
-
-class _Bar(ProgressCallback):
-    """Trainer's progress bar without its dictionaries."""
-
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """`ProgressLine` prints instead."""

@@ -18,6 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "batch": set(),
     "options": set(),
     "schedule": set(),
+    "guard": set(),
     "run_folder": set(),
     "report": set(),
     "tasks": set(),
@@ -31,8 +32,8 @@ ARROWS: dict[str, set[str]] = {
     "generation": {"batch", "layouts"},
     "rollout": {"batch", "layouts", "objectives", "proposals", "rewards"},
     "trainer": {
-        "_trl", "batch", "config", "diagnostics", "generation", "layouts", "objectives", "proposals", "rewards",
-        "rollout", "run_folder", "schedule",
+        "_trl", "batch", "config", "diagnostics", "generation", "guard", "layouts", "objectives", "proposals",
+        "rewards", "rollout", "run_folder", "schedule",
     },
     "run": {"_trl", "config", "generation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
     "demo": {"config", "report", "run", "run_folder"},

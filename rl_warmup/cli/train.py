@@ -53,6 +53,8 @@ def command(args: list[str]) -> None:
     from rl_warmup.run import train_run
 
     result = train_run(recipe)
+    if not result:
+        return  # not the main process
     print(result_table(result))
     print(f"\nModel, metrics and predictions: {recipe.config.output_dir}")
 

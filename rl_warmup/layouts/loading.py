@@ -53,6 +53,22 @@ def load_model(
         raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
 
 
+def add_adapter(model: Any, peft_config: Any) -> Any:
+    """The model with a LoRA-like adapter in place.
+
+    Raises:
+        ValueError: for adapters that put tokens of their own before the prompt.
+    """
+    from peft import get_peft_model
+
+    if peft_config.is_prompt_learning:
+        raise ValueError(
+            f"{peft_config.peft_type} adapters put tokens of their own before the prompt, and warmups would be sampled "
+            f"without them. Use LoRA or another adapter that changes layers."
+        )
+    return get_peft_model(model, peft_config)
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout of a model to 0, modules and the plain numbers that attention layers read."""
     for module in model.modules():

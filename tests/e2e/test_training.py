@@ -268,3 +268,22 @@ def test_samples_are_shown_in_the_terminal(make_trainer, capsys):
     shown = capsys.readouterr()
     assert "log P(y|x,c)" in shown.out + shown.err
     assert "step 1/1 [own warmups]" in shown.out + shown.err
+
+
+def test_the_guard_speaks_on_a_run_whose_warmups_are_ignored(make_trainer):
+    trainer = make_trainer(learning_rate=1e-9, max_steps=4, empty_share=1.0)
+    for block in trainer.model.decoder.block:  # a decoder that sees its last token only cannot read a warmup
+        block.layer[0].SelfAttention.o.weight.data.zero_()
+    trainer.train()
+    warnings = read_jsonl(Path(trainer.args.output_dir) / "warnings.jsonl")
+    ignored = next(warning for warning in warnings if warning["rule"] == "ignored")
+    assert ignored["means"] == "the model does not read its warmup"
+    assert trainer.state.log_history[0]["gain"] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_guard_changes_the_law_that_samples_and_scores(make_trainer):
+    trainer = make_trainer(guard="act")
+    trainer._change_law(temperature=1.5, min_length=2)
+    assert trainer.law is trainer.rollout.law
+    trainer.train()
+    assert all(len(warmup.ids) >= 2 for warmup in trainer.last[0].warmups[: trainer.last[0].num_prompts * 3])
