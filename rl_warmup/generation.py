@@ -20,7 +20,8 @@ from rl_warmup.layouts.loading import load_model
 from rl_warmup.layouts.tokens import declare_tokens, read_layout
 from rl_warmup.layouts.writing import write_targets
 
-CONTROLS = ("shuffled", "empty_warmup", "filler")
+FORCED = ("shuffled", "empty_warmup", "filler", "other_run")
+CONTROLS = (*FORCED, "sampled", "rerank")
 
 
 @dataclass
@@ -85,6 +86,11 @@ class Writer:
             out += [self._prediction(rows[i], *both) for i, both in zip(chosen, written, strict=True)]
         return [prediction for _, prediction in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
 
+    def filler_ids(self) -> list[int]:
+        """The meaningless warmup of the filler control: `...` up to the limit."""
+        ids = self.tokenizer("...", add_special_tokens=False)["input_ids"]
+        return (ids * self.law.max_length)[: self.law.max_length]
+
     def decode(self, ids: list[int]) -> str:
         """Ids as text for people."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -97,31 +103,45 @@ class Writer:
             "warmup_ids": warmup.ids,
             "warmup_finish": warmup.finish,
             "prediction": self.decode(target),
+            "prediction_ids": target,
         }
 
 
 def control_warmups(
-    control: str, own: Sequence[dict[str, Any]], filler: list[int] | None = None, seed: int = 0
+    control: str,
+    own: Sequence[dict[str, Any]],
+    filler: Sequence[int] = (),
+    other: Sequence[dict[str, Any]] = (),
+    seed: int = 0,
 ) -> list[list[int]]:
     """The warmups a control forces, one per row.
 
     - `shuffled`: another row's own warmup (no row keeps its own): is the warmup used at all?
     - `empty_warmup`: none: is the model better without?
     - `filler`: the given meaningless ids: is it only the extra depth?
+    - `other_run`: the warmups another run wrote for the same rows: do warmups carry over?
 
     Args:
         own: predictions with the policy's own warmups, in the order of the rows.
         filler: ids of the filler.
+        other: predictions of the other run.
 
     Raises:
-        ValueError: unknown control, or shuffling fewer than two rows.
+        ValueError: unknown control, shuffling fewer than two rows, or other rows in the other run.
     """
     if control == "empty_warmup":
         return [[] for _ in own]
     if control == "filler":
-        return [list(filler or []) for _ in own]
+        return [list(filler) for _ in own]
+    if control == "other_run":
+        if [row["prompt"] for row in other] != [row["prompt"] for row in own]:
+            raise ValueError(
+                f"The other run has predictions for {len(other)} rows, not for the same {len(own)} as this one. Predict the "
+                f"same split of the same task with both."
+            )
+        return [row["warmup_ids"] for row in other]
     if control != "shuffled":
-        raise ValueError(f"Unknown control {control!r}. Allowed: {', '.join(CONTROLS)}.")
+        raise ValueError(f"Unknown control {control!r}. Allowed: {', '.join(FORCED)}.")
     if len(own) < 2:
         raise ValueError("Shuffling warmups across prompts needs at least two rows.")
     order = list(range(len(own)))

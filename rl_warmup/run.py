@@ -1,6 +1,6 @@
 """A run is a recipe, a seed and a folder: train, predict, score, and leave every result as a file.
 
-Knows: tasks, metrics, the trainer and the run folder. Must not know: flags, or how a terminal looks.
+Knows: tasks, the trainer, evaluation and the run folder. Must not know: flags, or how a terminal looks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from rl_warmup import _trl
 from rl_warmup.config import Recipe, build_recipe
-from rl_warmup.generation import CONTROLS, Writer, control_warmups
-from rl_warmup.layouts.encoding import RowEncoder
+from rl_warmup.evaluation import Evaluation, score_predictions
 from rl_warmup.layouts.loading import load_model
-from rl_warmup.metrics import compute, signatures
-from rl_warmup.run_folder import write_json, write_jsonl
-from rl_warmup.tasks import Task, load_task, rows_hash
+from rl_warmup.run_folder import write_json
+from rl_warmup.tasks import Task, load_task
 from rl_warmup.trainer import WarmupTrainer
 
 RESULT = "result.json"
@@ -42,7 +39,12 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     """
     folder = Path(str(recipe.config.output_dir))
     resume = _checkpoint(recipe, folder)
-    check_controls(recipe.task.controls)
+    evaluation = Evaluation(
+        recipe.task.controls,
+        batch_size=recipe.config.per_device_eval_batch_size,
+        show_progress=recipe.task.show_progress,
+    )
+    evaluation.check()
     task = load_task(recipe.task.task, **(recipe.task.task_kwargs or {}))
     if recipe.config.cold_start == "race" and resume is None:
         recipe = race(recipe, task)
@@ -54,10 +56,9 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     trainer.save_model(str(folder))
     if not main_process:
         return {}
-    scored = predict_and_score(
-        trainer.writer(), task, recipe.task.predict_split, folder, _controls(recipe), recipe.config.per_device_eval_batch_size,
-        trainer.eval_encoder, trainer.rollout.context.filler_ids, show_progress=recipe.task.show_progress,
-    )  # fmt: skip
+    writer = trainer.writer()
+    writer.model.eval()
+    scored = evaluation.run(writer, task, recipe.task.predict_split, folder, trainer.eval_encoder)
     result = {
         "task": task.name,
         "model": recipe.model.model_name_or_path,
@@ -121,65 +122,6 @@ def race(recipe: Recipe, task: Task) -> Recipe:
     winner = max(standings, key=lambda name: standings[name])
     write_json(folder / "race.json", {"steps": recipe.config.race_steps, "target_bound": standings, "winner": winner})
     return build_recipe({**recipe.values, "proposals": [winner], "cold_start": "one"})
-
-
-def predict_and_score(
-    writer: Writer,
-    task: Task,
-    split: str,
-    folder: Path,
-    controls: Sequence[str],
-    batch_size: int,
-    encoder: RowEncoder | None = None,
-    filler: Sequence[int] = (),
-    show_progress: bool = False,
-) -> dict[str, Any]:
-    """Predict a split with own warmups and under each control; write predictions*.jsonl.
-
-    Returns:
-        `split`, `rows`, `rows_hash`, `signatures`, and `metrics`: {control: {metric: value}}, "" for own warmups.
-    """
-    rows = (encoder or inference_encoder(writer)).encode_all(task.splits[split], split)
-    own = writer.predict(rows, batch_size, show_progress=show_progress)
-    write_jsonl(folder / "predictions.jsonl", own)
-    metrics = {"": score_predictions(task, own)}
-    for control in controls:
-        forced = control_warmups(control, own, list(filler) * writer.law.max_length)
-        if control == "filler":
-            forced = [ids[: writer.law.max_length] for ids in forced]
-        predictions = writer.predict(rows, batch_size, forced, show_progress=show_progress)
-        write_jsonl(folder / f"predictions.{control}.jsonl", predictions)
-        metrics[control] = score_predictions(task, predictions)
-    known = signatures(task.metrics)
-    return {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": known, "metrics": metrics}
-
-
-def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str, float]:
-    """The task's metrics over predictions."""
-    return compute(
-        task.metrics, [p["prediction"] for p in predictions], [p["target"] for p in predictions], predictions
-    )
-
-
-def inference_encoder(writer: Writer) -> RowEncoder:
-    """Encodes rows for a loaded model as training did; over-long prompts are cut, as nothing is lost by predicting."""
-    return RowEncoder(
-        writer.tokenizer, writer.law.separator_id, writer.max_prompt_length, None, prompt_truncation="right",
-        encoder_decoder=writer.model.config.is_encoder_decoder,
-    )  # fmt: skip
-
-
-def check_controls(controls: Sequence[str]) -> None:
-    """Raises ValueError for a control that does not exist."""
-    for control in controls:
-        if control not in CONTROLS:
-            raise ValueError(f"controls: {control!r} is not a control. Allowed: {', '.join(CONTROLS)}.")
-
-
-def _controls(recipe: Recipe) -> list[str]:
-    return (
-        [] if recipe.config.objective == "sft" else list(recipe.task.controls)
-    )  # without warmups there is nothing to vary
 
 
 def _with_validation(task: Task) -> Task:

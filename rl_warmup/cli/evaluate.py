@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def command(args: list[str]) -> None:
@@ -12,20 +13,29 @@ def command(args: list[str]) -> None:
     parser.add_argument("run", help="folder of a finished run (output_dir of its recipe)")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--controls", nargs="*", default=["shuffled", "empty_warmup"], metavar="CONTROL",
-                        help="shuffled (another row's warmup), empty_warmup, filler; default: shuffled empty_warmup")  # fmt: skip
+                        help="shuffled (another row's warmup), empty_warmup, filler, sampled, rerank (the best of several), "
+                             "other_run (with --warmups-from), or all; default: shuffled empty_warmup")  # fmt: skip
+    parser.add_argument("--likelihood", action="store_true",
+                        help="also log P(y|x) by 1 to 16 warmups, the gain, and multiple choice by likelihood")  # fmt: skip
+    parser.add_argument("--num-warmups", type=int, default=8, help="candidates of rerank; default 8")
+    parser.add_argument("--warmups-from", metavar="RUN", help="run whose warmups the control other_run uses")
     parser.add_argument("--limit", type=int, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")
     options = parser.parse_args(args)
 
     from rl_warmup.config import read_recipe
+    from rl_warmup.evaluation import Evaluation
     from rl_warmup.generation import Writer
     from rl_warmup.report import result_table
-    from rl_warmup.run import check_controls, predict_and_score
     from rl_warmup.run_folder import write_json
     from rl_warmup.tasks import load_task
 
-    check_controls(options.controls)
+    evaluation = Evaluation(
+        _names(options.controls, options.warmups_from), options.likelihood or "all" in options.controls,
+        options.batch_size, options.num_warmups, options.warmups_from, show_progress=True,
+    )  # fmt: skip
+    evaluation.check()
     folder = Path(options.run)
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(
@@ -38,13 +48,40 @@ def command(args: list[str]) -> None:
         task.splits[options.split][options.limit :] = []
     if not task.splits[options.split]:
         raise ValueError(f"The task {task.name} has no rows in its {options.split} split.")
-    controls = [] if writer.inference == "empty" else options.controls
-    filler = writer.tokenizer("...", add_special_tokens=False)["input_ids"]
     output = Path(options.output or folder / "evaluation" / options.split)
-    scored = predict_and_score(
-        writer, task, options.split, output, controls, options.batch_size, filler=filler, show_progress=True
-    )
+    scored = evaluation.run(writer, task, options.split, output)
     result = {"task": task.name, "model": str(folder), **scored}
     write_json(output / "result.json", result)
     print(result_table(result))
+    if "likelihood" in result:
+        print(_likelihood_table(result["likelihood"]))
     print(f"\nPredictions with their warmups: {output}")
+
+
+def _names(asked: list[str], other_run: str | None) -> list[str]:
+    from rl_warmup.generation import CONTROLS
+
+    if "all" not in asked:
+        return asked
+    return [control for control in CONTROLS if control != "other_run" or other_run is not None]
+
+
+def _likelihood_table(likelihood: dict[str, Any]) -> str:
+    """log P(y|x) without a warmup and by bounds of growing n, and the gain."""
+    from rl_warmup.report import text_table
+
+    def line(name: str, values: dict[str, Any]) -> list[str | None]:
+        error = values["std_error"]
+        return [name, f"{values['mean']:.3f}", None if error is None else f"{error:.3f}", f"{values['per_token']:.4f}"]
+
+    rows = [line("without a warmup", likelihood["without_warmup"])]
+    rows += [line(f"bound, n = {n}", values) for n, values in likelihood.get("bound", {}).items()]
+    table = text_table(["log P(y|x), nats", "per target", "std error", "per token"], rows)
+    if "gain" not in likelihood:
+        return f"\n{table}"
+    gain = likelihood["gain"]
+    left = gain["at_no_overlap"]
+    words = f"gain of a sampled warmup: {gain['mean']:.3f} nats per target"
+    if left is not None:
+        words += f"; {left:.3f} ± {gain['at_no_overlap_std_error']:.3f} where no token of the target stands in it"
+    return f"\n{table}\n\n{words}"

@@ -28,8 +28,8 @@ def command(args: list[str]) -> None:
 
     import torch
 
+    from rl_warmup.evaluation import inference_encoder
     from rl_warmup.generation import Writer
-    from rl_warmup.run import inference_encoder
 
     writer = Writer.load(options.model)
     torch.manual_seed(options.seed)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import COMMANDS, main
+from rl_warmup.generation import CONTROLS
 from rl_warmup.run_folder import read_jsonl
 
 TINY = {
@@ -66,6 +67,20 @@ def test_train_evaluate_generate(recipe, tmp_path, capsys):
     assert main(["evaluate", str(run), "--output", str(tmp_path / "test")]) == 0
     assert read_jsonl(tmp_path / "test" / "predictions.jsonl") == read_jsonl(run / "predictions.jsonl")
     capsys.readouterr()
+
+    other = ["--warmups-from", str(tmp_path / "test"), "--num-warmups", "2"]
+    assert main(["evaluate", str(run), "--controls", "all", *other, "--output", str(tmp_path / "all")]) == 0
+    everything = json.loads((tmp_path / "all" / "result.json").read_text())
+    assert set(everything["metrics"]) == {"", *CONTROLS}
+    assert set(everything["likelihood"]["bound"]) == {"1", "2", "4", "8", "16"}
+    same = [read_jsonl(tmp_path / "all" / name) for name in ("predictions.jsonl", "predictions.other_run.jsonl")]
+    assert [row["prediction"] for row in same[0]] == [
+        row["prediction"] for row in same[1]
+    ]  # its own warmups, handed back
+    table = capsys.readouterr().out
+    for words in ("reranked", "without a warmup", "bound, n = 16", "gain of a sampled warmup"):
+        assert words in table
+    assert "--warmups-from" in fails(capsys, "evaluate", run, "--controls", "other_run")
 
     assert main(["generate", str(run), "a+1 b+2 c+0", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)

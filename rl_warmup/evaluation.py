@@ -1,0 +1,111 @@
+"""A trained model on a split: predictions with own warmups and under controls, likelihoods, and everything as files.
+
+Knows: tasks, metrics, a `Writer`. Must not know: training, flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_warmup.generation import CONTROLS, FORCED, Writer, control_warmups
+from rl_warmup.layouts.encoding import RowEncoder
+from rl_warmup.likelihood import rank_choices, rerank, target_likelihood
+from rl_warmup.metrics import compute, signatures
+from rl_warmup.run_folder import read_jsonl, write_jsonl
+from rl_warmup.tasks import Task, rows_hash
+
+
+@dataclass
+class Evaluation:
+    """What to evaluate and how.
+
+    Args:
+        controls: names of `generation.CONTROLS`, besides own warmups; a model trained without warmups has none.
+        likelihood: also measure log P(y|x) (`likelihood.target_likelihood`).
+        num_warmups: candidates of `rerank`.
+        other_run: folder with the predictions.jsonl whose warmups `other_run` uses.
+    """
+
+    controls: Sequence[str] = ()
+    likelihood: bool = False
+    batch_size: int = 32
+    num_warmups: int = 8
+    other_run: str | None = None
+    show_progress: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be evaluated, before anything is computed."""
+        for control in self.controls:
+            if control not in CONTROLS:
+                raise ValueError(f"controls: {control!r} is not a control. Allowed: {', '.join(CONTROLS)}.")
+        if "other_run" in self.controls and self.other_run is None:
+            raise ValueError("controls: other_run needs the run whose warmups to use (`--warmups-from RUN`).")
+
+    def run(
+        self, writer: Writer, task: Task, split: str, folder: Path, encoder: RowEncoder | None = None
+    ) -> dict[str, Any]:
+        """Predict, score, and write predictions.jsonl and one predictions.<control>.jsonl each into `folder`.
+
+        Returns:
+            `split`, `rows`, `rows_hash`, `signatures`, `metrics`: {control: {metric: value}} with "" for own warmups, and
+            `likelihood` where asked for.
+        """
+        rows = (encoder or inference_encoder(writer)).encode_all(task.splits[split], split)
+        own = writer.predict(rows, self.batch_size, show_progress=self.show_progress)
+        other = read_jsonl(Path(self.other_run, "predictions.jsonl")) if self.other_run else []
+        metrics = {"": self._score(writer, task, rows, own, "", folder)}
+        for control in self.controls if writer.inference == "policy" else ():
+            predictions = self._predict(writer, rows, own, other, control)
+            metrics[control] = self._score(writer, task, rows, predictions, control, folder)
+        out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
+        if self.likelihood:
+            size = max(1, self.batch_size // 4)
+            out["likelihood"] = target_likelihood(writer, rows, batch_size=size, show_progress=self.show_progress)
+        return {**out, "metrics": metrics}
+
+    def _predict(
+        self,
+        writer: Writer,
+        rows: list[dict[str, Any]],
+        own: list[dict[str, Any]],
+        other: list[dict[str, Any]],
+        control: str,
+    ) -> list[dict[str, Any]]:
+        if control == "sampled":
+            return writer.predict(rows, self.batch_size, sample_warmup=True, show_progress=self.show_progress)
+        if control == "rerank":
+            return rerank(writer, rows, self.num_warmups, self.batch_size)
+        assert control in FORCED
+        forced = control_warmups(control, own, writer.filler_ids(), other)
+        return writer.predict(rows, self.batch_size, forced, show_progress=self.show_progress)
+
+    def _score(
+        self, writer: Writer, task: Task, rows: list[dict[str, Any]], predictions: list[dict[str, Any]], control: str,
+        folder: Path,
+    ) -> dict[str, float]:  # fmt: skip
+        """Write one kind of predictions and score it, multiple choice also by likelihood."""
+        name = f"predictions.{control}.jsonl" if control else "predictions.jsonl"
+        kept = [{k: v for k, v in p.items() if k != "prediction_ids"} for p in predictions]
+        write_jsonl(folder / name, kept)
+        scores = score_predictions(task, predictions)
+        if self.likelihood and all("choices" in row for row in rows):
+            ranked = rank_choices(writer, rows, [p["warmup_ids"] for p in predictions])
+            scores["ranked_accuracy"] = sum(k == row["answer"] for k, row in zip(ranked, rows, strict=True)) / len(rows)
+        return scores
+
+
+def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str, float]:
+    """The task's metrics over predictions."""
+    written, targets = [p["prediction"] for p in predictions], [p["target"] for p in predictions]
+    return compute(task.metrics, written, targets, predictions)
+
+
+def inference_encoder(writer: Writer) -> RowEncoder:
+    """Encodes rows for a loaded model as training did; over-long prompts are cut, as nothing is lost by predicting."""
+    return RowEncoder(
+        writer.tokenizer, writer.law.separator_id, writer.max_prompt_length, None, prompt_truncation="right",
+        encoder_decoder=writer.model.config.is_encoder_decoder,
+    )  # fmt: skip

@@ -1,0 +1,167 @@
+"""How likely a model finds the targets: the n-sample bound on log P(y|x) and its growth, gain, ranking of choices.
+
+Knows: a `Writer`, encoded rows, scoring. Must not know: training, files. All numbers are nats, summed over a target, unless
+they say "per token".
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
+from rl_warmup.diagnostics import token_overlap
+from rl_warmup.generation import Writer
+from rl_warmup.layouts.scoring import enable_scoring, score
+from rl_warmup.layouts.splice import splice
+from rl_warmup.layouts.writing import write_warmups
+from rl_warmup.objectives.weights import log_mean_exp
+
+COUNTS = (1, 2, 4, 8, 16)
+EMPTY = Warmup([], "empty")
+Lines = list[tuple[int, RowKind, Warmup]]
+
+
+@torch.no_grad()
+def target_likelihood(
+    writer: Writer,
+    rows: Sequence[dict[str, Any]],
+    counts: Sequence[int] = COUNTS,
+    batch_size: int = 8,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """log P(y|x) by the n-sample bound for every n, beside the likelihood without a warmup.
+
+    Args:
+        counts: group sizes n; each must divide the largest. The largest is sampled once, and the smaller bounds are means over
+            its disjoint parts, so that all of them look at the same warmups.
+        batch_size: prompts at a time.
+
+    Returns:
+        `rows`, `tokens`; `without_warmup` and `bound[n]`: {mean, std_error (over rows), per_token}; `gain`: {mean, std_error,
+        at_no_overlap, at_no_overlap_std_error}: the mean gain of a sampled warmup, and what a straight line through (overlap
+        with the target, gain) leaves where nothing of the target's tokens stands in the warmup. A model trained without
+        warmups gets `without_warmup` alone.
+    """
+    enable_scoring(writer.model)
+    largest = max(counts) if writer.inference == "policy" else 0
+    if any(largest % n for n in counts):
+        raise ValueError(f"counts: {list(counts)}: each has to divide the largest, so that parts are equal.")
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        grouped, empty, overlap = _score_all(writer, rows, largest, batch_size, show_progress)
+    tokens = sum(len(row["target_ids"]) for row in rows)
+    out: dict[str, Any] = {"rows": len(rows), "tokens": tokens, "without_warmup": _summary(empty, tokens)}
+    if largest:
+        bounds = {n: torch.stack([log_mean_exp(part) for part in grouped.split(n, 1)]).mean(0) for n in counts}
+        out["bound"] = {n: _summary(bound, tokens) for n, bound in bounds.items()}
+        out["gain"] = _gain(grouped - empty[:, None], overlap)
+    return out
+
+
+@torch.no_grad()
+def rank_choices(writer: Writer, rows: Sequence[dict[str, Any]], warmups: Sequence[list[int]]) -> list[int]:
+    """The likeliest choice of every multiple-choice row: argmax_k log P(choice_k | x, c), one forward per row.
+
+    Args:
+        rows: encoded rows with `choices`; the choice is spelled as the row's target spells its own (letter, `A) text` or text).
+        warmups: ids of the warmup to read, one per row ([] is none).
+    """
+    enable_scoring(writer.model)
+    best = []
+    for row, ids in zip(rows, warmups, strict=True):
+        spelled = [_spell(row, k) for k in range(len(row["choices"]))]
+        encoded = [writer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in spelled]
+        prompts = [{**row, "target_ids": [*target, writer.layout.tokens.eos_id]} for target in encoded]
+        warmup = Warmup(list(ids), "proposal" if ids else "empty")
+        lines: Lines = [(k, RowKind.GROUP, warmup) for k in range(len(prompts))]
+        best.append(int(_score(writer, splice(writer.layout, prompts, lines, 1)).target_logprob.argmax()))
+    return best
+
+
+@torch.no_grad()
+def rerank(
+    writer: Writer, rows: Sequence[dict[str, Any]], num_warmups: int, batch_size: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Predictions chosen among the targets that follow `num_warmups` sampled warmups.
+
+    Each candidate is scored under all warmups of its prompt, log-mean-exp: the estimate of log P(y|x), so a target that only
+    its own warmup finds likely does not win. Ties go to the first.
+    """
+    enable_scoring(writer.model)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        candidates = [writer.predict(rows, batch_size, sample_warmup=True) for _ in range(num_warmups)]
+    chosen = []
+    for i, row in enumerate(rows):
+        own = [drawn[i] for drawn in candidates]
+        targets = [[*c["prediction_ids"], writer.layout.tokens.eos_id] for c in own]
+        prompts = [{**row, "target_ids": target} for target in targets]
+        lines: Lines = [
+            (k, RowKind.GROUP, Warmup(c["warmup_ids"], c["warmup_finish"])) for k in range(len(targets)) for c in own
+        ]
+        scores = _score(writer, splice(writer.layout, prompts, lines, num_warmups))
+        bound = log_mean_exp(scores.target_logprob.view(num_warmups, num_warmups))
+        chosen.append(own[int(bound.argmax())])
+    return chosen
+
+
+def _score(writer: Writer, batch: WarmupBatch) -> Scores:
+    return score(writer.model, batch.to(writer.model.device), writer.law)
+
+
+def _score_all(
+    writer: Writer, rows: Sequence[dict[str, Any]], size: int, batch_size: int, show_progress: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows, size) and (rows,) log P(y|x,c) with sampled warmups and without; (rows, size) overlap with the target."""
+    groups, empties, overlaps = [], [], []
+    for start in tqdm(range(0, len(rows), batch_size), desc="Likelihood", disable=not show_progress, leave=False):
+        part = list(rows[start : start + batch_size])
+        prompts = [row["prompt_ids"] for row in part]
+        warmups = write_warmups(writer.model, writer.layout, writer.law, prompts, size) if size else []
+        lines: Lines = [(i // size, RowKind.GROUP, warmup) for i, warmup in enumerate(warmups)]
+        lines += [(i, RowKind.EMPTY, EMPTY) for i in range(len(part))]
+        logprob = _score(writer, splice(writer.layout, part, lines, size)).target_logprob.cpu()
+        groups.append(logprob[: len(warmups)].view(len(part), size))
+        empties.append(logprob[len(warmups) :])
+        shares = [token_overlap(w.ids, part[i // size]["target_ids"]) if w.ids else 0.0 for i, w in enumerate(warmups)]
+        overlaps.append(torch.tensor(shares).view(len(part), size))
+    return torch.cat(groups), torch.cat(empties), torch.cat(overlaps)
+
+
+def _summary(values: Tensor, tokens: int) -> dict[str, float | None]:
+    """Mean over rows with its standard error (None for a single row), and the sum per target token."""
+    numbers = values.tolist()
+    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else None
+    return {"mean": statistics.mean(numbers), "std_error": error, "per_token": sum(numbers) / tokens}
+
+
+def _gain(gain: Tensor, overlap: Tensor) -> dict[str, float | None]:
+    """The mean gain, and the intercept of a least-squares line of gain on overlap, both with errors over rows."""
+    mean = _summary(gain.mean(1), 1)
+    out = {"mean": mean["mean"], "std_error": mean["std_error"], "at_no_overlap": None, "at_no_overlap_std_error": None}
+    x, y = overlap.flatten().double(), gain.flatten().double()
+    spread = (x - x.mean()).square().sum()
+    if len(x) > 2 and spread > 1e-9:
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / spread
+        intercept = y.mean() - slope * x.mean()
+        residual = (y - intercept - slope * x).square().sum() / (len(x) - 2)
+        out["at_no_overlap"] = intercept.item()
+        out["at_no_overlap_std_error"] = (residual * (1 / len(x) + x.mean() ** 2 / spread)).sqrt().item()
+    return out
+
+
+def _spell(row: dict[str, Any], k: int) -> str:
+    """Choice k in the style of the row's own target."""
+    letter, target = ascii_uppercase[k], row["target"]
+    if len(target) == 1:
+        return letter
+    return f"{letter}) {row['choices'][k]}" if target[1:3] == ") " else row["choices"][k]

@@ -1,0 +1,117 @@
+"""Bounds against enumeration, growth in n, ranking and reranking by hand-made models."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rl_warmup.generation import Writer
+from rl_warmup.layouts.writing import write_warmups
+from rl_warmup.likelihood import rank_choices, rerank, target_likelihood
+
+
+@pytest.fixture(params=["t5", "llama"])
+def writer(request):
+    """A writer whose warmups are one or two of three words."""
+    lab = request.getfixturevalue(request.param)
+    law = lab.law("a b c", min_length=1, max_length=2)
+    return lab, Writer(lab.model, lab.tokenizer, lab.layout, law, 4)
+
+
+def exact(lab, writer, row) -> tuple[float, float]:
+    """log Σ_c P(c|x) P(y|x,c) and Σ_c P(c|x) log P(y|x,c) over every warmup."""
+    with torch.no_grad():
+        scores = lab.score(row, lab.all_warmups(writer.law), writer.law)
+    joint = scores.warmup_logprob + scores.target_logprob
+    return joint.logsumexp(0).item(), (scores.warmup_logprob.exp() * scores.target_logprob).sum().item()
+
+
+def test_the_bound_grows_from_the_mean_to_the_exact_likelihood(writer):
+    lab, write = writer
+    rows = [lab.row("a b c d", "d c")] * 60
+    out = target_likelihood(write, rows, counts=(1, 2, 4, 8, 16), batch_size=20)
+    likelihood, mean = exact(lab, write, rows[0])
+    bounds = [out["bound"][n] for n in (1, 2, 4, 8, 16)]
+    assert abs(bounds[0]["mean"] - mean) < 4 * bounds[0]["std_error"]
+    values = [bound["mean"] for bound in bounds]
+    assert values == sorted(values)  # the same samples in ever larger parts: each bound is at least the one before
+    assert abs(values[-1] - likelihood) < 0.5 * abs(mean - likelihood) + 4 * bounds[-1]["std_error"]
+    assert out["tokens"] == 60 * 3
+    assert bounds[0]["per_token"] == pytest.approx(bounds[0]["mean"] / 3)
+
+
+def test_likelihood_without_a_warmup_and_gain(writer):
+    lab, write = writer
+    rows = [lab.row("a b c d", "d c"), lab.row("e f", "a b c")]
+    out = target_likelihood(write, rows, counts=(4,), batch_size=1)
+    from rl_warmup.likelihood import EMPTY
+
+    with torch.no_grad():
+        empty = [lab.score(row, [EMPTY], write.law).target_logprob.item() for row in rows]
+    assert out["without_warmup"]["mean"] == pytest.approx(sum(empty) / 2, abs=1e-4)
+    write.inference = "empty"
+    assert set(target_likelihood(write, rows)) == {"rows", "tokens", "without_warmup"}
+
+
+def test_gain_left_without_overlap_is_the_intercept():
+    from rl_warmup.likelihood import _gain
+
+    overlap = torch.tensor([[0.0, 0.5], [1.0, 0.5]])
+    gain = 2.0 + 3.0 * overlap + torch.tensor([[0.1, -0.1], [0.1, -0.1]])
+    out = _gain(gain, overlap)
+    assert out["at_no_overlap"] == pytest.approx(2.0, abs=1e-6)  # the four residuals cancel in the line
+    assert out["mean"] == pytest.approx(3.5)
+    assert _gain(torch.ones(2, 2), torch.zeros(2, 2))["at_no_overlap"] is None  # nothing to tell a slope from
+
+
+def test_unequal_parts_are_refused(writer):
+    with pytest.raises(ValueError, match="divide the largest"):
+        target_likelihood(writer[1], [], counts=(3, 8))
+
+
+def test_choices_are_ranked_by_their_likelihood(writer):
+    lab, write = writer
+    row = {**lab.row("a b c d", "a"), "target": "b c", "choices": ["d e", "b c", "f"], "answer": 1}
+    picked = rank_choices(write, [row], [lab.ids("a b")])[0]
+    from rl_warmup.batch import Warmup
+
+    by_hand = []
+    for choice in row["choices"]:
+        with torch.no_grad():
+            one = lab.score(lab.row("a b c d", choice), [Warmup(lab.ids("a b"), "proposal")], write.law)
+        by_hand.append(one.target_logprob.item())
+    assert picked == by_hand.index(max(by_hand))
+
+
+def test_reranking_takes_the_target_with_the_best_estimate(writer):
+    lab, write = writer
+    rows = [lab.row("a b c d", "d c"), lab.row("e f g", "h")]
+    chosen = rerank(write, rows, num_warmups=4, batch_size=2, seed=3)
+    again = rerank(write, rows, num_warmups=4, batch_size=2, seed=3)
+    assert chosen == again
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        candidates = [write.predict(rows, 2, sample_warmup=True) for _ in range(4)]
+    for i, row in enumerate(rows):
+        estimates = []
+        for k in range(4):
+            target = {**row, "target_ids": [*candidates[k][i]["prediction_ids"], lab.tokens.eos_id]}
+            from rl_warmup.batch import Warmup
+
+            warmups = [Warmup(drawn[i]["warmup_ids"], drawn[i]["warmup_finish"]) for drawn in candidates]
+            with torch.no_grad():
+                logprob = lab.score(target, warmups, write.law).target_logprob
+            estimates.append(logprob.logsumexp(0).item() - math.log(4))
+        assert chosen[i] == candidates[estimates.index(max(estimates))][i]
+
+
+def test_sampling_uses_a_random_state_of_its_own(writer):
+    lab, write = writer
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    target_likelihood(write, [lab.row("a b", "c")], counts=(2,))
+    assert torch.equal(torch.rand(3), expected)
+    assert write_warmups(write.model, write.layout, write.law, [lab.ids("a")], 1)
