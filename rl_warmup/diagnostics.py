@@ -106,6 +106,19 @@ def _variety(batch: WarmupBatch, groups: int) -> Sums:
     }
 
 
+def step_cost(batch: WarmupBatch, num_parameters: int, encoder_decoder: bool, sampled: bool) -> tuple[int, float]:
+    """Tokens a micro-batch trains on, and an estimate of its floating point operations.
+
+    Six per parameter and token for the forward and backward of the rows (and, once each, of an encoder's prompts); two for
+    every token that was sampled or read in order to sample. Attention is left out.
+    """
+    prompts = int(batch.prompt_mask.sum())
+    trained = int(batch.seq_mask.sum()) + (prompts if encoder_decoder else 0)
+    drawn = sum(len(warmup.ids) for warmup in batch.warmups[: batch.num_prompts * batch.group_size])
+    read = prompts * (1 if encoder_decoder else batch.group_size)  # `generate` encodes once, but prefills every row
+    return trained, float(num_parameters) * (6 * trained + (2 * (drawn + read) if sampled else 0))
+
+
 def token_overlap(warmup: list[int], other: list[int]) -> float:
     """Share of a warmup's distinct tokens that occur in another sequence of ids; the warmup must not be empty."""
     return len(set(warmup) & set(other)) / len(set(warmup))

@@ -45,7 +45,9 @@ def _gain_is_nothing(logs: Logs) -> bool:
 RULES = (
     Rule(
         "ignored",
-        lambda logs, n, low: _gain_is_nothing(logs) and n > 1 and _share_of_target(logs, "target_logprob_std") < NOTHING,
+        lambda logs, n, low: (
+            _gain_is_nothing(logs) and n > 1 and _share_of_target(logs, "target_logprob_std") < NOTHING
+        ),
         "the gain over no warmup is {gain:.3g} nats of {target_logprob:.3g}, and all warmups of a group are as good",
         "the model does not read its warmup",
         "bootstrap with proposals, lower empty_share, or set uniform_target_share to 0",

@@ -148,14 +148,16 @@ def _gain(gain: Tensor, overlap: Tensor) -> dict[str, float | None]:
     """The mean gain, and the intercept of a least-squares line of gain on overlap, both with errors over rows."""
     mean = _summary(gain.mean(1), 1)
     out = {"mean": mean["mean"], "std_error": mean["std_error"], "at_no_overlap": None, "at_no_overlap_std_error": None}
-    x, y = overlap.flatten().double(), gain.flatten().double()
-    spread = (x - x.mean()).square().sum()
-    if len(x) > 2 and spread > 1e-9:
-        slope = ((x - x.mean()) * (y - y.mean())).sum() / spread
-        intercept = y.mean() - slope * x.mean()
-        residual = (y - intercept - slope * x).square().sum() / (len(x) - 2)
-        out["at_no_overlap"] = intercept.item()
-        out["at_no_overlap_std_error"] = (residual * (1 / len(x) + x.mean() ** 2 / spread)).sqrt().item()
+    rows, x, y = len(gain), overlap.double(), gain.double()
+    if rows > 2 and (x - x.mean()).square().sum() > 1e-9:
+        features = torch.stack([torch.ones_like(x), x], 2)  # (rows, n, 2)
+        flat = features.flatten(0, 1)
+        inverse = torch.linalg.inv(flat.T @ flat)
+        line = inverse @ flat.T @ y.flatten()
+        residual = y - features @ line
+        per_row = (features * residual[:, :, None]).sum(1)  # a row's samples are not independent of each other
+        covariance = inverse @ (per_row.T @ per_row) @ inverse * rows / (rows - 1)
+        out["at_no_overlap"], out["at_no_overlap_std_error"] = line[0].item(), covariance[0, 0].sqrt().item()
     return out
 
 

@@ -33,12 +33,15 @@ class RunFolder(TrainerCallback, ExportableState):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.train_seconds = 0.0  # spent on updates, over all restarts; evaluations left out
+        self.train_tokens, self.train_flops = 0, 0.0  # of the main process
         self.started = 0.0
         self.paused = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = (state.stateful_callbacks or {}).get("RunFolder") if state.global_step else None
-        self.train_seconds = saved["attributes"]["train_seconds"] if saved else 0.0
+        nothing = {"train_seconds": 0.0, "train_tokens": 0, "train_flops": 0.0}
+        for name, value in (saved["attributes"] if saved else nothing).items():
+            setattr(self, name, value)
         self.started, self.paused = time.perf_counter(), 0.0
         if state.is_world_process_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,12 +56,16 @@ class RunFolder(TrainerCallback, ExportableState):
         rest = {k: v for k, v in logs.items() if k not in clock}
         if rest.keys() - {"epoch"}:
             append_jsonl(self.folder / "metrics.jsonl", [{"step": state.global_step, **rest}])
-        append_jsonl(
-            self.folder / "timing.jsonl", [{"step": state.global_step, "train_seconds": self.seconds(), **clock}]
-        )
+        spent = {"train_seconds": self.seconds(), "train_tokens": self.train_tokens, "train_flops": self.train_flops}
+        append_jsonl(self.folder / "timing.jsonl", [{"step": state.global_step, **spent, **clock}])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.train_seconds, self.started = self.seconds(), 0.0
+
+    def count(self, tokens: int, flops: float) -> None:
+        """Add what a micro-batch cost."""
+        self.train_tokens += tokens
+        self.train_flops += flops
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was not spent on updates."""
@@ -71,7 +78,8 @@ class RunFolder(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {"folder": str(self.folder)}, "attributes": {"train_seconds": self.seconds()}}
+        kept = {"train_seconds": self.seconds(), "train_tokens": self.train_tokens, "train_flops": self.train_flops}
+        return {"args": {"folder": str(self.folder)}, "attributes": kept}
 
 
 class ProgressBar(ProgressCallback):

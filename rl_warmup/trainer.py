@@ -25,10 +25,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from rl_warmup import _trl
 from rl_warmup.batch import RowKind, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig
-from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table
+from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.generation import Writer
 from rl_warmup.guard import Guard
-from rl_warmup.layouts import make_layout
+from rl_warmup.layouts import Seq2SeqLayout, make_layout
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, refuse_fp16
@@ -199,6 +199,9 @@ class WarmupTrainer(Trainer):
             )
         self.means.add({name: (value, 1) for name, value in parts.items()})
         self.last = (batch, scores.detach(), weights)
+        size, two_towers = self.model.num_parameters(), isinstance(self.layout, Seq2SeqLayout)
+        tokens, self.flops = step_cost(batch, size, two_towers, sampled=groups > 0 and not cold_start)
+        self.run_folder.count(tokens, self.flops)
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
         return (policy_loss + target_loss) * self.accelerator.num_processes
 
@@ -391,8 +394,5 @@ class WarmupTrainer(Trainer):
         ).tolist()
 
     def floating_point_ops(self, inputs: Any) -> float:
-        """6 x parameters x tokens of the last batch's rows: forward and backward; sampling left out."""
-        return 6.0 * self.model.num_parameters() * int(self.last[0].seq_mask.sum()) if self.last else 0.0
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt", "target"]
+        """Of the last micro-batch: `diagnostics.step_cost`."""
+        return self.flops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -58,12 +59,20 @@ def test_likelihood_without_a_warmup_and_gain(writer):
 def test_gain_left_without_overlap_is_the_intercept():
     from rl_warmup.likelihood import _gain
 
-    overlap = torch.tensor([[0.0, 0.5], [1.0, 0.5]])
-    gain = 2.0 + 3.0 * overlap + torch.tensor([[0.1, -0.1], [0.1, -0.1]])
-    out = _gain(gain, overlap)
-    assert out["at_no_overlap"] == pytest.approx(2.0, abs=1e-6)  # the four residuals cancel in the line
+    overlap = torch.tensor([[0.0, 0.5], [1.0, 0.5], [0.0, 1.0]])
+    noise = torch.tensor([[0.1, -0.1], [0.1, -0.1], [-0.1, 0.1]])
+    out = _gain(2.0 + 3.0 * overlap, overlap)
+    assert out["at_no_overlap"] == pytest.approx(2.0, abs=1e-6)
+    assert out["at_no_overlap_std_error"] == pytest.approx(0.0, abs=1e-6)
     assert out["mean"] == pytest.approx(3.5)
-    assert _gain(torch.ones(2, 2), torch.zeros(2, 2))["at_no_overlap"] is None  # nothing to tell a slope from
+    x, y = overlap.flatten().tolist(), (2.0 + 3.0 * overlap + noise).flatten().tolist()
+    _, intercept = statistics.linear_regression(x, y)
+    assert _gain(2.0 + 3.0 * overlap + noise, overlap)["at_no_overlap"] == pytest.approx(intercept, abs=1e-6)
+    assert _gain(torch.ones(3, 2), torch.zeros(3, 2))["at_no_overlap"] is None  # nothing to tell a slope from
+    # ten copies of every sample add no information: the error is over rows, not over samples
+    once = _gain(2.0 + 3.0 * overlap + noise, overlap)
+    often = _gain((2.0 + 3.0 * overlap + noise).repeat(1, 10), overlap.repeat(1, 10))
+    assert often["at_no_overlap_std_error"] == pytest.approx(once["at_no_overlap_std_error"], rel=1e-5)
 
 
 def test_unequal_parts_are_refused(writer):

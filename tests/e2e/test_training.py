@@ -228,7 +228,12 @@ def test_the_run_folder_tells_what_happened(make_trainer, tmp_path):
     assert len(shown) == 6
     assert sum(w["posterior"] for w in shown[0]["warmups"]) == pytest.approx(1, abs=1e-4)
     assert json.loads((folder / "environment.json").read_text())["versions"]["torch"] == torch.__version__
-    assert read_jsonl(folder / "timing.jsonl")[-1]["train_seconds"] > 0
+    timing = read_jsonl(folder / "timing.jsonl")
+    assert timing[-1]["train_seconds"] > 0
+    # per update: 8 prompts of 3 words and the end; 8 groups of 3 rows `c [sep] y [eos]`, and whatever empty rows were drawn
+    assert timing[0]["train_tokens"] >= 8 * 4 + 24 * (1 + 1 + 4)
+    parameters = trainer.model.num_parameters()
+    assert timing[0]["train_flops"] > 6 * parameters * timing[0]["train_tokens"]
 
 
 def test_draft_and_mixture_proposals_train(make_trainer):
