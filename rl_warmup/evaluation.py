@@ -61,6 +61,7 @@ class Evaluation:
             predictions = self._predict(writer, rows, own, other, control)
             metrics[control] = self._score(writer, task, rows, predictions, control, folder)
         out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
+        out["metric_specs"] = list(task.metrics)
         if self.likelihood:
             size = max(1, self.batch_size // 4)
             out["likelihood"] = target_likelihood(writer, rows, batch_size=size, show_progress=self.show_progress)

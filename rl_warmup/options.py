@@ -83,6 +83,7 @@ class TaskOptions:
     task: str = _option("ledger", "ledger, translation, summarization, multiple_choice, file, hub, or module:function.")
     task_kwargs: dict | None = _option(None, "Arguments of the task, e.g. {train_size: 2000}.")
     scratch: dict | None = _option(None, "Sizes of a scratch-t5 / scratch-llama model: width, layers, heads, ...")
+    metrics: list = _option([], "Names or {name, kwargs} in place of the task's own metrics; see docs/metrics.md.")
     predict_split: str = _option("test", "Split that is predicted and scored after training.", ("validation", "test"))
     controls: list = _option(
         ["shuffled", "empty_warmup"], "Scored after training besides own warmups: shuffled, empty_warmup, filler."

@@ -17,6 +17,7 @@ from rl_warmup import _trl
 from rl_warmup.config import Recipe, build_recipe
 from rl_warmup.evaluation import Evaluation, score_predictions
 from rl_warmup.layouts.loading import load_model
+from rl_warmup.metrics import signatures
 from rl_warmup.run_folder import write_json
 from rl_warmup.tasks import Task, load_task
 from rl_warmup.trainer import WarmupTrainer
@@ -45,7 +46,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         show_progress=recipe.task.show_progress,
     )
     evaluation.check()
-    task = load_task(recipe.task.task, **(recipe.task.task_kwargs or {}))
+    task = recipe_task(recipe)
     if recipe.config.cold_start == "race" and resume is None:
         recipe = race(recipe, task)
     trainer = make_trainer(recipe, task)
@@ -72,6 +73,15 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     }
     write_json(folder / RESULT, result)
     return result
+
+
+def recipe_task(recipe: Recipe) -> Task:
+    """The task of a recipe, with the recipe's metrics where it names any; a metric that cannot work says so here."""
+    task = load_task(recipe.task.task, **(recipe.task.task_kwargs or {}))
+    if recipe.task.metrics:
+        task = dataclasses.replace(task, metrics=tuple(recipe.task.metrics))
+    signatures(task.metrics)
+    return task
 
 
 def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
@@ -108,13 +118,15 @@ def race(recipe: Recipe, task: Task) -> Recipe:
         The recipe with the winner as its only proposal. The standings are written to `race/race.json`.
     """
     folder = Path(str(recipe.config.output_dir), "race")
+    if not task.splits["validation"]:
+        raise ValueError(f"cold_start: a race is decided on validation rows, and the task {task.name} has none.")
     standings = {}
     for proposal in recipe.config.proposals:
         settings = {
             "proposals": [proposal], "cold_start": "one", "proposal_only": True, "max_steps": recipe.config.race_steps,
             "eval_strategy": "no", "save_strategy": "no", "output_dir": str(folder / proposal),
         }  # fmt: skip
-        trainer = make_trainer(build_recipe({**recipe.values, **settings}), _with_validation(task))
+        trainer = make_trainer(build_recipe({**recipe.values, **settings}), task)
         trainer.train()
         trainer.text_metrics = None
         rows = trainer.eval_encoder.encode_all(task.splits["validation"], "validation")
@@ -122,12 +134,6 @@ def race(recipe: Recipe, task: Task) -> Recipe:
     winner = max(standings, key=lambda name: standings[name])
     write_json(folder / "race.json", {"steps": recipe.config.race_steps, "target_bound": standings, "winner": winner})
     return build_recipe({**recipe.values, "proposals": [winner], "cold_start": "one"})
-
-
-def _with_validation(task: Task) -> Task:
-    if not task.splits["validation"]:
-        raise ValueError(f"cold_start: a race is decided on validation rows, and the task {task.name} has none.")
-    return dataclasses.replace(task)
 
 
 def _checkpoint(recipe: Recipe, folder: Path) -> str | None:

@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "schedule": set(),
     "guard": set(),
     "run_folder": set(),
-    "report": set(),
+    "report": {"metrics", "run_folder"},
     "tasks": set(),
     "metrics": set(),
     "config": {"_trl", "options"},
@@ -35,9 +35,11 @@ ARROWS: dict[str, set[str]] = {
         "_trl", "batch", "config", "diagnostics", "generation", "guard", "layouts", "objectives", "proposals",
         "rewards", "rollout", "run_folder", "schedule",
     },
-    "run": {"_trl", "config", "generation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
+    "likelihood": {"batch", "diagnostics", "generation", "layouts", "objectives"},
+    "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "tasks"},
+    "run": {"_trl", "config", "evaluation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
     "demo": {"config", "report", "run", "run_folder"},
-    "cli": {"config", "demo", "generation", "options", "report", "run", "run_folder", "tasks"},
+    "cli": {"config", "demo", "evaluation", "generation", "options", "report", "run", "run_folder", "tasks"},
 }  # fmt: skip
 # What a room may take from outside the standard library, where DESIGN.md limits it.
 OUTSIDE = {"batch": {"torch"}, "objectives": {"torch"}, "options": set(), "proposals": set()}

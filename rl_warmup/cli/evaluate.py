@@ -19,6 +19,7 @@ def command(args: list[str]) -> None:
                         help="also log P(y|x) by 1 to 16 warmups, the gain, and multiple choice by likelihood")  # fmt: skip
     parser.add_argument("--num-warmups", type=int, default=8, help="candidates of rerank; default 8")
     parser.add_argument("--warmups-from", metavar="RUN", help="run whose warmups the control other_run uses")
+    parser.add_argument("--metrics", nargs="*", help="in place of the recipe's: bleu, chrf++, rouge, exact_match, ...")
     parser.add_argument("--limit", type=int, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")
@@ -28,8 +29,8 @@ def command(args: list[str]) -> None:
     from rl_warmup.evaluation import Evaluation
     from rl_warmup.generation import Writer
     from rl_warmup.report import result_table
+    from rl_warmup.run import recipe_task
     from rl_warmup.run_folder import write_json
-    from rl_warmup.tasks import load_task
 
     evaluation = Evaluation(
         _names(options.controls, options.warmups_from), options.likelihood or "all" in options.controls,
@@ -43,7 +44,8 @@ def command(args: list[str]) -> None:
         )
     recipe = read_recipe(folder / "recipe.yaml")
     writer = Writer.load(folder)
-    task = load_task(recipe.task.task, **(recipe.task.task_kwargs or {}))
+    recipe.task.metrics = options.metrics or recipe.task.metrics
+    task = recipe_task(recipe)
     if options.limit is not None:
         task.splits[options.split][options.limit :] = []
     if not task.splits[options.split]:

@@ -1,65 +1,130 @@
 """Knows the metrics by name: predictions and targets in, numbers out; must not know tasks, models or files.
 
     compute(["chrf++", "bleu"], predictions, targets)  # {"chrf++": 41.3, "bleu": 17.9}
+    compute([{"name": "bertscore", "kwargs": {"model": "roberta-large", "num_layers": 17}}], predictions, targets)
 
 Scales: exact_match, accuracy and macro_f1 are shares from 0 to 1; bleu, chrf++ and rouge run from 0 to 100, as
-published tables do; `unparsed` is a number of predictions. Libraries are imported on use: `pip install
-'rl_warmup[metrics]'`.
+published tables do; bertscore and comet are as their libraries give them; `unparsed` is a number of predictions.
+Libraries are imported on use: `pip install 'rl_warmup[metrics]'`. Is a difference real? `metrics/significance.py`.
 """
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from rl_warmup.metrics.choices import accuracy, macro_f1
-from rl_warmup.metrics.matching import exact_match
-from rl_warmup.metrics.ngrams import bleu, bleu_signature, bleu_zh, chrf, chrf_signature, rouge, rouge_signature
+from rl_warmup.metrics.bertscore import bertscore, bertscore_label, bertscore_segments, bertscore_signature
+from rl_warmup.metrics.choices import accuracy, accuracy_segments, macro_f1, macro_f1_segments
+from rl_warmup.metrics.comet import comet, comet_label, comet_segments, comet_signature
+from rl_warmup.metrics.matching import exact_match, exact_match_segments
+from rl_warmup.metrics.ngrams import (
+    SACREBLEU_NAMES,
+    rouge,
+    rouge_segments,
+    rouge_signature,
+    sacrebleu_score,
+    sacrebleu_segments,
+    sacrebleu_signature,
+)
+from rl_warmup.metrics.segments import Segments
 
-__all__ = ["METRICS", "compute", "signatures"]
+__all__ = ["METRICS", "Segments", "Spec", "compute", "row_statistics", "signatures"]
 
 Rows = Sequence[dict[str, Any]]
-Function = Callable[[Sequence[str], Sequence[str], Rows | None], dict[str, float]]
+Spec = str | Mapping[str, Any]  # a name, or {"name": ..., "kwargs": {...}}
 
 
 class Metric(NamedTuple):
-    """A function, which of its keys this name stands for (None: all), and how it describes its settings."""
+    """What a name stands for. Functions take (predictions, targets, rows) and the spec's kwargs.
 
-    function: Function
+    function: gives {key: number}; keys: which of its keys this name stands for (None: all); signature: describes the
+    settings; segments: gives {key: Segments}, for resampling; label: the key where it depends on kwargs.
+    """
+
+    function: Callable[..., dict[str, float]]
     keys: tuple[str, ...] | None = None
-    signature: Callable[[], str] | None = None
+    signature: Callable[..., str] | None = None
+    segments: Callable[..., dict[str, Segments]] | None = None
+    label: Callable[..., str] | None = None
 
 
 METRICS = {
-    "exact_match": Metric(exact_match),
-    "accuracy": Metric(accuracy),
-    "macro_f1": Metric(macro_f1),
-    "bleu": Metric(bleu, signature=bleu_signature),
-    "bleu_zh": Metric(bleu_zh, signature=lambda: bleu_signature("zh")),
-    "chrf++": Metric(chrf, signature=chrf_signature),
-    "rouge": Metric(rouge, signature=rouge_signature),
-    "rouge1": Metric(rouge, ("rouge1",), rouge_signature),
-    "rouge2": Metric(rouge, ("rouge2",), rouge_signature),
-    "rougeL": Metric(rouge, ("rougeL",), rouge_signature),
+    "exact_match": Metric(exact_match, segments=exact_match_segments),
+    "accuracy": Metric(accuracy, segments=accuracy_segments),
+    "macro_f1": Metric(macro_f1, segments=macro_f1_segments),
+    **{
+        name: Metric(
+            partial(sacrebleu_score, name),
+            signature=partial(sacrebleu_signature, name),
+            segments=partial(sacrebleu_segments, name),
+        )
+        for name in SACREBLEU_NAMES
+    },
+    "rouge": Metric(rouge, None, rouge_signature, rouge_segments),
+    "rouge1": Metric(rouge, ("rouge1",), rouge_signature, rouge_segments),
+    "rouge2": Metric(rouge, ("rouge2",), rouge_signature, rouge_segments),
+    "rougeL": Metric(rouge, ("rougeL",), rouge_signature, rouge_segments),
+    "bertscore": Metric(bertscore, None, bertscore_signature, bertscore_segments, bertscore_label),
+    "comet": Metric(comet, None, comet_signature, comet_segments, comet_label),
 }
 
 
 def compute(
-    names: Iterable[str], predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
+    names: Iterable[Spec] | Spec, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
 ) -> dict[str, float]:
     """All metrics of `names` for one list of predictions.
 
     Args:
         names: keys of METRICS, or `package.module:function` for a function of one's own, called as
             (predictions, targets, rows), that returns a number (kept under the function's name) or a dict of numbers.
+            A metric with settings is given as {"name": ..., "kwargs": {...}}.
         predictions, targets: texts, one per row.
         rows: the task's rows, for metrics that need more than text (`choices` of multiple-choice rows).
 
     Raises:
-        ValueError: for an unknown name, no predictions, or lists of different length.
+        ValueError: for an unknown name or setting, no predictions, or lists of different length.
         ImportError: if a metric's library is missing.
     """
-    wanted = [(name, _metric(name)) for name in ([names] if isinstance(names, str) else names)]
+    return _gather(names, predictions, targets, rows, lambda metric: metric.function, _checked)
+
+
+def row_statistics(
+    names: Iterable[Spec] | Spec, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
+) -> dict[str, Segments]:
+    """The same metrics as statistics per row, for resampling; `row_statistics(...)[key].value()` equals `compute(...)[key]`.
+
+    Raises:
+        ValueError, ImportError: as `compute`, and ValueError for a metric that has no such statistics.
+    """
+    return _gather(names, predictions, targets, rows, lambda metric: metric.segments, lambda name, found: found)
+
+
+def signatures(names: Iterable[Spec] | Spec) -> dict[str, str]:
+    """For each name that has one, the settings and version it is computed with: sacrebleu's signature, or the like.
+
+    Print them beside the numbers; figures with different signatures are not comparable. To ask before a long run
+    whether all metrics can be computed, call this: it raises as `compute` does for names, settings and libraries.
+    """
+    found = {}
+    for name, metric, kwargs in map(_metric, _listed(names)):
+        if metric.signature is not None:
+            found[name if metric.label is None else metric.label(**kwargs)] = metric.signature(**kwargs)
+    return found
+
+
+def _gather(
+    names: Iterable[Spec] | Spec,
+    predictions: Sequence[str],
+    targets: Sequence[str],
+    rows: Rows | None,
+    choose: Callable[[Metric], Callable[..., Any] | None],
+    check: Callable[[str, Any], dict[str, Any]],
+) -> dict[str, Any]:
+    """Call each function once, however many names stand for its keys."""
+    wanted = [_metric(spec) for spec in _listed(names)]
     lengths = {"predictions": len(predictions), "targets": len(targets)}
     if rows is not None:
         lengths["rows"] = len(rows)
@@ -68,23 +133,30 @@ def compute(
         raise ValueError(f"metrics: {counts}; give one of each per row")
     if not predictions:
         raise ValueError("metrics: no predictions; an empty list has no score, so leave the result empty instead")
-    results: dict[str, float] = {}
-    computed: dict[Function, dict[str, float]] = {}
-    for name, metric in wanted:
-        if metric.function not in computed:
-            computed[metric.function] = _checked(name, metric.function(predictions, targets, rows))
-        scores = computed[metric.function]
-        results.update(scores if metric.keys is None else {key: scores[key] for key in metric.keys})
+    results: dict[str, Any] = {}
+    sources: dict[str, tuple[Any, str]] = {}
+    computed: dict[tuple[Any, str], dict[str, Any]] = {}
+    for name, metric, kwargs in wanted:
+        function = choose(metric)
+        if function is None:
+            raise ValueError(
+                f"metric '{name}' has no statistics per row, so it cannot be resampled; give its row scores (numbers) "
+                "to paired_bootstrap or approximate_randomization instead"
+            )
+        call = function, json.dumps(kwargs, sort_keys=True, default=repr)
+        if call not in computed:
+            computed[call] = check(name, function(predictions, targets, rows, **kwargs))
+        for key in computed[call] if metric.keys is None else metric.keys:
+            if sources.setdefault(key, call) != call and sources[key][0] is function:
+                raise ValueError(
+                    f"metric '{name}' is asked for with two settings, and both are called '{key}'; ask once"
+                )
+            results[key] = computed[call][key]
     return results
 
 
-def signatures(names: Iterable[str]) -> dict[str, str]:
-    """For each name that has one, the settings and version it is computed with: sacrebleu's signature, or the like.
-
-    Print them beside the numbers; figures with different signatures are not comparable.
-    """
-    metrics = {name: _metric(name) for name in names}
-    return {name: metric.signature() for name, metric in metrics.items() if metric.signature is not None}
+def _listed(names: Iterable[Spec] | Spec) -> list[Spec]:
+    return [names] if isinstance(names, str | Mapping) else list(names)
 
 
 def _checked(name: str, scores: Any) -> dict[str, float]:
@@ -97,9 +169,28 @@ def _checked(name: str, scores: Any) -> dict[str, float]:
         raise ValueError(f"metric '{name}' returned a {found}; let it return a number or a dict of numbers") from None
 
 
-def _metric(name: str) -> Metric:
-    if name in METRICS:
-        return METRICS[name]
+def _metric(spec: Spec) -> tuple[str, Metric, dict[str, Any]]:
+    """Name, metric and settings of a spec."""
+    given = {"name": spec} if isinstance(spec, str) else spec
+    name, kwargs = given.get("name"), given.get("kwargs") or {}
+    if not isinstance(name, str) or not isinstance(kwargs, Mapping) or set(given) - {"name", "kwargs"}:
+        raise ValueError(f"metrics: {dict(given)!r}; give a name, or {{'name': ..., 'kwargs': {{...}}}}")
+    metric = METRICS[name] if name in METRICS else Metric(_own(name))
+    try:
+        allowed = inspect.signature(metric.function)
+    except ValueError:  # some functions written in C do not say
+        return name, metric, dict(kwargs)
+    try:
+        allowed.bind(None, None, None, **kwargs)
+    except TypeError as error:
+        known = ", ".join(list(allowed.parameters)[3:]) or "none"
+        raise ValueError(
+            f"metric '{name}': {error}; its settings (kwargs) are: {known}, beside predictions, targets and rows"
+        ) from None
+    return name, metric, dict(kwargs)
+
+
+def _own(name: str) -> Callable[..., Any]:
     module_name, colon, function_name = name.partition(":")
     if not colon:
         close = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.5)
@@ -114,4 +205,4 @@ def _metric(name: str) -> Metric:
         raise ValueError(f"metric '{name}': no module '{error.name}'; give 'package.module:function'") from None
     if not callable(function):
         raise ValueError(f"metric '{name}': module '{module_name}' has no function '{function_name}'")
-    return Metric(function)
+    return function

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from rl_warmup.metrics.segments import Segments, mean_segments
+
 PREAMBLE = re.compile(r"^(the )?(correct |right )?answer( is)?:? ")
 LETTER = re.compile(r"\(?([a-z])([).:].*)?")
 
@@ -42,6 +44,35 @@ def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | No
         hits = sum(pick == want == label for pick, want in zip(picked, wanted, strict=True))
         scores.append(2 * hits / (picked.count(label) + wanted.count(label)))
     return {"macro_f1": sum(scores) / len(scores), "unparsed": float(picked.count(None))}
+
+
+def accuracy_segments(
+    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
+) -> dict[str, Segments]:
+    """`accuracy` as the mean of 1 (right pick) and 0 over rows."""
+    picked, wanted = _picks(predictions, targets, rows)
+    return {"accuracy": mean_segments(pick == want for pick, want in zip(picked, wanted, strict=True))}
+
+
+def macro_f1_segments(
+    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
+) -> dict[str, Segments]:
+    """`macro_f1` from counts: for each label, how often it was hit, said and wanted."""
+    picked, wanted = _picks(predictions, targets, rows)
+    # every letter gets its columns, so that two lists of predictions have the same ones whatever they pick
+    labels = sorted({*wanted, *ascii_uppercase})
+    counts: list[Sequence[float]] = [
+        [float(count) for label in labels for count in (pick == want == label, pick == label, want == label)]
+        for pick, want in zip(picked, wanted, strict=True)
+    ]
+    return {"macro_f1": Segments(counts, _macro_f1_of_counts)}
+
+
+def _macro_f1_of_counts(sums: Sequence[float]) -> float:
+    """The mean F1 of the labels that occur; rows drawn again may lack some."""
+    labels = zip(sums[::3], sums[1::3], sums[2::3], strict=True)
+    scores = [2 * hits / (said + want) for hits, said, want in labels if said + want]
+    return sum(scores) / len(scores)
 
 
 def _picks(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None) -> tuple[list[str | None], list[str]]:

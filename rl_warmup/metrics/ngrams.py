@@ -6,53 +6,60 @@ sacrebleu and rouge-score are imported on use. Each metric has a signature that 
 from collections.abc import Sequence
 from typing import Any
 
+from rl_warmup.metrics.segments import Segments, mean_segments
+
 INSTALL = "pip install 'rl_warmup[metrics]'"
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL")
+# sacrebleu's tokenizer by name: 13a for languages with spaces, zh and char a token per character, ja-mecab by MeCab
+BLEU_TOKENIZERS = {"bleu": "13a", "bleu_zh": "zh", "bleu_ja": "ja-mecab", "bleu_char": "char"}
+SACREBLEU_NAMES = (*BLEU_TOKENIZERS, "chrf++")
 
 Rows = Sequence[dict[str, Any]]
 
 
-def _sacrebleu() -> Any:
+def sacrebleu_metric(name: str) -> Any:
+    """sacrebleu's metric for a name of SACREBLEU_NAMES.
+
+    BLEU with sacrebleu's defaults (case kept, exponential smoothing; Papineni et al. 2002, Post 2018), chrF++ with
+    character 6-grams and word 2-grams, beta 2 (Popović 2017).
+
+    Raises:
+        ImportError: if sacrebleu is missing, or for `bleu_ja` the packages that split Japanese.
+    """
     try:
-        import sacrebleu.metrics
+        import sacrebleu.metrics as library
     except ImportError as error:
         raise ImportError(f"BLEU and chrF++ need the package sacrebleu; {INSTALL}") from error
-    return sacrebleu.metrics
+    if name == "chrf++":
+        return library.CHRF(word_order=2)
+    try:
+        return library.BLEU(tokenize=BLEU_TOKENIZERS[name])
+    except RuntimeError as error:  # sacrebleu looks for MeCab when the tokenizer is made
+        raise ImportError(
+            "bleu_ja needs the packages mecab-python3 and ipadic; pip install 'sacrebleu[ja]', or use the metric "
+            "'bleu_char' (a token per character), whose numbers are not comparable with it"
+        ) from error
 
 
-def _corpus_score(metric: Any, predictions: Sequence[str], targets: Sequence[str]) -> float:
-    return float(metric.corpus_score(list(predictions), [list(targets)]).score)
+def sacrebleu_score(
+    name: str, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
+) -> dict[str, float]:
+    """The corpus score by sacrebleu, 0 to 100, under its name."""
+    return {name: float(sacrebleu_metric(name).corpus_score(list(predictions), [list(targets)]).score)}
 
 
-def bleu(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
-    """`bleu`: corpus BLEU, 0 to 100, by sacrebleu with its defaults (case kept, 13a tokenizer, exponential smoothing).
-
-    Papineni et al. 2002; Post 2018. Not for Chinese or Japanese: see `bleu_zh`.
-    """
-    return {"bleu": _corpus_score(_sacrebleu().BLEU(), predictions, targets)}
-
-
-def bleu_zh(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
-    """`bleu_zh`: corpus BLEU, 0 to 100, for Chinese targets: sacrebleu's tokenizer `zh`, a token per character."""
-    return {"bleu_zh": _corpus_score(_sacrebleu().BLEU(tokenize="zh"), predictions, targets)}
+def sacrebleu_segments(
+    name: str, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
+) -> dict[str, Segments]:
+    """The counts of each row by sacrebleu, as its own significance tests take them."""
+    metric = sacrebleu_metric(name)
+    counts = metric._extract_corpus_statistics(list(predictions), [list(targets)])
+    return {name: Segments(counts, lambda sums: float(metric._compute_score_from_stats(list(sums)).score))}
 
 
-def chrf(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
-    """`chrf++`: corpus chrF++, 0 to 100, by sacrebleu: character 6-grams and word 2-grams, beta 2 (Popović 2017)."""
-    return {"chrf++": _corpus_score(_sacrebleu().CHRF(word_order=2), predictions, targets)}
-
-
-def bleu_signature(tokenize: str = "13a") -> str:
-    """sacrebleu's signature of `bleu`, or with "zh" of `bleu_zh`."""
-    return _signature(_sacrebleu().BLEU(tokenize=tokenize))
-
-
-def chrf_signature() -> str:
-    """sacrebleu's signature of `chrf++`."""
-    return _signature(_sacrebleu().CHRF(word_order=2))
-
-
-def _signature(metric: Any) -> str:
+def sacrebleu_signature(name: str) -> str:
+    """sacrebleu's signature of the metric."""
+    metric = sacrebleu_metric(name)
     metric.corpus_score(["a"], [["a"]])  # sacrebleu counts the references before it signs
     return str(metric.get_signature())
 
@@ -62,13 +69,13 @@ def rouge(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None 
 
     Its tokenizer keeps only a-z and 0-9: not for texts in other scripts, and German umlauts split words.
     """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ImportError(f"ROUGE needs the package rouge-score; {INSTALL}") from error
-    scorer = RougeScorer(list(ROUGE_KEYS), use_stemmer=True)
-    scores = [scorer.score(target, text) for text, target in zip(predictions, targets, strict=True)]
-    return {key: 100 * sum(score[key].fmeasure for score in scores) / len(scores) for key in ROUGE_KEYS}
+    scores = _rouge_rows(predictions, targets)
+    return {key: sum(values) / len(values) for key, values in scores.items()}
+
+
+def rouge_segments(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, Segments]:
+    """`rouge1`, `rouge2`, `rougeL` as means of row scores."""
+    return {key: mean_segments(values) for key, values in _rouge_rows(predictions, targets).items()}
 
 
 def rouge_signature() -> str:
@@ -79,3 +86,13 @@ def rouge_signature() -> str:
         return f"measure:f|stemmer:porter|split:no|version:rouge-score-{version('rouge-score')}"
     except PackageNotFoundError as error:
         raise ImportError(f"ROUGE needs the package rouge-score; {INSTALL}") from error
+
+
+def _rouge_rows(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise ImportError(f"ROUGE needs the package rouge-score; {INSTALL}") from error
+    scorer = RougeScorer(list(ROUGE_KEYS), use_stemmer=True)
+    scores = [scorer.score(target, text) for text, target in zip(predictions, targets, strict=True)]
+    return {key: [100 * score[key].fmeasure for score in scores] for key in ROUGE_KEYS}

@@ -125,6 +125,8 @@ def test_a_race_picks_one_proposal_and_says_so(recipe, tmp_path):
         ({"controls": ["shuffle"]}, ["controls: 'shuffle' is not a control", "shuffled"]),
         ({"model_name_or_path": "./nowhere"}, ["model_name_or_path: './nowhere' is no folder", "scratch-t5"]),
         ({"model_name_or_path": "-"}, ["model_name_or_path is missing"]),
+        ({"metrics": ["blue"]}, ["blue", "bleu"]),
+        ({"metrics": [{"name": "comet", "kwargs": {"checkpoint": "c", "command": "no-such-comet"}}]}, ["no-such-comet"]),
         ({"task": "ledgr"}, ["unknown task 'ledgr'", "did you mean 'ledger'"]),
         ({"task_kwargs": {"lenght": 3}}, ["no argument 'lenght'", "did you mean 'length'"]),
         ({"scratch": {"widht": 16}}, ["scratch: unknown 'widht'", "width"]),

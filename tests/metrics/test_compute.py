@@ -1,11 +1,15 @@
+import random
 import sys
 
 import pytest
 
-from rl_warmup.metrics import METRICS, compute, signatures
+from rl_warmup.metrics import METRICS, compute, row_statistics, signatures
 
 PREDICTIONS = ["the cat sat on the mat", "B"]
 TARGETS = ["the cat sat  on\nthe mat", "A"]
+
+
+PLAIN = [name for name in METRICS if name not in ("bertscore", "comet", "bleu_ja")]  # no settings, no more packages
 
 
 def own_module(tmp_path, monkeypatch, text):
@@ -20,8 +24,9 @@ def test_exact_match_is_a_share_after_whitespace():
 
 
 def test_keys_follow_the_names():
-    assert set(compute(list(METRICS), ["A", "B"], ["A", "C"])) == {
-        "exact_match", "accuracy", "macro_f1", "unparsed", "bleu", "bleu_zh", "chrf++", "rouge1", "rouge2", "rougeL",
+    assert set(compute(PLAIN, ["A", "B"], ["A", "C"])) == {
+        "exact_match", "accuracy", "macro_f1", "unparsed", "bleu", "bleu_zh", "bleu_char", "chrf++",
+        "rouge1", "rouge2", "rougeL",
     }  # fmt: skip
     assert set(compute(["rouge"], *(PREDICTIONS, TARGETS))) == {"rouge1", "rouge2", "rougeL"}
     assert set(compute("rougeL", *(PREDICTIONS, TARGETS))) == {"rougeL"}
@@ -58,6 +63,56 @@ def test_metrics_of_ones_own(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'own_metrics:none' returned a NoneType; let it return a number"):
         compute(["own_metrics:none"], ["a"], ["a"])
     assert signatures(["own_metrics:length"]) == {}
+
+
+def test_settings_travel_with_the_name(tmp_path, monkeypatch):
+    own_module(
+        tmp_path, monkeypatch, "def share(predictions, targets, rows, *, of='a'):\n    return predictions.count(of)\n"
+    )
+    assert compute({"name": "own_metrics:share", "kwargs": {"of": "B"}}, PREDICTIONS, TARGETS) == {"share": 1.0}
+    assert compute([{"name": "exact_match"}, "bleu"], *(TARGETS, TARGETS)).keys() == {"exact_match", "bleu"}
+    both = [{"name": "own_metrics:share", "kwargs": {"of": of}} for of in "AB"]
+    with pytest.raises(ValueError, match="two settings, and both are called 'share'"):
+        compute(both, PREDICTIONS, TARGETS)
+    assert compute([both[0], both[0]], PREDICTIONS, TARGETS) == {"share": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"kwargs": {}}, "give a name, or {'name': ..., 'kwargs': {...}}"),
+        ({"name": "bleu", "tokenize": "zh"}, "give a name, or"),
+        ({"name": "bleu", "kwargs": ["zh"]}, "give a name, or"),
+        ({"name": "bleu", "kwargs": {"tokenize": "zh"}}, "metric 'bleu': .*'tokenize'; its settings .* are: none"),
+        ("bertscore", "metric 'bertscore': missing a required.* 'model'; .* are: model, num_layers, batch_size, label"),
+        (
+            {"name": "comet", "kwargs": {"model": "x"}},
+            "metric 'comet'.*are: checkpoint, command, source, timeout, label",
+        ),
+    ],
+)
+def test_wrong_settings_say_what_is_allowed(spec, message):
+    for ask in (lambda: compute([spec], ["a"], ["a"]), lambda: signatures([spec])):
+        with pytest.raises(ValueError, match=message):
+            ask()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_summed_row_statistics_give_the_same_number(name):
+    rng = random.Random(0)
+    predictions, targets = ([" ".join(rng.choices("ABCD efgh", k=9)) for _ in range(30)] for _ in range(2))
+    if name in ("exact_match", "accuracy", "macro_f1"):
+        predictions, targets = ([rng.choice("ABCD") for _ in range(30)] for _ in range(2))
+    scores = compute([name], predictions, targets)
+    for key, statistics in row_statistics([name], predictions, targets).items():
+        assert statistics.value() == pytest.approx(scores[key], abs=1e-12)
+        assert len(statistics.rows) == 30
+        assert scores[key] > 0
+
+
+def test_a_function_of_ones_own_has_no_row_statistics():
+    with pytest.raises(ValueError, match="'builtins:print' has no statistics per row.*give its row scores"):
+        row_statistics(["builtins:print"], ["a"], ["a"])
 
 
 @pytest.mark.parametrize(
