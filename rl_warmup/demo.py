@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rl_warmup.report import NAMES, plot_curves, spread, text_table
+from rl_warmup.report import NAMES, plot_curves, spread, text_table, write_report
 from rl_warmup.run_folder import read_jsonl
 
 COLUMNS = ("task", "model", "arm", "control", "seed", "metric", "value", "updates", "train_seconds")
@@ -97,8 +97,12 @@ def run_demo(recipes: Path, output: Path, processes: int) -> str:
         _plot(experiment, output)
     page = _page(plan, results, output)
     (output / "RESULTS.md").write_text(page, encoding="utf-8")
+    report = write_report([output], output / "report")[0]
     minutes = (time.perf_counter() - began) / 60
-    return f"{page}\nThis took {minutes:.1f} minutes. In {output}: RESULTS.md, results.csv, *.png and a folder per run."
+    return (
+        f"{page}\nThis took {minutes:.1f} minutes. Everything to look through, in a browser: {report}\n"
+        f"Also in {output}: RESULTS.md, results.csv, *.png and a folder per run."
+    )
 
 
 def _jobs(experiment: Experiment) -> list[Job]:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.objectives.weights import log_mean_exp
@@ -18,11 +20,20 @@ from rl_warmup.objectives.weights import log_mean_exp
 Sums = dict[str, tuple[float, float]]
 
 
-class Means:
-    """Sums and counts by name, emptied into means at every log."""
+class Means(TrainerCallback, ExportableState):
+    """Sums and counts by name, emptied into means at every log; a checkpoint between two logs keeps them."""
 
     def __init__(self) -> None:
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = (state.stateful_callbacks or {}).get("Means") if state.global_step else None
+        self.sums.clear()
+        self.sums.update({name: list(pair) for name, pair in saved["attributes"]["sums"].items()} if saved else {})
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"sums": dict(self.sums)}}
 
     def add(self, values: Sums) -> None:
         """Add (sum, count) pairs."""

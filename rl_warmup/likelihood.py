@@ -26,6 +26,7 @@ from rl_warmup.objectives.weights import log_mean_exp
 
 COUNTS = (1, 2, 4, 8, 16)
 EMPTY = Warmup([], "empty")
+LITTLE_OVERLAP, ENOUGH = 0.25, 0.05  # a gain without overlap is told only if a twentieth of the warmups share so little
 Lines = list[tuple[int, RowKind, Warmup]]
 
 
@@ -48,8 +49,8 @@ def target_likelihood(
     Returns:
         `rows`, `tokens`; `without_warmup` and `bound[n]`: {mean, std_error (over rows), per_token}; `gain`: {mean, std_error,
         at_no_overlap, at_no_overlap_std_error}: the mean gain of a sampled warmup, and what a straight line through (overlap
-        with the target, gain) leaves where nothing of the target's tokens stands in the warmup. A model trained without
-        warmups gets `without_warmup` alone.
+        with the target, gain) leaves where nothing of the target's tokens stands in the warmup; None where hardly any
+        warmup shares so little. A model trained without warmups gets `without_warmup` alone.
     """
     enable_scoring(writer.model)
     largest = max(counts) if writer.inference == "policy" else 0
@@ -149,7 +150,10 @@ def _gain(gain: Tensor, overlap: Tensor) -> dict[str, float | None]:
     mean = _summary(gain.mean(1), 1)
     out = {"mean": mean["mean"], "std_error": mean["std_error"], "at_no_overlap": None, "at_no_overlap_std_error": None}
     rows, x, y = len(gain), overlap.double(), gain.double()
-    if rows > 2 and (x - x.mean()).square().sum() > 1e-9:
+    seen_without = (
+        x < LITTLE_OVERLAP
+    ).double().mean() >= ENOUGH  # or the line would be drawn to where nothing was seen
+    if rows > 2 and seen_without and (x - x.mean()).square().sum() > 1e-9:
         features = torch.stack([torch.ones_like(x), x], 2)  # (rows, n, 2)
         flat = features.flatten(0, 1)
         inverse = torch.linalg.inv(flat.T @ flat)

@@ -124,7 +124,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All records of a file; an empty list where there is none."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def environment() -> dict[str, Any]:

@@ -138,8 +138,8 @@ class WarmupTrainer(Trainer):
         self.rewards = RewardBoard.load(
             specs, tokenizer=processing_class, layout=self.layout, law=self.law, device=args.device
         )
-        self._add_own_callbacks(args)
         self.means = Means()
+        self._add_own_callbacks(args)
         self.last: tuple[WarmupBatch, Scores, Any] | None = None
         set_seed(args.seed, device_specific=True)  # after Trainer's own, so that ranks sample different warmups
 
@@ -197,13 +197,14 @@ class WarmupTrainer(Trainer):
                 f"The loss is not a number any more at update {self.state.global_step + 1} ({parts}). Checkpoints saved before "
                 f"it are intact. Lower learning_rate or max_grad_norm, use bf16 or float32, or look at the rewards."
             )
-        self.means.add({name: (value, 1) for name, value in parts.items()})
+        ranks, share = self.accelerator.num_processes, 1 / len(self.update)  # parts of one update, on every rank
+        self.means.add({name: (value * ranks, share) for name, value in parts.items()})
         self.last = (batch, scores.detach(), weights)
         size, two_towers = self.model.num_parameters(), isinstance(self.layout, Seq2SeqLayout)
         tokens, self.flops = step_cost(batch, size, two_towers, sampled=groups > 0 and not cold_start)
         self.run_folder.count(tokens, self.flops)
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
-        return (policy_loss + target_loss) * self.accelerator.num_processes
+        return (policy_loss + target_loss) * ranks
 
     def _judge(self, model: Any, batch: WarmupBatch, scores: Scores) -> Any:
         groups = batch.num_prompts * batch.group_size
@@ -303,6 +304,7 @@ class WarmupTrainer(Trainer):
         """Adds the rollout's metrics since the last log, and shows a few warmups."""
         if "loss" in logs:
             logs = {**logs, **self.means.flush(self._sum_over_processes), "tau": self.schedule.tau}
+            logs["loss"] = logs["loss/policy"] + logs["loss/target"]  # Trainer's own forgets what preceded a restart
             if self.args.objective != "sft":
                 logs["phase"] = "cold start" if self.schedule.in_cold_start else "own warmups"
                 if self.schedule.proposal_logp is not None:
@@ -362,7 +364,7 @@ class WarmupTrainer(Trainer):
         self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
-        ours = [self.schedule, self.run_folder, ProgressLine()]
+        ours = [self.means, self.schedule, self.run_folder, ProgressLine()]
         if args.guard != "off" and args.objective != "sft":
             law = self.law
             ours.append(

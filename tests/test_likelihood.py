@@ -69,6 +69,7 @@ def test_gain_left_without_overlap_is_the_intercept():
     _, intercept = statistics.linear_regression(x, y)
     assert _gain(2.0 + 3.0 * overlap + noise, overlap)["at_no_overlap"] == pytest.approx(intercept, abs=1e-6)
     assert _gain(torch.ones(3, 2), torch.zeros(3, 2))["at_no_overlap"] is None  # nothing to tell a slope from
+    assert _gain(gain=torch.rand(3, 2), overlap=torch.tensor([[0.9, 1.0]] * 3))["at_no_overlap"] is None  # a guess
     # ten copies of every sample add no information: the error is over rows, not over samples
     once = _gain(2.0 + 3.0 * overlap + noise, overlap)
     often = _gain((2.0 + 3.0 * overlap + noise).repeat(1, 10), overlap.repeat(1, 10))

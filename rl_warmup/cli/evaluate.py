@@ -86,4 +86,6 @@ def _likelihood_table(likelihood: dict[str, Any]) -> str:
     words = f"gain of a sampled warmup: {gain['mean']:.3f} nats per target"
     if left is not None:
         words += f"; {left:.3f} ± {gain['at_no_overlap_std_error']:.3f} where no token of the target stands in it"
+    else:
+        words += "; how much is left without the target's own tokens cannot be told: hardly any warmup is free of them"
     return f"\n{table}\n\n{words}"

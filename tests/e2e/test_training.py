@@ -86,7 +86,8 @@ def test_every_objective_trains_both_layouts(make_trainer, objective):
 
 def test_a_resumed_run_ends_like_one_left_alone(make_trainer, tmp_path):
     settings = {
-        "max_steps": 8, "save_strategy": "steps", "save_steps": 3, "proposals": ["reverse"], "readiness": -4.0,
+        "max_steps": 8, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "proposals": ["reverse"],
+        "readiness": -4.0,
         "anchor_weight": 0.1, "target_ess": 2.0, "eval_dataset": ledger_rows(8, seed=5), "eval_strategy": "steps",
         "eval_steps": 2,
     }  # fmt: skip

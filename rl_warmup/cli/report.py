@@ -1,0 +1,34 @@
+"""`rl-warmup report RUN...`: is it better, by how much, how sure, at what cost; as one page to look at."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def command(args: list[str]) -> None:
+    """Write report.html, summary.md and pictures; print where they are."""
+    parser = argparse.ArgumentParser(prog="rl-warmup report", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders that hold some, e.g. runs/demo")
+    parser.add_argument("--output", metavar="DIR", help="folder for the report; default: report/ beside the runs")
+    parser.add_argument(
+        "--control-run", metavar="RUN",
+        help="what to compare with: an arm's name or a run folder; default: the SFT arm that trained longest",
+    )  # fmt: skip
+    options = parser.parse_args(args)
+
+    from rl_warmup.report import write_report
+
+    output = Path(options.output) if options.output else _beside(options.runs)
+    written = write_report(options.runs, output, options.control_run)
+    pictures = len(written) - 2
+    print(f"{written[0]}\n{written[1]}\n{pictures} picture{'' if pictures == 1 else 's'} (PNG) in {output}")
+
+
+def _beside(runs: list[str]) -> Path:
+    """report/ in the folder that holds all the runs."""
+    places = [Path(run).resolve() for run in runs]
+    if any((place / "recipe.yaml").is_file() for place in places):
+        places = [place.parent for place in places]
+    return Path(os.path.relpath(os.path.commonpath(places))) / "report"

@@ -1,0 +1,83 @@
+"""Numbers as text: plain tables, and how a figure is printed.
+
+Knows: what result.json holds. Must not know: where runs are, or how a page looks.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+NAMES = {
+    "": "own warmup", "shuffled": "shuffled warmup", "empty_warmup": "no warmup", "filler": "filler warmup",
+    "other_run": "another run's warmup", "sampled": "sampled warmup", "rerank": "reranked",
+}  # fmt: skip
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain table: the first column to the left, the others to the right; None is an empty cell."""
+    cells = [[("" if cell is None else str(cell)) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def result_table(result: dict[str, Any]) -> str:
+    """The metrics of one run: a line per kind of warmup, a column per metric."""
+    names = list(next(iter(result["metrics"].values())))
+    rows = [
+        [control_name(control, result.get("objective")), *(f"{values[name]:.4g}" for name in names)]
+        for control, values in result["metrics"].items()
+    ]
+    title = f"{result['task']}, {result['split']} split, {result['rows']} rows"
+    return f"\n{title}\n" + text_table(["warmup", *names], rows)
+
+
+def control_name(control: str, objective: str | None = None) -> str:
+    """How a control is called in tables; "" is the run's own warmups, or none for SFT."""
+    return "no warmup (SFT)" if not control and objective == "sft" else NAMES.get(control, control)
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """`mean ± standard deviation` over seeds; the deviation is left out for a single one."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def figure(value: float | None, digits: int, signed: bool = False) -> str:
+    """A number at fixed digits with a true minus sign; empty where there is none."""
+    if value is None or math.isnan(value):
+        return ""
+    text = f"{abs(value):.{digits}f}"
+    sign = "" if not text.strip("0.") else "−" if value < 0 else "+" if signed else ""
+    return sign + text
+
+
+def between(low: float | None, high: float | None, digits: int, signed: bool = False) -> str:
+    """An interval in words; empty where there is none."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f"{figure(low, digits, signed)} to {figure(high, digits, signed)}"
+
+
+def probability(p: float | None) -> str:
+    """A p-value: never printed as 0; empty where there is none."""
+    if p is None or math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def amount(value: float | None) -> str:
+    """A large count, shortly: 12,300 or 1.2e+12; empty where there is none."""
+    if value is None:
+        return ""
+    if abs(value) >= 1e9:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.1f}"

@@ -1,0 +1,88 @@
+"""Which runs share a table, and what an arm is called."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rl_warmup.report.collect import find_runs, sections
+
+
+def arms(path):
+    return {arm.name: [run.seed for run in arm.runs] for arm in sections(find_runs([path])[0])[0].arms}
+
+
+def test_seeds_of_one_recipe_are_one_arm(seeds):
+    assert arms(seeds) == {"sft": [1, 2, 3], "warmup": [1, 2, 3]}
+
+
+def test_seeds_may_differ_in_their_budget_but_in_nothing_else(tmp_path, run_folder):
+    run_folder(tmp_path / "sft-1", recipe={"max_steps": 120})
+    run_folder(tmp_path / "sft-2", seed=2, recipe={"max_steps": 150})
+    (section,) = sections(find_runs([tmp_path])[0])
+    assert [(arm.name, arm.varying()) for arm in section.arms] == [("sft", ["max_steps"])]
+    run_folder(tmp_path / "sft-3", seed=3, recipe={"learning_rate": 1.0})
+    assert arms(tmp_path) == {"sft-1": [1, 2], "sft-3": [3]}
+
+
+def test_one_recipe_in_two_places_is_one_arm_and_a_repeated_seed_is_not_a_new_one(tmp_path, run_folder):
+    run_folder(tmp_path / "here" / "warmup-1")
+    run_folder(tmp_path / "there" / "warmup-2", seed=2)
+    assert arms(tmp_path) == {"warmup": [1, 2]}
+    run_folder(tmp_path / "again" / "warmup-1")
+    assert sorted(map(tuple, arms(tmp_path).values())) == [(1,), (1, 2)] or sorted(arms(tmp_path).values()) == [
+        [1, 2],
+        [1],
+    ]
+
+
+def test_a_run_given_twice_counts_once(pair):
+    assert len(find_runs([pair, pair / "sft-1"])[0]) == 2
+
+
+def test_other_rows_are_another_section(tmp_path, run_folder):
+    run_folder(tmp_path / "sft-1", "sft")
+    run_folder(tmp_path / "warmup-1", rows_hash="b" * 64)
+    assert [[arm.name for arm in s.arms] for s in sections(find_runs([tmp_path])[0])] == [["sft"], ["warmup"]]
+
+
+def test_rows_without_a_hash_are_compared_with_nothing(tmp_path, run_folder):
+    run_folder(tmp_path / "sft-1", "sft", rows_hash="")
+    run_folder(tmp_path / "warmup-1", rows_hash="")
+    assert len(sections(find_runs([tmp_path])[0])) == 2
+
+
+def test_later_evaluations_of_the_same_rows_add_their_controls(pair, run_folder):
+    later = run_folder(pair / "warmup-1" / "evaluation" / "test")
+    (later / "recipe.yaml").unlink()
+    result = json.loads((later / "result.json").read_text())
+    result["metrics"] = {"": {"exact_match": 0.0}, "filler": {"exact_match": 0.5}}
+    (later / "result.json").write_text(json.dumps(result))
+    (later / "predictions.shuffled.jsonl").rename(later / "predictions.filler.jsonl")
+    run = next(run for run in find_runs([pair])[0] if run.folder.name == "warmup-1")
+    assert run.metrics == {"": {"exact_match": 0.75}, "shuffled": {"exact_match": 0.25}, "filler": {"exact_match": 0.5}}
+    assert run.predictions["filler"][0]["warmup"] == "foreign"
+
+
+def test_unfinished_runs_are_left_out_and_named(pair):
+    (pair / "warmup-1" / "result.json").unlink()
+    runs, skipped = find_runs([pair])
+    assert [run.folder.name for run in runs] == ["sft-1"]
+    assert "warmup-1 is not finished" in skipped[0]
+
+
+@pytest.mark.parametrize(("make", "sentence"), [(False, "is no folder"), (True, "holds no finished run: none")])
+def test_a_place_without_runs_is_a_sentence(tmp_path, make, sentence):
+    place = tmp_path / "empty"
+    if make:
+        place.mkdir()
+    with pytest.raises(ValueError, match=sentence):
+        find_runs([place])
+
+
+def test_a_folder_of_unfinished_runs_says_so(pair):
+    for run in pair.iterdir():
+        (run / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"2 unfinished \(no result.json\)"):
+        find_runs([pair])
