@@ -5,6 +5,7 @@ Knows: transformers' loaders. Must not know: recipes, training. `trust_remote_co
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
 
+ADAPTER_FILE = "adapter_config.json"
 SCRATCH = {"scratch-t5": "t5", "scratch-llama": "llama"}
 NO_FP16 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
@@ -41,6 +43,8 @@ def load_model(
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
         return build_model(SCRATCH[name], tokenizer, size, seed), tokenizer
+    if Path(name, ADAPTER_FILE).is_file():
+        return _load_adapted(name, texts, **kwargs)
     try:
         config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
         tokenizer = AutoTokenizer.from_pretrained(name, revision=kwargs.get("revision"))
@@ -53,13 +57,34 @@ def load_model(
         raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
 
 
+def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any) -> tuple[Any, Any]:
+    """The base model an adapter folder names, with the adapter merged into it, and the folder's tokenizer."""
+    from peft import PeftModel
+
+    base = json.loads(Path(folder, ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base or not base.strip():
+        raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
+    model, _ = load_model(base, texts, **kwargs)
+    return PeftModel.from_pretrained(model, folder).merge_and_unload(), AutoTokenizer.from_pretrained(folder)
+
+
 def add_adapter(model: Any, peft_config: Any) -> Any:
     """The model with a LoRA-like adapter in place.
 
     Raises:
-        ValueError: for adapters that put tokens of their own before the prompt.
+        ValueError: for adapters that put tokens of their own before the prompt, and for a base model that no folder or hub
+            holds as it is here (random weights, or a vocabulary that was grown by the separator): a saved adapter alone
+            could not be loaded again.
     """
     from peft import get_peft_model
+
+    saved = AutoConfig.from_pretrained(model.name_or_path) if model.name_or_path else None
+    if saved is None or saved.get_text_config(decoder=True).vocab_size != model.get_input_embeddings().num_embeddings:
+        why = "has random weights" if saved is None else "was grown by a separator token"
+        raise ValueError(
+            f"An adapter alone is saved, and this base model {why}, so it could not be loaded again. Save the base model to "
+            f"a folder first, or name a reserved token as `separator`."
+        )
 
     if peft_config.is_prompt_learning:
         raise ValueError(

@@ -155,16 +155,35 @@ def test_trl_reward_functions_join_the_target(make_trainer):
     assert get_soft_overlong_punishment(4, 2)(completion_ids=[[0] * 4]) == [-1.0]
 
 
-def test_a_lora_adapter_trains_and_the_rest_stays(make_trainer):
+@pytest.mark.parametrize(("kind", "modules"), [("scratch-t5", ["q", "v"]), ("scratch-llama", ["q_proj", "v_proj"])])
+def test_a_lora_adapter_trains_alone_and_is_loaded_again(tmp_path, kind, modules):
     from peft import LoraConfig
 
-    for kind, modules in (("scratch-t5", ["q", "v"]), ("scratch-llama", ["q_proj", "v_proj"])):
-        trainer = make_trainer(kind, kind, peft_config=LoraConfig(r=2, target_modules=modules), learning_rate=1e-2)
-        before = weights(trainer)
-        trainer.train()
-        moved = {name for name, after in weights(trainer).items() if not torch.equal(before[name], after)}
-        assert moved
-        assert all("lora" in name for name in moved)
+    base = tmp_path / "base"
+    for part in tiny_model(kind):
+        part.save_pretrained(base)
+    trainer = WarmupTrainer(
+        model=str(base), args=WarmupConfig(
+            output_dir=str(tmp_path / "run"), max_steps=2, learning_rate=1e-2, use_cpu=True, disable_tqdm=True,
+            max_warmup_length=4, save_strategy="no",
+        ),
+        train_dataset=ledger_rows(16), peft_config=LoraConfig(r=2, target_modules=modules),
+    )  # fmt: skip
+    before = weights(trainer)
+    trainer.train()
+    moved = {name for name, after in weights(trainer).items() if not torch.equal(before[name], after)}
+    assert moved
+    assert all("lora" in name for name in moved)
+    trainer.save_model()
+    rows = trainer.train_dataset[:4]
+    assert Writer.load(tmp_path / "run").predict(rows) == trainer.predict_rows(rows)
+
+
+def test_an_adapter_on_random_weights_is_refused(make_trainer):
+    from peft import LoraConfig
+
+    with pytest.raises(ValueError, match="this base model has random weights.*Save the base model"):
+        make_trainer(peft_config=LoraConfig(r=2, target_modules=["q"]))
 
 
 def test_bfloat16_autocast_trains(make_trainer):
