@@ -38,6 +38,14 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
             raise ValueError(_report(faults))
         super().__post_init__()
 
+    def check_devices(self) -> None:
+        """Raises ValueError when one process sees several GPUs: DataParallel would cut prompts and their rows apart."""
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible to one process. Launch one process each, `accelerate launch --num_processes "
+                f"{self.n_gpu} ...`, or show it one: CUDA_VISIBLE_DEVICES=0."
+            )
+
 
 @dataclass
 class Recipe:

@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from rl_warmup import _trl
-from rl_warmup.batch import RowKind, Scores, WarmupBatch
+from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig
 from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.generation import Writer
@@ -97,11 +97,7 @@ class WarmupTrainer(Trainer):
             processing_class = processing_class or loaded
         if processing_class is None:
             raise ValueError("WarmupTrainer needs the model's tokenizer: pass processing_class=AutoTokenizer....")
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process. Launch one process each, `accelerate launch --num_processes "
-                f"{args.n_gpu} ...`, or show it one: CUDA_VISIBLE_DEVICES=0."
-            )
+        args.check_devices()
         refuse_fp16(model.config.model_type, "fp16" if args.fp16 else str(model.dtype))
         tokens = declare_tokens(model, processing_class, args.separator)
         enable_scoring(model)
@@ -140,7 +136,7 @@ class WarmupTrainer(Trainer):
         )
         self.means = Means()
         self._add_own_callbacks(args)
-        self.last: tuple[WarmupBatch, Scores, Any] | None = None
+        self.last: tuple[WarmupBatch, Scores, RowWeights] | None = None
         set_seed(args.seed, device_specific=True)  # after Trainer's own, so that ranks sample different warmups
 
     # ------------------------------------------------------------------ one update
@@ -175,36 +171,46 @@ class WarmupTrainer(Trainer):
         self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """One forward scores every row; rewards and objective turn the scores into constants; their product is the loss."""
-        batch, cold_start = inputs, self.schedule.in_cold_start
+        batch = inputs
         scores = score(model, batch, self.law)
         with torch.no_grad():
-            groups = batch.num_prompts * batch.group_size
             judged = self._judge(model, batch, scores)
-            weights = self.rollout.weigh(batch, scores, judged.total, self.schedule.tau, cold_start)
+            weights = self.rollout.weigh(batch, scores, judged.total, self.schedule.tau, self.schedule.in_cold_start)
         policy_loss, target_loss = weighted_loss(scores, weights, num_items_in_batch)
+        self._record(batch, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
+        # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
+        return (policy_loss + target_loss) * self.accelerator.num_processes
+
+    def _record(
+        self,
+        batch: WarmupBatch,
+        scores: Scores,
+        weights: RowWeights,
+        judged: Any,
+        policy_loss: float,
+        target_loss: float,
+    ) -> None:
+        """Tell schedule, log and run folder about a micro-batch; stop at a loss that is no number."""
+        groups, cold_start = batch.num_prompts * batch.group_size, self.schedule.in_cold_start
+        if not math.isfinite(policy_loss + target_loss):
+            raise FloatingPointError(
+                f"The loss is not a number any more at update {self.state.global_step + 1} (policy {policy_loss}, target "
+                f"{target_loss}). Checkpoints saved before it are intact. Lower learning_rate or max_grad_norm, use bf16 or "
+                f"float32, or look at the rewards."
+            )
         if cold_start and groups:
             chosen = weights.posterior.flatten()
-            self.schedule.observe_proposals(
-                (chosen * scores.warmup_logprob[:groups].detach()).sum().item(),
-                (chosen * scores.warmup_tokens[:groups]).sum().item(),
-            )
+            logprob, tokens = scores.warmup_logprob[:groups], scores.warmup_tokens[:groups]
+            self.schedule.observe_proposals((chosen * logprob).sum().item(), (chosen * tokens).sum().item())
         elif groups:
             self.schedule.observe_ess(weights.ess.sum().item(), batch.num_prompts)
         self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name))
-        parts = {"loss/policy": policy_loss.item(), "loss/target": target_loss.item()}
-        if not all(map(math.isfinite, parts.values())):
-            raise FloatingPointError(
-                f"The loss is not a number any more at update {self.state.global_step + 1} ({parts}). Checkpoints saved before "
-                f"it are intact. Lower learning_rate or max_grad_norm, use bf16 or float32, or look at the rewards."
-            )
         ranks, share = self.accelerator.num_processes, 1 / len(self.update)  # parts of one update, on every rank
-        self.means.add({name: (value * ranks, share) for name, value in parts.items()})
-        self.last = (batch, scores.detach(), weights)
+        self.means.add({"loss/policy": (policy_loss * ranks, share), "loss/target": (target_loss * ranks, share)})
         size, two_towers = self.model.num_parameters(), isinstance(self.layout, Seq2SeqLayout)
-        tokens, self.flops = step_cost(batch, size, two_towers, sampled=groups > 0 and not cold_start)
-        self.run_folder.count(tokens, self.flops)
-        # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
-        return (policy_loss + target_loss) * ranks
+        trained, self.flops = step_cost(batch, size, two_towers, sampled=groups > 0 and not cold_start)
+        self.run_folder.count(trained, self.flops)
+        self.last = (batch, scores, weights)
 
     def _judge(self, model: Any, batch: WarmupBatch, scores: Scores) -> Any:
         groups = batch.num_prompts * batch.group_size
@@ -245,8 +251,7 @@ class WarmupTrainer(Trainer):
         self, model: Any, inputs: list, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
         """The n-sample bound on log P(y|x) per target token, its negative as loss, and the gain over no warmup."""
-        sft = self.args.objective == "sft"
-        rollout = self._eval_rollout()
+        rollout = replace(self.rollout, num_warmups=self.args.num_eval_warmups, empty_share=1.0, anchor_weight=0.0)
         with torch.no_grad(), self._writing() as (writer, settings):
             plans = rollout.plan(writer, inputs, cold_start=False, **settings)
         batch = rollout.batch(inputs, plans).to(self.args.device)
@@ -256,15 +261,10 @@ class WarmupTrainer(Trainer):
         weights = rollout.weigh(batch, scores, scores.target_logprob[:groups], 1.0, cold_start=True)
         sums = rollout_metrics(batch, scores, weights, scores.target_logprob[:groups], {})
         self.eval_means.add({k: v for k, v in sums.items() if "reward" not in k})
-        bound = sums["target_logprob" if sft else "target_bound"][0]
+        bound = sums["target_logprob" if self.args.objective == "sft" else "target_bound"][0]
         tokens = sum(len(row["target_ids"]) for row in inputs)
         self.eval_means.add({"loss": (-bound, tokens)})  # exact over batches of different size, unlike Trainer's mean
         return torch.tensor(-bound / tokens, device=self.args.device), None, None
-
-    def _eval_rollout(self) -> Rollout:
-        return replace(
-            self.rollout, num_warmups=self.args.num_eval_warmups, empty_share=1.0, anchor_weight=0.0, proposals=[]
-        )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Trainer's loop under a random state of its own, so that evaluating more often changes no training run."""
