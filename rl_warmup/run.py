@@ -22,17 +22,17 @@ from rl_warmup.run_folder import write_json
 from rl_warmup.tasks import Task, load_task
 from rl_warmup.trainer import WarmupTrainer
 
-RESULT = "result.json"
+RESULT = "metrics.json"
 
 
 def train_run(recipe: Recipe) -> dict[str, Any]:
     """Train one recipe, predict its test split with the policy's own warmups and under the controls, and save all of it.
 
     Files in `output_dir`: recipe.yaml, metrics.jsonl, timing.jsonl, warmups.jsonl, environment.json, the model with its
-    tokenizer and warmup_layout.json, predictions.jsonl (one more per control) and result.json.
+    tokenizer and warmup_layout.json, predictions.jsonl (one more per control) and metrics.json.
 
     Returns:
-        What result.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups). The main
+        What metrics.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups). The main
         process alone predicts and writes; the others return an empty dict.
 
     Raises:
@@ -162,7 +162,7 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:
-    """result.json of a finished run.
+    """metrics.json of a finished run.
 
     Raises:
         ValueError: the folder holds no finished run.

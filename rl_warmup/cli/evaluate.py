@@ -53,7 +53,7 @@ def command(args: list[str]) -> None:
     output = Path(options.output or folder / "evaluation" / options.split)
     scored = evaluation.run(writer, task, options.split, output)
     result = {"task": task.name, "model": str(folder), **scored}
-    write_json(output / "result.json", result)
+    write_json(output / "metrics.json", result)
     print(result_table(result))
     if "likelihood" in result:
         print(_likelihood_table(result["likelihood"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 HELP = """usage: rl-warmup train --config RECIPE.yaml [--key value ...]
 
-Trains one recipe and leaves a run folder (`output_dir`) with the model, metrics.jsonl, predictions.jsonl and result.json.
+Trains one recipe and leaves a run folder (`output_dir`) with the model, metrics.jsonl, predictions.jsonl and metrics.json.
 Flags override the recipe: `--key value`, `--key=value` or `key=value`. On several processes:
 `accelerate launch -m rl_warmup.cli.train --config RECIPE.yaml`.
 

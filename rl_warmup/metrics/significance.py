@@ -172,8 +172,8 @@ def compare_runs(
     """Compare the predictions of two run folders, or of two controls, on every metric; Holm over these metrics.
 
     Args:
-        one, other: folders with result.json and predictions.jsonl; a difference is other - one.
-        metrics: specs; None takes those of both result.json that need no settings.
+        one, other: folders with metrics.json and predictions.jsonl; a difference is other - one.
+        metrics: specs; None takes those of both metrics.json that need no settings.
         one_control, other_control: whose predictions to take ("" own warmups, else predictions.CONTROL.jsonl).
 
     Raises:
@@ -277,9 +277,9 @@ def _same_data(folders: tuple[str | Path, str | Path], results: list[dict[str, A
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    path = folder / "result.json"
+    path = folder / "metrics.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no result.json: the run is not finished, or this is not a run folder.")
+        raise ValueError(f"{folder} holds no metrics.json: the run is not finished, or this is not a run folder.")
     result = json.loads(path.read_text(encoding="utf-8"))
     if not result.get("rows_hash"):
         raise ValueError(f"{path} has no rows_hash, so its rows are unknown; predict again with `rl-warmup evaluate`.")
@@ -293,12 +293,12 @@ def _predictions(folder: Path, control: str, result: dict[str, Any]) -> list[dic
         raise ValueError(f"{folder} holds no {path.name} (predictions there: {there}); run `rl-warmup evaluate` on it.")
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not records or len(records) != result.get("rows", len(records)):
-        raise ValueError(f"{path} holds {len(records)} predictions, and result.json says {result.get('rows')} rows.")
+        raise ValueError(f"{path} holds {len(records)} predictions, and metrics.json says {result.get('rows')} rows.")
     return records
 
 
 def _common_metrics(results: list[dict[str, Any]]) -> list[str]:
-    """Keys of both results that a plain name gives; the settings of others are not in result.json."""
+    """Keys of both results that a plain name gives; the settings of others are not in metrics.json."""
     found = [set().union(*result.get("metrics", {}).values()) for result in results]
     names = [name for name in METRICS if all(name in keys for keys in found)]
     if not names:

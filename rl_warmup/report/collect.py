@@ -31,7 +31,7 @@ BUDGET = {"max_steps", "num_train_epochs", "eval_steps", "logging_steps", "save_
 
 @dataclass
 class Run:
-    """One finished run. `result` is result.json, its `metrics` joined by later evaluations of the same rows."""
+    """One finished run. `result` is metrics.json, its `metrics` joined by later evaluations of the same rows."""
 
     folder: Path
     result: dict[str, Any]
@@ -164,12 +164,14 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
                 f"{path} is no folder. Give run folders (output_dir of a recipe) or folders that hold some."
             )
         folders = sorted(recipe.parent for recipe in path.rglob("recipe.yaml"))
-        finished = [folder for folder in folders if (folder / "result.json").is_file()]
+        finished = [folder for folder in folders if (folder / "metrics.json").is_file()]
         if not finished:
-            found = f"{len(folders)} unfinished (no result.json)" if folders else "none (no recipe.yaml anywhere in it)"
+            found = (
+                f"{len(folders)} unfinished (no metrics.json)" if folders else "none (no recipe.yaml anywhere in it)"
+            )
             raise ValueError(f"{path} holds no finished run: {found}. Give the output_dir of a run that has ended.")
         skipped += [
-            f"{folder} is not finished (no result.json) and is left out."
+            f"{folder} is not finished (no metrics.json) and is left out."
             for folder in folders
             if folder not in finished
         ]
@@ -184,11 +186,11 @@ def read_run(folder: Path) -> Run:
         ValueError: a file of it cannot be read.
     """
     try:
-        result = _json(folder / "result.json")
+        result = _json(folder / "metrics.json")
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
         environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
         run = Run(folder, {"metrics": {}, **result}, recipe, environment)
-        for later in sorted(folder.glob("evaluation/*/result.json")):
+        for later in sorted(folder.glob("evaluation/*/metrics.json")):
             _join(run, _json(later), later.parent)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{folder} cannot be read: {error}. Remove the folder or repeat the run.") from error

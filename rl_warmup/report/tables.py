@@ -1,6 +1,6 @@
 """Numbers as text: plain tables, and how a figure is printed.
 
-Knows: what result.json holds. Must not know: where runs are, or how a page looks.
+Knows: what metrics.json holds. Must not know: where runs are, or how a page looks.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def test_train_evaluate_generate(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", "--config", str(recipe()), "--seed", "3"]) == 0
     assert "own warmup" in capsys.readouterr().out
-    result = json.loads((run / "result.json").read_text())
+    result = json.loads((run / "metrics.json").read_text())
     assert result["seed"] == 3
     assert set(result["metrics"]) == {"", "shuffled", "empty_warmup"}
     resolved = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -59,7 +59,7 @@ def test_train_evaluate_generate(recipe, tmp_path, capsys):
     assert len(read_jsonl(run / "predictions.jsonl")) == 4
 
     assert main(["evaluate", str(run), "--split", "validation", "--controls", "filler", "--limit", "3"]) == 0
-    again = json.loads((run / "evaluation" / "validation" / "result.json").read_text())
+    again = json.loads((run / "evaluation" / "validation" / "metrics.json").read_text())
     assert again["rows"] == 3
     assert set(again["metrics"]) == {"", "filler"}
     capsys.readouterr()
@@ -70,7 +70,7 @@ def test_train_evaluate_generate(recipe, tmp_path, capsys):
 
     other = ["--warmups-from", str(tmp_path / "test"), "--num-warmups", "2"]
     assert main(["evaluate", str(run), "--controls", "all", *other, "--output", str(tmp_path / "all")]) == 0
-    everything = json.loads((tmp_path / "all" / "result.json").read_text())
+    everything = json.loads((tmp_path / "all" / "metrics.json").read_text())
     assert set(everything["metrics"]) == {"", *CONTROLS}
     assert set(everything["likelihood"]["bound"]) == {"1", "2", "4", "8", "16"}
     same = [read_jsonl(tmp_path / "all" / name) for name in ("predictions.jsonl", "predictions.other_run.jsonl")]

@@ -41,10 +41,10 @@ def test_the_demo_runs_every_arm_and_keeps_what_is_done(tmp_path, monkeypatch):
 
     folder = tmp_path / "out" / "ledger-t5" / "sft-1"
     (folder / "mark").touch()
-    finished = (tmp_path / "out" / "ledger-t5" / "sft-1" / "result.json").stat().st_mtime_ns
+    finished = (tmp_path / "out" / "ledger-t5" / "sft-1" / "metrics.json").stat().st_mtime_ns
     monkeypatch.setattr(small, "arms", ("sft", "warmup"))
     run_demo(tmp_path, tmp_path / "out", processes=1)
-    assert (folder / "result.json").stat().st_mtime_ns == finished
+    assert (folder / "metrics.json").stat().st_mtime_ns == finished
 
 
 def test_equal_compute_gives_sft_at_least_the_warmup_arms_seconds(tmp_path):

@@ -48,7 +48,7 @@ def test_two_processes_equal_one(tmp_path, changes):
     assert [record["step"] for record in two] == [1, 2, 3, 4]
     for name in ("loss", "grad_norm", "target_logprob", "warmup_logp", "proposal_logp"):
         assert [r[name] for r in two] == pytest.approx([r[name] for r in one], rel=1e-4), name
-    assert (tmp_path / "two" / "run" / "result.json").is_file()
+    assert (tmp_path / "two" / "run" / "metrics.json").is_file()
 
 
 def test_own_warmups_train_on_two_processes_and_are_reproducible(tmp_path):

@@ -20,7 +20,7 @@ def run_folder(folder, rows, share, control="", **extra):
         "task": "toy", "split": "test", "rows": len(rows), "rows_hash": rows_hash(rows),
         "metrics": {"": {**scores, "unparsed": 0.0, "comet[x]": 0.8}}, **extra,
     }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(result), encoding="utf-8")
     return folder
 
 
@@ -39,7 +39,7 @@ def test_two_runs_metric_by_metric(tmp_path):
         assert comparison.family == 2
         assert comparison.rows == 200
         assert comparison.method == "paired bootstrap"
-    recorded = json.loads((one / "result.json").read_text())["metrics"][""]
+    recorded = json.loads((one / "metrics.json").read_text())["metrics"][""]
     assert found[1].one == pytest.approx(recorded["chrf++"])
     swapped = compare_runs(other, one, ["exact_match"], method="approximate randomization")
     assert swapped[0].difference == -found[0].difference
@@ -69,7 +69,7 @@ def test_a_hash_that_does_not_fit_its_predictions_is_noticed(tmp_path):
         compare_runs(one, other)
     short = run_folder(tmp_path / "c", rows(5), 0.5)
     (short / "predictions.jsonl").write_text((one / "predictions.jsonl").read_text().partition("\n")[0])
-    with pytest.raises(ValueError, match=r"holds 1 predictions, and result\.json says 5 rows"):
+    with pytest.raises(ValueError, match=r"holds 1 predictions, and metrics\.json says 5 rows"):
         compare_runs(one, short)
 
 
@@ -82,7 +82,7 @@ def test_what_is_missing_is_named(tmp_path):
     (other / "predictions.jsonl").unlink()
     with pytest.raises(ValueError, match=r"b holds no predictions\.jsonl \(predictions there: none\)"):
         compare_runs(one, other)
-    with pytest.raises(ValueError, match=r"nothing holds no result\.json"):
+    with pytest.raises(ValueError, match=r"nothing holds no metrics\.json"):
         compare_runs(one, tmp_path / "nothing")
     old = run_folder(tmp_path / "old", rows(5), 0.5, rows_hash=None)
     with pytest.raises(ValueError, match="has no rows_hash, so its rows are unknown"):

@@ -43,7 +43,7 @@ def write_run(
         "switched_at": None, "truncation": {}, "split": "test", "rows": 4, "rows_hash": rows_hash, "signatures": {},
         "metrics": metrics,
     }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(result), encoding="utf-8")
     settings = {"task": "toy", "objective": objective, "max_steps": 100, "seed": seed, "output_dir": str(folder)}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings | (recipe or {})), encoding="utf-8")
     (folder / "environment.json").write_text(

@@ -56,9 +56,9 @@ def test_rows_without_a_hash_are_compared_with_nothing(tmp_path, run_folder):
 def test_later_evaluations_of_the_same_rows_add_their_controls(pair, run_folder):
     later = run_folder(pair / "warmup-1" / "evaluation" / "test")
     (later / "recipe.yaml").unlink()
-    result = json.loads((later / "result.json").read_text())
+    result = json.loads((later / "metrics.json").read_text())
     result["metrics"] = {"": {"exact_match": 0.0}, "filler": {"exact_match": 0.5}}
-    (later / "result.json").write_text(json.dumps(result))
+    (later / "metrics.json").write_text(json.dumps(result))
     (later / "predictions.shuffled.jsonl").rename(later / "predictions.filler.jsonl")
     run = next(run for run in find_runs([pair])[0] if run.folder.name == "warmup-1")
     assert run.metrics == {"": {"exact_match": 0.75}, "shuffled": {"exact_match": 0.25}, "filler": {"exact_match": 0.5}}
@@ -66,7 +66,7 @@ def test_later_evaluations_of_the_same_rows_add_their_controls(pair, run_folder)
 
 
 def test_unfinished_runs_are_left_out_and_named(pair):
-    (pair / "warmup-1" / "result.json").unlink()
+    (pair / "warmup-1" / "metrics.json").unlink()
     runs, skipped = find_runs([pair])
     assert [run.folder.name for run in runs] == ["sft-1"]
     assert "warmup-1 is not finished" in skipped[0]
@@ -83,6 +83,6 @@ def test_a_place_without_runs_is_a_sentence(tmp_path, make, sentence):
 
 def test_a_folder_of_unfinished_runs_says_so(pair):
     for run in pair.iterdir():
-        (run / "result.json").unlink()
-    with pytest.raises(ValueError, match=r"2 unfinished \(no result.json\)"):
+        (run / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=r"2 unfinished \(no metrics.json\)"):
         find_runs([pair])

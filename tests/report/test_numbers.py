@@ -109,13 +109,13 @@ def test_summary_says_it_with_the_same_numbers(seeds, tmp_path):
 
 def test_likelihood_and_warnings_are_told(pair, tmp_path):
     folder = pair / "warmup-1"
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "metrics.json").read_text())
     one = {"mean": -3.0, "std_error": None, "per_token": -1.0}
     result["likelihood"] = {
         "without_warmup": {**one, "std_error": 0.5}, "bound": {"1": one, "16": {**one, "mean": -2.0}},
         "gain": {"mean": 1.0, "std_error": 0.25, "at_no_overlap": None, "at_no_overlap_std_error": None},
     }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "metrics.json").write_text(json.dumps(result))
     (folder / "warnings.jsonl").write_text(json.dumps({"step": 30, "rule": "short", "sees": "S", "means": "M"}))
     section = only_section(pair)
     table = likelihood_cells(section)
