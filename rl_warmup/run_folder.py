@@ -27,6 +27,13 @@ CLOCK_KEYS = (
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets", "peft", "deepspeed", "sacrebleu", "rl_warmup")
 
 
+def clock() -> float:
+    """Seconds: of this process's processor time on a CPU, where other jobs would stretch the wall clock; wall elsewhere."""
+    import torch
+
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
 class RunFolder(TrainerCallback, ExportableState):
     """Writes the logs of a run as they come. On resume, lines after the checkpoint are cut off first."""
 
@@ -42,7 +49,7 @@ class RunFolder(TrainerCallback, ExportableState):
         nothing = {"train_seconds": 0.0, "train_tokens": 0, "train_flops": 0.0}
         for name, value in (saved["attributes"] if saved else nothing).items():
             setattr(self, name, value)
-        self.started, self.paused = time.perf_counter(), 0.0
+        self.started, self.paused = clock(), 0.0
         if state.is_world_process_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl"):
@@ -73,7 +80,7 @@ class RunFolder(TrainerCallback, ExportableState):
 
     def seconds(self) -> float:
         """Seconds spent on updates so far."""
-        running = time.perf_counter() - self.started - self.paused if self.started else 0.0
+        running = clock() - self.started - self.paused if self.started else 0.0
         return self.train_seconds + running
 
     def state(self) -> dict[str, Any]:

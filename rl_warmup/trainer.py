@@ -7,7 +7,6 @@ Read on in `rollout.py` (which rows, which weights) and `objectives/` (the formu
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ from rl_warmup.objectives.weights import Knobs
 from rl_warmup.proposals import PROPOSALS, ProposalContext, count_words
 from rl_warmup.rewards import RewardBoard
 from rl_warmup.rollout import EMPTY, Rollout
-from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
+from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
 from rl_warmup.schedule import Schedule
 
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
@@ -268,7 +267,7 @@ class WarmupTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Trainer's loop under a random state of its own, so that evaluating more often changes no training run."""
-        began = time.perf_counter()
+        began = clock()
         prefix = kwargs.get("metric_key_prefix", "eval")
         self.eval_means = Means()
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -279,7 +278,7 @@ class WarmupTrainer(Trainer):
             if self.text_metrics is not None:
                 metrics = self.text_metrics(self.predict_rows(self.eval_dataset))
                 output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
-        self.run_folder.pause(time.perf_counter() - began)
+        self.run_folder.pause(clock() - began)
         return output
 
     def writer(self) -> Writer:
