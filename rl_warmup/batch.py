@@ -28,6 +28,7 @@ class Warmup(NamedTuple):
 
     ids: list[int]
     finish: str
+    logprob: float | None = None  # log P(c|x) in nats, where the sampler told it while drawing
 
     @property
     def separator_is_action(self) -> bool:
@@ -47,11 +48,11 @@ class RowKind(IntEnum):
 class WarmupBatch:
     """One micro-batch, ready for the network. Built by `rollout.py`, consumed by `layouts.scoring`."""
 
-    prompt_ids: Tensor  # (B, X) int64, padded on the right (encoder) or unused by causal layouts
+    prompt_ids: Tensor  # (B, X) int64, padded on the right
     prompt_mask: Tensor  # (B, X) int64
     prompt_index: Tensor  # (N,) int64: the prompt a row belongs to
     row_kind: Tensor  # (N,) int64: RowKind
-    seq_ids: Tensor  # (N, T) int64: encoder-decoder `c [sep] y [eos]`; decoder-only `x c [sep] y [eos]`
+    seq_ids: Tensor  # (N, T) int64: what follows the prompt, `c [sep] y [eos]`
     seq_mask: Tensor  # (N, T) int64: real tokens, padded on the right
     warmup_mask: Tensor  # (N, T) int64: actions of the policy, i.e. c and the separator where the policy wrote it
     target_mask: Tensor  # (N, T) int64: y and its end-of-sequence token
@@ -63,6 +64,14 @@ class WarmupBatch:
     def num_prompts(self) -> int:
         return len(self.prompts)
 
+    def select(self, rows: list[int]) -> WarmupBatch:
+        """These rows alone, of the same prompts; they count as groups of no fixed size."""
+        index = torch.tensor(rows, device=self.seq_ids.device)
+        chosen = {name: getattr(self, name)[index] for name in ("prompt_index", "row_kind")}
+        width = int(self.seq_mask[index].sum(1).max())
+        wide = {name: getattr(self, name)[index, :width] for name in ("seq_ids", "seq_mask", "warmup_mask", "target_mask")}
+        return replace(self, **chosen, **wide, warmups=[self.warmups[row] for row in rows], group_size=0)
+
     def to(self, device: torch.device) -> WarmupBatch:
         """The same batch with every tensor on `device`."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
@@ -71,17 +80,19 @@ class WarmupBatch:
 
 @dataclass
 class Scores:
-    """What one forward says about the rows of a batch. Carries gradient."""
+    """What one forward says about the rows of a batch. Carries gradient: in `objective` where the weights of the rows were
+    known before the forward, in the log-probabilities otherwise."""
 
     warmup_logprob: Tensor  # (N,) log P(c|x), summed over the policy's actions
     target_logprob: Tensor  # (N,) log P(y|x,c), summed over the target's tokens
     token_logps: Tensor  # (N, T) per token, 0 where neither mask counts
     warmup_tokens: Tensor  # (N,) number of actions
     target_tokens: Tensor  # (N,) number of target tokens
+    objective: Tensor | None = None  # scalar: Σ (a·log P(c|x) + b·log P(y|x,c)), see `RowWeights`
 
     def detach(self) -> Scores:
-        """The same numbers without the graph behind them."""
-        return Scores(**{f.name: getattr(self, f.name).detach() for f in fields(self)})
+        """The same log-probabilities without the graph behind them."""
+        return Scores(**{f.name: getattr(self, f.name).detach() for f in fields(self) if f.name != "objective"})
 
 
 @dataclass

@@ -139,6 +139,11 @@ def option_faults(options: WarmupOptions) -> list[str]:
         faults.append(
             f"min_warmup_length: {options.min_warmup_length} exceeds max_warmup_length {options.max_warmup_length}."
         )
+    if options.backward_samples is not None and not 1 <= options.backward_samples <= options.num_warmups:
+        faults.append(
+            f"backward_samples: {options.backward_samples} must lie between 1 and num_warmups ({options.num_warmups}); leave "
+            f"it empty for all."
+        )
     if options.target_ess is not None and not 1 <= options.target_ess <= options.num_warmups:
         faults.append(f"target_ess: {options.target_ess} must lie between 1 and num_warmups ({options.num_warmups}).")
     if options.target_ess is not None and options.objective != "marginal":

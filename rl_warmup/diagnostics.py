@@ -117,17 +117,24 @@ def _variety(batch: WarmupBatch, groups: int) -> Sums:
     }
 
 
-def step_cost(batch: WarmupBatch, num_parameters: int, encoder_decoder: bool, sampled: bool) -> tuple[int, float]:
+def step_cost(
+    batch: WarmupBatch, trained: WarmupBatch, num_parameters: int, sampled: bool
+) -> tuple[int, float]:
     """Tokens a micro-batch trains on, and an estimate of its floating point operations.
 
-    Six per parameter and token for the forward and backward of the rows (and, once each, of an encoder's prompts); two for
-    every token that was sampled or read in order to sample. Attention is left out.
+    Six per parameter and token for the forward and backward of the rows that carry the gradient and, once each, of their
+    prompts; two for every token that was sampled, or read in order to sample or to choose rows. Attention is left out.
+
+    Args:
+        batch: all rows.
+        trained: the rows with gradient; `batch` itself where nothing was drawn.
+        sampled: whether the group is the policy's own.
     """
     prompts = int(batch.prompt_mask.sum())
-    trained = int(batch.seq_mask.sum()) + (prompts if encoder_decoder else 0)
+    tokens = int(trained.seq_mask.sum()) + prompts
     drawn = sum(len(warmup.ids) for warmup in batch.warmups[: batch.num_prompts * batch.group_size])
-    read = prompts * (1 if encoder_decoder else batch.group_size)  # `generate` encodes once, but prefills every row
-    return trained, float(num_parameters) * (6 * trained + (2 * (drawn + read) if sampled else 0))
+    forward = (drawn + prompts if sampled else 0) + (0 if trained is batch else int(batch.seq_mask.sum()) + prompts)
+    return tokens, float(num_parameters) * (6 * tokens + 2 * forward)
 
 
 def token_overlap(warmup: list[int], other: list[int]) -> float:

@@ -45,6 +45,9 @@ class WarmupOptions:
     uniform_target_share: float = _option(0.0, "Lambda: share of the target's weight spread evenly over the group.")
     tsallis_q: float = _option(0.5, "q of the tsallis objective: 0 is expected_prob, 1 is marginal.")
     empty_share: float = _option(0.1, "Share of prompts whose target is also trained without a warmup (dropout).")
+    backward_samples: int | None = _option(
+        None, "Warmups of a group that get a gradient, drawn by their weights (unbiased, cheaper); empty means all."
+    )
     rewards: list = _option(
         [], "The whole score R: names or {name, weight, kwargs}. Empty means target_logprob; list it to keep it."
     )

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_warmup.batch import RowKind, RowWeights, Scores, Warmup, WarmupBatch
+from rl_warmup.batch import RowKind, RowWeights, Warmup, WarmupBatch
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import write_targets, write_warmups
-from rl_warmup.objectives.weights import RULES, Knobs, effective_sample_size, posterior
+from rl_warmup.objectives.weights import RULES, Knobs, effective_sample_size, posterior, resample
 from rl_warmup.proposals import DRAFT, ProposalContext, propose
 
 EMPTY = Warmup([], "empty")
@@ -73,18 +73,20 @@ class Rollout:
         groups = sum(kind == RowKind.GROUP for _, kind, _ in rows)
         return splice(self.layout, prompts, rows, group_size=groups // len(prompts))
 
-    def weigh(self, batch: WarmupBatch, scores: Scores, rewards: Tensor, tau: float, cold_start: bool) -> RowWeights:
+    def weigh(
+        self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor, tau: float, cold_start: bool
+    ) -> RowWeights:
         """The constants a and b of every row, without gradient.
 
         Args:
-            rewards: (B*G,) the score R of every group row, in nats.
+            rewards: (B*G,) the score R of every group row, in nats. Of a group of one nothing but the length is read.
+            warmup_logprobs: (B*G,) log P(c|x) of every group row, in nats.
             tau: temperature of the posterior weights.
             cold_start: the group holds proposals: the policy imitates them, weighted by the posterior among them, so both
                 weights sum to 1; no control variate, as they are no samples of the policy.
         """
         size, groups = batch.group_size, batch.num_prompts * batch.group_size
         grouped = rewards.detach().view(batch.num_prompts, size)
-        warmup_logprobs = scores.warmup_logprob[:groups].detach().view_as(grouped)
         knobs = replace(self.knobs, tau=tau)
         p = posterior(grouped, tau)
         if not size:
@@ -93,8 +95,8 @@ class Rollout:
             share = knobs.uniform_target_share
             policy, target = p, share / size + (1 - share) * p
         else:
-            policy, target = RULES[self.objective](grouped, warmup_logprobs, knobs)
-        a = torch.zeros_like(scores.warmup_logprob, requires_grad=False)
+            policy, target = RULES[self.objective](grouped, warmup_logprobs.detach().view_as(grouped), knobs)
+        a = torch.zeros(len(batch.warmups), dtype=rewards.dtype, device=rewards.device)
         b = torch.zeros_like(a)
         has_empty = torch.zeros(batch.num_prompts, dtype=torch.bool, device=a.device)
         is_empty, is_anchor = batch.row_kind == RowKind.EMPTY, batch.row_kind == RowKind.ANCHOR
@@ -104,6 +106,20 @@ class Rollout:
         b[is_empty] = 1.0
         a[is_anchor] = b[is_anchor] = self.anchor_weight / max(1, len(self.proposals))
         return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p))
+
+    def draw(self, batch: WarmupBatch, weights: RowWeights, k: int) -> tuple[WarmupBatch, RowWeights]:
+        """The rows that get a gradient, and their weights: k draws from every group, and all single rows.
+
+        On average over the draws the weighted sum over these rows is the one over all (`objectives.weights.resample`).
+        """
+        size, prompts = batch.group_size, batch.num_prompts
+        a, b = (values[: prompts * size].view(prompts, size) for values in (weights.policy, weights.target))
+        uniforms = torch.rand(prompts, dtype=torch.float64).to(a.device)
+        factor = torch.ones_like(weights.policy)
+        factor[: prompts * size] = resample(a, b, k, uniforms).flatten()
+        rows = [row for row, times in enumerate(factor.tolist()) if times]
+        kept = replace(weights, policy=(weights.policy * factor)[rows], target=(weights.target * factor)[rows])
+        return batch.select(rows), kept
 
     def _proposals(self, model: Any, prompts: list[dict[str, Any]], **generate: Any) -> list[list[Warmup]]:
         """(B, number of proposals) warmups made from the targets."""

@@ -27,16 +27,16 @@ from rl_warmup.config import WarmupConfig
 from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.generation import Writer
 from rl_warmup.guard import Guard
-from rl_warmup.layouts import Seq2SeqLayout, make_layout
+from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, refuse_fp16
-from rl_warmup.layouts.scoring import enable_scoring, score
+from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.objectives.losses import weighted_loss
 from rl_warmup.objectives.weights import Knobs
 from rl_warmup.proposals import PROPOSALS, ProposalContext, count_words
-from rl_warmup.rewards import RewardBoard
+from rl_warmup.rewards import RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
 from rl_warmup.schedule import Schedule
@@ -169,23 +169,46 @@ class WarmupTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """One forward scores every row; rewards and objective turn the scores into constants; their product is the loss."""
-        batch = inputs
-        scores = score(model, batch, self.law)
-        with torch.no_grad():
-            judged = self._judge(model, batch, scores)
-            weights = self.rollout.weigh(batch, scores, judged.total, self.schedule.tau, self.schedule.in_cold_start)
+        """Scores make rewards, rewards make the two constants of every row, and their product with the scores is the loss."""
+        batch: WarmupBatch = inputs
+        scores, weights, judged, trained = self._score_and_weigh(model, batch)
         policy_loss, target_loss = weighted_loss(scores, weights, num_items_in_batch)
-        self._record(batch, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
+        loss = policy_loss + target_loss if scores.objective is None else -scores.objective / num_items_in_batch
+        self._record(batch, trained, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
-        return (policy_loss + target_loss) * self.accelerator.num_processes
+        return loss * self.accelerator.num_processes
+
+    def _score_and_weigh(self, model: Any, batch: WarmupBatch) -> tuple[Scores, RowWeights, RewardScores, WarmupBatch]:
+        """Scores and weights of all rows, what the rewards say, and the rows that carry the gradient.
+
+        One forward in general. A single warmup has all the weight, whatever it scores, so its weight is known before the
+        forward; with `backward_samples` a forward without gradient comes first, and the drawn rows alone get one with it.
+        """
+        groups, k = batch.num_prompts * batch.group_size, self.args.backward_samples
+        draws = k is not None and k < batch.group_size
+        known = None
+        if batch.group_size <= 1:
+            nothing = torch.zeros(groups, device=self.args.device)
+            known = self._weigh(batch, nothing, nothing)
+        scores = score_sampled(model, batch, self.law) if draws else score(model, batch, self.law, known)
+        judged = self._judge(model, batch, scores)
+        weights = known or self._weigh(batch, judged.total, scores.warmup_logprob[:groups])
+        trained = batch
+        if draws:
+            trained, drawn_weights = self.rollout.draw(batch, weights, k)
+            scores.objective = score(model, trained, self.law, drawn_weights).objective
+        return scores, weights, judged, trained
+
+    def _weigh(self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor) -> RowWeights:
+        return self.rollout.weigh(batch, rewards, warmup_logprobs, self.schedule.tau, self.schedule.in_cold_start)
 
     def _record(
         self,
         batch: WarmupBatch,
+        trained: WarmupBatch,
         scores: Scores,
         weights: RowWeights,
-        judged: Any,
+        judged: RewardScores,
         policy_loss: float,
         target_loss: float,
     ) -> None:
@@ -206,12 +229,11 @@ class WarmupTrainer(Trainer):
         self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name))
         ranks, share = self.accelerator.num_processes, 1 / len(self.update)  # parts of one update, on every rank
         self.means.add({"loss/policy": (policy_loss * ranks, share), "loss/target": (target_loss * ranks, share)})
-        size, two_towers = self.model.num_parameters(), isinstance(self.layout, Seq2SeqLayout)
-        trained, self.flops = step_cost(batch, size, two_towers, sampled=groups > 0 and not cold_start)
-        self.run_folder.count(trained, self.flops)
+        tokens, self.flops = step_cost(batch, trained, self.model.num_parameters(), sampled=groups > 0 and not cold_start)
+        self.run_folder.count(tokens, self.flops)
         self.last = (batch, scores, weights)
 
-    def _judge(self, model: Any, batch: WarmupBatch, scores: Scores) -> Any:
+    def _judge(self, model: Any, batch: WarmupBatch, scores: Scores) -> RewardScores:
         groups = batch.num_prompts * batch.group_size
 
         def baseline() -> Tensor:
@@ -257,8 +279,9 @@ class WarmupTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = score(model, batch, self.law)
         groups = batch.num_prompts * batch.group_size
-        weights = rollout.weigh(batch, scores, scores.target_logprob[:groups], 1.0, cold_start=True)
-        sums = rollout_metrics(batch, scores, weights, scores.target_logprob[:groups], {})
+        target, warmup = scores.target_logprob[:groups], scores.warmup_logprob[:groups]
+        weights = rollout.weigh(batch, target, warmup, 1.0, cold_start=True)
+        sums = rollout_metrics(batch, scores, weights, target, {})
         self.eval_means.add({k: v for k, v in sums.items() if "reward" not in k})
         bound = sums["target_logprob" if self.args.objective == "sft" else "target_bound"][0]
         tokens = sum(len(row["target_ids"]) for row in inputs)

@@ -12,18 +12,14 @@ from rl_warmup.layouts.tokens import LayoutTokens
 
 @dataclass(frozen=True)
 class CausalLayout:
-    """Rows hold prompt, warmup and target; for sampling, prompts are padded on the left."""
+    """Rows continue their prompts; for `generate`, prompts are padded on the left."""
 
     tokens: LayoutTokens
 
     def prompt_inputs(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """(B, X) ids and mask for sampling, padded on the left so that every row ends with its prompt's last token."""
+        """(B, X) ids and mask for `generate`, padded on the left so that every row ends with its prompt's last token."""
         ids, mask = pad_right([prompt[::-1] for prompt in prompts], self.tokens.pad_id)
         return ids.flip(1), mask.flip(1)
-
-    def row_prefix(self, prompt: list[int]) -> list[int]:
-        """What stands in a row before the warmup: the prompt."""
-        return prompt
 
     def written_from(self, prompt_width: int) -> int:
         """The column at which `generate`'s output holds the first written token: after the prompt."""

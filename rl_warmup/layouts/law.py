@@ -8,6 +8,7 @@ token only while sampling once drove log P(c|x) to -48 within a prototype's firs
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ class WarmupLaw:
     min_length: int = 0
     max_length: int = 32
 
+    @cached_property
+    def banned_ids(self) -> Tensor:
+        """The banned tokens one by one: a few columns are filled faster than a whole row is masked."""
+        return self.banned.nonzero()[:, 0]
+
     def restrict(self, logits: Tensor, steps: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Logits of the policy: tempered, with every impossible token at -inf.
 
@@ -36,17 +42,22 @@ class WarmupLaw:
         Returns:
             (M, V) float32; softmax over dim 1 is P(c_t | x, c_<t).
         """
-        logits = logits.float() / self.temperature
-        drop = self.banned.to(logits.device)[None].repeat(len(logits), 1)
-        drop[:, self.separator_id] |= steps.to(logits.device) < self.min_length
+        return self.restrict_(logits.to(torch.float32, copy=True), steps, chosen)
+
+    @torch.no_grad()
+    def restrict_(self, logits: Tensor, steps: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """`restrict` in place, for float32 logits that nobody else needs. Returns them."""
+        if self.temperature != 1:
+            logits /= self.temperature
+        kept = None if chosen is None else logits.gather(1, chosen[:, None])
+        logits.index_fill_(1, self.banned_ids.to(logits.device), -torch.inf)
+        if self.min_length:
+            logits[:, self.separator_id].masked_fill_(steps.to(logits.device) < self.min_length, -torch.inf)
         if self.top_p < 1:
-            drop |= _outside_nucleus(logits.masked_fill(drop, -torch.inf), self.top_p)
-        if chosen is not None:
-            drop.scatter_(1, chosen[:, None], False)
-        return logits.masked_fill(drop, -torch.inf)
+            logits.masked_fill_(_outside_nucleus(logits, self.top_p), -torch.inf)
+        return logits if chosen is None or kept is None else logits.scatter_(1, chosen[:, None], kept)
 
 
-@torch.no_grad()
 def _outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
     """(M, V) bool: outside the smallest set of likeliest tokens whose probability reaches `top_p`."""
     ordered, index = logits.sort(1, descending=True)

@@ -1,27 +1,30 @@
 """A second way through a stock model: `model.forward(warmup_scoring=True, ...)` returns log-probabilities of given tokens.
 
-Knows: Hugging Face forward signatures, the head. Must not know: what a warmup is for, or any config of ours.
-It is a patched *forward*, because DDP, ZeRO and FSDP act in hooks around it: computing the loss on the unwrapped model
-would skip them. The stock forward runs unchanged up to its head, which is intercepted: hidden states of the counted
-positions alone go through it, in float32, inside one call of the head module, so that ZeRO-3 gathers its weight once.
+Knows: which way rows take through a network (`passes`), which of their tokens count. Must not know: what a warmup is for,
+or any config of ours. It is a patched *forward*, because DDP, ZeRO and FSDP act in hooks around it: computing the loss on
+the unwrapped model would skip them. The stock forward runs unchanged up to its head, which is intercepted (`head`).
 """
 
 from __future__ import annotations
 
 import inspect
 import types
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils import logging
 
-from rl_warmup.batch import Scores, WarmupBatch
+from rl_warmup.batch import RowWeights, Scores, WarmupBatch
+from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.objectives.logprobs import token_logps
+from rl_warmup.layouts.passes import Rows, States, decoder_states, drops_caches, joined_states, shared_states
+from rl_warmup.objectives.logprobs import Tokens
 
-HALF = (torch.bfloat16, torch.float16)
+logger = logging.get_logger(__name__)
 
 
 def enable_scoring(model: nn.Module) -> None:
@@ -33,7 +36,7 @@ def enable_scoring(model: nn.Module) -> None:
     """
     if hasattr(model, "_warmup_head"):
         return
-    head = _Head(model)
+    head = Head(model)
     stock = inspect.signature(head.stock_model)
 
     def forward(self: Any, *args: Any, warmup_scoring: bool = False, **kwargs: Any) -> Any:
@@ -41,7 +44,7 @@ def enable_scoring(model: nn.Module) -> None:
         if not warmup_scoring:
             return head.stock_model(*args, **kwargs)
         given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT adds `labels=None` and such
-        return ModelOutput(token_logps=_score(self, head, **given))
+        return ModelOutput(**_score(self, head, **given))
 
     # `generate` reads the signature to learn whether to pass position_ids (left-padded prompts) and logits_to_keep.
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -58,11 +61,18 @@ def enable_scoring(model: nn.Module) -> None:
             raise
 
 
-def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
+def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw, weights: RowWeights | None = None) -> Scores:
     """log P(c|x) and log P(y|x,c) of every row of a batch, from one forward that keeps the gradient.
 
-    The encoder runs once per prompt, not once per row. Shapes: see `batch`.
+    Prompts are read once, not once per row, wherever the network allows it. Shapes: see `batch`.
+
+    Args:
+        weights: where they are known already; the gradient is then formed in the forward and sits in `Scores.objective`,
+            which costs less time and memory than leaving it to the log-probabilities.
     """
+    known = {}
+    if weights is not None:
+        known["token_weights"] = weights.policy[:, None] * batch.warmup_mask + weights.target[:, None] * batch.target_mask
     out = model(
         input_ids=batch.prompt_ids,
         attention_mask=batch.prompt_mask,
@@ -73,6 +83,8 @@ def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
         warmup_mask=batch.warmup_mask,
         target_mask=batch.target_mask,
         law=law,
+        shared=batch.group_size > 1,
+        **known,
     )
     logps = out["token_logps"]
     return Scores(
@@ -81,12 +93,28 @@ def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
         token_logps=logps,
         warmup_tokens=batch.warmup_mask.sum(1),
         target_tokens=batch.target_mask.sum(1),
+        objective=out.get("objective"),
     )
+
+
+@torch.no_grad()
+def score_sampled(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
+    """`score` without gradient, of warmups this model has just sampled under this law: log P(c|x) is the sampler's own.
+
+    Where a warmup has none (a proposal, `generate`), the whole batch is scored as usual.
+    """
+    known = [warmup.logprob for warmup in batch.warmups]
+    actions = batch.warmup_mask.sum(1)
+    if any(logprob is None and count for logprob, count in zip(known, actions.tolist(), strict=True)):
+        return score(model, batch, law)
+    scores = score(model, replace(batch, warmup_mask=torch.zeros_like(batch.warmup_mask)), law)
+    logprob = torch.tensor([logprob or 0.0 for logprob in known], device=scores.target_logprob.device)
+    return replace(scores, warmup_logprob=logprob, warmup_tokens=actions)
 
 
 def _score(
     model: Any,
-    head: _Head,
+    head: Head,
     *,
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -96,127 +124,105 @@ def _score(
     warmup_mask: Tensor,
     target_mask: Tensor,
     law: WarmupLaw,
-) -> Tensor:
-    """(N, T) log-probabilities: of warmup actions under the law, of target tokens under the plain model, 0 elsewhere."""
-    if model.config.is_encoder_decoder:
-        states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        start = torch.full_like(seq_ids[:, :1], model.config.decoder_start_token_id)
-        inputs = {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=states.index_select(0, prompt_index)),
-            "attention_mask": attention_mask.index_select(0, prompt_index),
-            "decoder_input_ids": torch.cat([start, seq_ids[:, :-1]], 1),
-        }
-        hidden = head.capture(**inputs)  # position t predicts token t
-    else:
-        hidden = head.capture(input_ids=seq_ids, attention_mask=seq_mask)
-        hidden = F.pad(hidden[:, :-1], (0, 0, 1, 0))  # position t-1 predicts token t; token 0 is never counted
-    steps = (warmup_mask.cumsum(1) - 1).clamp(min=0)
+    shared: bool,
+    token_weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """`token_logps` (N, T): of warmup actions under the law, of target tokens under the plain model, 0 elsewhere."""
+    rows = Rows(input_ids, attention_mask, prompt_index, seq_ids, seq_mask)
+    states = _states(model, head, rows, shared)
     is_action, is_target = warmup_mask.bool(), target_mask.bool()
+
+    def counted(values: Tensor) -> Tensor:
+        return torch.cat([values[is_action], values[is_target]])
+
+    num_actions = int(is_action.sum())
+    steps = (warmup_mask.cumsum(1) - 1)[is_action]
+    weights = None if token_weights is None else counted(token_weights).float()
+    tokens = Tokens(counted(seq_ids), num_actions, steps, law, weights)
+    # One call of the head, also without any counted token: under ZeRO-3 every process must reach every gather.
+    out = head.score(states.hidden.index_select(0, counted(states.where)), tokens)
+    objective, flat = (None, out) if weights is None else out
     logps = torch.zeros(seq_ids.shape, dtype=torch.float32, device=seq_ids.device)
-    # Both calls always happen, also without any counted position: under ZeRO-3 every rank must reach every gather.
-    logps = logps.masked_scatter(is_action, head(hidden[is_action], seq_ids[is_action], law, steps[is_action]))
-    return logps.masked_scatter(is_target, head(hidden[is_target], seq_ids[is_target]))
+    logps = logps.masked_scatter(is_action, flat[:num_actions]).masked_scatter(is_target, flat[num_actions:])
+    return {"token_logps": logps} if objective is None else {"token_logps": logps, "objective": objective}
 
 
-class _Head:
-    """The model's output embeddings, able to hand out their input (`capture`) or to score tokens (call)."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.stock_model = model, model.forward
-        self.module = model.get_output_embeddings()
-        self.stock_head = self.module.forward
-        self.finish = _logits_after_head(model.config)
-        self.captured: Tensor | None = None
-        self.capturing = False
-
-    def forward(self, hidden: Tensor, tokens: tuple | None = None) -> Tensor:
-        """What the head's module runs in place of its own forward."""
-        if self.capturing:
-            self.captured = hidden
-            return hidden[..., :1]
-        if tokens is None:
-            return self.stock_head(hidden)
-        token_ids, law, steps = tokens
-        restrict = law.restrict if law else None
-        return token_logps(hidden, token_ids, self._logits, self.module.out_features, restrict, steps)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        weight, bias = self.module.weight, getattr(self.module, "bias", None)
-        if weight.dtype in HALF:
-            return self.finish(F.linear(hidden, weight.float(), None if bias is None else bias.float()))
-        return self.finish(self.stock_head(hidden))
-
-    def capture(self, **inputs: Any) -> Tensor:
-        """Hidden states right before the head, after whatever scaling the model applies to them."""
-        if self.model.get_output_embeddings() is not self.module:
-            raise ValueError(
-                "The output head was replaced after scoring was enabled, so it would be left out of the log-probabilities. "
-                "Leave it (lm_head) out of the adapter's target_modules and modules_to_save."
-            )
-        self.capturing = True
-        try:
-            self.stock_model(**inputs, use_cache=False)
-        finally:
-            self.capturing = False
-        hidden, self.captured = self.captured, None
-        assert hidden is not None, "the stock forward did not reach its head"
-        return hidden
-
-    def __call__(
-        self, hidden: Tensor, ids: Tensor, law: WarmupLaw | None = None, steps: Tensor | None = None
-    ) -> Tensor:
-        return self.module(hidden, (ids, law, steps))
+def _states(model: Any, head: Head, rows: Rows, shared: bool) -> States:
+    """The way through the network that fits its architecture and state."""
+    sharded = hasattr(head.module.weight, "ds_id")  # ZeRO-3
+    if drops_caches(model):
+        logger.warning_once(
+            "rl_warmup: gradient checkpointing drops cached keys and values, so every warmup reads its prompt (a T5: "
+            "projects it) again. The numbers are the same, a step is slower; switch it off where memory allows."
+        )
+        shared = False
+    if model.config.is_encoder_decoder:
+        return decoder_states(model, head, rows, one_pass=sharded)
+    width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
+    if shared and head.shares_prompts and width <= _window(model.config):
+        return shared_states(model, head, rows)
+    return joined_states(model, head, rows, one_pass=sharded)
 
 
-def _logits_after_head(config: Any) -> Any:
-    """What known architectures do to logits after the head (Gemma's soft cap, Granite's and Cohere's scales)."""
+def _window(config: Any) -> float:
+    """How far back every layer looks: a block mask replaces the windows of layers that look less far."""
     config = config.get_text_config(decoder=True)
-    cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1.0
-    divisor = getattr(config, "logits_scaling", None) or 1.0
-
-    def finish(logits: Tensor) -> Tensor:
-        logits = logits * (scale / divisor) if scale != divisor else logits
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    return finish
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    window = getattr(config, "sliding_window", None)
+    return window if slides and window else float("inf")
 
 
 @torch.no_grad()
 def _check_against_stock(model: Any) -> None:
-    """Two rows of four tokens that part after two, scored here and by the stock forward. Costs one small forward each."""
+    """Two rows of four tokens that part after two, scored here and by the stock forward. Costs a few small forwards."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     ids = torch.tensor([[3, 5, 4, 6], [3, 5, 7, 2]], device=device)
     ids = ids % model.config.get_text_config(decoder=True).vocab_size
-    ones = torch.ones_like(ids)
-    counted = ones.clone()
-    kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": ones}
     if model.config.is_encoder_decoder:
-        kwargs["input_ids"] = ids[:1].repeat(2, 1)
         start = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
-        logits = model(**kwargs, decoder_input_ids=torch.cat([start, ids[:, :-1]], 1)).logits
+        logits = model(input_ids=ids[:1].repeat(2, 1), decoder_input_ids=torch.cat([start, ids[:, :-1]], 1)).logits
     else:
-        counted[:, 0] = 0
-        logits = F.pad(model(**kwargs).logits[:, :-1], (0, 0, 1, 0))
-    expected = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0] * counted
-    banned = torch.zeros(logits.size(-1), dtype=torch.bool, device=device)
-    index = torch.arange(2, device=device)
-    got = model(
-        **kwargs, warmup_scoring=True, prompt_index=index, seq_ids=ids, seq_mask=ones,
-        warmup_mask=torch.zeros_like(ids), target_mask=counted, law=WarmupLaw(0, banned),
-    )["token_logps"]  # fmt: skip
-    model.train(was_training)
+        logits = F.pad(model(input_ids=ids).logits[:, :-1], (0, 0, 1, 0))
     tolerance = 1e-3 if logits.dtype == torch.float32 else 0.25
     if not (logits[0, :3] - logits[1, :3]).abs().max() < tolerance:
         raise ValueError(
             f"The decoder of {type(model).__name__} sees tokens that come later, so nothing can be scored in one forward. "
             f"transformers 5.17 has this fault for UMT5; newer versions do not."
         )
-    worst = (got - expected).abs().max().item()
-    if not worst < tolerance:
+    expected = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    ways = [False] if model.config.is_encoder_decoder else [False, True]
+    worst = {shared: _difference(model, ids, expected, shared) for shared in ways}
+    model.train(was_training)
+    if not worst[False] < tolerance:
         raise ValueError(
             f"{type(model).__name__} changes its logits after the head in a way rl_warmup does not know: log-probabilities "
-            f"differ from the stock model's by {worst:.3g} nats. Use a T5, Llama, Qwen, Gemma, Granite or Cohere style model."
+            f"differ from the stock model's by {worst[False]:.3g} nats. Use a T5, Llama, Qwen, Gemma, Granite or Cohere style "
+            f"model."
         )
+    if not worst.get(True, 0.0) < tolerance:
+        model._warmup_head.shares_prompts = False
+        logger.warning_once(
+            f"rl_warmup: {type(model).__name__} cannot continue one cached prompt several times (log-probabilities differ by "
+            f"{worst[True]:.3g} nats), so every warmup reads its prompt again: the same numbers, slower."
+        )
+
+
+def _difference(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> float:
+    """Largest error, in nats, of rows scored here; inf where the network cannot go this way at all."""
+    first = 0 if model.config.is_encoder_decoder else 1  # a decoder-only row begins with its prompt of one token
+    rows, prompts = ids[:, first:], ids[:1] if first == 0 else ids[:1, :1]
+    ones = torch.ones_like(rows)
+    law = WarmupLaw(0, torch.zeros(1, dtype=torch.bool))  # not asked: no token is an action
+    try:
+        got = model(
+            input_ids=prompts, attention_mask=torch.ones_like(prompts), warmup_scoring=True, shared=shared,
+            prompt_index=torch.zeros_like(ids[:, 0]), seq_ids=rows, seq_mask=ones,
+            warmup_mask=torch.zeros_like(rows), target_mask=ones, law=law,
+        )["token_logps"]  # fmt: skip
+    except Exception:
+        if not shared:
+            raise
+        return float("inf")  # caches and masks of its own; the other way serves every architecture
+    return (got - expected[:, first:]).abs().max().item()

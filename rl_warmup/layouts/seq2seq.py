@@ -12,17 +12,13 @@ from rl_warmup.layouts.tokens import LayoutTokens
 
 @dataclass(frozen=True)
 class Seq2SeqLayout:
-    """Rows hold what the decoder writes; prompts travel beside them."""
+    """The encoder reads prompts, rows are what the decoder writes."""
 
     tokens: LayoutTokens
 
     def prompt_inputs(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """(B, X) ids and mask for the encoder, padded on the right."""
+        """(B, X) ids and mask for `generate`, padded on the right."""
         return pad_right(prompts, self.tokens.pad_id)
-
-    def row_prefix(self, prompt: list[int]) -> list[int]:
-        """What stands in a row before the warmup: nothing, the start token is the network's own."""
-        return []
 
     def written_from(self, prompt_width: int) -> int:
         """The column at which `generate`'s output holds the first written token: after the start token."""

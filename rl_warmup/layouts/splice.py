@@ -30,26 +30,24 @@ def splice(
     rows: list[tuple[int, RowKind, Warmup]],
     group_size: int,
 ) -> WarmupBatch:
-    """Lay every (prompt, warmup) pair out as one row `[prefix] c [sep] y`.
+    """Lay every (prompt, warmup) pair out: the prompts once, and one row `c [sep] y` for what follows.
 
     Args:
-        layout: says what stands before the warmup.
+        layout: names the separator.
         prompts: B data rows with `prompt_ids` and `target_ids` (which ends with the end-of-sequence token).
         rows: (index of the prompt, kind, warmup) of the N rows; the groups come first, prompt by prompt.
         group_size: G.
     """
-    separator = layout.tokens.separator_id
     ids: list[list[int]] = []
     warmup_marks: list[list[int]] = []
     target_marks: list[list[int]] = []
     for index, _, warmup in rows:
-        prefix, target = layout.row_prefix(prompts[index]["prompt_ids"]), prompts[index]["target_ids"]
-        ids.append([*prefix, *warmup.ids, separator, *target])
-        before = [0] * len(prefix)
+        target = prompts[index]["target_ids"]
+        ids.append([*warmup.ids, layout.tokens.separator_id, *target])
         actions = [1] * len(warmup.ids) + [int(warmup.separator_is_action)]
-        warmup_marks.append(before + actions + [0] * len(target))
-        target_marks.append(before + [0] * len(actions) + [1] * len(target))
-    prompt_ids, prompt_mask = layout.prompt_inputs([prompt["prompt_ids"] for prompt in prompts])
+        warmup_marks.append(actions + [0] * len(target))
+        target_marks.append([0] * len(actions) + [1] * len(target))
+    prompt_ids, prompt_mask = pad_right([prompt["prompt_ids"] for prompt in prompts], layout.tokens.pad_id)
     seq_ids, seq_mask = pad_right(ids, layout.tokens.pad_id)
     return WarmupBatch(
         prompt_ids=prompt_ids,

@@ -1,8 +1,8 @@
-"""Warmups and targets written by `generate`, under the same law that scores them.
+"""Warmups and targets written by a model, under the same law that scores them.
 
-Knows: `generate` and its logits processors. Must not know: rewards, objectives, phases of training.
-Everything random or forced happens in the processors, so `generate` itself runs with neutral settings: it would
-otherwise sample from its 50 likeliest tokens, and inherit whatever the checkpoint's generation_config says.
+Knows: our own sampler for warmups, `generate` and its logits processors for the rest. Must not know: rewards, objectives,
+phases of training. With `generate`, everything random or forced happens in the processors, so it runs with neutral settings:
+it would otherwise sample from its 50 likeliest tokens, and inherit whatever the checkpoint's generation_config says.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.utils import logging
 
 from rl_warmup.batch import Warmup
 from rl_warmup.layouts import Layout
+from rl_warmup.layouts.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
 from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.sampling import as_warmups, sample
+from rl_warmup.layouts.splice import pad_right
+
+logger = logging.get_logger(__name__)
 
 
 class Written(NamedTuple):
@@ -29,12 +35,40 @@ class Written(NamedTuple):
 
 @torch.no_grad()
 def write_warmups(
-    model: Any, layout: Layout, law: WarmupLaw, prompts: Sequence[list[int]], num_warmups: int, **generate: Any
+    model: Any,
+    layout: Layout,
+    law: WarmupLaw,
+    prompts: Sequence[list[int]],
+    num_warmups: int,
+    synced_gpus: bool = False,
 ) -> list[Warmup]:
     """Sample `num_warmups` warmups for every prompt: B prompts -> B * num_warmups warmups, prompt by prompt.
 
-    An encoder runs once per prompt. The model should be in eval mode; `generate` gets further keyword arguments.
+    Prompts are read once each. Architectures whose inside is not known go through `generate`, which is slower, draws from
+    the same law, and leaves `Warmup.logprob` empty.
+
+    Args:
+        model: in eval mode, scoring enabled.
+        synced_gpus: every process takes the same number of steps; needed where weights live in shards.
     """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoding = decoding_for(base, max(map(len, prompts)) + law.max_length)
+    if decoding is None:
+        logger.warning_once(
+            f"rl_warmup: the inside of {type(base).__name__} is not known, so warmups are sampled by `generate`: the same "
+            f"law, some two times slower. Known are {', '.join((*T5_LIKE, *LLAMA_LIKE))}."
+        )
+        return generate_warmups(model, layout, law, prompts, num_warmups, synced_gpus=synced_gpus)
+    ids, mask = (t.to(base.device) for t in pad_right(list(prompts), layout.tokens.pad_id))
+    started = decoding(base, ids, mask, num_warmups, law.max_length)
+    return as_warmups(*sample(started, base._warmup_head, law, len(prompts), num_warmups, synced_gpus))
+
+
+@torch.no_grad()
+def generate_warmups(
+    model: Any, layout: Layout, law: WarmupLaw, prompts: Sequence[list[int]], num_warmups: int, **generate: Any
+) -> list[Warmup]:
+    """What `write_warmups` does, by `generate`, which gets further keyword arguments."""
     start = layout.written_from(max(map(len, prompts)))
     out = _generate(
         model, layout, prompts, _WarmupOnly(law, start), max_new_tokens=law.max_length, do_sample=True,

@@ -45,6 +45,31 @@ def log_mean_exp(rewards: Tensor) -> Tensor:
     return rewards.logsumexp(1) - math.log(rewards.size(1))
 
 
+def resample(a: Tensor, b: Tensor, k: int, uniforms: Tensor) -> Tensor:
+    """By how much the weights of k drawn warmups have to be multiplied, so that their sum is the whole group's on average.
+
+    Warmup i is drawn with the share q_i = (|a_i| + |b_i|) / Σ_j (|a_j| + |b_j|), k times by systematic resampling (points
+    (u + 0..k-1)/k on the cumulated shares), which repeats itself less than independent draws. Drawn N_i times it gets
+    N_i / (k q_i), whose expectation is 1: Σ_i m_i (a_i ∇log P(c_i|x) + b_i ∇log P(y|x,c_i)) is unbiased given the group, for
+    every objective. With a = b = p, the posterior, these are posterior draws; the share of a warmup bounds its weight, as
+    1/q_i cannot exceed Σ_j (|a_j| + |b_j|) / (|a_i| + |b_i|).
+
+    Args:
+        a, b: (B, G) weights of an objective.
+        uniforms: (B,) in [0, 1), one per prompt.
+
+    Returns:
+        (B, G) multipliers m, 0 for warmups that were not drawn.
+    """
+    size = (a.abs() + b.abs()).double().clamp(min=1e-30)
+    shares = size / size.sum(1, keepdim=True)
+    ends = shares.cumsum(1)
+    points = (uniforms.double()[:, None] + torch.arange(k, device=a.device)) / k
+    drawn = torch.searchsorted(ends, points * ends[:, -1:], right=True).clamp(max=a.size(1) - 1)
+    times = torch.zeros_like(shares).scatter_add_(1, drawn, torch.ones_like(points))
+    return (times / (k * shares)).to(a.dtype)
+
+
 def _others(rewards: Tensor) -> Tensor:
     """(B, G, G): row i holds the group with its own member at -inf, so a reduction over dim 2 leaves i out."""
     own = torch.eye(rewards.size(1), dtype=torch.bool, device=rewards.device)

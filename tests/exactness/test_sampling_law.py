@@ -145,12 +145,12 @@ def test_surprise_averages_to_the_summed_entropy_of_its_steps(hostile_lab, setti
             prompts = batch.prompt_ids.expand(draws, -1)
             logits = lab.model(input_ids=prompts, decoder_input_ids=torch.cat([start, batch.seq_ids[:, :-1]], 1)).logits
         else:
-            logits = lab.model(input_ids=batch.seq_ids).logits.roll(1, 1)  # position t-1 predicts token t
-    first = 0 if lab.model.config.is_encoder_decoder else len(row["prompt_ids"])
+            prompt, rows = len(row["prompt_ids"]), torch.cat([batch.prompt_ids.expand(draws, -1), batch.seq_ids], 1)
+            logits = lab.model(input_ids=rows).logits[:, prompt - 1 :]  # position t-1 predicts token t
     entropy = torch.zeros(draws)
     for step in range(law.max_length):
-        logps = law.restrict(logits[:, first + step], torch.full((draws,), step)).log_softmax(1)
-        entropy += -(logps.exp() * logps.nan_to_num(neginf=0)).sum(1) * batch.warmup_mask[:, first + step]
+        logps = law.restrict(logits[:, step], torch.full((draws,), step)).log_softmax(1)
+        entropy += -(logps.exp() * logps.nan_to_num(neginf=0)).sum(1) * batch.warmup_mask[:, step]
     difference = surprise - entropy  # a martingale: zero on average at every step
     assert surprise.std() > 0.1
     assert abs(difference.mean().item()) < 4 * difference.std().item() / draws**0.5

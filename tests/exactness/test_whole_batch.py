@@ -40,7 +40,7 @@ def test_all_36_groups_of_two_in_one_batch(space, error, flatten, objective, for
     plans = [[(RowKind.GROUP, space.warmups[i]) for i in pair] for pair in pairs]
     batch = rollout.batch([space.row] * len(pairs), plans)
     scores = score(lab.model, batch, space.law)
-    weights = rollout.weigh(batch, scores, scores.target_logprob, 1.0, cold_start=False)
+    weights = rollout.weigh(batch, scores.target_logprob, scores.warmup_logprob, 1.0, cold_start=False)
     drawn = torch.stack([space.prior[list(pair)].prod() for pair in pairs]).repeat_interleave(2).float()
     weights.policy, weights.target = weights.policy * drawn, weights.target * drawn
     loss = sum(weighted_loss(scores, weights, 1))
@@ -75,7 +75,7 @@ def test_groups_with_an_empty_row_and_anchors(lab, error, flatten, objective):
     batch = rollout.batch(rows, plans)
     scores = score(lab.model, batch, law)
     extra = torch.randn(9)  # what further rewards would add
-    weights = rollout.weigh(batch, scores, scores.target_logprob[:9].detach() + extra, 0.7, cold_start=False)
+    weights = rollout.weigh(batch, scores.target_logprob[:9].detach() + extra, scores.warmup_logprob[:9], 0.7, cold_start=False)
     tokens = sum(len(row["target_ids"]) for row in rows)
     got = loss_gradient(lab, sum(weighted_loss(scores, weights, tokens)), flatten)
 
@@ -100,7 +100,7 @@ def test_the_cold_start_imitates_proposals_by_their_posterior(lab, error, flatte
     plans[0].append((RowKind.EMPTY, EMPTY))
     batch = rollout.batch(rows, plans)
     scores = score(lab.model, batch, law)
-    weights = rollout.weigh(batch, scores, scores.target_logprob[:4], 2.0, cold_start=True)
+    weights = rollout.weigh(batch, scores.target_logprob[:4], scores.warmup_logprob[:4], 2.0, cold_start=True)
     got = loss_gradient(lab, sum(weighted_loss(scores, weights, 5)), flatten)
     terms = [(0, EMPTY, 0.0, 1.0)]
     for i, group in enumerate(groups):
@@ -148,7 +148,7 @@ def test_sft_is_the_cross_entropy_of_the_stock_model(lab, error, flatten):
     batch = rollout.batch(rows, rollout.plan(lab.model, rows, cold_start=True))
     assert batch.group_size == 0
     scores = score(lab.model, batch, law)
-    weights = rollout.weigh(batch, scores, scores.target_logprob[:0], 1.0, cold_start=False)
+    weights = rollout.weigh(batch, scores.target_logprob[:0], scores.warmup_logprob[:0], 1.0, cold_start=False)
     policy, target = weighted_loss(scores, weights, sum(len(row["target_ids"]) for row in rows))
     assert policy.item() == 0
     exact = stock_cross_entropy(lab, rows)
@@ -168,7 +168,7 @@ def test_one_batch_of_three_equals_three_of_one(lab, error, flatten, objective):
         batch = rollout.batch(some, plan)
         scores = score(lab.model, batch, law)
         groups = batch.num_prompts * batch.group_size
-        weights = rollout.weigh(batch, scores, scores.target_logprob[:groups], 1.0, cold_start=False)
+        weights = rollout.weigh(batch, scores.target_logprob[:groups], scores.warmup_logprob[:groups], 1.0, cold_start=False)
         return sum(weighted_loss(scores, weights, 9))
 
     whole = loss_gradient(lab, loss_of(rows, plans), flatten)

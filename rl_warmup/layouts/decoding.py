@@ -1,0 +1,196 @@
+"""One decoding step of the networks whose inside is known: n warmups of one prompt are n queries of one row.
+
+Knows: the modules of T5 and of Llama and its kin, called one by one, so that adapters and hooks stay in effect. Must not
+know: how a token is drawn. A prompt's keys and values exist once and are never copied; every warmup's own live in a buffer
+of their final size; warmups that have ended are left out. `generate` copies prompts n times, projects an encoder's output n
+times, and goes on writing padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+T5_LIKE = ("t5", "mt5")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def decoding_for(model: Any, longest: int) -> type[T5Decoding] | type[LlamaDecoding] | None:
+    """The class that decodes a (plain transformers) model, or None for an architecture whose inside is not known.
+
+    Args:
+        longest: tokens of the longest prompt and warmup together; windows of attention must not be shorter.
+    """
+    kind = model.config.model_type
+    if kind in T5_LIKE:
+        return T5Decoding
+    windowed = "sliding_attention" in (getattr(model.config, "layer_types", None) or ())
+    if kind in LLAMA_LIKE and not (windowed and longest > model.config.sliding_window):
+        return LlamaDecoding
+    return None
+
+
+class _Own:
+    """Keys and values of the warmups themselves: (layers, B*n, heads, max_length, width), filled step by step."""
+
+    def __init__(self, layers: int, rows: int, max_length: int, like: Tensor) -> None:
+        self.keys = like.new_zeros(layers, rows, like.size(1), max_length, like.size(-1))
+        self.values = torch.zeros_like(self.keys)
+
+    def add(self, layer: int, step: int, rows: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (R, heads, width) of one step for some rows; what these rows have so far, (R, heads, step + 1, width)."""
+        self.keys[layer, rows, :, step], self.values[layer, rows, :, step] = keys, values
+        return self.keys[layer, rows, :, : step + 1], self.values[layer, rows, :, : step + 1]
+
+
+class _Grid:
+    """Which of the B*n places the rows at hand have: queries of a prompt stand beside each other, with gaps or without."""
+
+    def __init__(self, rows: Tensor, prompts: int, n: int) -> None:
+        self.rows, self.prompts, self.n = rows, prompts, n
+        self.full = len(rows) == prompts * n
+
+    def by_prompt(self, values: Tensor) -> Tensor:
+        """(R, ...) -> (B, n, ...); gaps hold zeros."""
+        if not self.full:
+            values = values.new_zeros(self.prompts * self.n, *values.shape[1:]).index_copy(0, self.rows, values)
+        return values.view(self.prompts, self.n, *values.shape[1:])
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """(B, n, ...) -> (R, ...)."""
+        values = values.flatten(0, 1)
+        return values if self.full else values.index_select(0, self.rows)
+
+
+class T5Decoding:
+    """The decoder of T5 and mT5, token by token.
+
+    Args:
+        model: in eval mode.
+        prompt_ids, prompt_mask: (B, X), padded on the right; the encoder runs once per prompt.
+        num_warmups: n.
+        max_length: steps that will be taken.
+    """
+
+    def __init__(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, num_warmups: int, max_length: int) -> None:
+        self.decoder, self.n = model.get_decoder(), num_warmups
+        config = model.config  # a T5 says whether it scales, an mT5 scales where its embeddings are tied
+        scales = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+        self.scale = model.model_dim**-0.5 if scales else 1.0
+        encoded = model.get_encoder()(input_ids=prompt_ids, attention_mask=prompt_mask).last_hidden_state
+        self.cross = []
+        for block in self.decoder.block:
+            attention = block.layer[1].EncDecAttention
+            keys, values = (_heads(project(encoded), attention) for project in (attention.k, attention.v))
+            self.cross.append((keys.transpose(2, 3).contiguous(), values.contiguous()))
+        self.hidden_prompt = _hide(prompt_mask == 0, encoded.dtype)
+        attention = self.decoder.block[0].layer[0].SelfAttention
+        by_distance = attention.compute_bias(max_length, max_length, device=prompt_ids.device)[0, :, -1]
+        self.bias = by_distance[:, None].to(encoded.dtype)  # (heads, 1, max_length): distances max_length-1 to 0
+        self.own = _Own(len(self.cross), len(prompt_ids) * num_warmups, max_length, self.cross[0][1])
+        self.start = torch.full_like(prompt_ids[:, 0], model.config.decoder_start_token_id)
+
+    def first(self) -> Tensor:
+        """(B, d) states that predict the first token, the same for all warmups of a prompt."""
+        prompts = len(self.start)
+        everyone = torch.arange(prompts * self.n, device=self.start.device)
+        return self._step(self.start, everyone[:: self.n], _Grid(everyone[:prompts], prompts, 1), 0)
+
+    def next(self, tokens: Tensor, rows: Tensor, step: int) -> Tensor:
+        """(R, d) states that predict token `step` of these rows, after tokens (R,) were written at `step` - 1."""
+        return self._step(tokens, rows, _Grid(rows, len(self.start), self.n), step)
+
+    def _step(self, tokens: Tensor, rows: Tensor, grid: _Grid, step: int) -> Tensor:
+        hidden = self.decoder.embed_tokens(tokens)
+        bias = self.bias[..., self.bias.size(-1) - 1 - step :]
+        for layer, block in enumerate(self.decoder.block):
+            parts = block.layer
+            attention, normed = parts[0].SelfAttention, parts[0].layer_norm(hidden)
+            query, key, value = (
+                project(normed).view(len(normed), attention.n_heads, -1)
+                for project in (attention.q, attention.k, attention.v)
+            )
+            keys, values = self.own.add(layer, step, rows, key, value)
+            weights = (query[:, :, None] @ keys.transpose(2, 3) + bias).softmax(-1)
+            hidden = hidden + attention.o((weights @ values).flatten(1))
+            attention = parts[1].EncDecAttention
+            query = attention.q(parts[1].layer_norm(hidden)).view(len(hidden), attention.n_heads, -1)
+            keys, values = self.cross[layer]
+            weights = (grid.by_prompt(query).transpose(1, 2) @ keys + self.hidden_prompt).softmax(-1)
+            hidden = hidden + attention.o(grid.by_row((weights @ values).transpose(1, 2)).flatten(1))
+            hidden = parts[-1](hidden)
+        if step == 0:  # the start token is read once per prompt, and remembered by all its warmups
+            for buffer in (self.own.keys, self.own.values):
+                buffer[..., 0, :] = buffer[:, rows, :, 0].repeat_interleave(self.n, 1)
+        return self.decoder.final_layer_norm(hidden) * self.scale
+
+
+class LlamaDecoding:
+    """Llama, Mistral, Qwen2 and Qwen3, token by token. Arguments as for `T5Decoding`."""
+
+    def __init__(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, num_warmups: int, max_length: int) -> None:
+        self.body, self.n = model.model, num_warmups
+        out = self.body(input_ids=prompt_ids, use_cache=True)  # padded on the right: no token sees padding
+        self.lengths = prompt_mask.sum(1)
+        self.last = out.last_hidden_state[torch.arange(len(prompt_ids), device=prompt_ids.device), self.lengths - 1]
+        self.prompt = [
+            (layer.keys.transpose(2, 3).contiguous(), layer.values) for layer in out.past_key_values.layers
+        ]
+        self.hidden_prompt = _hide(prompt_mask == 0, self.last.dtype)
+        self.own = _Own(len(self.prompt), len(prompt_ids) * num_warmups, max_length, self.prompt[0][1])
+
+    def first(self) -> Tensor:
+        """(B, d) states that predict the first token: those of the prompts' last tokens."""
+        return self.last
+
+    def next(self, tokens: Tensor, rows: Tensor, step: int) -> Tensor:
+        """(R, d) states that predict token `step` of these rows, after tokens (R,) were written at `step` - 1."""
+        grid = _Grid(rows, len(self.lengths), self.n)
+        hidden = self.body.embed_tokens(tokens)
+        places = self.lengths.repeat_interleave(self.n)[rows] + step - 1
+        cos, sin = (x[:, 0] for x in self.body.rotary_emb(hidden, places[:, None]))
+        for layer, block in enumerate(self.body.layers):
+            attention, normed = block.self_attn, block.input_layernorm(hidden)
+            query, key, value = (
+                project(normed).view(len(normed), -1, attention.head_dim)
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            if hasattr(attention, "q_norm"):  # Qwen3
+                query, key = attention.q_norm(query), attention.k_norm(key)
+            query, key = apply_rotary_pos_emb(query, key, cos, sin)
+            keys, values = self.own.add(layer, step - 1, rows, key, value)
+            read = self._attend(query * attention.scaling, keys, values, layer, grid)
+            hidden = hidden + attention.o_proj(read)
+            hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
+        return self.body.norm(hidden)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: int, grid: _Grid) -> Tensor:
+        """(R, heads*width): one softmax over the prompt's tokens, which a group shares, and the warmup's own.
+
+        `heads` queries share `kv` keys, head h reading key h // (heads/kv).
+        """
+        prompt_keys, prompt_values = self.prompt[layer]  # (B, kv, width, X), (B, kv, X, width)
+        rows, kv, width = len(query), keys.size(1), query.size(-1)
+        query = query.view(rows, kv, -1, width)
+        together = grid.by_prompt(query).transpose(1, 2).flatten(2, 3)  # (B, kv, n*heads/kv, width)
+        seen = (together @ prompt_keys + self.hidden_prompt).view(grid.prompts, kv, grid.n, -1, prompt_keys.size(3))
+        scores = torch.cat([grid.by_row(seen.transpose(1, 2)), query @ keys.transpose(2, 3)], 3)
+        of_prompt, of_own = scores.softmax(-1).split([prompt_keys.size(3), keys.size(2)], 3)
+        back = grid.by_prompt(of_prompt).transpose(1, 2).flatten(2, 3) @ prompt_values
+        back = grid.by_row(back.view(grid.prompts, kv, grid.n, -1, width).transpose(1, 2))
+        return (back + of_own @ values).flatten(1)
+
+
+def _heads(projected: Tensor, attention: Any) -> Tensor:
+    """(B, L, heads*width) -> (B, heads, L, width)."""
+    return projected.view(*projected.shape[:2], attention.n_heads, -1).transpose(1, 2)
+
+
+def _hide(padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, X) bool -> (B, 1, 1, X), to be added to attention scores."""
+    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, torch.finfo(dtype).min)[
+        :, None, None
+    ]

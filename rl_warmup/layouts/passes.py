@@ -1,0 +1,233 @@
+"""How rows go through a stock network: prompts once where that is possible, and little padding everywhere.
+
+Knows: Hugging Face forwards, caches and masks. Must not know: the head's vocabulary, what a row is for.
+Each way returns `States`: hidden states in the order in which they came out, and where to find the one that predicts a
+token. Caches carry gradient here: a prompt's keys and values are computed once and every warmup of its group sends its
+gradient back through them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from rl_warmup.layouts.head import Head
+
+WORTH_A_BUCKET = 0.9  # a second pass over the network pays when it leaves a tenth of the padded tokens out
+
+
+class Rows(NamedTuple):
+    """B prompts and N rows that continue them; see `batch.WarmupBatch`."""
+
+    prompt_ids: Tensor  # (B, X), padded on the right
+    prompt_mask: Tensor  # (B, X)
+    prompt_index: Tensor  # (N,)
+    seq_ids: Tensor  # (N, T), padded on the right
+    seq_mask: Tensor  # (N, T)
+
+
+class States(NamedTuple):
+    """Hidden states of rows."""
+
+    hidden: Tensor  # (S, d)
+    where: Tensor  # (N, T) int64: hidden[where[n, t]] predicts token t of row n; arbitrary in padding
+
+
+def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
+    """Encoder-decoder: the encoder reads every prompt once, decoder rows are sorted by length into at most two passes.
+
+    T5 also projects a prompt's keys and values once, whatever the number of its rows.
+
+    Args:
+        one_pass: for parameters that live in shards: every process has to make the same calls.
+    """
+    encoded = model.get_encoder()(input_ids=rows.prompt_ids, attention_mask=rows.prompt_mask).last_hidden_state
+    cross = None if drops_caches(model) else _cross_projections(model, encoded)
+    start = torch.full_like(rows.seq_ids[:, :1], model.config.decoder_start_token_id)
+    inputs = torch.cat([start, rows.seq_ids[:, :-1]], 1)
+    passes = []
+    buckets = _buckets(rows.seq_mask.sum(1).tolist(), one_pass)
+    for chosen, width in buckets:
+        index = torch.tensor(chosen, device=inputs.device)
+        prompts = rows.prompt_index[index]
+        extra: dict[str, Any] = {"use_cache": False}
+        if cross is None:
+            states = encoded.index_select(0, prompts)
+        else:
+            states = encoded[:1].expand(len(chosen), -1, -1)  # its shape alone is read: keys and values are there
+            filled = _cache([(k.index_select(0, prompts), v.index_select(0, prompts)) for k, v in cross])
+            extra = {"past_key_values": EncoderDecoderCache(Cache(layer_class_to_replicate=_Once), filled)}
+        passes.append(
+            head.capture(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=rows.prompt_mask[prompts],
+                decoder_input_ids=inputs[index, :width],
+                **extra,
+            )
+        )
+    return _join(passes, buckets, rows.seq_ids.size(1))
+
+
+def joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
+    """Decoder-only, prompt and row behind each other: for one row per prompt, and where caches cannot be used."""
+    prompt_lengths, lengths = rows.prompt_mask.sum(1)[rows.prompt_index], rows.seq_mask.sum(1)
+    buckets = _buckets((prompt_lengths + lengths).tolist(), one_pass)
+    passes = []
+    for chosen, width in buckets:
+        index = torch.tensor(chosen, device=lengths.device)
+        before = prompt_lengths[index, None]
+        columns = torch.arange(width, device=lengths.device).expand(len(chosen), -1)
+        prompt = rows.prompt_ids[rows.prompt_index[index]]
+        prompt = prompt.gather(1, columns.clamp(max=prompt.size(1) - 1))
+        row = rows.seq_ids[index].gather(1, (columns - before).clamp(0, rows.seq_ids.size(1) - 1))
+        ids = torch.where(columns < before, prompt, row)
+        mask = (columns < before + lengths[index, None]).long()
+        passes.append(head.capture(input_ids=ids, attention_mask=mask, use_cache=False))
+    hidden, where = _join(passes, buckets, rows.seq_ids.size(1))
+    where = where + prompt_lengths[:, None] - 1  # the token before a row's first is its prompt's last
+    return States(hidden, where.clamp(max=len(hidden) - 1))
+
+
+def shared_states(model: Any, head: Head, rows: Rows) -> States:
+    """Decoder-only, every prompt read once: its rows follow in one long line each under a block mask.
+
+    A row's tokens see the prompt's cached keys and values and their own row, at the positions they would have alone.
+    """
+    prompts, width = rows.prompt_ids.shape
+    cache = Cache(layer_class_to_replicate=_Prefix)
+    hidden = head.capture(input_ids=rows.prompt_ids, past_key_values=cache, use_cache=True)
+    prompt_lengths = rows.prompt_mask.sum(1)
+    last = hidden[torch.arange(prompts, device=hidden.device), prompt_lengths - 1]
+    inputs = rows.seq_mask.sum(1) - 1  # nothing is predicted from a row's last token
+    lines = _lines(inputs.tolist(), rows.prompt_index.tolist(), last.size(1))
+    owner = torch.tensor(lines.prompt, device=hidden.device)
+    if lines.prompt != list(range(prompts)):
+        cache = _cache([(x.keys[owner], x.values[owner]) for x in cache.layers])
+    begin = torch.tensor(lines.begin, device=hidden.device)
+    step = torch.arange(rows.seq_ids.size(1), device=hidden.device)
+    real = step < inputs[:, None]
+    slots = (begin[:, None] + step)[real]
+
+    def placed(values: Tensor, fill: int) -> Tensor:
+        line = torch.full((len(lines.prompt) * lines.width,), fill, device=hidden.device)
+        return line.index_copy(0, slots, values.expand_as(real)[real]).view(len(lines.prompt), lines.width)
+
+    row = placed(torch.arange(len(begin), device=hidden.device)[:, None], -1)
+    position = placed(step, 0)
+    own = (row[:, :, None] == row[:, None, :]) & (position[:, :, None] >= position[:, None, :]) & (row >= 0)[:, :, None]
+    prompt = torch.arange(width, device=hidden.device) < prompt_lengths[owner, None]
+    seen = torch.cat([prompt[:, None].expand(-1, lines.width, -1), own], 2)[:, None]
+    dtype = cache.layers[0].keys.dtype
+    mask = torch.zeros(seen.shape, dtype=dtype, device=hidden.device).masked_fill(~seen, torch.finfo(dtype).min)
+    packed = head.capture(
+        input_ids=placed(rows.seq_ids, int(rows.seq_ids[0, 0])), attention_mask=mask,
+        position_ids=prompt_lengths[owner, None] + position, past_key_values=cache, use_cache=True,
+    )  # fmt: skip
+    where = torch.cat([rows.prompt_index[:, None], prompts + begin[:, None] + step[:-1]], 1)
+    states = torch.cat([last, packed.flatten(0, 1)])
+    return States(states, where.clamp(max=len(states) - 1))
+
+
+def drops_caches(model: Any) -> bool:
+    """Whether layers will ignore caches: gradient checkpointing runs them twice."""
+    return model.training and torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False)
+
+
+class _Once(DynamicLayer):
+    """Keeps nothing: one forward reads its own keys and values and is done."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+
+class _Prefix(DynamicLayer):
+    """Keeps what the first forward gives it, as it is; later ones see it before their own, and leave it alone."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.is_initialized:
+            return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
+def _cache(pairs: list[tuple[Tensor, Tensor]]) -> Cache:
+    """A cache that starts with these keys and values of every layer, uncopied."""
+    cache = Cache(layer_class_to_replicate=_Prefix)
+    for layer, (keys, values) in enumerate(pairs):
+        cache.update(keys, values, layer)
+    return cache
+
+
+def _cross_projections(model: Any, encoded: Tensor) -> list[tuple[Tensor, Tensor]] | None:
+    """Keys and values (B, heads, X, d_kv) of every decoder layer, or None for a decoder that is not T5's."""
+    try:
+        layers = [block.layer[1].EncDecAttention for block in model.get_decoder().block]
+    except AttributeError:
+        return None
+
+    def heads(projected: Tensor, attention: Any) -> Tensor:
+        return projected.view(*projected.shape[:2], -1, attention.key_value_proj_dim).transpose(1, 2)
+
+    return [(heads(a.k(encoded), a), heads(a.v(encoded), a)) for a in layers]
+
+
+def _buckets(lengths: list[int], one: bool) -> list[tuple[list[int], int]]:
+    """Rows of similar length, shortest first, as (rows, width): two groups where that saves padding worth a pass."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    ordered = [lengths[i] for i in order]
+    whole = len(order) * ordered[-1]
+    area, cut = min(((i * ordered[i - 1] + (len(order) - i) * ordered[-1], i) for i in range(1, len(order))), default=(whole, 0))
+    if one or area > WORTH_A_BUCKET * whole:
+        return [(list(range(len(lengths))), ordered[-1])]
+    return [(order[:cut], ordered[cut - 1]), (order[cut:], ordered[-1])]
+
+
+def _join(passes: list[Tensor], buckets: list[tuple[list[int], int]], length: int) -> States:
+    """(n, width, d) of every bucket, one behind the other, and where row n's position t is."""
+    begin = [0] * sum(len(chosen) for chosen, _ in buckets)
+    total = 0
+    for chosen, width in buckets:
+        for place, row in enumerate(chosen):
+            begin[row] = total + place * width
+        total += len(chosen) * width
+    hidden = torch.cat([states.flatten(0, 1) for states in passes]) if len(passes) > 1 else passes[0].flatten(0, 1)
+    where = torch.tensor(begin, device=hidden.device)[:, None] + torch.arange(length, device=hidden.device)
+    return States(hidden, where.clamp(max=len(hidden) - 1))
+
+
+class _Lines(NamedTuple):
+    """Rows behind each other: lines of `width` slots, the prompt of each line, and the slot a row begins at."""
+
+    prompt: list[int]
+    begin: list[int]
+    width: int
+
+
+def _lines(lengths: list[int], prompt_index: list[int], room: int) -> _Lines:
+    """Put the rows of a prompt into one line, or into several of about equal length where one would exceed `room`.
+
+    Attention looks at a whole line and masks most of it, which costs as much as the rest of a layer when a line is some
+    three times as long as the network is wide; hence `room`.
+    """
+    by_prompt: dict[int, list[int]] = defaultdict(list)
+    for row, prompt in enumerate(prompt_index):
+        by_prompt[prompt].append(row)
+    line_of, offset, line_prompt, width = [0] * len(lengths), [0] * len(lengths), [], 1
+    for prompt in sorted(by_prompt):
+        rows = by_prompt[prompt]
+        count = -(-sum(lengths[row] for row in rows) // max(room, *(lengths[row] for row in rows)))
+        filled = [0] * count
+        for row in sorted(rows, key=lambda row: -lengths[row]):
+            line = filled.index(min(filled))
+            line_of[row], offset[row] = len(line_prompt) + line, filled[line]
+            filled[line] += lengths[row]
+        line_prompt += [prompt] * count
+        width = max(width, *filled)
+    return _Lines(line_prompt, [line_of[i] * width + offset[i] for i in range(len(lengths))], width)
