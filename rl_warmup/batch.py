@@ -29,6 +29,7 @@ class Warmup(NamedTuple):
     ids: list[int]
     finish: str
     logprob: float | None = None  # log P(c|x) in nats, where the sampler told it while drawing
+    target_logps: list[float] | None = None  # per target token, in nats, where the sampler went on to the target
 
     @property
     def separator_is_action(self) -> bool:

@@ -39,6 +39,7 @@ class Rollout:
     empty_share: float = 0.0
     anchor_weight: float = 0.0
     knobs: Knobs = Knobs()
+    backward_samples: int | None = None
 
     def plan(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool, **generate: Any) -> list[Plan]:
         """Choose the rows of every prompt of an update. Samples where the phase asks for it; `model` in eval mode.
@@ -53,9 +54,9 @@ class Rollout:
         if cold_start:
             groups = self._proposals(model, prompts, **generate)
         else:
-            sampled = write_warmups(
-                model, self.layout, self.law, [p["prompt_ids"] for p in prompts], self.num_warmups, **generate
-            )
+            targets = [p["target_ids"] for p in prompts] if self.draws_from(self.num_warmups) else None
+            ids = [p["prompt_ids"] for p in prompts]
+            sampled = write_warmups(model, self.layout, self.law, ids, self.num_warmups, targets=targets, **generate)
             groups = [sampled[i : i + self.num_warmups] for i in range(0, len(sampled), self.num_warmups)]
         plans: list[Plan] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
         for plan, is_empty in zip(plans, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):
@@ -107,8 +108,12 @@ class Rollout:
         a[is_anchor] = b[is_anchor] = self.anchor_weight / max(1, len(self.proposals))
         return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p))
 
-    def draw(self, batch: WarmupBatch, weights: RowWeights, k: int) -> tuple[WarmupBatch, RowWeights]:
-        """The rows that get a gradient, and their weights: k draws from every group, and all single rows.
+    def draws_from(self, group_size: int) -> bool:
+        """Whether only some warmups of a group get a gradient."""
+        return self.backward_samples is not None and self.backward_samples < group_size
+
+    def draw(self, batch: WarmupBatch, weights: RowWeights) -> tuple[WarmupBatch, RowWeights]:
+        """The rows that get a gradient, and their weights: `backward_samples` draws from every group, and all single rows.
 
         On average over the draws the weighted sum over these rows is the one over all (`objectives.weights.resample`).
         """
@@ -116,7 +121,8 @@ class Rollout:
         a, b = (values[: prompts * size].view(prompts, size) for values in (weights.policy, weights.target))
         uniforms = torch.rand(prompts, dtype=torch.float64).to(a.device)
         factor = torch.ones_like(weights.policy)
-        factor[: prompts * size] = resample(a, b, k, uniforms).flatten()
+        assert self.backward_samples is not None
+        factor[: prompts * size] = resample(a, b, self.backward_samples, uniforms).flatten()
         rows = [row for row, times in enumerate(factor.tolist()) if times]
         kept = replace(weights, policy=(weights.policy * factor)[rows], target=(weights.target * factor)[rows])
         return batch.select(rows), kept

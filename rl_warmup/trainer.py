@@ -184,8 +184,7 @@ class WarmupTrainer(Trainer):
         One forward in general. A single warmup has all the weight, whatever it scores, so its weight is known before the
         forward; with `backward_samples` a forward without gradient comes first, and the drawn rows alone get one with it.
         """
-        groups, k = batch.num_prompts * batch.group_size, self.args.backward_samples
-        draws = k is not None and k < batch.group_size
+        groups, draws = batch.num_prompts * batch.group_size, self.rollout.draws_from(batch.group_size)
         known = None
         if batch.group_size <= 1:
             nothing = torch.zeros(groups, device=self.args.device)
@@ -195,7 +194,7 @@ class WarmupTrainer(Trainer):
         weights = known or self._weigh(batch, judged.total, scores.warmup_logprob[:groups])
         trained = batch
         if draws:
-            trained, drawn_weights = self.rollout.draw(batch, weights, k)
+            trained, drawn_weights = self.rollout.draw(batch, weights)
             scores.objective = score(model, trained, self.law, drawn_weights).objective
         return scores, weights, judged, trained
 
@@ -373,7 +372,7 @@ class WarmupTrainer(Trainer):
         knobs = Knobs(args.tau, args.uniform_target_share, args.tsallis_q)
         return Rollout(
             self.layout, self.law, args.objective, args.num_warmups, list(args.proposals), context,
-            args.max_target_length or 512, args.empty_share, args.anchor_weight, knobs,
+            args.max_target_length or 512, args.empty_share, args.anchor_weight, knobs, args.backward_samples,
         )  # fmt: skip
 
     def _add_own_callbacks(self, args: WarmupConfig) -> None:

@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from rl_warmup.layouts.passes import prefix_cache
 
 T5_LIKE = ("t5", "mt5")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -81,6 +85,7 @@ class T5Decoding:
         scales = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
         self.scale = model.model_dim**-0.5 if scales else 1.0
         encoded = model.get_encoder()(input_ids=prompt_ids, attention_mask=prompt_mask).last_hidden_state
+        self.prompt_mask, self.encoded = prompt_mask, encoded
         self.cross = []
         for block in self.decoder.block:
             attention = block.layer[1].EncDecAttention
@@ -88,9 +93,10 @@ class T5Decoding:
             self.cross.append((keys.transpose(2, 3).contiguous(), values.contiguous()))
         self.hidden_prompt = _hide(prompt_mask == 0, encoded.dtype)
         attention = self.decoder.block[0].layer[0].SelfAttention
-        by_distance = attention.compute_bias(max_length, max_length, device=prompt_ids.device)[0, :, -1]
-        self.bias = by_distance[:, None].to(encoded.dtype)  # (heads, 1, max_length): distances max_length-1 to 0
-        self.own = _Own(len(self.cross), len(prompt_ids) * num_warmups, max_length, self.cross[0][1])
+        places = max_length + 1  # the start token has one too
+        by_distance = attention.compute_bias(places, places, device=prompt_ids.device)[0, :, -1]
+        self.bias = by_distance[:, None].to(encoded.dtype)  # (heads, 1, places): distances max_length to 0
+        self.own = _Own(len(self.cross), len(prompt_ids) * num_warmups, places, self.cross[0][1])
         self.start = torch.full_like(prompt_ids[:, 0], model.config.decoder_start_token_id)
 
     def first(self) -> Tensor:
@@ -128,13 +134,35 @@ class T5Decoding:
         return self.decoder.final_layer_norm(hidden) * self.scale
 
 
+    def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
+        """Arguments of the stock forward that continues these rows (R,) with `inputs` (R, W).
+
+        A T5 counts distances by columns, so what a row remembers is moved to the right, up against its continuation.
+        """
+        owner, longest = rows // self.n, int(lengths.max())
+        source = torch.arange(longest + 1, device=rows.device) - (longest - lengths[:, None])  # (R, longest + 1)
+        index = source.clamp(min=0)[:, None, :, None]
+        remembered = [
+            tuple(x[rows].gather(2, index.expand(-1, x.size(1), -1, x.size(3))) for x in pair)
+            for pair in zip(self.own.keys, self.own.values, strict=True)
+        ]
+        cross = [(keys[owner].transpose(2, 3), values[owner]) for keys, values in self.cross]
+        return {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoded[:1].expand(len(rows), -1, -1)),
+            "attention_mask": self.prompt_mask[owner],
+            "decoder_input_ids": inputs,
+            "decoder_attention_mask": torch.cat([source >= 0, torch.ones_like(inputs, dtype=torch.bool)], 1).long(),
+            "past_key_values": EncoderDecoderCache(prefix_cache(remembered), prefix_cache(cross)),
+        }
+
+
 class LlamaDecoding:
     """Llama, Mistral, Qwen2 and Qwen3, token by token. Arguments as for `T5Decoding`."""
 
     def __init__(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, num_warmups: int, max_length: int) -> None:
         self.body, self.n = model.model, num_warmups
         out = self.body(input_ids=prompt_ids, use_cache=True)  # padded on the right: no token sees padding
-        self.lengths = prompt_mask.sum(1)
+        self.prompt_mask, self.lengths = prompt_mask, prompt_mask.sum(1)
         self.last = out.last_hidden_state[torch.arange(len(prompt_ids), device=prompt_ids.device), self.lengths - 1]
         self.prompt = [
             (layer.keys.transpose(2, 3).contiguous(), layer.values) for layer in out.past_key_values.layers
@@ -182,6 +210,32 @@ class LlamaDecoding:
         back = grid.by_prompt(of_prompt).transpose(1, 2).flatten(2, 3) @ prompt_values
         back = grid.by_row(back.view(grid.prompts, kv, grid.n, -1, width).transpose(1, 2))
         return (back + of_own @ values).flatten(1)
+
+
+    def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
+        """Arguments of the stock forward that continues these rows (R,) with `inputs` (R, W)."""
+        owner, longest, width = rows // self.n, int(lengths.max()), inputs.size(1)
+        remembered = [
+            (
+                torch.cat([prompt_keys[owner].transpose(2, 3), keys[rows, :, :longest]], 2),
+                torch.cat([prompt_values[owner], values[rows, :, :longest]], 2),
+            )
+            for (prompt_keys, prompt_values), keys, values in zip(self.prompt, self.own.keys, self.own.values, strict=True)
+        ]
+        own = torch.arange(longest, device=rows.device) < lengths[:, None]
+        before = torch.cat([self.prompt_mask[owner].bool(), own], 1)[:, None].expand(-1, width, -1)
+        among = torch.ones(width, width, dtype=torch.bool, device=rows.device).tril().expand(len(rows), -1, -1)
+        hidden = ~torch.cat([before, among], 2)[:, None]
+        places = (self.lengths[owner] + lengths)[:, None] + torch.arange(width, device=rows.device)
+        return {
+            "input_ids": inputs,
+            "attention_mask": torch.zeros(hidden.shape, dtype=self.last.dtype, device=rows.device).masked_fill(
+                hidden, torch.finfo(self.last.dtype).min
+            ),
+            "position_ids": places,
+            "past_key_values": prefix_cache(remembered),
+            "use_cache": True,
+        }
 
 
 def _heads(projected: Tensor, attention: Any) -> Tensor:

@@ -9,6 +9,7 @@ gradient back through them.
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from rl_warmup.layouts.head import Head
 
-WORTH_A_BUCKET = 0.9  # a second pass over the network pays when it leaves a tenth of the padded tokens out
+# Another pass over the network pays when it leaves out this share of all tokens, and this many. Measured on a CPU; an
+# accelerator that is kept busy by a single pass would want more.
+WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.1, 64
 
 
 class Rows(NamedTuple):
@@ -40,7 +43,7 @@ class States(NamedTuple):
 
 
 def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
-    """Encoder-decoder: the encoder reads every prompt once, decoder rows are sorted by length into at most two passes.
+    """Encoder-decoder: the encoder reads every prompt once, decoder rows of similar length share a pass.
 
     T5 also projects a prompt's keys and values once, whatever the number of its rows.
 
@@ -52,8 +55,8 @@ def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States
     start = torch.full_like(rows.seq_ids[:, :1], model.config.decoder_start_token_id)
     inputs = torch.cat([start, rows.seq_ids[:, :-1]], 1)
     passes = []
-    buckets = _buckets(rows.seq_mask.sum(1).tolist(), one_pass)
-    for chosen, width in buckets:
+    groups = buckets(rows.seq_mask.sum(1).tolist(), one_pass)
+    for chosen, width in groups:
         index = torch.tensor(chosen, device=inputs.device)
         prompts = rows.prompt_index[index]
         extra: dict[str, Any] = {"use_cache": False}
@@ -61,7 +64,7 @@ def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States
             states = encoded.index_select(0, prompts)
         else:
             states = encoded[:1].expand(len(chosen), -1, -1)  # its shape alone is read: keys and values are there
-            filled = _cache([(k.index_select(0, prompts), v.index_select(0, prompts)) for k, v in cross])
+            filled = prefix_cache([(k.index_select(0, prompts), v.index_select(0, prompts)) for k, v in cross])
             extra = {"past_key_values": EncoderDecoderCache(Cache(layer_class_to_replicate=_Once), filled)}
         passes.append(
             head.capture(
@@ -71,15 +74,15 @@ def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States
                 **extra,
             )
         )
-    return _join(passes, buckets, rows.seq_ids.size(1))
+    return _join(passes, groups, rows.seq_ids.size(1))
 
 
 def joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
     """Decoder-only, prompt and row behind each other: for one row per prompt, and where caches cannot be used."""
     prompt_lengths, lengths = rows.prompt_mask.sum(1)[rows.prompt_index], rows.seq_mask.sum(1)
-    buckets = _buckets((prompt_lengths + lengths).tolist(), one_pass)
+    groups = buckets((prompt_lengths + lengths).tolist(), one_pass)
     passes = []
-    for chosen, width in buckets:
+    for chosen, width in groups:
         index = torch.tensor(chosen, device=lengths.device)
         before = prompt_lengths[index, None]
         columns = torch.arange(width, device=lengths.device).expand(len(chosen), -1)
@@ -89,7 +92,7 @@ def joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
         ids = torch.where(columns < before, prompt, row)
         mask = (columns < before + lengths[index, None]).long()
         passes.append(head.capture(input_ids=ids, attention_mask=mask, use_cache=False))
-    hidden, where = _join(passes, buckets, rows.seq_ids.size(1))
+    hidden, where = _join(passes, groups, rows.seq_ids.size(1))
     where = where + prompt_lengths[:, None] - 1  # the token before a row's first is its prompt's last
     return States(hidden, where.clamp(max=len(hidden) - 1))
 
@@ -108,7 +111,7 @@ def shared_states(model: Any, head: Head, rows: Rows) -> States:
     lines = _lines(inputs.tolist(), rows.prompt_index.tolist(), last.size(1))
     owner = torch.tensor(lines.prompt, device=hidden.device)
     if lines.prompt != list(range(prompts)):
-        cache = _cache([(x.keys[owner], x.values[owner]) for x in cache.layers])
+        cache = prefix_cache([(x.keys[owner], x.values[owner]) for x in cache.layers])
     begin = torch.tensor(lines.begin, device=hidden.device)
     step = torch.arange(rows.seq_ids.size(1), device=hidden.device)
     real = step < inputs[:, None]
@@ -157,7 +160,7 @@ class _Prefix(DynamicLayer):
         return key_states, value_states
 
 
-def _cache(pairs: list[tuple[Tensor, Tensor]]) -> Cache:
+def prefix_cache(pairs: list[tuple[Tensor, Tensor]]) -> Cache:
     """A cache that starts with these keys and values of every layer, uncopied."""
     cache = Cache(layer_class_to_replicate=_Prefix)
     for layer, (keys, values) in enumerate(pairs):
@@ -178,22 +181,30 @@ def _cross_projections(model: Any, encoded: Tensor) -> list[tuple[Tensor, Tensor
     return [(heads(a.k(encoded), a), heads(a.v(encoded), a)) for a in layers]
 
 
-def _buckets(lengths: list[int], one: bool) -> list[tuple[list[int], int]]:
-    """Rows of similar length, shortest first, as (rows, width): two groups where that saves padding worth a pass."""
+def buckets(lengths: list[int], one: bool) -> list[tuple[list[int], int]]:
+    """Rows of similar length, shortest first, as (rows, width): cut where that saves the most padding, while it pays."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     ordered = [lengths[i] for i in order]
-    whole = len(order) * ordered[-1]
-    area, cut = min(((i * ordered[i - 1] + (len(order) - i) * ordered[-1], i) for i in range(1, len(order))), default=(whole, 0))
-    if one or area > WORTH_A_BUCKET * whole:
+    cuts = [0, len(order)]
+    if one:
         return [(list(range(len(lengths))), ordered[-1])]
-    return [(order[:cut], ordered[cut - 1]), (order[cut:], ordered[-1])]
+    enough = max(WORTH_A_PASS * len(order) * ordered[-1], TOKENS_WORTH_A_PASS)
+    while True:
+        saved, cut = max(
+            ((cut - low) * (ordered[high - 1] - ordered[cut - 1]), cut)
+            for low, high in pairwise(cuts)
+            for cut in range(low + 1, high + 1)
+        )
+        if saved < enough:
+            return [(order[low:high], ordered[high - 1]) for low, high in pairwise(cuts)]
+        cuts = sorted([*cuts, cut])
 
 
-def _join(passes: list[Tensor], buckets: list[tuple[list[int], int]], length: int) -> States:
-    """(n, width, d) of every bucket, one behind the other, and where row n's position t is."""
-    begin = [0] * sum(len(chosen) for chosen, _ in buckets)
+def _join(passes: list[Tensor], groups: list[tuple[list[int], int]], length: int) -> States:
+    """(n, width, d) of every group of rows, one behind the other, and where row n's position t is."""
+    begin = [0] * sum(len(chosen) for chosen, _ in groups)
     total = 0
-    for chosen, width in buckets:
+    for chosen, width in groups:
         for place, row in enumerate(chosen):
             begin[row] = total + place * width
         total += len(chosen) * width

@@ -19,10 +19,13 @@ from rl_warmup.batch import Warmup
 from rl_warmup.layouts.decoding import LlamaDecoding, T5Decoding
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.objectives.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK
+from rl_warmup.layouts.passes import buckets
+from rl_warmup.layouts.splice import pad_right
+from rl_warmup.objectives.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Tokens
 
 BLOCK = 64
 LOOK_EVERY = 8  # steps
+TOKENS_AT_ONCE = 1 << 14  # bounds the keys and values that `score_ahead` copies to rows
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,13 +60,20 @@ def _first_beyond(ends: Tensor, point: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    decoding: T5Decoding | LlamaDecoding, head: Head, law: WarmupLaw, prompts: int, n: int, synced: bool = False
+    decoding: T5Decoding | LlamaDecoding,
+    head: Head,
+    law: WarmupLaw,
+    prompts: int,
+    n: int,
+    synced: bool = False,
+    remember: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw n warmups for each of B prompts, until every one of them has ended.
 
     Args:
         decoding: made for these prompts.
         synced: every process takes as many steps as the longest of all needs; for weights that live in shards.
+        remember: let the network read a warmup's last token too, so that it can be continued.
 
     Returns:
         ids (B*n, max_length), of which the first `lengths` (B*n,) are the warmup; `ended` (B*n,) bool, by the separator;
@@ -83,7 +93,8 @@ def sample(
             ids[running, step] = tokens
             ended[running] |= tokens == law.separator_id
             lengths += ~ended
-            if step + 1 == law.max_length:
+            last = step + 1 == law.max_length
+            if last and not remember:
                 break
             if device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1:  # looking makes a GPU wait
                 running = (~ended).nonzero()[:, 0]
@@ -91,6 +102,45 @@ def sample(
                     break
             hidden = decoding.next(ids[running, step], running, step + 1)
     return ids, lengths, ended, logprob
+
+
+@torch.no_grad()
+def score_ahead(
+    decoding: T5Decoding | LlamaDecoding,
+    head: Head,
+    separator_id: int,
+    lengths: Tensor,
+    targets: Sequence[list[int]],
+    n: int,
+    synced: bool = False,
+) -> list[list[float]]:
+    """log P of every target token after each warmup of its prompt, from the keys and values the sampler has left behind.
+
+    Neither prompt nor warmup is read again; the separator and the target are, by the stock forward.
+
+    Args:
+        decoding: that of `sample`, which has run with `remember`.
+        lengths: (B*n,) of the warmups.
+        targets: B lists of ids, end token included.
+
+    Returns:
+        B*n lists, prompt by prompt, in nats.
+    """
+    rows_of: list[list[float]] = [[] for _ in lengths]
+    device = lengths.device
+    for chosen, width in buckets([len(targets[row // n]) for row in range(len(lengths))], one=synced):
+        size = len(chosen) if synced else max(1, TOKENS_AT_ONCE // (decoding.prompt_mask.size(1) + width))
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
+            ids = pad_right([[separator_id, *targets[row // n]] for row in part], separator_id)[0].to(device)
+            rows = torch.tensor(part, device=device)
+            states = head.capture(**decoding.continuation(rows, lengths[rows], ids[:, :-1]))
+            counts = [len(targets[row // n]) for row in part]
+            real = torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
+            logps = head.score(states[real], Tokens(ids[:, 1:][real]))
+            for row, values in zip(part, logps.split(counts), strict=True):
+                rows_of[row] = values.tolist()
+    return rows_of
 
 
 def _draw_step(head: Head, law: WarmupLaw, hidden: Tensor, step: int, rows: int) -> tuple[Tensor, Tensor]:

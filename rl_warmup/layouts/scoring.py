@@ -99,17 +99,27 @@ def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw, weights: RowWeig
 
 @torch.no_grad()
 def score_sampled(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
-    """`score` without gradient, of warmups this model has just sampled under this law: log P(c|x) is the sampler's own.
+    """`score` without gradient, of warmups that this model has just sampled under this law.
 
-    Where a warmup has none (a proposal, `generate`), the whole batch is scored as usual.
+    What the sampler told of a warmup is taken from there (of c the sum alone, so that `token_logps` are 0 on its actions);
+    rows of which it told nothing (proposals, empty warmups, `generate`) are scored.
     """
-    known = [warmup.logprob for warmup in batch.warmups]
-    actions = batch.warmup_mask.sum(1)
-    if any(logprob is None and count for logprob, count in zip(known, actions.tolist(), strict=True)):
-        return score(model, batch, law)
-    scores = score(model, replace(batch, warmup_mask=torch.zeros_like(batch.warmup_mask)), law)
-    logprob = torch.tensor([logprob or 0.0 for logprob in known], device=scores.target_logprob.device)
-    return replace(scores, warmup_logprob=logprob, warmup_tokens=actions)
+    told = [row for row, w in enumerate(batch.warmups) if w.logprob is not None and w.target_logps is not None]
+    rest = [row for row in range(len(batch.warmups)) if row not in set(told)]
+    device = batch.seq_ids.device
+    warmup_logprob = torch.zeros(len(batch.warmups), device=device)
+    logps = torch.zeros(batch.seq_ids.shape, device=device)
+    if told:
+        mask = batch.target_mask[told].bool()
+        flat = [logp for row in told for logp in batch.warmups[row].target_logps or ()]
+        logps[told] = logps[told].masked_scatter(mask, torch.tensor(flat, device=device))
+        warmup_logprob[told] = torch.tensor([batch.warmups[row].logprob for row in told], device=device)
+    if rest:
+        scores = score(model, batch.select(rest) if told else batch, law)
+        logps[rest, : scores.token_logps.size(1)] = scores.token_logps
+        warmup_logprob[rest] = scores.warmup_logprob
+    actions, tokens = batch.warmup_mask.sum(1), batch.target_mask.sum(1)
+    return Scores(warmup_logprob, (logps * batch.target_mask).sum(1), logps, actions, tokens)
 
 
 def _score(

@@ -20,7 +20,8 @@ from rl_warmup.batch import Warmup
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.sampling import as_warmups, sample
+from rl_warmup.layouts.sampling import as_warmups, sample, score_ahead
+from rl_warmup.layouts.scoring import enable_scoring
 from rl_warmup.layouts.splice import pad_right
 
 logger = logging.get_logger(__name__)
@@ -41,6 +42,7 @@ def write_warmups(
     prompts: Sequence[list[int]],
     num_warmups: int,
     synced_gpus: bool = False,
+    targets: Sequence[list[int]] | None = None,
 ) -> list[Warmup]:
     """Sample `num_warmups` warmups for every prompt: B prompts -> B * num_warmups warmups, prompt by prompt.
 
@@ -50,8 +52,11 @@ def write_warmups(
     Args:
         model: in eval mode, scoring enabled.
         synced_gpus: every process takes the same number of steps; needed where weights live in shards.
+        targets: one per prompt, end token included; each warmup then also carries `target_logps`, for much less than
+            scoring costs. `generate` cannot go on to them.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    enable_scoring(base)
     decoding = decoding_for(base, max(map(len, prompts)) + law.max_length)
     if decoding is None:
         logger.warning_once(
@@ -60,8 +65,14 @@ def write_warmups(
         )
         return generate_warmups(model, layout, law, prompts, num_warmups, synced_gpus=synced_gpus)
     ids, mask = (t.to(base.device) for t in pad_right(list(prompts), layout.tokens.pad_id))
-    started = decoding(base, ids, mask, num_warmups, law.max_length)
-    return as_warmups(*sample(started, base._warmup_head, law, len(prompts), num_warmups, synced_gpus))
+    started, head = decoding(base, ids, mask, num_warmups, law.max_length), base._warmup_head
+    remember = targets is not None
+    drawn = sample(started, head, law, len(prompts), num_warmups, synced_gpus, remember)
+    warmups = as_warmups(*drawn)
+    if targets is None:
+        return warmups
+    ahead = score_ahead(started, head, law.separator_id, drawn[1], targets, num_warmups, synced_gpus)
+    return [warmup._replace(target_logps=logps) for warmup, logps in zip(warmups, ahead, strict=True)]
 
 
 @torch.no_grad()
