@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from rl_warmup import _trl
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig
+from rl_warmup.cpu_matmul import choose_cpu_matmul
 from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.generation import Writer
 from rl_warmup.guard import Guard
@@ -381,7 +382,7 @@ class WarmupTrainer(Trainer):
             bool(args.proposals) and args.objective != "sft", args.readiness, args.proposal_only, args.tau,
             args.target_ess, self._sum_over_processes,
         )  # fmt: skip
-        self.run_folder = RunFolder(args.output_dir)
+        self.run_folder = RunFolder(args.output_dir, choose_cpu_matmul(args.device.type))
         self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())

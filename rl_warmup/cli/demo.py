@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from rl_warmup.cli.main import quick_imports
+
 
 def command(args: list[str]) -> None:
     """Run the demo and print its page."""
@@ -17,7 +19,8 @@ def command(args: list[str]) -> None:
     )
     options = parser.parse_args(args)
 
-    from rl_warmup.demo import run_demo
+    with quick_imports():
+        from rl_warmup.demo import run_demo
 
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.cli.main import quick_imports
+
 
 def command(args: list[str]) -> None:
     """Load the run's recipe for its task and its folder for the model; write predictions and metrics; print the table."""
@@ -25,12 +27,13 @@ def command(args: list[str]) -> None:
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")
     options = parser.parse_args(args)
 
-    from rl_warmup.config import read_recipe
-    from rl_warmup.evaluation import Evaluation
-    from rl_warmup.generation import Writer
-    from rl_warmup.report import result_table
-    from rl_warmup.run import recipe_task
-    from rl_warmup.run_folder import write_json
+    with quick_imports():
+        from rl_warmup.config import read_recipe
+        from rl_warmup.evaluation import Evaluation
+        from rl_warmup.generation import Writer
+        from rl_warmup.report import result_table
+        from rl_warmup.run import recipe_task
+        from rl_warmup.run_folder import write_json
 
     evaluation = Evaluation(
         _names(options.controls, options.warmups_from), options.likelihood or "all" in options.controls,

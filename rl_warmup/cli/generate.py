@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from rl_warmup.cli.main import quick_imports
+
 
 def command(args: list[str]) -> None:
     """One warmup and one target per prompt, as text or as JSON lines."""
@@ -26,10 +28,11 @@ def command(args: list[str]) -> None:
     if not prompts:
         raise ValueError("No prompt was given. Write it behind the model, use --file, or pipe one per line.")
 
-    import torch
+    with quick_imports():
+        import torch
 
-    from rl_warmup.evaluation import inference_encoder
-    from rl_warmup.generation import Writer
+        from rl_warmup.evaluation import inference_encoder
+        from rl_warmup.generation import Writer
 
     writer = Writer.load(options.model)
     torch.manual_seed(options.seed)

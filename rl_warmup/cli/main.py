@@ -5,8 +5,11 @@ Imports nothing heavy itself, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 COMMANDS = {
@@ -55,6 +58,24 @@ def run_command(name: str, args: list[str]) -> int:
         print(f"rl-warmup {name}: {error}{where}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import torch, transformers and what is built on them without looking for garbage meanwhile.
+
+    Importing makes a million objects that all stay. The collector would go through them again and again, a second in all, and
+    once more whenever Trainer asks it to; frozen, they are passed over for good.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
+from rl_warmup.cli.main import quick_imports, run_command
+
 HELP = """usage: rl-warmup train --config RECIPE.yaml [--key value ...]
 
 Trains one recipe and leaves a run folder (`output_dir`) with the model, metrics.jsonl, predictions.jsonl and metrics.json.
@@ -46,12 +48,12 @@ def command(args: list[str]) -> None:
             raise ValueError("--config needs the path of a recipe behind it.")
         path = args[at + 1]
         args = args[:at] + args[at + 2 :]
-    from rl_warmup.config import read_recipe
+    with quick_imports():
+        from rl_warmup.config import read_recipe
+        from rl_warmup.report import result_table
+        from rl_warmup.run import train_run
 
     recipe = read_recipe(path, args)
-    from rl_warmup.report import result_table
-    from rl_warmup.run import train_run
-
     result = train_run(recipe)
     if not result:
         return  # not the main process
@@ -60,6 +62,4 @@ def command(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from rl_warmup.cli.main import run_command
-
     sys.exit(run_command("train", sys.argv[1:]))

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rl_warmup.layouts.encoding import RowEncoder
+from rl_warmup.layouts.encoding import TOGETHER, RowEncoder
 from rl_warmup.layouts.tiny import TinySize, build_tokenizer
 from rl_warmup.proposals import target_words
 
@@ -81,6 +81,21 @@ def test_ids_of_rows_are_kept_or_made():
     encoder = make_encoder()
     rows = encoder.encode_all([{"prompt": "a", "target": "b", "id": "mine"}, {"prompt": "a", "target": "b"}], "train")
     assert [row["id"] for row in rows] == ["mine", "train row 1 (id 1)"]
+
+
+@pytest.mark.parametrize("rows", [1, TOGETHER, TOGETHER + 1])
+def test_rows_read_together_are_the_rows_read_one_by_one(rows):
+    encoder = subword_encoder()
+    texts = [{"prompt": f"sum {i} of {i % 7}", "target": f" it is  {i * i} or so", "id": str(i)} for i in range(rows)]
+    together = encoder.encode_all(iter(texts), "train")
+    assert together == [encoder.encode(dict(row), "") for row in texts]
+    assert "prompt_ids" not in texts[0]  # the rows that came in are left as they were
+
+
+def test_among_rows_read_together_the_first_faulty_one_is_named():
+    rows = [{"prompt": "a", "target": "b"}, {"prompt": "a", "target": None}, {"prompt": "a"}]
+    with pytest.raises(ValueError, match=r"train row 1 \(id 1\): the target is empty"):
+        make_encoder().encode_all(rows, "train")
 
 
 # ---------------------------------------------------------------------- limits

@@ -1,0 +1,153 @@
+"""Every outcome of the choice by a probe that is made up, and the real probe on this machine."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rl_warmup import cpu_matmul
+from rl_warmup.cpu_matmul import FP32_ERROR, SWITCHED, UNTOUCHED, _probe, _settings, choose_cpu_matmul
+from rl_warmup.run_folder import environment
+
+FP32, BF16 = 4e-7, 3e-3
+
+
+def untouched() -> None:
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.fixture(autouse=True)
+def _process(monkeypatch):
+    """A process that has chosen nothing yet and has no GPU; afterwards torch is as it was."""
+    before, chosen = _settings(), cpu_matmul._taken
+    untouched()
+    monkeypatch.setattr(cpu_matmul, "_taken", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    yield
+    untouched()
+    if before == SWITCHED and chosen is not None:
+        torch.set_float32_matmul_precision("medium")
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """Replaces the probe; counts its calls."""
+
+    def replace(error: float, same_bits: bool) -> list:
+        calls: list = []
+        monkeypatch.setattr(cpu_matmul, "_probe", lambda: calls.append(1) or (error, same_bits))
+        return calls
+
+    return replace
+
+
+def never() -> None:
+    raise AssertionError("nothing may be probed here")
+
+
+def test_a_route_of_its_own_with_the_error_of_fp32_is_taken_once(probed):
+    calls = probed(FP32, same_bits=False)
+    chosen = choose_cpu_matmul("cpu")
+    assert (chosen["route"], chosen["relative_error"]) == ("onednn", FP32)
+    assert _settings() == SWITCHED
+    assert torch.get_float32_matmul_precision() == "medium"  # raises where torch's two ways to set it disagree
+    assert torch.backends.cuda.matmul.allow_tf32 is True  # so does this one
+    assert choose_cpu_matmul("cpu") == chosen
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "same_bits", "reason"),
+    [(2e-7, True, "same bits"), (BF16, False, "fewer digits"), (3e-4, False, "fewer digits"), (float("nan"), False, "fewer")],
+)  # fmt: skip
+def test_otherwise_the_default_stays_and_so_do_torchs_settings(probed, error, same_bits, reason):
+    probed(error, same_bits)
+    chosen = choose_cpu_matmul("cpu")
+    assert chosen["route"] == "default"
+    assert reason in chosen["reason"]
+    assert chosen["relative_error"] == pytest.approx(error, nan_ok=True)
+    assert _settings() == UNTOUCHED
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_what_someone_has_set_is_left_alone_by_the_older_way(monkeypatch, precision):
+    monkeypatch.setattr(cpu_matmul, "_probe", never)
+    torch.set_float32_matmul_precision(precision)
+    settings = _settings()
+    assert "was set before" in choose_cpu_matmul("cpu")["reason"]
+    assert _settings() == settings
+    assert torch.get_float32_matmul_precision() == precision
+
+
+@pytest.mark.parametrize("module", [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul])
+def test_what_someone_has_set_is_left_alone_by_the_newer_way(monkeypatch, module):
+    monkeypatch.setattr(cpu_matmul, "_probe", never)
+    module.fp32_precision = "ieee"
+    settings = _settings()
+    assert "was set before" in choose_cpu_matmul("cpu")["reason"]
+    assert _settings() == settings
+
+
+def test_a_setting_made_after_the_choice_is_left_alone(probed):
+    probed(FP32, same_bits=False)
+    choose_cpu_matmul("cpu")
+    torch.set_float32_matmul_precision("highest")
+    assert choose_cpu_matmul("cpu")["route"] == "default"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_runs_elsewhere_are_not_looked_at(monkeypatch):
+    monkeypatch.setattr(cpu_matmul, "_probe", never)
+    assert choose_cpu_matmul("cuda") == {"route": "default", "reason": "the run is on cuda"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "GPU of this machine" in choose_cpu_matmul("cpu")["reason"]
+    assert _settings() == UNTOUCHED
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_a_torch_without_the_flag_or_without_onednn(monkeypatch, available):
+    monkeypatch.setattr(cpu_matmul, "_probe", never)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.backends, "mkldnn", SimpleNamespace(is_available=lambda: available))
+        assert "this build of torch" in choose_cpu_matmul("cpu")["reason"]
+
+
+def test_a_probe_that_breaks_off_leaves_torch_as_it_was(monkeypatch):
+    real, calls = cpu_matmul._products, []
+
+    def third_fails(*factors):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("oneDNN cannot\nException raised from ...")
+        return real(*factors)
+
+    monkeypatch.setattr(cpu_matmul, "_products", third_fails)
+    assert choose_cpu_matmul("cpu") == {"route": "default", "reason": "trying oneDNN failed: oneDNN cannot"}
+    assert _settings() == UNTOUCHED
+
+
+# ---------------------------------------------------------------------- this machine
+
+
+def test_the_probe_finds_the_same_every_time_and_leaves_no_trace():
+    state = torch.get_rng_state()
+    error, same_bits = _probe()
+    assert _probe() == (error, same_bits)
+    assert 0 < error < 0.1
+    assert _settings() == UNTOUCHED
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_whatever_is_chosen_here_products_keep_the_error_of_fp32():
+    chosen = choose_cpu_matmul("cpu")
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    exact = a.double() @ b.double()
+    assert ((a @ b - exact).norm() / exact.norm()).item() < FP32_ERROR
+    assert chosen["route"] in ("default", "onednn")
+    assert environment(chosen)["cpu_matmul"] == chosen
