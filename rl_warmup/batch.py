@@ -70,7 +70,9 @@ class WarmupBatch:
         index = torch.tensor(rows, device=self.seq_ids.device)
         chosen = {name: getattr(self, name)[index] for name in ("prompt_index", "row_kind")}
         width = int(self.seq_mask[index].sum(1).max())
-        wide = {name: getattr(self, name)[index, :width] for name in ("seq_ids", "seq_mask", "warmup_mask", "target_mask")}
+        wide = {
+            name: getattr(self, name)[index, :width] for name in ("seq_ids", "seq_mask", "warmup_mask", "target_mask")
+        }
         return replace(self, **chosen, **wide, warmups=[self.warmups[row] for row in rows], group_size=0)
 
     def to(self, device: torch.device) -> WarmupBatch:

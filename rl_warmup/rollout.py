@@ -19,7 +19,8 @@ from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import write_targets, write_warmups
 from rl_warmup.objectives.weights import RULES, Knobs, effective_sample_size, posterior, resample
-from rl_warmup.proposals import DRAFT, ProposalContext, propose
+from rl_warmup.options import WarmupOptions
+from rl_warmup.proposals import DRAFT, PROPOSALS, ProposalContext, count_words, propose
 
 EMPTY = Warmup([], "empty")
 Plan = list[tuple[RowKind, Warmup]]  # the rows of one prompt
@@ -40,6 +41,22 @@ class Rollout:
     anchor_weight: float = 0.0
     knobs: Knobs = Knobs()
     backward_samples: int | None = None
+
+    @classmethod
+    def of(
+        cls, options: WarmupOptions, layout: Layout, law: WarmupLaw, tokenizer: Any, rows: list[dict[str, Any]]
+    ) -> Rollout:
+        """The rollout that options ask for; a proposal that cannot work on these training rows says so here."""
+        context = ProposalContext(options.max_warmup_length, word_counts=count_words(rows))
+        filler = tokenizer("...", add_special_tokens=False)["input_ids"]
+        context.filler_ids = tuple(i for i in filler if not law.banned[i])
+        for name in set(options.proposals) & set(PROPOSALS) if rows else ():
+            PROPOSALS[name]([(0,)], context)
+        knobs = Knobs(options.tau, options.uniform_target_share, options.tsallis_q)
+        return cls(
+            layout, law, options.objective, options.num_warmups, list(options.proposals), context,
+            options.max_target_length or 512, options.empty_share, options.anchor_weight, knobs, options.backward_samples,
+        )  # fmt: skip
 
     def plan(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool, **generate: Any) -> list[Plan]:
         """Choose the rows of every prompt of an update. Samples where the phase asks for it; `model` in eval mode.

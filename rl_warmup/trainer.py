@@ -35,8 +35,6 @@ from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, 
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.objectives.losses import weighted_loss
-from rl_warmup.objectives.weights import Knobs
-from rl_warmup.proposals import PROPOSALS, ProposalContext, count_words
 from rl_warmup.rewards import RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
@@ -129,7 +127,7 @@ class WarmupTrainer(Trainer):
             tokens.separator_id, tokens.banned.to(args.device), args.temperature, args.top_p,
             args.min_warmup_length, args.max_warmup_length,
         )  # fmt: skip
-        self.rollout = self._make_rollout(args, train_rows)
+        self.rollout = Rollout.of(args, self.layout, self.law, processing_class, train_rows or [])
         specs = reward_funcs if reward_funcs is not None else args.rewards
         self.rewards = RewardBoard.load(
             specs, tokenizer=processing_class, layout=self.layout, law=self.law, device=args.device
@@ -203,15 +201,9 @@ class WarmupTrainer(Trainer):
         return self.rollout.weigh(batch, rewards, warmup_logprobs, self.schedule.tau, self.schedule.in_cold_start)
 
     def _record(
-        self,
-        batch: WarmupBatch,
-        trained: WarmupBatch,
-        scores: Scores,
-        weights: RowWeights,
-        judged: RewardScores,
-        policy_loss: float,
-        target_loss: float,
-    ) -> None:
+        self, batch: WarmupBatch, trained: WarmupBatch, scores: Scores, weights: RowWeights, judged: RewardScores,
+        policy_loss: float, target_loss: float,
+    ) -> None:  # fmt: skip
         """Tell schedule, log and run folder about a micro-batch; stop at a loss that is no number."""
         groups, cold_start = batch.num_prompts * batch.group_size, self.schedule.in_cold_start
         if not math.isfinite(policy_loss + target_loss):
@@ -222,14 +214,15 @@ class WarmupTrainer(Trainer):
             )
         if cold_start and groups:
             chosen = weights.posterior.flatten()
-            logprob, tokens = scores.warmup_logprob[:groups], scores.warmup_tokens[:groups]
-            self.schedule.observe_proposals((chosen * logprob).sum().item(), (chosen * tokens).sum().item())
+            logprob, actions = scores.warmup_logprob[:groups], scores.warmup_tokens[:groups]
+            self.schedule.observe_proposals((chosen * logprob).sum().item(), (chosen * actions).sum().item())
         elif groups:
             self.schedule.observe_ess(weights.ess.sum().item(), batch.num_prompts)
         self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name))
         ranks, share = self.accelerator.num_processes, 1 / len(self.update)  # parts of one update, on every rank
         self.means.add({"loss/policy": (policy_loss * ranks, share), "loss/target": (target_loss * ranks, share)})
-        tokens, self.flops = step_cost(batch, trained, self.model.num_parameters(), sampled=groups > 0 and not cold_start)
+        sampled = groups > 0 and not cold_start
+        tokens, self.flops = step_cost(batch, trained, self.model.num_parameters(), sampled)
         self.run_folder.count(tokens, self.flops)
         self.last = (batch, scores, weights)
 
@@ -364,18 +357,6 @@ class WarmupTrainer(Trainer):
             print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
         return encoded
 
-    def _make_rollout(self, args: WarmupConfig, train_rows: list[dict[str, Any]] | None) -> Rollout:
-        context = ProposalContext(args.max_warmup_length, word_counts=count_words(train_rows or []))
-        filler = self.processing_class("...", add_special_tokens=False)["input_ids"]
-        context.filler_ids = tuple(i for i in filler if not self.law.banned[i])
-        for name in set(args.proposals) & set(PROPOSALS) if train_rows else ():
-            PROPOSALS[name]([(0,)], context)  # a proposal that cannot work here says so before the first update
-        knobs = Knobs(args.tau, args.uniform_target_share, args.tsallis_q)
-        return Rollout(
-            self.layout, self.law, args.objective, args.num_warmups, list(args.proposals), context,
-            args.max_target_length or 512, args.empty_share, args.anchor_weight, knobs, args.backward_samples,
-        )  # fmt: skip
-
     def _add_own_callbacks(self, args: WarmupConfig) -> None:
         """Schedule and run folder, and a readable line per log in the place of Trainer's dictionaries."""
         self.schedule = Schedule(
@@ -389,17 +370,8 @@ class WarmupTrainer(Trainer):
         ours = [self.means, self.schedule, self.run_folder, ProgressLine()]
         if args.guard != "off" and args.objective != "sft":
             law = self.law
-            ours.append(
-                Guard(
-                    args.guard,
-                    args.num_warmups,
-                    law.min_length,
-                    law.temperature,
-                    law.max_length,
-                    self._change_law,
-                    self._warn,
-                )
-            )
+            limits = (law.min_length, law.temperature, law.max_length)
+            ours.append(Guard(args.guard, args.num_warmups, *limits, self._change_law, self._warn))
         for callback in ours:
             self.add_callback(callback)
 

@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "rewards": {"batch", "layouts"},
     "diagnostics": {"batch", "objectives"},
     "generation": {"batch", "layouts"},
-    "rollout": {"batch", "layouts", "objectives", "proposals", "rewards"},
+    "rollout": {"batch", "layouts", "objectives", "options", "proposals", "rewards"},
     "trainer": {
         "_trl", "batch", "config", "cpu_matmul", "diagnostics", "generation", "guard", "layouts", "objectives",
         "proposals", "rewards", "rollout", "run_folder", "schedule",

@@ -133,7 +133,6 @@ class T5Decoding:
                 buffer[..., 0, :] = buffer[:, rows, :, 0].repeat_interleave(self.n, 1)
         return self.decoder.final_layer_norm(hidden) * self.scale
 
-
     def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
         """Arguments of the stock forward that continues these rows (R,) with `inputs` (R, W).
 
@@ -164,9 +163,7 @@ class LlamaDecoding:
         out = self.body(input_ids=prompt_ids, use_cache=True)  # padded on the right: no token sees padding
         self.prompt_mask, self.lengths = prompt_mask, prompt_mask.sum(1)
         self.last = out.last_hidden_state[torch.arange(len(prompt_ids), device=prompt_ids.device), self.lengths - 1]
-        self.prompt = [
-            (layer.keys.transpose(2, 3).contiguous(), layer.values) for layer in out.past_key_values.layers
-        ]
+        self.prompt = [(layer.keys.transpose(2, 3).contiguous(), layer.values) for layer in out.past_key_values.layers]
         self.hidden_prompt = _hide(prompt_mask == 0, self.last.dtype)
         self.own = _Own(len(self.prompt), len(prompt_ids) * num_warmups, max_length, self.prompt[0][1])
 
@@ -211,7 +208,6 @@ class LlamaDecoding:
         back = grid.by_row(back.view(grid.prompts, kv, grid.n, -1, width).transpose(1, 2))
         return (back + of_own @ values).flatten(1)
 
-
     def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
         """Arguments of the stock forward that continues these rows (R,) with `inputs` (R, W)."""
         owner, longest, width = rows // self.n, int(lengths.max()), inputs.size(1)
@@ -220,7 +216,9 @@ class LlamaDecoding:
                 torch.cat([prompt_keys[owner].transpose(2, 3), keys[rows, :, :longest]], 2),
                 torch.cat([prompt_values[owner], values[rows, :, :longest]], 2),
             )
-            for (prompt_keys, prompt_values), keys, values in zip(self.prompt, self.own.keys, self.own.values, strict=True)
+            for (prompt_keys, prompt_values), keys, values in zip(
+                self.prompt, self.own.keys, self.own.values, strict=True
+            )
         ]
         own = torch.arange(longest, device=rows.device) < lengths[:, None]
         before = torch.cat([self.prompt_mask[owner].bool(), own], 1)[:, None].expand(-1, width, -1)

@@ -75,9 +75,7 @@ class Head:
         """Cast a half-precision head once for many calls of `logits`."""
         half = self.module.weight.dtype != torch.float32
         if half:
-            self.at_hand = OutputHead(
-                self.module.weight, getattr(self.module, "bias", None), **self.after
-            ).in_float32()
+            self.at_hand = OutputHead(self.module.weight, getattr(self.module, "bias", None), **self.after).in_float32()
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import EncoderDecoderCache
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -152,6 +152,10 @@ class _Once(DynamicLayer):
 class _Prefix(DynamicLayer):
     """Keeps what the first forward gives it, as it is; later ones see it before their own, and leave it alone."""
 
+    keys: Any
+    values: Any
+    is_initialized: bool
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.is_initialized:
             return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
@@ -230,7 +234,9 @@ def _lines(lengths: list[int], prompt_index: list[int], room: int) -> _Lines:
     by_prompt: dict[int, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompt_index):
         by_prompt[prompt].append(row)
-    line_of, offset, line_prompt, width = [0] * len(lengths), [0] * len(lengths), [], 1
+    line_of, offset = [0] * len(lengths), [0] * len(lengths)
+    line_prompt: list[int] = []
+    width = 1
     for prompt in sorted(by_prompt):
         rows = by_prompt[prompt]
         count = -(-sum(lengths[row] for row in rows) // max(room, *(lengths[row] for row in rows)))

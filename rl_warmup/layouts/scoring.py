@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import types
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,7 +71,9 @@ def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw, weights: RowWeig
     """
     known = {}
     if weights is not None:
-        known["token_weights"] = weights.policy[:, None] * batch.warmup_mask + weights.target[:, None] * batch.target_mask
+        known["token_weights"] = (
+            weights.policy[:, None] * batch.warmup_mask + weights.target[:, None] * batch.target_mask
+        )
     out = model(
         input_ids=batch.prompt_ids,
         attention_mask=batch.prompt_mask,

@@ -23,7 +23,9 @@ KEPT_LOGITS = 1 << 26  # 256 MiB: up to here logits wait for the backward; beyon
 class Law(Protocol):
     """What scoring needs of `layouts.law.WarmupLaw`."""
 
-    temperature: float
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided."""
 
     def restrict_(self, logits: Tensor, steps: Tensor, chosen: Tensor) -> Tensor:
         """Temper and mask (m, V) logits in place."""
@@ -108,7 +110,9 @@ class _TokenLogps(torch.autograd.Function):
             for piece in pieces:
                 log_probs = _log_probs(hidden[piece], tokens, piece, head)
                 logps[piece] = _pick(log_probs, tokens.ids[piece])
-                room = room - log_probs.numel() if room >= log_probs.numel() else 0  # kept from the first on, without gaps
+                room = (
+                    room - log_probs.numel() if room >= log_probs.numel() else 0
+                )  # kept from the first on, without gaps
                 if room:
                     kept.append(log_probs)
         ctx.tokens, ctx.pieces, ctx.scale, ctx.cap = tokens, pieces, scale, cap
@@ -183,7 +187,9 @@ class _Gradients:
         """
         to_hidden, to_weight, to_bias = self.sums
         ids, temperature = tokens.ids[piece], tokens.temperature(piece)
-        if head.cap:  # capped = cap·tanh(raw/cap) has the slope 1 - (capped/cap)²; a masked token has no probability anyway
+        if (
+            head.cap
+        ):  # capped = cap·tanh(raw/cap) has the slope 1 - (capped/cap)²; a masked token has no probability anyway
             normalizer = self._capped(piece, ids, head) / temperature - _pick(log_probs, ids)
             capped = (log_probs + normalizer[:, None]).mul_(temperature / head.cap).clamp_(-1, 1)
         probs.scatter_add_(1, ids[:, None], probs.new_full((len(ids), 1), -1.0))

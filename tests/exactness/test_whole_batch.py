@@ -75,7 +75,9 @@ def test_groups_with_an_empty_row_and_anchors(lab, error, flatten, objective):
     batch = rollout.batch(rows, plans)
     scores = score(lab.model, batch, law)
     extra = torch.randn(9)  # what further rewards would add
-    weights = rollout.weigh(batch, scores.target_logprob[:9].detach() + extra, scores.warmup_logprob[:9], 0.7, cold_start=False)
+    weights = rollout.weigh(
+        batch, scores.target_logprob[:9].detach() + extra, scores.warmup_logprob[:9], 0.7, cold_start=False
+    )
     tokens = sum(len(row["target_ids"]) for row in rows)
     got = loss_gradient(lab, sum(weighted_loss(scores, weights, tokens)), flatten)
 
@@ -168,7 +170,9 @@ def test_one_batch_of_three_equals_three_of_one(lab, error, flatten, objective):
         batch = rollout.batch(some, plan)
         scores = score(lab.model, batch, law)
         groups = batch.num_prompts * batch.group_size
-        weights = rollout.weigh(batch, scores.target_logprob[:groups], scores.warmup_logprob[:groups], 1.0, cold_start=False)
+        weights = rollout.weigh(
+            batch, scores.target_logprob[:groups], scores.warmup_logprob[:groups], 1.0, cold_start=False
+        )
         return sum(weighted_loss(scores, weights, 9))
 
     whole = loss_gradient(lab, loss_of(rows, plans), flatten)

@@ -37,7 +37,10 @@ class NeverSeven:
 def example(bias: bool = False, scale: float = 1.0, cap: float | None = None):
     hidden = torch.randn(COUNT, WIDTH, requires_grad=True)
     head = OutputHead(
-        torch.randn(VOCAB, WIDTH, requires_grad=True), torch.randn(VOCAB, requires_grad=True) if bias else None, scale, cap
+        torch.randn(VOCAB, WIDTH, requires_grad=True),
+        torch.randn(VOCAB, requires_grad=True) if bias else None,
+        scale,
+        cap,
     )
     tokens = {"ids": torch.randint(VOCAB, (COUNT,)), "num_actions": ACTIONS, "steps": torch.arange(ACTIONS)}
     return hidden, head, tokens | {"law": NeverSeven()}
@@ -154,7 +157,11 @@ def test_half_precision_is_scored_in_float32_also_under_autocast(weights):
         total.backward()
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, exact)
-    assert (states.grad.dtype, matrix.grad.dtype, head.bias.grad.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    assert (states.grad.dtype, matrix.grad.dtype, head.bias.grad.dtype) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+    )
     expected = torch.autograd.grad(exact.sum(), [states, matrix])
     torch.testing.assert_close([states.grad, matrix.grad], list(expected), rtol=1e-2, atol=1e-2)
 
