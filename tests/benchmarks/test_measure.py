@@ -20,9 +20,9 @@ def test_peak_is_the_largest_sum_and_not_the_total():
 
     def call() -> None:
         for _ in range(10):
-            passing = -a  # 4 kB, released again
+            passing = a.neg()  # 4 kB, released again
             del passing
-        -(-a)  # twice 4 kB at a time
+        a.neg().neg()  # twice 4 kB at a time
 
     assert peak_bytes(call) == 2 * 4000
 
