@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Cost:
     """What one variant costs per call."""
 
     ms: list[float]  # of every round: processor time on a CPU, time of the stream on CUDA
-    flops: int
+    flops: int | None
     peak_bytes: int | None
 
     @property
@@ -46,22 +46,26 @@ class Cost:
         return statistics.median(self.ms)
 
 
-def measure(calls: dict[str, Call], repeats: int, memory: bool = True) -> dict[str, Cost]:
+def measure(calls: dict[str, Call], repeats: int, memory: bool = True, slow: Collection[str] = ()) -> dict[str, Cost]:
     """Count every call's operations and memory, then time all of them in interleaved rounds.
 
     Args:
         calls: what to measure, by variant. Round i of every variant starts from random seed i.
         repeats: timed rounds.
         memory: False saves a call per variant and leaves `peak_bytes` None.
+        slow: variants that last so long that they need no warming: timed in every other round alone, not counted.
     """
     costs = {}
     for name, call in calls.items():
+        counted = name not in slow
         torch.manual_seed(0)
-        flops = count_flops(call)
+        flops = count_flops(call) if counted else None
         torch.manual_seed(0)
-        costs[name] = Cost([], flops, peak_bytes(call) if memory else None)
+        costs[name] = Cost([], flops, peak_bytes(call) if counted and memory else None)
     for i in range(repeats):
         for name, call in calls.items():
+            if name in slow and i % 2:
+                continue
             torch.manual_seed(i)
             costs[name].ms.append(milliseconds(call))
     return costs
@@ -73,7 +77,7 @@ def rows(bench: str, shape: str, n: int | None, costs: dict[str, Cost], referenc
     return [
         Row(
             bench, shape, n, variant, ratio=cost.median / base.median,
-            flop_ratio=cost.flops / base.flops if base.flops else None, cpu_ms=cost.median,
+            flop_ratio=cost.flops / base.flops if cost.flops and base.flops else None, cpu_ms=cost.median,
             peak_mb=None if cost.peak_bytes is None else cost.peak_bytes / 1e6,
         )
         for variant, cost in costs.items()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.results import Row, arguments, plot, save, write_csv
@@ -20,7 +21,7 @@ VARIANTS = ("sft", "sft_ours", "naive", "ours_all", "ours_k2", "ours_k1")
 RIVALS = ("trl_grpo", "latro")
 
 
-def make_steps(workload: Any, folder: str, n: int, variants: list[str]) -> dict[str, Any]:
+def make_steps(workload: Any, folder: str, n: int, variants: Sequence[str]) -> dict[str, Any]:
     """The steps of all variants that make sense at this n. Stock variants share one model, ours another."""
     from benchmarks.ours import ours
     from benchmarks.rivals import rival_steps
@@ -30,8 +31,8 @@ def make_steps(workload: Any, folder: str, n: int, variants: list[str]) -> dict[
     stock_adam, patched_adam = adamw(stock), adamw(patched)
     makers = {
         "sft": lambda: sft(workload, stock, stock_adam),
-        "naive": lambda: naive(workload, stock, stock_adam, n),
         "sft_ours": lambda: ours(workload, patched, patched_adam, folder, n, objective="sft"),
+        "naive": lambda: naive(workload, stock, stock_adam, n),
         "ours_all": lambda: ours(workload, patched, patched_adam, folder, n),
         "ours_k2": lambda: ours(workload, patched, patched_adam, folder, n, backward_samples=2),
         "ours_k1": lambda: ours(workload, patched, patched_adam, folder, n, backward_samples=1),
@@ -43,7 +44,9 @@ def make_steps(workload: Any, folder: str, n: int, variants: list[str]) -> dict[
     return steps
 
 
-def measure_steps(bench: str, shape: str, n: int, variants: list[str], repeats: int, memory: bool = True) -> list[Row]:
+def measure_steps(
+    bench: str, shape: str, n: int, variants: Sequence[str], repeats: int, memory: bool = True, slow: Sequence[str] = ()
+) -> list[Row]:
     """Rows of one shape and one group size, ratios to SFT; prints how long its warmups are and how it goes."""
     import torch
 
@@ -55,7 +58,7 @@ def measure_steps(bench: str, shape: str, n: int, variants: list[str], repeats: 
     workload = make_workload(SHAPES[shape])
     length = mean_warmup_length(workload, workload.model())
     with tempfile.TemporaryDirectory() as folder:
-        costs = measure(make_steps(workload, folder, n, variants), repeats, memory)
+        costs = measure(make_steps(workload, folder, n, variants), repeats, memory, slow)
     found = rows(bench, shape, n, costs, "sft")
     ratios = "  ".join(f"{row.variant} {row.ratio:.2f}" for row in found)
     spent = time.perf_counter() - began
@@ -72,7 +75,7 @@ def quick(repeats: int) -> list[Row]:
         rows += measure_steps("step_cost", "t5-d256", n, ["sft", "ours_all", "ours_k1"], repeats, memory=False)
         rows += measure_sampling("t5-d256", n, repeats, memory=False)
         variants = ["sft", "ours_all", "ours_k1", *RIVALS]
-        rows += measure_steps("step_cost", "llama-d256", n, variants, repeats, memory=False)
+        rows += measure_steps("step_cost", "llama-d256", n, variants, repeats, memory=False, slow=RIVALS)
     return rows
 
 
@@ -80,10 +83,10 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = arguments(__doc__, n=GROUP_SIZES, shapes=list(SHAPES))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="default: all")
-    parser.add_argument("--quick", action="store_true", help="only what the targets need, 2 rounds; writes quick.*")
+    parser.add_argument("--quick", action="store_true", help="only what the targets need; writes quick.*")
     args = parser.parse_args()
     if args.quick:
-        rows = quick(min(args.repeats, 2))
+        rows = quick(args.repeats)
         save(args.out, "quick", rows, compare(rows))
         return
     rows = []

@@ -87,7 +87,7 @@ def make_tokenizer(shape: Shape, end: str = END) -> Any:
 
 
 @torch.no_grad()
-def mean_warmup_length(workload: Workload, model: Any, samples: int = 16) -> float:
+def mean_warmup_length(workload: Workload, model: Any, samples: int = 8) -> float:
     """Mean tokens of a sampled warmup, its separator left out."""
     from benchmarks.stock import sample
 

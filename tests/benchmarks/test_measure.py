@@ -54,6 +54,14 @@ def test_rounds_are_interleaved_and_seeded():
     assert [len(cost.ms) for cost in costs.values()] == [2, 2]
 
 
+def test_slow_calls_take_every_other_round_and_are_not_counted():
+    seen = []
+    calls = {name: (lambda name=name: seen.append(name)) for name in "AB"}
+    costs = measure(calls, repeats=3, slow="B")
+    assert "".join(seen) == "AA" + "AB" + "A" + "AB"
+    assert (costs["B"].flops, costs["B"].peak_bytes, len(costs["B"].ms)) == (None, None, 2)
+
+
 def test_ratios_are_of_medians():
     costs = {"sft": Cost([1.0, 2.0, 9.0], 100, 10**6), "ours": Cost([7.0, 5.0, 6.0], 250, None)}
     base, row = rows("b", "s", 4, costs, "sft")
