@@ -9,7 +9,8 @@ only the separator's row of the head points.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Workload:
     rows: list[dict[str, str]]  # B rows with `prompt` and `target`
     prompts: list[list[int]]  # B
     targets: list[list[int]]  # B, the end token included
+    original: Any = field(default=None, repr=False)  # what `model` copies; made once
 
     @property
     def device(self) -> torch.device:
@@ -43,10 +45,11 @@ class Workload:
 
     def model(self) -> Any:
         """A new model with random weights, always the same ones, whose warmups have about 10 tokens."""
-        torch.manual_seed(0)
-        model = _random_model(self.shape).to(self.device)
-        _set_stop_rate(model, self)
-        return model
+        if self.original is None:
+            torch.manual_seed(0)
+            self.original = _random_model(self.shape).to(self.device)
+            _set_stop_rate(self.original, self)
+        return copy.deepcopy(self.original)
 
 
 def make_workload(shape: Shape, seed: int = 1) -> Workload:
