@@ -16,31 +16,31 @@ TOKENS, WIDTH = 1024, 512
 VOCABULARIES = {"V=32k": 32_000, "V=128k": 128_000, "V=250k": 250_000}
 
 
-def log_softmax(hidden: Any, weight: Any, ids: Any) -> Any:
-    """The plain way: a (T, V) tensor of log-probabilities."""
-    return (hidden @ weight.T).log_softmax(1).gather(1, ids[:, None])[:, 0]
+def log_softmax(hidden: Any, weight: Any, ids: Any, of_token: Any) -> Any:
+    """The plain way: a (T, V) tensor of log-probabilities. Like every head here it returns Σ_t w_t log P_t."""
+    return (of_token * (hidden @ weight.T).log_softmax(1).gather(1, ids[:, None])[:, 0]).sum()
 
 
-def logsumexp(hidden: Any, weight: Any, ids: Any) -> Any:
+def logsumexp(hidden: Any, weight: Any, ids: Any, of_token: Any) -> Any:
     """The chosen logit minus the normaliser."""
     logits = hidden @ weight.T
-    return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+    return (of_token * (logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))).sum()
 
 
-def linear_cross_entropy(hidden: Any, weight: Any, ids: Any) -> Any:
+def linear_cross_entropy(hidden: Any, weight: Any, ids: Any, of_token: Any) -> Any:
     """torch's own, without its chunking options."""
     from torch.nn import functional as F
 
-    return -F.linear_cross_entropy(hidden, weight, ids, reduction="none")
+    return -(of_token * F.linear_cross_entropy(hidden, weight, ids, reduction="none")).sum()
 
 
-def ours(hidden: Any, weight: Any, ids: Any) -> Any:
+def ours(hidden: Any, weight: Any, ids: Any, of_token: Any) -> Any:
     """What the trainer runs on target tokens."""
     from torch.nn import functional as F
 
     from rl_warmup.objectives.logprobs import token_logps
 
-    return token_logps(hidden, ids, lambda rows: F.linear(rows, weight), len(weight))
+    return (of_token * token_logps(hidden, ids, lambda rows: F.linear(rows, weight), len(weight))).sum()
 
 
 HEADS = {"log_softmax": log_softmax, "logsumexp": logsumexp, "linear_cross_entropy": linear_cross_entropy, "ours": ours}
@@ -62,7 +62,7 @@ def measure_heads(name: str, vocab: int, repeats: int, tokens: int = TOKENS, wid
 
     def call(head: Any) -> Any:
         def run() -> None:
-            (of_token * head(hidden, weight, ids)).sum().backward()
+            head(hidden, weight, ids, of_token).backward()
             hidden.grad = weight.grad = None
 
         return run

@@ -37,8 +37,8 @@ def test_training_on_fewer_warmups_than_there_are_needs_more_than_one(tiny_llama
 def test_heads_agree_and_give_rows():
     import torch
 
-    hidden, weight, ids = torch.randn(6, 4), torch.randn(10, 4), torch.randint(10, (6,))
-    values = [function(hidden, weight, ids) for function in head.HEADS.values()]
+    hidden, weight, ids, of_token = torch.randn(6, 4), torch.randn(10, 4), torch.randint(10, (6,)), torch.rand(6)
+    values = [function(hidden, weight, ids, of_token) for function in head.HEADS.values()]
     for value in values[1:]:
         torch.testing.assert_close(value, values[0])
     rows = head.measure_heads("V=64", 64, repeats=1, tokens=8, width=4)
