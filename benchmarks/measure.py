@@ -21,14 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from benchmarks.results import Row
 
 Call = Callable[[], Any]
-# The kernel `scaled_dot_product_attention` takes on a CPU is missing from torch's table of operations.
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *args, **kwargs: sdpa_flop_count(q, k, v)
+aten = torch.ops.aten
+# Shapes of the arguments -> operations, for what torch's table lacks: the attention kernel of a CPU, and products that add
+# in place, which would make code that uses them look cheaper than it is.
+MISSING = {
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
     ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *args, **kwargs: sdpa_backward_flop_count(grad, q, k, v)
-    ),
+    aten.addmm_: lambda total, a, b, *_, **__: 2 * a[0] * a[1] * b[1],
+    aten.baddbmm_: lambda total, a, b, *_, **__: 2 * a[0] * a[1] * a[2] * b[2],
 }
 
 
@@ -104,7 +106,7 @@ def milliseconds(call: Call) -> float:
 
 def count_flops(call: Call) -> int:
     """Floating point operations of the matrix products of one call (an addition and a multiplication are two)."""
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=MISSING) as counter:
         call()
     return counter.get_total_flops()
 

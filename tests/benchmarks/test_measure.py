@@ -42,6 +42,14 @@ def test_attention_of_the_cpu_kernel_is_counted():
     assert forward_and_backward > 2 * 2 * 4 * 2 * (2 * 8 * 8 * 16)
 
 
+def test_products_that_add_in_place_are_counted():
+    a, b = torch.randn(8, 16), torch.randn(16, 4)
+    assert count_flops(lambda: torch.zeros(8, 4).addmm_(a, b)) == 2 * 8 * 16 * 4
+    assert (
+        count_flops(lambda: torch.zeros(3, 8, 4).baddbmm_(a.expand(3, 8, 16), b.expand(3, 16, 4))) == 3 * 2 * 8 * 16 * 4
+    )
+
+
 def test_rounds_are_interleaved_and_seeded():
     seen = []
     calls = {name: (lambda name=name: seen.append((name, torch.rand(1).item()))) for name in "AB"}
