@@ -99,11 +99,11 @@ def plot(path: Path, rows: list[Row]) -> None:
                 points = [(row.n, getattr(row, column)) for row in line if getattr(row, column) is not None]
                 label = variant if style == "o-" else None
                 axis.plot(*zip(*points, strict=True) if points else ([], []), style, color=f"C{i}", label=label)
-        axis.set(
-            title=shape, xlabel="n, warmups per prompt", ylabel="cost of a step / SFT step", xscale="log", yscale="log"
-        )
+        axis.set(title=shape, xlabel="n, warmups per prompt", ylabel="cost of a step / SFT step", xscale="log")
         ticks = sorted({row.n for row in rows if row.n is not None})
         axis.set_xticks(ticks, map(str, ticks))
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].legend(title="solid: time, dashed: FLOPs", fontsize=8, title_fontsize=8)
