@@ -35,15 +35,26 @@ def linear_cross_entropy(hidden: Any, weight: Any, ids: Any, of_token: Any) -> A
 
 
 def ours(hidden: Any, weight: Any, ids: Any, of_token: Any) -> Any:
-    """What the trainer runs on target tokens."""
-    from torch.nn import functional as F
+    """What the trainer runs where weights follow from the scores."""
+    from rl_warmup.objectives.logprobs import OutputHead, Tokens, token_logps
 
-    from rl_warmup.objectives.logprobs import token_logps
-
-    return (of_token * token_logps(hidden, ids, lambda rows: F.linear(rows, weight), len(weight))).sum()
+    return (of_token * token_logps(hidden, Tokens(ids), OutputHead(weight))).sum()
 
 
-HEADS = {"log_softmax": log_softmax, "logsumexp": logsumexp, "linear_cross_entropy": linear_cross_entropy, "ours": ours}
+def ours_weighted(hidden: Any, weight: Any, ids: Any, of_token: Any) -> Any:
+    """What the trainer runs where weights are known before the forward (`backward_samples`)."""
+    from rl_warmup.objectives.logprobs import OutputHead, Tokens, weighted_logps
+
+    return weighted_logps(hidden, Tokens(ids, weights=of_token), OutputHead(weight))[0]
+
+
+HEADS = {
+    "log_softmax": log_softmax,
+    "logsumexp": logsumexp,
+    "linear_cross_entropy": linear_cross_entropy,
+    "ours": ours,
+    "ours_weighted": ours_weighted,
+}
 
 
 def measure_heads(name: str, vocab: int, repeats: int, tokens: int = TOKENS, width: int = WIDTH) -> list[Row]:
