@@ -14,7 +14,7 @@ GROUP_SIZES = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Shape:
-    """A model with random weights and one batch of random words for it. Lengths are uniform in 50-100 % of the maximum."""
+    """A model with random weights and one batch of random words for it. Lengths: 50-100 % of the maximum."""
 
     name: str
     kind: str  # t5 or llama

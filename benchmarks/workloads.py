@@ -53,12 +53,15 @@ class Workload:
 
 
 def make_workload(shape: Shape, seed: int = 1) -> Workload:
-    """A batch of random words; the first row has the maximal lengths, the others 50-100 % of them."""
+    """A batch of random words, whose lengths are spread evenly over 50-100 % of the shape's maximum.
+
+    Evenly, not at random: with a dozen rows, drawn lengths moved the cost of a step beside SFT's by 7 %.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def words(longest: int) -> list[list[int]]:
-        lengths = torch.randint(longest // 2, longest + 1, (shape.rows,), generator=generator)
-        lengths[0] = longest
+        lengths = torch.linspace(longest / 2, longest, shape.rows).round().int()
+        lengths = lengths[torch.randperm(shape.rows, generator=generator)]
         return [
             torch.randint(len(SPECIAL), shape.vocab, (length,), generator=generator).tolist()
             for length in lengths.tolist()

@@ -22,7 +22,7 @@ from rl_warmup.layouts.head import Head
 
 # Another pass over the network pays when it leaves out this share of all tokens, and this many. Measured on a CPU; an
 # accelerator that is kept busy by a single pass would want more.
-WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.03, 64
+WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.02, 64
 
 
 class Rows(NamedTuple):
