@@ -16,7 +16,7 @@ from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from rl_warmup.layouts.passes import prefix_cache
+from rl_warmup.layouts.passes import attention_window, prefix_cache
 
 T5_LIKE = ("t5", "mt5")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -26,13 +26,13 @@ def decoding_for(model: Any, longest: int) -> type[T5Decoding] | type[LlamaDecod
     """The class that decodes a (plain transformers) model, or None for an architecture whose inside is not known.
 
     Args:
-        longest: tokens of the longest prompt and warmup together; windows of attention must not be shorter.
+        longest: tokens of the longest prompt, warmup and what follows it together; windows of attention must not be
+            shorter.
     """
     kind = model.config.model_type
     if kind in T5_LIKE:
         return T5Decoding
-    windowed = "sliding_attention" in (getattr(model.config, "layer_types", None) or ())
-    if kind in LLAMA_LIKE and not (windowed and longest > model.config.sliding_window):
+    if kind in LLAMA_LIKE and longest <= attention_window(model.config):
         return LlamaDecoding
     return None
 
@@ -81,8 +81,7 @@ class T5Decoding:
 
     def __init__(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, num_warmups: int, max_length: int) -> None:
         self.decoder, self.n = model.get_decoder(), num_warmups
-        config = model.config  # a T5 says whether it scales, an mT5 scales where its embeddings are tied
-        scales = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+        scales = getattr(model.config, "scale_decoder_outputs", False)  # an mT5 never scales
         self.scale = model.model_dim**-0.5 if scales else 1.0
         encoded = model.get_encoder()(input_ids=prompt_ids, attention_mask=prompt_mask).last_hidden_state
         self.prompt_mask, self.encoded = prompt_mask, encoded
@@ -116,14 +115,14 @@ class T5Decoding:
             parts = block.layer
             attention, normed = parts[0].SelfAttention, parts[0].layer_norm(hidden)
             query, key, value = (
-                project(normed).view(len(normed), attention.n_heads, -1)
+                project(normed).unflatten(1, (attention.n_heads, -1))
                 for project in (attention.q, attention.k, attention.v)
             )
             keys, values = self.own.add(layer, step, rows, key, value)
             weights = (query[:, :, None] @ keys.transpose(2, 3) + bias).softmax(-1)
             hidden = hidden + attention.o((weights @ values).flatten(1))
             attention = parts[1].EncDecAttention
-            query = attention.q(parts[1].layer_norm(hidden)).view(len(hidden), attention.n_heads, -1)
+            query = attention.q(parts[1].layer_norm(hidden)).unflatten(1, (attention.n_heads, -1))
             keys, values = self.cross[layer]
             weights = (grid.by_prompt(query).transpose(1, 2) @ keys + self.hidden_prompt).softmax(-1)
             hidden = hidden + attention.o(grid.by_row((weights @ values).transpose(1, 2)).flatten(1))
@@ -180,7 +179,7 @@ class LlamaDecoding:
         for layer, block in enumerate(self.body.layers):
             attention, normed = block.self_attn, block.input_layernorm(hidden)
             query, key, value = (
-                project(normed).view(len(normed), -1, attention.head_dim)
+                project(normed).unflatten(1, (-1, attention.head_dim))
                 for project in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             if hasattr(attention, "q_norm"):  # Qwen3
@@ -198,8 +197,8 @@ class LlamaDecoding:
         `heads` queries share `kv` keys, head h reading key h // (heads/kv).
         """
         prompt_keys, prompt_values = self.prompt[layer]  # (B, kv, width, X), (B, kv, X, width)
-        rows, kv, width = len(query), keys.size(1), query.size(-1)
-        query = query.view(rows, kv, -1, width)
+        kv, width = keys.size(1), query.size(-1)
+        query = query.unflatten(1, (kv, -1))
         together = grid.by_prompt(query).transpose(1, 2).flatten(2, 3)  # (B, kv, n*heads/kv, width)
         seen = (together @ prompt_keys + self.hidden_prompt).view(grid.prompts, kv, grid.n, -1, prompt_keys.size(3))
         scores = torch.cat([grid.by_row(seen.transpose(1, 2)), query @ keys.transpose(2, 3)], 3)

@@ -142,6 +142,14 @@ def drops_caches(model: Any) -> bool:
     return model.training and torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False)
 
 
+def attention_window(config: Any) -> float:
+    """How far back every layer looks: a block mask replaces the windows of layers that look less far."""
+    config = config.get_text_config(decoder=True)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    window = getattr(config, "sliding_window", None)
+    return window if slides and window else float("inf")
+
+
 class _Once(DynamicLayer):
     """Keeps nothing: one forward reads its own keys and values and is done."""
 
