@@ -138,8 +138,8 @@ def shared_states(model: Any, head: Head, rows: Rows) -> States:
 
 
 def drops_caches(model: Any) -> bool:
-    """Whether layers will ignore caches: gradient checkpointing runs them twice."""
-    return model.training and torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False)
+    """Whether layers will ignore caches: those that checkpoint do so in training mode, with gradient or without."""
+    return model.training and getattr(model, "is_gradient_checkpointing", False)
 
 
 def attention_window(config: Any) -> float:
@@ -200,7 +200,7 @@ def buckets(lengths: list[int], one: bool) -> list[tuple[list[int], int]]:
     cuts = [0, len(order)]
     if one:
         return [(list(range(len(lengths))), ordered[-1])]
-    enough = max(WORTH_A_PASS * len(order) * ordered[-1], TOKENS_WORTH_A_PASS)
+    enough = max(WORTH_A_PASS * len(order) * ordered[-1], TOKENS_WORTH_A_PASS, 1)
     while True:
         saved, cut = max(
             ((cut - low) * (ordered[high - 1] - ordered[cut - 1]), cut)
