@@ -46,7 +46,8 @@ class _Own:
 
     def add(self, layer: int, step: int, rows: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (R, heads, width) of one step for some rows; what these rows have so far, (R, heads, step + 1, width)."""
-        self.keys[layer, rows, :, step], self.values[layer, rows, :, step] = keys, values
+        for buffer, new in ((self.keys, keys), (self.values, values)):
+            buffer[layer, rows, :, step] = new.to(buffer.dtype)  # autocast: a cache's are float32, products are bf16
         return self.keys[layer, rows, :, : step + 1], self.values[layer, rows, :, : step + 1]
 
 
