@@ -186,6 +186,21 @@ def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, lay
         assert (ours - theirs).abs().max() < 0.5  # nats, of a whole warmup
 
 
+def test_under_autocast(known, law_of):
+    """Float32 weights, bf16 products: the trainer samples under the precision that scores."""
+    (model, layout), law = known, law_of(**LAWS["tempered"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+        batch = spliced(layout, warmups)
+        told, stock = score_sampled(model, batch, law), score(model, batch, law).detach()
+    truth = score(model, batch, law).detach()
+    assert told.warmup_logprob.dtype == told.token_logps.dtype == torch.float32
+    for kind in ("warmup_logprob", "target_logprob"):
+        ours, theirs, right = (getattr(scores, kind) for scores in (told, stock, truth))
+        assert (ours - right).abs().mean() < 1.4 * (theirs - right).abs().mean() + 0.02 < 0.2
+        assert (ours - theirs).abs().max() < 0.5
+
+
 def test_lengths_are_carried_and_not_read_off_padding(known, law_of):
     """A law that allows the pad and the end token inside a warmup."""
     model, layout = known

@@ -86,8 +86,8 @@ def test_the_objective_is_the_loss(network, monkeypatch, chunk):
 
 
 def test_the_objective_under_autocast(network):
-    """In bf16 both ways see the same states; the plain one sends its gradient back the same way, so that rounding alone is
-    left between them: 1 % of the norm, where bf16 itself is off from float32 by several."""
+    """In bf16 both ways see the same states and form the same gradient of them: 1e-5 of its norm is left to the order of
+    sums, where bf16 itself is off from float32 by 2 to 3 %."""
     model, batch, law = network
     weights = weights_of()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -97,7 +97,7 @@ def test_the_objective_under_autocast(network):
     policy, target = weighted_loss(plain, weights, 1.0)
     assert -formed.objective.item() == pytest.approx((policy + target).item(), rel=1e-5)
     expected = gradients(model, policy + target)
-    assert relative(gradients(model, -formed.objective), expected) < 0.01
+    assert relative(gradients(model, -formed.objective), expected) < 1e-5
 
 
 def test_rows_without_weight_have_no_gradient(network):
