@@ -13,13 +13,21 @@ LIMIT = 5  # of sampling_worker.py
 
 
 @pytest.fixture(scope="module")
-def ranks() -> list[dict]:
-    """What both processes drew."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = Path(__file__).with_name("sampling_worker.py")
-    done = subprocess.run([*launch, str(worker)], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def ranks(tmp_path_factory) -> list[dict]:
+    """What both processes drew. Started by hand: a launcher would spend as long again on importing torch."""
+    worker, place = Path(__file__).with_name("sampling_worker.py"), tmp_path_factory.mktemp("synced") / "meeting-place"
+    both = [
+        subprocess.Popen([sys.executable, worker, str(rank), place], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank in (0, 1)
+    ]
+    try:
+        answers = [process.communicate(timeout=240) for process in both]
+    finally:
+        for process in both:
+            process.kill()  # one that waits for another which has failed would wait for long
+    for process, (_, errors) in zip(both, answers, strict=True):
+        assert process.returncode == 0, errors.decode()
+    return [json.loads(output) for output, _ in answers]
 
 
 def close(one: list[list[float]] | None, other: list[list[float]] | None) -> bool:
