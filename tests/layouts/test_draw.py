@@ -124,6 +124,14 @@ def test_frequencies_of_a_peaked_row():
     assert 1 - torch.special.gammainc(torch.tensor((vocab - 1) / 2).double(), statistic / 2).item() > 1e-4
 
 
+def test_a_point_that_rounding_has_put_at_the_very_end():
+    """No uniform is 1, but a point may round to the end: it belongs to the last possible token, not to none."""
+    for possible in ([5, 70], [63], [64], [129], [0, 128]):
+        tokens, logps = draw(with_possible(130, possible), torch.ones(1, 1, dtype=torch.float64))
+        assert tokens.item() == possible[-1]
+        assert logps.isfinite().all()
+
+
 def test_no_rows():
     """A process whose warmups have all ended still takes the steps of the others."""
     tokens, logps = draw(torch.zeros(0, 65), torch.zeros(0, 1, dtype=torch.float64))
