@@ -95,6 +95,8 @@ def test_defaults_are_usable():
         ({"min_warmup_length": 9, "max_warmup_length": 8}, "min_warmup_length: 9 exceeds max_warmup_length 8."),
         ({"target_ess": 5}, "target_ess: 5.0 must lie between 1 and num_warmups (4)."),
         ({"target_ess": 0.5}, "target_ess: 0.5 must lie between 1 and num_warmups (4)."),
+        ({"backward_samples": 0}, "backward_samples: 0 must lie between 1 and num_warmups (4)"),
+        ({"backward_samples": 5}, "backward_samples: 5 must lie between 1 and num_warmups (4)"),
         (
             {"proposal_only": True},
             "proposals: is empty, but proposal_only or anchor_weight need at least one proposal.",

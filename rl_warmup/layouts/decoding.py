@@ -44,11 +44,15 @@ class _Own:
         self.keys = like.new_zeros(layers, rows, like.size(1), max_length, like.size(-1))
         self.values = torch.zeros_like(self.keys)
 
-    def add(self, layer: int, step: int, rows: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (R, heads, width) of one step for some rows; what these rows have so far, (R, heads, step + 1, width)."""
+    def add(self, layer: int, step: int, grid: _Grid, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (R, heads, width) of one step; everything so far, (B*n, heads, step + 1, width), uncopied.
+
+        Rows that have ended are read too: their attention costs less than copying the others together.
+        """
         for buffer, new in ((self.keys, keys), (self.values, values)):
-            buffer[layer, rows, :, step] = new.to(buffer.dtype)  # autocast: a cache's are float32, products are bf16
-        return self.keys[layer, rows, :, : step + 1], self.values[layer, rows, :, : step + 1]
+            buffer[layer, grid.rows, :, step] = new.to(buffer.dtype)  # autocast: a cache's are float32, products bf16
+        every = len(self.keys[layer]) // (grid.prompts * grid.n)  # the start token is written to a group's first row
+        return self.keys[layer, ::every, :, : step + 1], self.values[layer, ::every, :, : step + 1]
 
 
 class _Grid:
@@ -65,8 +69,7 @@ class _Grid:
         return values.view(self.prompts, self.n, *values.shape[1:])
 
     def by_row(self, values: Tensor) -> Tensor:
-        """(B, n, ...) -> (R, ...)."""
-        values = values.flatten(0, 1)
+        """(B*n, ...) -> (R, ...)."""
         return values if self.full else values.index_select(0, self.rows)
 
 
@@ -103,13 +106,13 @@ class T5Decoding:
         """(B, d) states that predict the first token, the same for all warmups of a prompt."""
         prompts = len(self.start)
         everyone = torch.arange(prompts * self.n, device=self.start.device)
-        return self._step(self.start, everyone[:: self.n], _Grid(everyone[:prompts], prompts, 1), 0)
+        return self._step(self.start, _Grid(everyone[:: self.n], prompts, 1), 0)
 
     def next(self, tokens: Tensor, rows: Tensor, step: int) -> Tensor:
         """(R, d) states that predict token `step` of these rows, after tokens (R,) were written at `step` - 1."""
-        return self._step(tokens, rows, _Grid(rows, len(self.start), self.n), step)
+        return self._step(tokens, _Grid(rows, len(self.start), self.n), step)
 
-    def _step(self, tokens: Tensor, rows: Tensor, grid: _Grid, step: int) -> Tensor:
+    def _step(self, tokens: Tensor, grid: _Grid, step: int) -> Tensor:
         hidden = self.decoder.embed_tokens(tokens)
         bias = self.bias[..., self.bias.size(-1) - 1 - step :]
         for layer, block in enumerate(self.decoder.block):
@@ -119,18 +122,19 @@ class T5Decoding:
                 project(normed).unflatten(1, (attention.n_heads, -1))
                 for project in (attention.q, attention.k, attention.v)
             )
-            keys, values = self.own.add(layer, step, rows, key, value)
-            weights = (query[:, :, None] @ keys.transpose(2, 3) + bias).softmax(-1)
-            hidden = hidden + attention.o((weights @ values).flatten(1))
+            keys, values = self.own.add(layer, step, grid, key, value)
+            query = grid.by_prompt(query).flatten(0, 1)[:, :, None]
+            weights = (query @ keys.transpose(2, 3) + bias).softmax(-1)
+            hidden = hidden + attention.o(grid.by_row(weights @ values).flatten(1))
             attention = parts[1].EncDecAttention
             query = attention.q(parts[1].layer_norm(hidden)).unflatten(1, (attention.n_heads, -1))
             keys, values = self.cross[layer]
             weights = (grid.by_prompt(query).transpose(1, 2) @ keys + self.hidden_prompt).softmax(-1)
-            hidden = hidden + attention.o(grid.by_row((weights @ values).transpose(1, 2)).flatten(1))
+            hidden = hidden + attention.o(grid.by_row((weights @ values).transpose(1, 2).flatten(0, 1)).flatten(1))
             hidden = parts[-1](hidden)
         if step == 0:  # the start token is read once per prompt, and remembered by all its warmups
             for buffer in (self.own.keys, self.own.values):
-                buffer[..., 0, :] = buffer[:, rows, :, 0].repeat_interleave(self.n, 1)
+                buffer[..., 0, :] = buffer[:, grid.rows, :, 0].repeat_interleave(self.n, 1)
         return self.decoder.final_layer_norm(hidden) * self.scale
 
     def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
@@ -186,7 +190,7 @@ class LlamaDecoding:
             if hasattr(attention, "q_norm"):  # Qwen3
                 query, key = attention.q_norm(query), attention.k_norm(key)
             query, key = apply_rotary_pos_emb(query, key, cos, sin)
-            keys, values = self.own.add(layer, step - 1, rows, key, value)
+            keys, values = self.own.add(layer, step - 1, grid, key, value)
             read = self._attend(query * attention.scaling, keys, values, layer, grid)
             hidden = hidden + attention.o_proj(read)
             hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
@@ -198,15 +202,14 @@ class LlamaDecoding:
         `heads` queries share `kv` keys, head h reading key h // (heads/kv).
         """
         prompt_keys, prompt_values = self.prompt[layer]  # (B, kv, width, X), (B, kv, X, width)
-        kv, width = keys.size(1), query.size(-1)
-        query = query.unflatten(1, (kv, -1))
-        together = grid.by_prompt(query).transpose(1, 2).flatten(2, 3)  # (B, kv, n*heads/kv, width)
-        seen = (together @ prompt_keys + self.hidden_prompt).view(grid.prompts, kv, grid.n, -1, prompt_keys.size(3))
-        scores = torch.cat([grid.by_row(seen.transpose(1, 2)), query @ keys.transpose(2, 3)], 3)
-        of_prompt, of_own = scores.softmax(-1).split([prompt_keys.size(3), keys.size(2)], 3)
-        back = grid.by_prompt(of_prompt).transpose(1, 2).flatten(2, 3) @ prompt_values
-        back = grid.by_row(back.view(grid.prompts, kv, grid.n, -1, width).transpose(1, 2))
-        return (back + of_own @ values).flatten(1)
+        query = grid.by_prompt(query.unflatten(1, (keys.size(1), -1)))  # (B, n, kv, heads/kv, width)
+        seen = query.transpose(1, 2).flatten(2, 3) @ prompt_keys + self.hidden_prompt  # (B, kv, n*heads/kv, X)
+        seen = seen.unflatten(2, query.shape[1:4:2]).transpose(1, 2).flatten(0, 1)
+        scores = torch.cat([seen, query.flatten(0, 1) @ keys.transpose(2, 3)], 3)
+        of_prompt, of_own = scores.softmax(-1).split([seen.size(3), keys.size(2)], 3)
+        of_prompt = of_prompt.unflatten(0, query.shape[:2]).transpose(1, 2).flatten(2, 3)
+        read = (of_prompt @ prompt_values).unflatten(2, query.shape[1:4:2]).transpose(1, 2).flatten(0, 1)
+        return grid.by_row(read + of_own @ values).flatten(1)
 
     def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
         """Arguments of the stock forward that continues these rows (R,) with `inputs` (R, W)."""

@@ -22,7 +22,7 @@ from rl_warmup.layouts.head import Head
 
 # Another pass over the network pays when it leaves out this share of all tokens, and this many. Measured on a CPU; an
 # accelerator that is kept busy by a single pass would want more.
-WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.1, 64
+WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.03, 64
 
 
 class Rows(NamedTuple):
@@ -56,21 +56,23 @@ def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States
     inputs = torch.cat([start, rows.seq_ids[:, :-1]], 1)
     passes = []
     groups = buckets(rows.seq_mask.sum(1).tolist(), one_pass)
-    for chosen, width in groups:
-        index = torch.tensor(chosen, device=inputs.device)
+    parts = [torch.tensor(chosen, device=inputs.device) for chosen, _ in groups]
+    ids = [inputs[index, :width] for index, (_, width) in zip(parts, groups, strict=True)]
+    embedded = _embed(model.get_decoder().get_input_embeddings(), ids)
+    for index, inputs_embeds in zip(parts, embedded, strict=True):
         prompts = rows.prompt_index[index]
         extra: dict[str, Any] = {"use_cache": False}
         if cross is None:
             states = encoded.index_select(0, prompts)
         else:
-            states = encoded[:1].expand(len(chosen), -1, -1)  # its shape alone is read: keys and values are there
+            states = encoded[:1].expand(len(index), -1, -1)  # its shape alone is read: keys and values are there
             filled = prefix_cache([(k.index_select(0, prompts), v.index_select(0, prompts)) for k, v in cross])
             extra = {"past_key_values": EncoderDecoderCache(Cache(layer_class_to_replicate=_Once), filled)}
         passes.append(
             head.capture(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=rows.prompt_mask[prompts],
-                decoder_input_ids=inputs[index, :width],
+                decoder_inputs_embeds=inputs_embeds,
                 **extra,
             )
         )
@@ -81,7 +83,7 @@ def joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
     """Decoder-only, prompt and row behind each other: for one row per prompt, and where caches cannot be used."""
     prompt_lengths, lengths = rows.prompt_mask.sum(1)[rows.prompt_index], rows.seq_mask.sum(1)
     groups = buckets((prompt_lengths + lengths).tolist(), one_pass)
-    passes = []
+    ids, masks = [], []
     for chosen, width in groups:
         index = torch.tensor(chosen, device=lengths.device)
         before = prompt_lengths[index, None]
@@ -89,9 +91,12 @@ def joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
         prompt = rows.prompt_ids[rows.prompt_index[index]]
         prompt = prompt.gather(1, columns.clamp(max=prompt.size(1) - 1))
         row = rows.seq_ids[index].gather(1, (columns - before).clamp(0, rows.seq_ids.size(1) - 1))
-        ids = torch.where(columns < before, prompt, row)
-        mask = (columns < before + lengths[index, None]).long()
-        passes.append(head.capture(input_ids=ids, attention_mask=mask, use_cache=False))
+        ids.append(torch.where(columns < before, prompt, row))
+        masks.append((columns < before + lengths[index, None]).long())
+    passes = [
+        head.capture(inputs_embeds=inputs_embeds, attention_mask=mask, use_cache=False)
+        for inputs_embeds, mask in zip(_embed(model.get_input_embeddings(), ids), masks, strict=True)
+    ]
     hidden, where = _join(passes, groups, rows.seq_ids.size(1))
     where = where + prompt_lengths[:, None] - 1  # the token before a row's first is its prompt's last
     return States(hidden, where.clamp(max=len(hidden) - 1))
@@ -102,34 +107,34 @@ def shared_states(model: Any, head: Head, rows: Rows) -> States:
 
     A row's tokens see the prompt's cached keys and values and their own row, at the positions they would have alone.
     """
-    prompts, width = rows.prompt_ids.shape
-    cache = Cache(layer_class_to_replicate=_Prefix)
-    hidden = head.capture(input_ids=rows.prompt_ids, past_key_values=cache, use_cache=True)
-    prompt_lengths = rows.prompt_mask.sum(1)
-    last = hidden[torch.arange(prompts, device=hidden.device), prompt_lengths - 1]
+    (prompts, width), device = rows.prompt_ids.shape, rows.prompt_ids.device
     inputs = rows.seq_mask.sum(1) - 1  # nothing is predicted from a row's last token
-    lines = _lines(inputs.tolist(), rows.prompt_index.tolist(), last.size(1))
-    owner = torch.tensor(lines.prompt, device=hidden.device)
-    if lines.prompt != list(range(prompts)):
-        cache = prefix_cache([(x.keys[owner], x.values[owner]) for x in cache.layers])
-    begin = torch.tensor(lines.begin, device=hidden.device)
-    step = torch.arange(rows.seq_ids.size(1), device=hidden.device)
+    embedding = model.get_input_embeddings()
+    lines = _lines(inputs.tolist(), rows.prompt_index.tolist(), embedding.weight.size(-1))
+    owner, begin = torch.tensor(lines.prompt, device=device), torch.tensor(lines.begin, device=device)
+    step = torch.arange(rows.seq_ids.size(1), device=device)
     real = step < inputs[:, None]
     slots = (begin[:, None] + step)[real]
 
     def placed(values: Tensor, fill: int) -> Tensor:
-        line = torch.full((len(lines.prompt) * lines.width,), fill, device=hidden.device)
+        line = torch.full((len(lines.prompt) * lines.width,), fill, device=device)
         return line.index_copy(0, slots, values.expand_as(real)[real]).view(len(lines.prompt), lines.width)
 
-    row = placed(torch.arange(len(begin), device=hidden.device)[:, None], -1)
-    position = placed(step, 0)
+    filler = int(rows.seq_ids[0, 0])  # any token: nothing looks at it
+    of_prompts, of_lines = _embed(embedding, [rows.prompt_ids, placed(rows.seq_ids, filler)])
+    cache, prompt_lengths = Cache(layer_class_to_replicate=_Prefix), rows.prompt_mask.sum(1)
+    read = head.capture(inputs_embeds=of_prompts, past_key_values=cache, use_cache=True)
+    last = read[torch.arange(prompts, device=device), prompt_lengths - 1]
+    if lines.prompt != list(range(prompts)):
+        cache = prefix_cache([(x.keys[owner], x.values[owner]) for x in cache.layers])
+    row, position = placed(torch.arange(len(begin), device=device)[:, None], -1), placed(step, 0)
     own = (row[:, :, None] == row[:, None, :]) & (position[:, :, None] >= position[:, None, :]) & (row >= 0)[:, :, None]
-    prompt = torch.arange(width, device=hidden.device) < prompt_lengths[owner, None]
+    prompt = torch.arange(width, device=device) < prompt_lengths[owner, None]
     seen = torch.cat([prompt[:, None].expand(-1, lines.width, -1), own], 2)[:, None]
     dtype = cache.layers[0].keys.dtype
-    mask = torch.zeros(seen.shape, dtype=dtype, device=hidden.device).masked_fill(~seen, torch.finfo(dtype).min)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
     packed = head.capture(
-        input_ids=placed(rows.seq_ids, int(rows.seq_ids[0, 0])), attention_mask=mask,
+        inputs_embeds=of_lines, attention_mask=mask,
         position_ids=prompt_lengths[owner, None] + position, past_key_values=cache, use_cache=True,
     )  # fmt: skip
     where = torch.cat([rows.prompt_index[:, None], prompts + begin[:, None] + step[:-1]], 1)
@@ -148,6 +153,12 @@ def attention_window(config: Any) -> float:
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     window = getattr(config, "sliding_window", None)
     return window if slides and window else float("inf")
+
+
+def _embed(embedding: Any, ids: list[Tensor]) -> list[Tensor]:
+    """Embed several (n, width) at once: every look-up would cost a gradient as large as the whole embedding."""
+    flat = embedding(torch.cat([part.flatten() for part in ids]))
+    return [part.view(*like.shape, -1) for part, like in zip(flat.split([i.numel() for i in ids]), ids, strict=True)]
 
 
 class _Once(DynamicLayer):

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from rl_warmup.batch import RowWeights, Scores, WarmupBatch
+from rl_warmup.layouts.decoding import LLAMA_LIKE
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.passes import (
@@ -59,7 +60,9 @@ def enable_scoring(model: nn.Module) -> None:
     model._warmup_head = head  # type: ignore[assignment]
     model.forward = types.MethodType(forward, model)
     head.module.forward = head.forward
-    if all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here
+    if not all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here: nothing can be tried
+        head.shares_prompts = head.model.config.model_type in LLAMA_LIKE
+    else:
         try:
             _check_against_stock(model)
         except ValueError:

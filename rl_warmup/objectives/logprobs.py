@@ -2,7 +2,7 @@
 
 Knows: hidden states of the counted positions and the matrix that turns them into logits. Must not know: models, layouts.
 Always float32, also under autocast: bf16 logits were measured off by 0.07 nats on a small sum. The gradient is written out
-by hand, d log P(t) / d logits = onehot(t) - softmax, so that one buffer serves logits, probabilities and gradient in turn.
+by hand, d log P(t) / d logits = onehot(t) - softmax, and goes into the matrix products without being written down.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LOGITS_PER_CHUNK = 1 << 21  # 8 MiB of float32, which stay in a processor's cache ...
@@ -40,10 +39,11 @@ class OutputHead:
     scale: float = 1.0
     cap: float | None = None  # logits become cap·tanh(logits/cap)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """(m, V) float32. A weight in half precision is cast, so cast it once with `in_float32` for several calls."""
-        bias = None if self.bias is None else self.bias.float()
-        out = F.linear(hidden.float(), self.weight.float(), bias)
+        out = torch.mm(hidden.float(), self.weight.float().t(), out=out)
+        if self.bias is not None:
+            out += self.bias.float()
         if self.scale != 1:
             out *= self.scale
         return out.div_(self.cap).tanh_().mul_(self.cap) if self.cap else out
@@ -103,35 +103,29 @@ class _TokenLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tokens, scale: float, cap: float | None
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            head = OutputHead(weight, bias, scale, cap).in_float32()
-            logps = torch.empty(len(tokens.ids), dtype=torch.float32, device=hidden.device)
-            pieces = list(tokens.pieces(len(weight)))
-            kept, room = [], KEPT_LOGITS if any(ctx.needs_input_grad[:3]) else 0
-            for piece in pieces:
-                log_probs = _log_probs(hidden[piece], tokens, piece, head)
-                logps[piece] = _pick(log_probs, tokens.ids[piece])
-                room = (
-                    room - log_probs.numel() if room >= log_probs.numel() else 0
-                )  # kept from the first on, without gaps
-                if room:
-                    kept.append(log_probs)
-        ctx.tokens, ctx.pieces, ctx.scale, ctx.cap = tokens, pieces, scale, cap
-        ctx.save_for_backward(hidden, weight, bias, *kept)
-        return logps
+            work = _Work(hidden, OutputHead(weight, bias, scale, cap), tokens)
+            room = KEPT_LOGITS if any(ctx.needs_input_grad[:3]) else 0
+            kept = []
+            for piece in work.pieces:
+                keep = room >= (piece.stop - piece.start) * len(weight)  # from the first on, without gaps
+                probs = work.probabilities(piece, torch.empty(0, device=hidden.device) if keep else None)
+                room = room - probs.numel() if keep else 0
+                if keep:
+                    kept.append(probs)
+        ctx.tokens, ctx.pieces, ctx.scale, ctx.cap = tokens, work.pieces, scale, cap
+        ctx.save_for_backward(hidden, weight, bias, work.logps, work.normalizer, *kept)
+        return work.logps
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, *kept = ctx.saved_tensors
+        hidden, weight, bias, logps, normalizer, *kept = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
-            head = OutputHead(weight, bias, ctx.scale, ctx.cap).in_float32()
-            sums = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
-            for index, piece in enumerate(ctx.pieces):
-                if index < len(kept):
-                    log_probs, probs = kept[index], kept[index].exp()
-                else:
-                    log_probs = _log_probs(hidden[piece], ctx.tokens, piece, head)
-                    probs = log_probs.exp() if head.cap else log_probs.exp_()
-                sums.add(piece, log_probs, probs, ctx.tokens, grad[piece], head)
+            work = _Work(hidden, OutputHead(weight, bias, ctx.scale, ctx.cap), ctx.tokens, ctx.pieces)
+            work.logps, work.normalizer = logps.clone(), normalizer.clone()
+            sums = _Gradients(work, hidden, weight, bias, ctx.needs_input_grad)
+            for index, piece in enumerate(work.pieces):
+                probs = kept[index] if index < len(kept) else work.probabilities(piece)
+                sums.add(piece, probs, grad[piece])
         return (*sums.as_given(), None, None, None)
 
 
@@ -142,19 +136,16 @@ class _WeightedLogps(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         assert tokens.weights is not None
         with torch.autocast(hidden.device.type, enabled=False):
-            head = OutputHead(weight, bias, scale, cap).in_float32()
-            sums = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
-            logps = torch.empty(len(tokens.ids), dtype=torch.float32, device=hidden.device)
-            for piece in tokens.pieces(len(weight)):
-                log_probs = _log_probs(hidden[piece], tokens, piece, head)
-                logps[piece] = _pick(log_probs, tokens.ids[piece])
+            work = _Work(hidden, OutputHead(weight, bias, scale, cap), tokens)
+            sums = _Gradients(work, hidden, weight, bias, ctx.needs_input_grad)
+            for piece in work.pieces:
+                probs = work.probabilities(piece)
                 if any(ctx.needs_input_grad[:3]):
-                    probs = log_probs.exp() if head.cap else log_probs.exp_()
-                    sums.add(piece, log_probs, probs, tokens, tokens.weights[piece], head)
-            total = (tokens.weights.double() * logps.double()).sum().float()
+                    sums.add(piece, probs, tokens.weights[piece])
+            total = (tokens.weights.double() * work.logps.double()).sum().float()
         ctx.gradients = sums.as_given()
-        ctx.mark_non_differentiable(logps)
-        return total, logps
+        ctx.mark_non_differentiable(work.logps)
+        return total, work.logps
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -165,11 +156,41 @@ class _WeightedLogps(torch.autograd.Function):
         return (*(None if g is None else g.mul_(grad) for g in gradients), None, None, None)
 
 
+class _Work:
+    """M tokens piece by piece; two buffers serve all pieces, as fresh memory costs a processor more than the arithmetic."""
+
+    def __init__(self, hidden: Tensor, head: OutputHead, tokens: Tokens, pieces: list[slice] | None = None) -> None:
+        self.hidden, self.head, self.tokens = hidden.detach(), head.in_float32(), tokens
+        vocab_size = len(head.weight)
+        self.pieces = list(tokens.pieces(vocab_size)) if pieces is None else pieces
+        longest = max((piece.stop - piece.start for piece in self.pieces), default=0)
+        self.buffers = [torch.empty(longest, vocab_size if longest else 0, device=hidden.device) for _ in range(2)]
+        self.logps, self.normalizer = (torch.empty(len(tokens.ids), device=hidden.device) for _ in range(2))
+
+    def states(self, piece: slice) -> Tensor:
+        """(m, d) float32."""
+        return self.hidden[piece].float()
+
+    def probabilities(self, piece: slice, out: Tensor | None = None) -> Tensor:
+        """(m, V) softmax of the logits, in `out` or in a buffer; fills in the piece's `logps` and `normalizer`."""
+        tokens, rows = self.tokens, piece.stop - piece.start
+        logits = self.head.logits(self.states(piece), self.buffers[0][:rows])
+        if piece.start < tokens.num_actions and tokens.law is not None and tokens.steps is not None:
+            tokens.law.restrict_(logits, tokens.steps[piece], tokens.ids[piece])
+        probs = torch.softmax(logits, 1, out=self.buffers[1][:rows] if out is None else out)
+        # exact also where a probability is too small for a float32, as log softmax is
+        self.normalizer[piece] = logits.amax(1) - probs.amax(1).log()
+        self.logps[piece] = logits.gather(1, tokens.ids[piece, None])[:, 0] - self.normalizer[piece]
+        return probs
+
+
 class _Gradients:
     """Sums over pieces of the gradients of hidden states, head and bias, float32; None where nobody asks."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
-        self.hidden = hidden.detach()
+    def __init__(
+        self, work: _Work, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]
+    ) -> None:
+        self.work = work
         self.dtypes = [hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype]
         shapes = [hidden.shape, weight.shape, None if bias is None else bias.shape]
         self.sums = [
@@ -177,50 +198,32 @@ class _Gradients:
             for shape, wanted in zip(shapes, needed, strict=False)
         ]
 
-    def add(
-        self, piece: slice, log_probs: Tensor, probs: Tensor, tokens: Tokens, weights: Tensor, head: OutputHead
-    ) -> None:
-        """d Σ w_t log P_t of one piece. `probs` is overwritten.
+    def add(self, piece: slice, probs: Tensor, weights: Tensor) -> None:
+        """d Σ w_t log P_t of one piece: per token w·(onehot - softmax), times what stands between matrix and softmax.
 
-        Per token w·(onehot - softmax), times what stands between matrix and softmax. A token's weight is multiplied into
-        its rows of width d rather than into its row of width V.
+        A token's weight is multiplied into its rows of width d rather than into its row of width V, and the onehot is a
+        row of the head: `probs` (m, V) is only read.
         """
         to_hidden, to_weight, to_bias = self.sums
-        ids, temperature = tokens.ids[piece], tokens.temperature(piece)
-        if (
-            head.cap
-        ):  # capped = cap·tanh(raw/cap) has the slope 1 - (capped/cap)²; a masked token has no probability anyway
-            normalizer = self._capped(piece, ids, head) / temperature - _pick(log_probs, ids)
-            capped = (log_probs + normalizer[:, None]).mul_(temperature / head.cap).clamp_(-1, 1)
-        probs.scatter_add_(1, ids[:, None], probs.new_full((len(ids), 1), -1.0))
-        if head.cap:
-            probs.mul_(1 - capped.square_())
+        head, ids, temperature = self.work.head, self.work.tokens.ids[piece], self.work.tokens.temperature(piece)
+        chosen = torch.ones_like(weights)
+        if head.cap:  # capped = cap·tanh(raw/cap) has the slope 1 - (capped/cap)²
+            normalizer, ratio = self.work.normalizer[piece], temperature / head.cap
+            slope = 1 - ((probs.log() + normalizer[:, None]) * ratio).clamp_(-1, 1).square_()
+            probs = probs * slope
+            chosen = 1 - ((self.work.logps[piece] + normalizer) * ratio).square()
         factor = (weights * (-head.scale / temperature))[:, None]
+        states = self.work.states(piece) * factor
         if to_hidden is not None:
-            torch.mm(probs, head.weight, out=to_hidden[piece]).mul_(factor)
+            torch.mm(probs, head.weight, out=to_hidden[piece])
+            to_hidden[piece].sub_(head.weight[ids] * chosen[:, None]).mul_(factor)
         if to_weight is not None:
-            to_weight.addmm_(probs.t(), self.hidden[piece].float() * factor)
+            to_weight.addmm_(probs.t(), states)
+            to_weight.index_add_(0, ids, states * -chosen[:, None])
         if to_bias is not None:
             to_bias.addmv_(probs.t(), factor[:, 0])
-
-    def _capped(self, piece: slice, ids: Tensor, head: OutputHead) -> Tensor:
-        """(m,) logits of the chosen tokens, by which log-probabilities are told apart from logits."""
-        chosen = (self.hidden[piece].float() * head.weight[ids]).sum(1)
-        chosen = (chosen if head.bias is None else chosen + head.bias[ids]) * head.scale
-        return torch.tanh(chosen / head.cap) * head.cap if head.cap else chosen
+            to_bias.index_add_(0, ids, factor[:, 0] * -chosen)
 
     def as_given(self) -> list[Tensor | None]:
         """In the precision of what they are gradients of."""
         return [None if g is None else g.to(dtype) for g, dtype in zip(self.sums, self.dtypes, strict=True)]
-
-
-def _log_probs(hidden: Tensor, tokens: Tokens, piece: slice, head: OutputHead) -> Tensor:
-    """(m, V) log-probabilities of a piece."""
-    logits = head.logits(hidden.detach())
-    if piece.start < tokens.num_actions and tokens.law is not None and tokens.steps is not None:
-        logits = tokens.law.restrict_(logits, tokens.steps[piece], tokens.ids[piece])
-    return logits.log_softmax(1)
-
-
-def _pick(log_probs: Tensor, ids: Tensor) -> Tensor:
-    return log_probs.gather(1, ids[:, None])[:, 0]

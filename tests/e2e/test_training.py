@@ -30,7 +30,10 @@ def assert_same(one, other, tolerance):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("settings", [{}, {"objective": "sft"}, {"proposals": ["reverse"], "proposal_only": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"objective": "sft"}, {"proposals": ["reverse"], "proposal_only": True}, {"backward_samples": 1}],
+)
 def test_eight_micro_batches_of_one_equal_one_of_eight(make_trainer, kind, settings):
     runs = []
     for size, pieces in ((8, 1), (1, 8)):
@@ -84,8 +87,32 @@ def test_every_objective_trains_both_layouts(make_trainer, objective):
         assert any(not torch.equal(before[name], after) for name, after in weights(trainer).items())
 
 
-def test_a_resumed_run_ends_like_one_left_alone(make_trainer, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawn_gradients_change_no_number_that_is_logged(make_trainer, kind):
+    """Every warmup is still scored and weighed; the first update, before weights differ, logs the same."""
+    logs = []
+    for k in (None, 1, 2):
+        trainer = make_trainer(kind, f"k{k}", backward_samples=k, empty_share=0.6, max_steps=1)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    for log in logs[1:]:
+        assert log.keys() == logs[0].keys()
+        for name in ("loss", "loss/policy", "loss/target", "target_logprob", "warmup_logp", "ess", "gain", "reward"):
+            assert log[name] == pytest.approx(logs[0][name], rel=1e-4, abs=1e-6), name
+
+
+def test_drawn_gradients_learn(make_trainer):
+    """One of four warmups gets a gradient, and the targets become likely all the same."""
+    trainer = make_trainer(backward_samples=1, num_warmups=4, max_steps=150, learning_rate=3e-3, logging_steps=10)
+    trainer.train()
+    first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
+    assert last["target_logprob"] > first["target_logprob"] / 2
+
+
+@pytest.mark.parametrize("drawn", [None, 1])
+def test_a_resumed_run_ends_like_one_left_alone(make_trainer, tmp_path, drawn):
     settings = {
+        "backward_samples": drawn,
         "max_steps": 8, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "proposals": ["reverse"],
         "readiness": -4.0,
         "anchor_weight": 0.1, "target_ess": 2.0, "eval_dataset": ledger_rows(8, seed=5), "eval_strategy": "steps",

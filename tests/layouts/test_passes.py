@@ -39,7 +39,10 @@ def slots(lengths, groups) -> int:
         ([10] * 10 + [100] * 10 + [300], [(list(range(10)), 10), (list(range(10, 20)), 100), ([20], 300)]),
     ],
 )
-def test_buckets_by_hand(lengths, expected):
+def test_buckets_by_hand(lengths, expected, monkeypatch):
+    """A pass must save 64 tokens and a tenth of all, whatever has been measured since."""
+    monkeypatch.setattr(passes, "WORTH_A_PASS", 0.1)
+    monkeypatch.setattr(passes, "TOKENS_WORTH_A_PASS", 64)
     assert buckets(lengths, one=False) == expected
     assert buckets(lengths, one=True) == [(list(range(len(lengths))), max(lengths))]
 
