@@ -16,7 +16,7 @@ from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from rl_warmup.layouts.passes import prefix_cache
+from rl_warmup.layouts.passes import attention_window, prefix_cache
 
 T5_LIKE = ("t5", "mt5")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -26,13 +26,13 @@ def decoding_for(model: Any, longest: int) -> type[T5Decoding] | type[LlamaDecod
     """The class that decodes a (plain transformers) model, or None for an architecture whose inside is not known.
 
     Args:
-        longest: tokens of the longest prompt and warmup together; windows of attention must not be shorter.
+        longest: tokens of the longest prompt, warmup and what follows it together; windows of attention must not be
+            shorter.
     """
     kind = model.config.model_type
     if kind in T5_LIKE:
         return T5Decoding
-    windowed = "sliding_attention" in (getattr(model.config, "layer_types", None) or ())
-    if kind in LLAMA_LIKE and not (windowed and longest > model.config.sliding_window):
+    if kind in LLAMA_LIKE and longest <= attention_window(model.config):
         return LlamaDecoding
     return None
 
@@ -49,7 +49,8 @@ class _Own:
 
         Rows that have ended are read too: their attention costs less than copying the others together.
         """
-        self.keys[layer, grid.rows, :, step], self.values[layer, grid.rows, :, step] = keys, values
+        for buffer, new in ((self.keys, keys), (self.values, values)):
+            buffer[layer, grid.rows, :, step] = new.to(buffer.dtype)  # autocast: a cache's are float32, products bf16
         every = len(self.keys[layer]) // (grid.prompts * grid.n)  # the start token is written to a group's first row
         return self.keys[layer, ::every, :, : step + 1], self.values[layer, ::every, :, : step + 1]
 
@@ -84,8 +85,7 @@ class T5Decoding:
 
     def __init__(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, num_warmups: int, max_length: int) -> None:
         self.decoder, self.n = model.get_decoder(), num_warmups
-        config = model.config  # a T5 says whether it scales, an mT5 scales where its embeddings are tied
-        scales = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+        scales = getattr(model.config, "scale_decoder_outputs", False)  # an mT5 never scales
         self.scale = model.model_dim**-0.5 if scales else 1.0
         encoded = model.get_encoder()(input_ids=prompt_ids, attention_mask=prompt_mask).last_hidden_state
         self.prompt_mask, self.encoded = prompt_mask, encoded
@@ -119,7 +119,7 @@ class T5Decoding:
             parts = block.layer
             attention, normed = parts[0].SelfAttention, parts[0].layer_norm(hidden)
             query, key, value = (
-                project(normed).view(len(normed), attention.n_heads, -1)
+                project(normed).unflatten(1, (attention.n_heads, -1))
                 for project in (attention.q, attention.k, attention.v)
             )
             keys, values = self.own.add(layer, step, grid, key, value)
@@ -127,7 +127,7 @@ class T5Decoding:
             weights = (query @ keys.transpose(2, 3) + bias).softmax(-1)
             hidden = hidden + attention.o(grid.by_row(weights @ values).flatten(1))
             attention = parts[1].EncDecAttention
-            query = attention.q(parts[1].layer_norm(hidden)).view(len(hidden), attention.n_heads, -1)
+            query = attention.q(parts[1].layer_norm(hidden)).unflatten(1, (attention.n_heads, -1))
             keys, values = self.cross[layer]
             weights = (grid.by_prompt(query).transpose(1, 2) @ keys + self.hidden_prompt).softmax(-1)
             hidden = hidden + attention.o(grid.by_row((weights @ values).transpose(1, 2).flatten(0, 1)).flatten(1))
@@ -184,7 +184,7 @@ class LlamaDecoding:
         for layer, block in enumerate(self.body.layers):
             attention, normed = block.self_attn, block.input_layernorm(hidden)
             query, key, value = (
-                project(normed).view(len(normed), -1, attention.head_dim)
+                project(normed).unflatten(1, (-1, attention.head_dim))
                 for project in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             if hasattr(attention, "q_norm"):  # Qwen3
@@ -202,8 +202,7 @@ class LlamaDecoding:
         `heads` queries share `kv` keys, head h reading key h // (heads/kv).
         """
         prompt_keys, prompt_values = self.prompt[layer]  # (B, kv, width, X), (B, kv, X, width)
-        kv, width = keys.size(1), query.size(-1)
-        query = grid.by_prompt(query.view(len(query), kv, -1, width))  # (B, n, kv, heads/kv, width)
+        query = grid.by_prompt(query.unflatten(1, (keys.size(1), -1)))  # (B, n, kv, heads/kv, width)
         seen = query.transpose(1, 2).flatten(2, 3) @ prompt_keys + self.hidden_prompt  # (B, kv, n*heads/kv, X)
         seen = seen.unflatten(2, query.shape[1:4:2]).transpose(1, 2).flatten(0, 1)
         scores = torch.cat([seen, query.flatten(0, 1) @ keys.transpose(2, 3)], 3)

@@ -143,8 +143,16 @@ def shared_states(model: Any, head: Head, rows: Rows) -> States:
 
 
 def drops_caches(model: Any) -> bool:
-    """Whether layers will ignore caches: gradient checkpointing runs them twice."""
-    return model.training and torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False)
+    """Whether layers will ignore caches: those that checkpoint do so in training mode, with gradient or without."""
+    return model.training and getattr(model, "is_gradient_checkpointing", False)
+
+
+def attention_window(config: Any) -> float:
+    """How far back every layer looks: a block mask replaces the windows of layers that look less far."""
+    config = config.get_text_config(decoder=True)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    window = getattr(config, "sliding_window", None)
+    return window if slides and window else float("inf")
 
 
 def _embed(embedding: Any, ids: list[Tensor]) -> list[Tensor]:
@@ -203,7 +211,7 @@ def buckets(lengths: list[int], one: bool) -> list[tuple[list[int], int]]:
     cuts = [0, len(order)]
     if one:
         return [(list(range(len(lengths))), ordered[-1])]
-    enough = max(WORTH_A_PASS * len(order) * ordered[-1], TOKENS_WORTH_A_PASS)
+    enough = max(WORTH_A_PASS * len(order) * ordered[-1], TOKENS_WORTH_A_PASS, 1)
     while True:
         saved, cut = max(
             ((cut - low) * (ordered[high - 1] - ordered[cut - 1]), cut)

@@ -39,7 +39,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         (M, n) tokens and (M, n) float32 log-probabilities in nats.
     """
     weights = logits.softmax(1)
-    weights = F.pad(weights, (0, -logits.size(1) % BLOCK)).view(len(logits), -1, BLOCK)
+    weights = F.pad(weights, (0, -logits.size(1) % BLOCK)).unflatten(1, (-1, BLOCK))
     ends = weights.sum(2).double().cumsum(1)
     total = ends[:, -1:]
     point = uniforms * total
@@ -138,7 +138,7 @@ def score_ahead(
             rows = torch.tensor(part, device=device)
             states = head.capture(**decoding.continuation(rows, lengths[rows], ids[:, :-1]))
             counts = [len(targets[row // n]) for row in part]
-            real = torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
+            real = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
             logps = head.score(states[real], Tokens(ids[:, 1:][real]))
             for row, values in zip(part, logps.split(counts), strict=True):
                 rows_of[row] = values.tolist()

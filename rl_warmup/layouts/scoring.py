@@ -21,7 +21,15 @@ from rl_warmup.batch import RowWeights, Scores, WarmupBatch
 from rl_warmup.layouts.decoding import LLAMA_LIKE
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.passes import Rows, States, decoder_states, drops_caches, joined_states, shared_states
+from rl_warmup.layouts.passes import (
+    Rows,
+    States,
+    attention_window,
+    decoder_states,
+    drops_caches,
+    joined_states,
+    shared_states,
+)
 from rl_warmup.objectives.logprobs import Tokens
 
 logger = logging.get_logger(__name__)
@@ -173,17 +181,9 @@ def _states(model: Any, head: Head, rows: Rows, shared: bool) -> States:
     if model.config.is_encoder_decoder:
         return decoder_states(model, head, rows, one_pass=sharded)
     width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
-    if shared and head.shares_prompts and width <= _window(model.config):
+    if shared and head.shares_prompts and width <= attention_window(model.config):
         return shared_states(model, head, rows)
     return joined_states(model, head, rows, one_pass=sharded)
-
-
-def _window(config: Any) -> float:
-    """How far back every layer looks: a block mask replaces the windows of layers that look less far."""
-    config = config.get_text_config(decoder=True)
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    window = getattr(config, "sliding_window", None)
-    return window if slides and window else float("inf")
 
 
 @torch.no_grad()

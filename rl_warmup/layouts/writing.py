@@ -57,11 +57,13 @@ def write_warmups(
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     enable_scoring(base)
-    decoding = decoding_for(base, max(map(len, prompts)) + law.max_length)
+    after = 0 if targets is None else 1 + max(map(len, targets))  # the separator too
+    decoding = decoding_for(base, max(map(len, prompts)) + law.max_length + after)
     if decoding is None:
         logger.warning_once(
-            f"rl_warmup: the inside of {type(base).__name__} is not known, so warmups are sampled by `generate`: the same "
-            f"law, some two times slower. Known are {', '.join((*T5_LIKE, *LLAMA_LIKE))}."
+            f"rl_warmup: the inside of {type(base).__name__} is not known, or its attention window is shorter than "
+            f"prompt, warmup and target, so warmups are sampled by `generate`: the same law, some two times slower. Known "
+            f"are {', '.join((*T5_LIKE, *LLAMA_LIKE))}."
         )
         return generate_warmups(model, layout, law, prompts, num_warmups, synced_gpus=synced_gpus)
     ids, mask = (t.to(base.device) for t in pad_right(list(prompts), layout.tokens.pad_id))

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from rl_warmup.batch import Warmup
 from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.writing import write_targets, write_warmups
+from rl_warmup.layouts.writing import generate_warmups, write_targets, write_warmups
 
 HOSTILE = {
     "repetition_penalty": 5.0, "top_k": 1, "top_p": 0.1, "temperature": 0.1, "typical_p": 0.2, "min_p": 0.9,
@@ -104,13 +104,15 @@ def test_scored_probability_of_every_warmup_is_the_naive_one(hostile_lab, settin
     assert scored.tolist() == pytest.approx(list(exact.values()), rel=1e-4)
 
 
+@pytest.mark.parametrize("writer", [write_warmups, generate_warmups], ids=["own", "generate"])
 @pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
-def test_frequencies_are_the_scored_probabilities(hostile_lab, settings):
-    """Two prompts of different length in one call, so that padding would show too."""
+def test_frequencies_are_the_scored_probabilities(hostile_lab, settings, writer):
+    """Two prompts of different length in one call, so that padding would show too. Both samplers draw from one law."""
     lab, draws = hostile_lab, 3000
     law, rows = lab.law("a b c", **settings), [lab.row("d e f g h", "g"), lab.row("h", "g")]
-    sampled = write_warmups(lab.model, lab.layout, law, [row["prompt_ids"] for row in rows], draws)
+    sampled = writer(lab.model, lab.layout, law, [row["prompt_ids"] for row in rows], draws)
     assert len(sampled) == 2 * draws
+    assert all((warmup.logprob is None) == (writer is generate_warmups) for warmup in sampled)
     for i, row in enumerate(rows):
         counts = Counter(map(key, sampled[i * draws : (i + 1) * draws]))
         exact = naive_law(lab, row, law)

@@ -1,18 +1,97 @@
-"""Naive twins for the layouts: one row at a time, through a stock model that was never patched."""
+"""Tiny networks of every family by name, and naive twins: one row at a time, through a stock model that was never patched."""
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    MT5Config,
+    Qwen2Config,
+    Qwen3Config,
+    T5Config,
+    UMT5Config,
+)
 
 from rl_warmup.batch import WarmupBatch
+from rl_warmup.layouts import Layout, LayoutTokens, make_layout
+from rl_warmup.layouts.law import WarmupLaw
+
+VOCAB, SEPARATOR = 20, 4
+ids = {"vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1}
+encoder_decoder = {
+    "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 2, "num_heads": 2,
+    "decoder_start_token_id": 0, **ids,
+}  # fmt: skip
+decoder_only = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "bos_token_id": 3, "max_position_embeddings": 64, **ids,
+}  # fmt: skip
+gated = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+grouped = {"num_attention_heads": 4, "num_key_value_heads": 2}  # which of two heads a query reads can be told apart
+CONFIGS = {
+    "t5": T5Config(**encoder_decoder),
+    "t5-v1.1": T5Config(**encoder_decoder, **gated),
+    "mt5": MT5Config(**encoder_decoder, **gated),
+    "umt5": UMT5Config(**encoder_decoder, **gated),
+    "bart": BartConfig(
+        d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64, decoder_start_token_id=1, **ids,
+    ),
+    "llama": LlamaConfig(**decoder_only),
+    "llama-grouped": LlamaConfig(**decoder_only | grouped),
+    "llama-tied": LlamaConfig(**decoder_only, tie_word_embeddings=True),
+    "mistral": MistralConfig(**decoder_only | grouped, sliding_window=None),
+    "qwen2": Qwen2Config(**decoder_only, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**decoder_only | grouped, head_dim=8),  # heads wider than hidden_size / heads
+    "gemma2": Gemma2Config(**decoder_only, head_dim=8, final_logit_softcapping=1.5, sliding_window=4),
+    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **ids),
+    "granite": GraniteConfig(**decoder_only, logits_scaling=3.0, embedding_multiplier=2.0),
+    "cohere": CohereConfig(**decoder_only, logit_scale=0.25),
+}  # fmt: skip
 
 
-@torch.no_grad()
+def build_model(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """Random weights, larger than usual so that contexts and caps matter; dropout off. `changes` go into the config."""
+    config = type(CONFIGS[name])(**{**CONFIGS[name].to_diff_dict(), **changes}) if changes else CONFIGS[name]
+    torch.manual_seed(1)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_config(copy.deepcopy(config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.to(dtype).eval()
+
+
+def layout_for(model: Any) -> Layout:
+    """Of a network of `build`: the first four ids are special, the fifth is the separator."""
+    banned = torch.zeros(VOCAB, dtype=torch.bool)
+    banned[:4] = True
+    return make_layout(model, LayoutTokens("<sep>", SEPARATOR, 0, 1, banned))
+
+
+def law_with(**settings: Any) -> WarmupLaw:
+    """For networks of `build`; `allowed` names the only tokens a warmup may hold."""
+    allowed = settings.pop("allowed", range(4, VOCAB))
+    banned = torch.ones(VOCAB, dtype=torch.bool)
+    banned[[*allowed, SEPARATOR]] = False
+    return WarmupLaw(SEPARATOR, banned, **settings)
+
+
 def stock_logps(model: Any, batch: WarmupBatch, row: int) -> Tensor:
     """(T,) log P of every token of one row, unpadded, from the stock logits."""
     length = int(batch.seq_mask[row].sum())
@@ -28,4 +107,37 @@ def stock_logps(model: Any, batch: WarmupBatch, row: int) -> Tensor:
 
 @pytest.fixture(scope="session")
 def stock() -> Callable[..., Tensor]:
+    return torch.no_grad()(stock_logps)
+
+
+@pytest.fixture(scope="session")
+def stock_with_gradient() -> Callable[..., Tensor]:
     return stock_logps
+
+
+@pytest.fixture(scope="session")
+def configs() -> dict[str, Any]:
+    """Not to be changed."""
+    return CONFIGS
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Any]:
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def layout_of() -> Callable[..., Layout]:
+    return layout_for
+
+
+@pytest.fixture(scope="session")
+def law_of() -> Callable[..., WarmupLaw]:
+    return law_with
+
+
+@pytest.fixture
+def warnings_of(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the package has warned of in this test so far; what other tests were told once does not count."""
+    logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+    return lambda: [r.getMessage() for r in caplog.records if r.getMessage().startswith("rl_warmup:")]

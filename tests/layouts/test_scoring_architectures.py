@@ -6,71 +6,19 @@ import copy
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    BartConfig,
-    CohereConfig,
-    Gemma2Config,
-    GPT2Config,
-    GraniteConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MT5Config,
-    Qwen2Config,
-    T5Config,
-    UMT5Config,
-)
+from transformers import LlamaForCausalLM
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts import LayoutTokens, make_layout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.scoring import enable_scoring, score
 from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import write_warmups
 
 VOCAB, SEPARATOR = 20, 4
-ids = {"vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1}
-encoder_decoder = {
-    "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 2, "num_heads": 2,
-    "decoder_start_token_id": 0, **ids,
-}  # fmt: skip
-decoder_only = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "bos_token_id": 3, "max_position_embeddings": 64, **ids,
-}  # fmt: skip
-gated = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-CONFIGS = {
-    "t5": T5Config(**encoder_decoder),
-    "t5-v1.1": T5Config(**encoder_decoder, **gated),
-    "mt5": MT5Config(**encoder_decoder, **gated),
-    "umt5": UMT5Config(**encoder_decoder, **gated),
-    "bart": BartConfig(
-        d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64, decoder_start_token_id=1, **ids,
-    ),
-    "llama": LlamaConfig(**decoder_only),
-    "llama-tied": LlamaConfig(**decoder_only, tie_word_embeddings=True),
-    "qwen2": Qwen2Config(**decoder_only, tie_word_embeddings=True),
-    "gemma2": Gemma2Config(**decoder_only, head_dim=8, final_logit_softcapping=1.5, sliding_window=4),
-    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **ids),
-    "granite": GraniteConfig(**decoder_only, logits_scaling=3.0, embedding_multiplier=2.0),
-    "cohere": CohereConfig(**decoder_only, logit_scale=0.25),
-}  # fmt: skip
-
-
-def build(name: str, dtype: torch.dtype = torch.float32):
-    """Random weights, larger than usual so that contexts and caps matter; dropout off."""
-    config = copy.deepcopy(CONFIGS[name])
-    torch.manual_seed(1)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = auto.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model.to(dtype).eval()
-
-
+NAMES = (
+    "t5", "t5-v1.1", "mt5", "umt5", "bart", "llama", "llama-grouped", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2",
+    "gpt2", "granite", "cohere",
+)  # fmt: skip
 PROMPTS = [
     {"prompt_ids": [3, 7, 8, 9, 10], "target_ids": [11, 12, 1]},
     {"prompt_ids": [5], "target_ids": [6, 6, 6, 13, 1]},
@@ -84,20 +32,18 @@ ROWS = [
 ]
 
 
-def lay_out(model):
-    banned = torch.zeros(VOCAB, dtype=torch.bool)
-    banned[:4] = True
-    layout = make_layout(model, LayoutTokens("<sep>", SEPARATOR, 0, 1, banned))
-    law = WarmupLaw(SEPARATOR, banned, temperature=1.4, min_length=1, max_length=3)
+def lay_out(model, layout_of):
+    layout = layout_of(model)
+    law = WarmupLaw(SEPARATOR, layout.tokens.banned, temperature=1.4, min_length=1, max_length=3)
     return splice(layout, PROMPTS, ROWS, 2), layout, law
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_equals_the_stock_model_row_by_row(name, stock):
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_stock_model_row_by_row(name, stock, build, layout_of):
     untouched = build(name)
     model = copy.deepcopy(untouched)
     enable_scoring(model)
-    batch, _, law = lay_out(model)
+    batch, _, law = lay_out(model, layout_of)
     scores = score(model, batch, law)
     for row in range(len(ROWS)):
         expected = stock(untouched, batch, row)
@@ -110,13 +56,13 @@ def test_equals_the_stock_model_row_by_row(name, stock):
     assert (scores.token_logps[counted] < 0).all()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_warmups_are_scored_under_the_law(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_warmups_are_scored_under_the_law(name, build, layout_of):
     """The stock logits, tempered and masked by hand, renormalised."""
     untouched = build(name)
     model = copy.deepcopy(untouched)
     enable_scoring(model)
-    batch, _, law = lay_out(model)
+    batch, _, law = lay_out(model, layout_of)
     got = score(model, batch, law).warmup_logprob
     for row, (_, _, warmup) in enumerate(ROWS):
         written = [*warmup.ids, SEPARATOR] if warmup.separator_is_action else warmup.ids
@@ -140,12 +86,12 @@ def test_warmups_are_scored_under_the_law(name):
         assert got[row].item() == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_are_those_of_the_stock_model(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_the_stock_model(name, build, layout_of):
     untouched = build(name)
     model = copy.deepcopy(untouched)
     enable_scoring(model)
-    batch, _, law = lay_out(model)
+    batch, _, law = lay_out(model, layout_of)
     score(model, batch, law).target_logprob.sum().backward()
     for row, (index, _, _) in enumerate(ROWS):
         seq = batch.seq_ids[row, : int(batch.seq_mask[row].sum())]
@@ -167,8 +113,8 @@ def test_gradients_are_those_of_the_stock_model(name):
             assert (parameter.grad - twin).abs().max() < 1e-4 * largest, label
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_patched_model_is_the_stock_model_otherwise(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_the_patched_model_is_the_stock_model_otherwise(name, build):
     untouched = build(name)
     model = copy.deepcopy(untouched)
     enable_scoring(model)
@@ -180,13 +126,13 @@ def test_the_patched_model_is_the_stock_model_otherwise(name):
     assert model.state_dict().keys() == untouched.state_dict().keys()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_left_padding_changes_no_sampled_warmup(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_left_padding_changes_no_sampled_warmup(name, build, layout_of):
     """Alone or beside a longer prompt: with one token allowed a step, greedy-like draws are the same. Absolute positions
     (GPT-2) need `generate` to be told them, which it is only while the patched forward shows the stock signature."""
     model = build(name)
     enable_scoring(model)
-    _, layout, _ = lay_out(model)
+    _, layout, _ = lay_out(model, layout_of)
     law = WarmupLaw(SEPARATOR, torch.zeros(VOCAB, dtype=torch.bool), temperature=1e-3, min_length=4, max_length=4)
     short, long = [5, 6], [3, 7, 8, 9, 10, 11, 12]
     alone = write_warmups(model, layout, law, [short], 1)
@@ -204,8 +150,8 @@ class DoubledLogits(LlamaForCausalLM):
         return out
 
 
-def test_an_unknown_transformation_of_logits_is_refused():
-    model = DoubledLogits(CONFIGS["llama"])
+def test_an_unknown_transformation_of_logits_is_refused(configs):
+    model = DoubledLogits(configs["llama"])
     with torch.no_grad():
         model.lm_head.weight.normal_()
     message = r"DoubledLogits changes its logits after the head .* differ .* by .* nats"
@@ -216,11 +162,11 @@ def test_an_unknown_transformation_of_logits_is_refused():
 
 
 @pytest.mark.parametrize("name", ["t5", "llama-tied"])
-def test_a_deep_copy_scores_with_its_own_weights(name):
+def test_a_deep_copy_scores_with_its_own_weights(name, build, layout_of):
     """A frozen copy of the policy would otherwise silently follow it."""
     model = build(name)
     enable_scoring(model)
-    batch, _, law = lay_out(model)
+    batch, _, law = lay_out(model, layout_of)
     frozen = copy.deepcopy(model)
     before = score(model, batch, law).target_logprob.detach()
     with torch.no_grad():

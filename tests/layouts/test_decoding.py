@@ -1,0 +1,151 @@
+"""Which networks are decoded by a loop of our own, what they read meanwhile, and what happens to all others."""
+
+from __future__ import annotations
+
+import pytest
+
+from rl_warmup.batch import RowKind
+from rl_warmup.layouts import writing
+from rl_warmup.layouts.scoring import enable_scoring, score
+from rl_warmup.layouts.splice import splice
+from rl_warmup.layouts.writing import write_warmups
+
+KNOWN = ("t5", "t5-v1.1", "mt5", "llama", "llama-grouped", "llama-tied", "mistral", "qwen2", "qwen3")
+PROMPTS = [[3, 7, 8, 9, 10], [5], [12, 13]]
+TARGETS = [[11, 12, 1], [6, 6, 6, 13, 1], [1]]
+N = 6
+
+
+class Reads:
+    """Counts what a network reads: prompts by their shape, and the rows of every decoding step."""
+
+    def __init__(self, model):
+        self.steps: list[int] = []
+        self.prompts: list[tuple[int, ...]] = []
+        decoder = model.get_decoder()
+        body = model.get_encoder() if model.config.is_encoder_decoder else decoder
+        decoder.embed_tokens.register_forward_pre_hook(self._embedded)
+        body.register_forward_pre_hook(self._prompts, with_kwargs=True)
+
+    def _embedded(self, _, args):
+        if args[0].dim() == 1:  # decoding gives one token a row; the stock forward of a prompt, a matrix
+            self.steps.append(len(args[0]))
+
+    def _prompts(self, _, args, kwargs):
+        self.prompts.append(tuple(kwargs["input_ids"].shape))
+
+
+@pytest.fixture(params=KNOWN)
+def watched(request, build, layout_of):
+    """A network whose inside is known, its layout and what it reads."""
+    model = build(request.param)
+    enable_scoring(model)
+    return model, layout_of(model), Reads(model)
+
+
+def first_step(model) -> list[int]:
+    """A decoder's start token is read once per prompt; a decoder-only network needs none."""
+    return [len(PROMPTS)] if model.config.is_encoder_decoder else []
+
+
+@pytest.mark.parametrize("targets", [None, TARGETS], ids=["warmups", "targets"])
+def test_prompts_are_read_once_and_ended_warmups_no_more(watched, law_of, targets):
+    """A warmup of L tokens is fed L tokens, not its separator; the last before the limit only where a target follows."""
+    model, layout, reads = watched
+    law = law_of(temperature=2.5, max_length=6)
+    warmups = write_warmups(model, layout, law, PROMPTS, N, targets=targets)
+    limit = law.max_length - 1 if targets is None else law.max_length
+    fed = [min(len(warmup.ids), limit) for warmup in warmups]
+    assert reads.steps == first_step(model) + [sum(tokens > step for tokens in fed) for step in range(max(fed))]
+    assert len(set(reads.steps)) > 2  # the lengths did differ
+    prompts, *later = reads.prompts
+    assert prompts == (len(PROMPTS), 5)
+    if targets is None or model.config.is_encoder_decoder:
+        assert later == []
+    else:  # the continuations pass here too, without their prompts: separator and target, without its last token
+        assert sum(rows for rows, _ in later) == len(warmups)
+        assert max(width for _, width in later) == 5
+
+
+def test_the_loop_stops_when_all_have_ended(watched, law_of):
+    """Nothing but the separator is possible: all warmups end at once, and nothing more is read, whatever the limit."""
+    model, layout, reads = watched
+    warmups = write_warmups(model, layout, law_of(allowed=(), max_length=50), PROMPTS, N)
+    assert {(len(w.ids), w.finish, w.logprob) for w in warmups} == {(0, "separator", 0.0)}
+    assert reads.steps == first_step(model)
+
+
+def test_a_limit_of_one_takes_no_step(watched, law_of):
+    model, layout, reads = watched
+    warmups = write_warmups(model, layout, law_of(max_length=1), PROMPTS, N)
+    assert {len(w.ids) for w in warmups} <= {0, 1}
+    assert reads.steps == first_step(model)
+    assert len(reads.prompts) == 1
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often warmups were sampled by `generate`."""
+    seen, stock = [], writing.generate_warmups
+
+    def counted(*args, **kwargs):
+        seen.append(args)
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(writing, "generate_warmups", counted)
+    return seen
+
+
+WINDOWS = {
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1, "layer_types": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("bart", {}), ("gpt2", {}), *WINDOWS.items()], ids=["bart", "gpt2", *WINDOWS]
+)
+def test_an_unknown_inside_is_left_to_generate(name, changes, build, layout_of, law_of, calls, warnings_of):
+    """Also a known one that does not look back as far as prompt and warmup are long."""
+    model = build(name, **changes)
+    enable_scoring(model)
+    law, layout = law_of(min_length=1, max_length=4, temperature=1.4), layout_of(model)
+    for count in (1, 2):
+        warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+        assert len(calls) == count
+    assert len(warmups) == N * len(PROMPTS)
+    assert {len(w.ids) for w in warmups} <= {1, 2, 3, 4}
+    assert not {0, 1, 2, 3, 4} & {token for w in warmups for token in w.ids}
+    assert all(w.finish == ("length" if len(w.ids) == 4 else "separator") for w in warmups)
+    assert {(w.logprob, w.target_logps) for w in warmups} == {(None, None)}
+    assert len([text for text in warnings_of() if "sampled by `generate`" in text]) == 1
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_nothing_is_said_of_a_known_inside(name, build, layout_of, law_of, calls, warnings_of):
+    model = build(name)
+    enable_scoring(model)
+    write_warmups(model, layout_of(model), law_of(max_length=4), PROMPTS, N, targets=TARGETS)
+    assert calls == []
+    assert warnings_of() == []
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("max_length", [1, 2, 3, 4])
+def test_a_window_as_long_as_everything_that_is_read_does_not_matter(name, max_length, build, layout_of, law_of, calls):
+    """Windows of 8 tokens. The longest prompt has 5, so a warmup of up to 3 fits; targets must fit too, or not be told."""
+    model = build(name, **WINDOWS[name])
+    enable_scoring(model)
+    layout, law = layout_of(model), law_of(min_length=max_length, max_length=max_length)
+    warmups = write_warmups(model, layout, law, PROMPTS, N)
+    assert len(calls) == (max_length == 4)
+    warmups += write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    data = [{"prompt_ids": p, "target_ids": t} for p, t in zip(PROMPTS, TARGETS, strict=True)]
+    batch = splice(layout, data, [(i // N % 3, RowKind.GROUP, w) for i, w in enumerate(warmups)], 0)
+    scores = score(model, batch, law)
+    for row, warmup in enumerate(warmups):
+        if warmup.logprob is not None:
+            assert warmup.logprob == pytest.approx(scores.warmup_logprob[row].item(), abs=1e-4)
+        if warmup.target_logps is not None:
+            expected = scores.token_logps[row][batch.target_mask[row].bool()].tolist()
+            assert warmup.target_logps == pytest.approx(expected, abs=1e-4)

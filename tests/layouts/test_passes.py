@@ -1,0 +1,304 @@
+"""Every way through a network says the same, and rows are cut into passes and lines one can check by hand."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from rl_warmup.batch import RowKind, Warmup
+from rl_warmup.layouts import passes, scoring
+from rl_warmup.layouts.passes import _lines, buckets
+from rl_warmup.layouts.scoring import enable_scoring, score
+from rl_warmup.layouts.splice import splice
+
+# ---------------------------------------------------------------------- buckets
+
+
+def slots(lengths, groups) -> int:
+    """How many positions the passes have, padding included; every row must be in one of them and fit."""
+    assert sorted(row for rows, _ in groups for row in rows) == list(range(len(lengths)))
+    assert all(lengths[row] <= width for rows, width in groups for row in rows)
+    return sum(len(rows) * width for rows, width in groups)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([7], [([0], 7)]),
+        ([4, 4, 4], [([0, 1, 2], 4)]),
+        ([3, 9, 3, 9], [([0, 2, 1, 3], 9)]),  # two rows of 6 saved: not worth a pass
+        ([1, 50, 1, 50, 2], [([0, 2, 4], 2), ([1, 3], 50)]),  # 3 x 48 saved; then 2 x 1, not worth another
+        ([10, 42, 10], [([0, 2], 10), ([1], 42)]),  # 2 x 32 = 64 is just enough
+        ([11, 42, 11], [([0, 2, 1], 42)]),  # 2 x 31 = 62 is not
+        ([90] * 10 + [99] * 10, [(list(range(20)), 99)]),  # 90 tokens, but less than a tenth of 1980
+        ([10] * 10 + [100] * 10 + [300], [(list(range(10)), 10), (list(range(10, 20)), 100), ([20], 300)]),
+    ],
+)
+def test_buckets_by_hand(lengths, expected, monkeypatch):
+    """A pass must save 64 tokens and a tenth of all, whatever has been measured since."""
+    monkeypatch.setattr(passes, "WORTH_A_PASS", 0.1)
+    monkeypatch.setattr(passes, "TOKENS_WORTH_A_PASS", 64)
+    assert buckets(lengths, one=False) == expected
+    assert buckets(lengths, one=True) == [(list(range(len(lengths))), max(lengths))]
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["as-measured", "passes-for-nothing"])
+def test_buckets_of_random_lengths(monkeypatch, free):
+    if free:
+        monkeypatch.setattr(passes, "WORTH_A_PASS", 0)
+        monkeypatch.setattr(passes, "TOKENS_WORTH_A_PASS", 0)
+    generator = random.Random(0)
+    for _ in range(200):
+        lengths = [generator.choice([1, 3, 20, generator.randint(1, 200)]) for _ in range(generator.randint(1, 30))]
+        groups = buckets(lengths, one=False)
+        total = slots(lengths, groups)
+        assert total <= slots(lengths, buckets(lengths, one=True))
+        assert [width for _, width in groups] == sorted({max(lengths[row] for row in rows) for rows, _ in groups})
+        if free:
+            assert total == sum(lengths)
+
+
+# ---------------------------------------------------------------------- lines
+
+
+@pytest.mark.parametrize(
+    ("lengths", "prompts", "room", "expected"),
+    [
+        ([3, 2, 4, 1], [0, 0, 1, 1], 100, ([0, 1], [0, 3, 5, 9], 5)),
+        ([2, 3], [0, 0], 5, ([0], [3, 0], 5)),  # the longest comes first
+        ([2, 3], [0, 0], 4, ([0, 0], [3, 0], 3)),
+        ([3, 2, 4, 1, 6], [0, 0, 1, 1, 1], 5, ([0, 1, 1], [0, 3, 12, 16, 6], 6)),  # 6 exceeds the room all alone
+    ],
+)
+def test_lines_by_hand(lengths, prompts, room, expected):
+    assert _lines(lengths, prompts, room) == expected
+
+
+def test_lines_of_random_rows():
+    generator = random.Random(0)
+    for _ in range(200):
+        count, room = generator.randint(1, 20), generator.randint(1, 40)
+        prompts = [generator.randrange(4) for _ in range(count)]
+        lengths = [generator.randint(1, 15) for _ in range(count)]
+        line_prompt, begin, width = _lines(lengths, prompts, room)
+        taken: set[int] = set()
+        for length, prompt, start in zip(lengths, prompts, begin, strict=True):
+            mine = range(start, start + length)
+            assert mine[0] // width == mine[-1] // width
+            assert line_prompt[mine[0] // width] == prompt
+            assert not taken & set(mine)
+            taken |= set(mine)
+        # as even as rows allow: nothing is put onto a line that has its share already
+        assert width < max(room, *lengths) + max(lengths) or width == max(lengths)
+        for prompt in set(prompts):
+            total = sum(length for length, owner in zip(lengths, prompts, strict=True) if owner == prompt)
+            if total <= room:
+                assert line_prompt.count(prompt) == 1
+
+
+# ---------------------------------------------------------------------- the same by every way
+
+
+def random_batch(layout, seed: int):
+    """Three prompts with three, one and five warmups, two empty rows; nothing has the length of anything else."""
+    generator = random.Random(seed)
+
+    def words(low: int, high: int) -> list[int]:
+        return [generator.randint(5, 19) for _ in range(generator.randint(low, high))]
+
+    prompts = [{"prompt_ids": words(1, 7), "target_ids": [*words(0, 5), 1]} for _ in range(3)]
+    rows = [
+        (prompt, RowKind.GROUP, Warmup(words(0, 6), generator.choice(["separator", "length", "proposal"])))
+        for prompt, size in enumerate((3, 1, 5))
+        for _ in range(size)
+    ]
+    rows += [(prompt, RowKind.EMPTY, Warmup([], "empty")) for prompt in (2, 0)]
+    return splice(layout, prompts, rows, 2)
+
+
+def weighted(scores):
+    weights = torch.randn(2, len(scores.warmup_logprob), generator=torch.Generator().manual_seed(7))
+    return (weights[0] * scores.warmup_logprob + weights[1] * scores.target_logprob).sum()
+
+
+def gradient(model, loss):
+    """Of all parameters, one long float64 vector."""
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    pieces = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    return torch.cat([piece.flatten().double() for piece in pieces])
+
+
+def relative(one, other) -> float:
+    return ((one - other).norm() / other.norm()).item()
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """The ways that were taken, by name."""
+    taken = []
+    for name in ("shared_states", "joined_states", "decoder_states"):
+        stock = getattr(scoring, name)
+
+        def spied(*args, name=name, stock=stock, **kwargs):
+            taken.append(name)
+            return stock(*args, **kwargs)
+
+        monkeypatch.setattr(scoring, name, spied)
+    return taken
+
+
+@pytest.mark.parametrize("room", [None, 9, 1], ids=["one-line", "some-lines", "a-line-per-row"])
+@pytest.mark.parametrize("name", ["llama-grouped", "gpt2", "gemma2"])
+def test_prompts_read_once_or_with_every_row(name, room, build, layout_of, law_of, ways, monkeypatch):
+    model = build(name, **({"sliding_window": 64} if name == "gemma2" else {}))
+    enable_scoring(model)
+    stock_lines, counts = passes._lines, []
+
+    def lines(lengths, prompts, width):
+        out = stock_lines(lengths, prompts, room or 1000)
+        counts.append(len(out.prompt))
+        return out
+
+    monkeypatch.setattr(passes, "_lines", lines)
+    law = law_of(temperature=1.3, max_length=6)
+    for seed in range(3):
+        batch = random_batch(layout_of(model), seed)
+        ways.clear()
+        shared, joined = score(model, batch, law), score(model, replace(batch, group_size=0), law)
+        assert ways == ["shared_states", "joined_states"]
+        torch.testing.assert_close(shared.token_logps, joined.token_logps, rtol=0, atol=1e-5)
+        assert relative(gradient(model, weighted(shared)), gradient(model, weighted(joined))) < 1e-5
+    assert all(count == 3 if room is None else count > 3 for count in counts)
+
+
+def test_a_window_that_is_too_short_needs_its_own_mask(build, layout_of, law_of, ways, stock):
+    """A Gemma 2 looks back 4 tokens in every other layer; a block mask would undo that."""
+    untouched = build("gemma2")
+    model = copy.deepcopy(untouched)
+    enable_scoring(model)
+    batch = random_batch(layout_of(model), 0)
+    ways.clear()
+    scores = score(model, batch, law_of(max_length=6))
+    assert ways == ["joined_states"]
+    for row in range(len(batch.warmups)):
+        expected = stock(untouched, batch, row)
+        counted = batch.target_mask[row, : len(expected)].bool()
+        got = scores.token_logps[row, : len(expected)]
+        torch.testing.assert_close(got[counted], expected[counted], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama-grouped", "t5"])
+def test_gradient_checkpointing_takes_the_other_way_and_says_so_once(name, build, layout_of, law_of, ways, warnings_of):
+    model = build(name, **({"dropout_rate": 0.0} if name == "t5" else {}))
+    enable_scoring(model)
+    batch, law = random_batch(layout_of(model), 1), law_of(temperature=1.3, max_length=6)
+    plain = score(model, batch, law)
+    expected = gradient(model, weighted(plain))
+    assert warnings_of() == []
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    ways.clear()
+    for _ in range(2):
+        assert relative(gradient(model, weighted(score(model, batch, law))), expected) < 2e-5
+    assert ways == ["decoder_states" if name == "t5" else "joined_states"] * 2
+    assert len([text for text in warnings_of() if "gradient checkpointing drops cached keys" in text]) == 1
+    with torch.no_grad():  # a layer in training mode drops its cache also where it has nothing to compute twice
+        torch.testing.assert_close(score(model, batch, law).token_logps, plain.token_logps, rtol=0, atol=1e-5)
+    model.eval()
+    ways.clear()
+    torch.testing.assert_close(score(model, batch, law).token_logps, plain.token_logps, rtol=0, atol=1e-5)
+    assert ways == ["decoder_states" if name == "t5" else "shared_states"]
+
+
+class Forgetful(LlamaForCausalLM):
+    """Continues a cache wherever it ends, whatever positions it is told."""
+
+    def forward(self, *args, position_ids=None, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+class Cacheless(LlamaForCausalLM):
+    """Has no use for caches."""
+
+    def forward(self, *args, past_key_values=None, **kwargs):
+        if past_key_values is not None:
+            raise NotImplementedError("no caches here")
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("kind", "nats"), [(Forgetful, r"0\.\d+|\d"), (Cacheless, "inf")])
+def test_a_network_that_cannot_continue_one_prompt_several_times_is_noticed(
+    kind, nats, configs, layout_of, law_of, ways, warnings_of, stock
+):
+    model = kind(copy.deepcopy(configs["llama-grouped"])).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    untouched = LlamaForCausalLM(configs["llama-grouped"]).eval()
+    untouched.load_state_dict(model.state_dict())
+    enable_scoring(model)
+    assert not model._warmup_head.shares_prompts
+    (said,) = warnings_of()
+    assert f"{kind.__name__} cannot continue one cached prompt several times" in said
+    assert ("inf nats" in said) == (nats == "inf")
+    batch = random_batch(layout_of(model), 2)
+    ways.clear()
+    scores = score(model, batch, law_of(max_length=6))
+    assert ways == ["joined_states"]
+    for row in range(len(batch.warmups)):
+        expected = stock(untouched, batch, row)
+        counted = batch.target_mask[row, : len(expected)].bool()
+        got = scores.token_logps[row, : len(expected)]
+        torch.testing.assert_close(got[counted], expected[counted], rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- encoder-decoder
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one-pass", "many-passes"])
+@pytest.mark.parametrize("name", ["t5", "t5-v1.1", "mt5", "bart"])
+def test_decoder_rows_have_the_gradient_of_the_stock_model(
+    name, many, build, layout_of, monkeypatch, stock_with_gradient, law_of
+):
+    """One unpadded row at a time. Under a law that forbids nothing, actions are tokens like all others."""
+    if many:
+        monkeypatch.setattr(passes, "WORTH_A_PASS", 0)
+        monkeypatch.setattr(passes, "TOKENS_WORTH_A_PASS", 0)
+    untouched = build(name)
+    model = copy.deepcopy(untouched)
+    enable_scoring(model)
+    batch, law = random_batch(layout_of(model), 3), law_of(allowed=range(20), max_length=6)
+    rows, seen = len(batch.warmups), []
+    model.get_decoder().register_forward_hook(lambda *_: seen.append(1))
+    scores = score(model, batch, law)
+    assert len(seen) == (len(set(batch.seq_mask.sum(1).tolist())) if many else 1)
+    loss = 0
+    weights = torch.randn(2, rows, generator=torch.Generator().manual_seed(7))
+    for row in range(rows):
+        logps = stock_with_gradient(untouched, batch, row)
+        for weight, mask in zip(weights[:, row], (batch.warmup_mask, batch.target_mask), strict=True):
+            loss = loss + weight * (logps * mask[row, : len(logps)]).sum()
+    assert relative(gradient(model, weighted(scores)), gradient(untouched, loss)) < 1e-4
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one-pass", "many-passes"])
+@pytest.mark.parametrize("name", ["t5", "t5-v1.1", "mt5"])
+def test_a_t5_projects_every_prompt_once(name, many, build, layout_of, law_of, monkeypatch):
+    """Eleven rows, three prompts: three rows reach the projections of the encoder's output, in every layer."""
+    if many:
+        monkeypatch.setattr(passes, "WORTH_A_PASS", 0)
+        monkeypatch.setattr(passes, "TOKENS_WORTH_A_PASS", 0)
+    model, seen = build(name), []
+    enable_scoring(model)
+    for block in model.get_decoder().block:
+        attention = block.layer[1].EncDecAttention
+        for project in (attention.k, attention.v):
+            project.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
+    score(model, random_batch(layout_of(model), 0), law_of(max_length=6))
+    assert seen == [3] * 4  # two layers, keys and values

@@ -1,0 +1,253 @@
+"""The sampler of our own: what it tells while drawing is what scoring says afterwards, and nothing is read twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rl_warmup.batch import RowKind, Warmup
+from rl_warmup.layouts import sampling, writing
+from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
+from rl_warmup.layouts.splice import splice
+from rl_warmup.layouts.writing import write_warmups
+
+KNOWN = ("t5", "t5-v1.1", "mt5", "llama", "llama-grouped", "llama-tied", "mistral", "qwen2", "qwen3")
+PROMPTS = [[3, 7, 8, 9, 10], [5], [12, 13]]
+TARGETS = [[11, 12, 1], [6, 6, 6, 13, 1], [1]]
+N = 6
+LAWS = {
+    "tempered": {"temperature": 1.4, "min_length": 1, "max_length": 5},
+    "from-nothing": {"top_p": 0.8, "max_length": 4},
+    "nucleus": {"temperature": 1.7, "top_p": 0.9, "min_length": 1, "max_length": 6},
+    "two-words": {"allowed": (7, 8), "temperature": 4.0, "max_length": 3},  # often empty
+}
+
+
+@pytest.fixture(scope="module", params=KNOWN)
+def known(request, build, layout_of):
+    """A network whose inside is known, and its layout."""
+    model = build(request.param)
+    enable_scoring(model)
+    return model, layout_of(model)
+
+
+@pytest.fixture(params=["t5", "llama-grouped"])
+def either(request, build, layout_of):
+    """One encoder-decoder and one decoder-only network, which a test may change."""
+    model = build(request.param)
+    enable_scoring(model)
+    return model, layout_of(model)
+
+
+def spliced(layout, warmups, extra=()):
+    """The groups prompt by prompt, then single rows."""
+    data = [{"prompt_ids": p, "target_ids": t} for p, t in zip(PROMPTS, TARGETS, strict=True)]
+    n = len(warmups) // len(PROMPTS)
+    rows = [(i // n, RowKind.GROUP, warmup) for i, warmup in enumerate(warmups)]
+    return splice(layout, data, [*rows, *extra], n)
+
+
+@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
+def test_what_the_sampler_tells_is_what_scoring_says(known, law_of, settings):
+    (model, layout), law = known, law_of(**settings)
+    warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    assert len(warmups) == N * len(PROMPTS)
+    batch = spliced(layout, warmups)
+    scores = score(model, batch, law)
+    told = torch.tensor([warmup.logprob for warmup in warmups])
+    torch.testing.assert_close(told, scores.warmup_logprob.detach(), rtol=0, atol=1e-4)
+    for row, warmup in enumerate(warmups):
+        expected = scores.token_logps[row][batch.target_mask[row].bool()].tolist()
+        assert len(expected) == len(TARGETS[row // N])
+        assert warmup.target_logps == pytest.approx(expected, abs=1e-4)
+    assert {warmup.finish for warmup in warmups} == {"separator", "length"}
+    if settings == LAWS["two-words"]:
+        assert [] in [warmup.ids for warmup in warmups]
+
+
+def test_scoring_what_was_sampled_equals_scoring(known, law_of):
+    """Beside an empty row and a proposal, of which the sampler told nothing."""
+    (model, layout), law = known, law_of(**LAWS["two-words"])
+    warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    assert {len(warmup.ids) for warmup in warmups} >= {0, law.max_length}
+    proposal = Warmup([14, 15, 16, 17, 18], "proposal")  # longer than any sample
+    batch = spliced(layout, warmups, [(1, RowKind.EMPTY, Warmup([], "empty")), (0, RowKind.ANCHOR, proposal)])
+    full, cheap = score(model, batch, law).detach(), score_sampled(model, batch, law)
+    for name in ("warmup_logprob", "target_logprob"):
+        torch.testing.assert_close(getattr(cheap, name), getattr(full, name), rtol=0, atol=2e-4)
+    for name in ("warmup_tokens", "target_tokens"):
+        assert torch.equal(getattr(cheap, name), getattr(full, name))
+    told = torch.arange(len(batch.warmups))[:, None] < len(warmups)
+    promised = full.token_logps.masked_fill(told & batch.warmup_mask.bool(), 0)  # of sampled warmups the sum alone
+    torch.testing.assert_close(cheap.token_logps, promised, rtol=0, atol=1e-4)
+    assert not cheap.target_logprob.requires_grad
+
+
+@pytest.mark.parametrize("told", [{}, {"logprob": -1.0}, {"target_logps": [-1.0]}], ids=["nothing", "warmup", "target"])
+def test_half_a_word_from_the_sampler_is_not_trusted(either, law_of, told):
+    """Rows that lack one of the two numbers are scored; here all of them, as they came from `generate`."""
+    (model, layout), law = either, law_of(**LAWS["tempered"])
+    warmups = [w._replace(logprob=None) for w in write_warmups(model, layout, law, PROMPTS, 2)]
+    batch = spliced(layout, [warmup._replace(**told) for warmup in warmups])
+    full, cheap = score(model, batch, law).detach(), score_sampled(model, batch, law)
+    torch.testing.assert_close(cheap.warmup_logprob, full.warmup_logprob, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cheap.token_logps, full.token_logps, rtol=0, atol=1e-5)
+
+
+def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monkeypatch):
+    (model, layout), law = known, law_of(**LAWS["tempered"])
+    torch.manual_seed(5)
+    whole = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    monkeypatch.setattr(sampling, "TOKENS_AT_ONCE", 20)
+    torch.manual_seed(5)
+    parts = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    assert [w.ids for w in parts] == [w.ids for w in whole]
+    for one, other in zip(parts, whole, strict=True):
+        assert one.target_logps == pytest.approx(other.target_logps, abs=1e-5)
+
+
+def test_logits_in_small_parts_change_nothing(either, law_of, monkeypatch):
+    (model, layout), law = either, law_of(**LAWS["tempered"])
+    torch.manual_seed(5)
+    whole = write_warmups(model, layout, law, PROMPTS, N)
+    monkeypatch.setattr(sampling, "LOGITS_PER_CHUNK", 1)
+    monkeypatch.setattr(sampling, "ROWS_PER_CHUNK", 2)
+    torch.manual_seed(5)
+    parts = write_warmups(model, layout, law, PROMPTS, N)
+    assert [w.ids for w in parts] == [w.ids for w in whole]
+    assert [w.logprob for w in parts] == pytest.approx([w.logprob for w in whole], abs=1e-5)
+
+
+@pytest.mark.parametrize("targets", [None, TARGETS], ids=["warmups", "targets"])
+def test_the_same_seed_gives_the_same_numbers(either, law_of, targets):
+    (model, layout), law, drawn = either, law_of(temperature=1.4, max_length=5), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(write_warmups(model, layout, law, PROMPTS, N, targets=targets))
+    assert drawn[0] == drawn[1]  # ids, endings, log-probabilities
+    assert drawn[0] != drawn[2]
+
+
+def test_going_on_to_targets_changes_no_draw(either, law_of):
+    (model, layout), law = either, law_of(temperature=1.4, max_length=5)
+    torch.manual_seed(3)
+    alone = write_warmups(model, layout, law, PROMPTS, N)
+    torch.manual_seed(3)
+    ahead = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    assert [warmup._replace(target_logps=None) for warmup in ahead] == alone
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["scratch-t5", "scratch-llama"])
+def test_an_adapter_is_in_effect_while_sampling_and_scoring_ahead(new_lab, kind):
+    peft = pytest.importorskip("peft")
+    lab = new_lab(kind)
+    is_t5 = lab.model.config.is_encoder_decoder
+    targets = ["q", "k", "v", "o", "wi"] if is_t5 else ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]
+    config = peft.LoraConfig(
+        r=2, task_type="SEQ_2_SEQ_LM" if is_t5 else "CAUSAL_LM", init_lora_weights=False, target_modules=targets
+    )
+    model = peft.get_peft_model(lab.model, config).eval()
+    law, rows = lab.law(max_length=4), [lab.row("a b c", "d e"), lab.row("f", "g")]
+    prompts, ends = [row["prompt_ids"] for row in rows], [row["target_ids"] for row in rows]
+    warmups = write_warmups(model, lab.layout, law, prompts, 4, targets=ends)
+    batch = splice(lab.layout, rows, [(i // 4, RowKind.GROUP, w) for i, w in enumerate(warmups)], 4)
+    with torch.no_grad():
+        adapted = score(model, batch, law)
+        with model.disable_adapter():
+            bare = score(model, batch, law)
+    assert (adapted.warmup_logprob - bare.warmup_logprob).abs().max() > 0.1
+    told = score_sampled(model, batch, law)
+    torch.testing.assert_close(told.warmup_logprob, adapted.warmup_logprob, rtol=0, atol=1e-4)
+    torch.testing.assert_close(told.target_logprob, adapted.target_logprob, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, layout_of, law_of):
+    """Against the same weights in float32: the mean error is that of the stock forward, measured at 0.9 to 1.2 times it."""
+    model, exact = build(name, torch.bfloat16), build(name, torch.bfloat16).float()
+    for network in (model, exact):
+        enable_scoring(network)
+    layout, law = layout_of(model), law_of(**LAWS["tempered"])
+    warmups = write_warmups(model, layout, law, PROMPTS, 60, targets=TARGETS)
+    batch = spliced(layout, warmups)
+    told, stock, truth = (
+        score_sampled(model, batch, law),
+        score(model, batch, law).detach(),
+        score(exact, batch, law).detach(),
+    )
+    assert told.warmup_logprob.dtype == told.token_logps.dtype == torch.float32
+    for kind in ("warmup_logprob", "target_logprob"):
+        ours, theirs, right = (getattr(scores, kind) for scores in (told, stock, truth))
+        assert (ours - right).abs().mean() < 1.4 * (theirs - right).abs().mean() < 0.2
+        assert (ours - theirs).abs().mean() < 0.1
+        assert (ours - theirs).abs().max() < 0.5  # nats, of a whole warmup
+
+
+def test_under_autocast(known, law_of):
+    """Float32 weights, bf16 products: the trainer samples under the precision that scores."""
+    (model, layout), law = known, law_of(**LAWS["tempered"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+        batch = spliced(layout, warmups)
+        told, stock = score_sampled(model, batch, law), score(model, batch, law).detach()
+    truth = score(model, batch, law).detach()
+    assert told.warmup_logprob.dtype == told.token_logps.dtype == torch.float32
+    for kind in ("warmup_logprob", "target_logprob"):
+        ours, theirs, right = (getattr(scores, kind) for scores in (told, stock, truth))
+        assert (ours - right).abs().mean() < 1.4 * (theirs - right).abs().mean() + 0.02 < 0.2
+        assert (ours - theirs).abs().max() < 0.5
+
+
+def test_lengths_are_carried_and_not_read_off_padding(known, law_of):
+    """A law that allows the pad and the end token inside a warmup."""
+    model, layout = known
+    law = replace(law_of(temperature=3.0, max_length=5), banned=torch.zeros(20, dtype=torch.bool))
+    law = replace(law, banned=(torch.arange(20) > 4))  # pad, end and three more: pads are drawn often
+    warmups = write_warmups(model, layout, law, PROMPTS, 20, targets=TARGETS)
+    assert any(w.ids[-1:] == [0] and w.finish == "separator" for w in warmups)
+    batch = spliced(layout, warmups)
+    full, cheap = score(model, batch, law).detach(), score_sampled(model, batch, law)
+    torch.testing.assert_close(cheap.warmup_logprob, full.warmup_logprob, rtol=0, atol=1e-4)
+    torch.testing.assert_close(cheap.target_logprob, full.target_logprob, rtol=0, atol=2e-4)
+    for warmup in warmups:
+        assert len(warmup.ids) == law.max_length if warmup.finish == "length" else len(warmup.ids) < law.max_length
+
+
+class OnAccelerator(torch.Tensor):
+    """Stands on a CPU and says it does not."""
+
+    class Device(str):
+        type = "cuda"
+
+    @property
+    def device(self):
+        return self.Device("cpu")
+
+
+@pytest.mark.parametrize("look_every", [1, 3, 100])
+def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, law_of, monkeypatch, look_every):
+    """Until it looks, warmups that have ended are fed on; nothing of that is told, or seen by their targets."""
+    stock_draw, (model, layout) = sampling._draw_step, known
+    first = writing.decoding_for(model, 0).first
+    monkeypatch.setattr(sampling, "LOOK_EVERY", look_every)
+    monkeypatch.setattr(writing.decoding_for(model, 0), "first", lambda self: first(self).as_subclass(OnAccelerator))
+    rows = []
+
+    def plain(head, law, hidden, step, count):
+        rows.append(count)
+        return stock_draw(head, law, hidden.as_subclass(torch.Tensor), step, count)
+
+    monkeypatch.setattr(sampling, "_draw_step", plain)
+    law = law_of(temperature=2.0, max_length=12)
+    warmups = write_warmups(model, layout, law, PROMPTS, 8, targets=TARGETS)
+    batch = spliced(layout, warmups)
+    full, cheap = score(model, batch, law).detach(), score_sampled(model, batch, law)
+    torch.testing.assert_close(cheap.warmup_logprob, full.warmup_logprob, rtol=0, atol=1e-4)
+    torch.testing.assert_close(cheap.target_logprob, full.target_logprob, rtol=0, atol=2e-4)
+    assert len({len(warmup.ids) for warmup in warmups}) > 3
+    drawn = [min(len(warmup.ids) + 1, law.max_length) for warmup in warmups]
+    looked = [step // look_every * look_every for step in range(len(rows))]  # who is left has been known since then
+    assert rows == [sum(draws > step for draws in drawn) for step in looked]
