@@ -60,6 +60,7 @@ class WarmupBatch:
     warmups: list[Warmup]  # N, in the order of the rows
     prompts: list[dict[str, Any]]  # B data rows: text columns, `prompt_ids`, `target_ids`
     group_size: int  # G; 0 when the batch has no groups (the SFT control)
+    reading: Any = None  # what the network made of the prompts before it sampled, with gradient; see `layouts.passes`
 
     @property
     def num_prompts(self) -> int:

@@ -16,8 +16,9 @@ from torch import Tensor
 from rl_warmup.batch import RowKind, RowWeights, Warmup, WarmupBatch
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.passes import Reading
 from rl_warmup.layouts.splice import splice
-from rl_warmup.layouts.writing import write_targets, write_warmups
+from rl_warmup.layouts.writing import read_for_training, write_targets, write_warmups
 from rl_warmup.objectives.weights import RULES, Knobs, effective_sample_size, posterior, resample
 from rl_warmup.options import WarmupOptions
 from rl_warmup.proposals import DRAFT, PROPOSALS, ProposalContext, count_words, propose
@@ -58,7 +59,21 @@ class Rollout:
             options.max_target_length or 512, options.empty_share, options.anchor_weight, knobs, options.backward_samples,
         )  # fmt: skip
 
-    def plan(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool, **generate: Any) -> list[Plan]:
+    def read(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool) -> Reading | None:
+        """One reading of the prompts, with gradient, to sample from and to train on; None where nothing is sampled."""
+        if cold_start or self.objective == "sft":
+            return None
+        ids, targets = ([row[part] for row in prompts] for part in ("prompt_ids", "target_ids"))
+        return read_for_training(model, self.layout, self.law, ids, targets)
+
+    def plan(
+        self,
+        model: Any,
+        prompts: list[dict[str, Any]],
+        cold_start: bool,
+        reading: Reading | None = None,
+        **generate: Any,
+    ) -> list[Plan]:
         """Choose the rows of every prompt of an update. Samples where the phase asks for it; `model` in eval mode.
 
         - `sft`: the empty warmup alone.
@@ -73,7 +88,9 @@ class Rollout:
         else:
             targets = [p["target_ids"] for p in prompts] if self.draws_from(self.num_warmups) else None
             ids = [p["prompt_ids"] for p in prompts]
-            sampled = write_warmups(model, self.layout, self.law, ids, self.num_warmups, targets=targets, **generate)
+            sampled = write_warmups(
+                model, self.layout, self.law, ids, self.num_warmups, targets=targets, reading=reading, **generate
+            )
             groups = [sampled[i : i + self.num_warmups] for i in range(0, len(sampled), self.num_warmups)]
         plans: list[Plan] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
         for plan, is_empty in zip(plans, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):

@@ -159,11 +159,17 @@ class WarmupTrainer(Trainer):
         return next(self.rolled_out).to(self.args.device)
 
     def _roll_out(self, micro: list[list[dict[str, Any]]]) -> Iterator[WarmupBatch]:
-        prompts = [row for part in micro for row in part]
+        prompts, cold_start = [row for part in micro for row in part], self.schedule.in_cold_start
         with self._writing() as (model, settings):
-            plans = iter(self.rollout.plan(model, prompts, self.schedule.in_cold_start, **settings))
+            reading = self.rollout.read(model, prompts, cold_start) if self._reads_once(micro) else None
+            plans = iter(self.rollout.plan(model, prompts, cold_start, reading, **settings))
         for part in micro:
-            yield self.rollout.batch(part, [next(plans) for _ in part])
+            yield replace(self.rollout.batch(part, [next(plans) for _ in part]), reading=reading)
+
+    def _reads_once(self, micro: list[list[dict[str, Any]]]) -> bool:
+        """Whether one reading of the prompts can serve sampling and gradient: nothing else wraps the forward, or cuts it."""
+        alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
+        return alone and len(micro) == 1 and self.args.disable_dropout and not self.args.gradient_checkpointing
 
     def compute_loss(
         self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -16,7 +16,7 @@ from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from rl_warmup.layouts.passes import attention_window, prefix_cache
+from rl_warmup.layouts.passes import Reading, attention_window, prefix_cache
 
 T5_LIKE = ("t5", "mt5")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -78,29 +78,24 @@ class T5Decoding:
 
     Args:
         model: in eval mode.
-        prompt_ids, prompt_mask: (B, X), padded on the right; the encoder runs once per prompt.
+        reading: of B prompts, without gradient.
         num_warmups: n.
         max_length: steps that will be taken.
     """
 
-    def __init__(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, num_warmups: int, max_length: int) -> None:
-        self.decoder, self.n = model.get_decoder(), num_warmups
-        scales = getattr(model.config, "scale_decoder_outputs", False)  # an mT5 never scales
+    def __init__(self, model: Any, reading: Reading, num_warmups: int, max_length: int) -> None:
+        self.decoder, self.n, self.reading = model.get_decoder(), num_warmups, reading
+        config, encoded = model.config, reading.states
+        scales = getattr(config, "scale_decoder_outputs", False)  # an mT5 never scales
         self.scale = model.model_dim**-0.5 if scales else 1.0
-        encoded = model.get_encoder()(input_ids=prompt_ids, attention_mask=prompt_mask).last_hidden_state
-        self.prompt_mask, self.encoded = prompt_mask, encoded
-        self.cross = []
-        for block in self.decoder.block:
-            attention = block.layer[1].EncDecAttention
-            keys, values = (_heads(project(encoded), attention) for project in (attention.k, attention.v))
-            self.cross.append((keys.transpose(2, 3).contiguous(), values.contiguous()))
-        self.hidden_prompt = _hide(prompt_mask == 0, encoded.dtype)
+        self.cross = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
+        self.hidden_prompt = _hide(reading.mask == 0, encoded.dtype)
         attention = self.decoder.block[0].layer[0].SelfAttention
         places = max_length + 1  # the start token has one too
-        by_distance = attention.compute_bias(places, places, device=prompt_ids.device)[0, :, -1]
+        by_distance = attention.compute_bias(places, places, device=encoded.device)[0, :, -1]
         self.bias = by_distance[:, None].to(encoded.dtype)  # (heads, 1, places): distances max_length to 0
-        self.own = _Own(len(self.cross), len(prompt_ids) * num_warmups, places, self.cross[0][1])
-        self.start = torch.full_like(prompt_ids[:, 0], model.config.decoder_start_token_id)
+        self.own = _Own(len(self.cross), len(encoded) * num_warmups, places, self.cross[0][1])
+        self.start = torch.full_like(reading.mask[:, 0], config.decoder_start_token_id)
 
     def first(self) -> Tensor:
         """(B, d) states that predict the first token, the same for all warmups of a prompt."""
@@ -149,10 +144,10 @@ class T5Decoding:
             tuple(x[rows].gather(2, index.expand(-1, x.size(1), -1, x.size(3))) for x in pair)
             for pair in zip(self.own.keys, self.own.values, strict=True)
         ]
-        cross = [(keys[owner].transpose(2, 3), values[owner]) for keys, values in self.cross]
+        cross = [(keys[owner], values[owner]) for keys, values in self.reading.layers]
         return {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoded[:1].expand(len(rows), -1, -1)),
-            "attention_mask": self.prompt_mask[owner],
+            "encoder_outputs": BaseModelOutput(last_hidden_state=self.reading.states[:1].expand(len(rows), -1, -1)),
+            "attention_mask": self.reading.mask[owner],
             "decoder_input_ids": inputs,
             "decoder_attention_mask": torch.cat([source >= 0, torch.ones_like(inputs, dtype=torch.bool)], 1).long(),
             "past_key_values": EncoderDecoderCache(prefix_cache(remembered), prefix_cache(cross)),
@@ -162,14 +157,12 @@ class T5Decoding:
 class LlamaDecoding:
     """Llama, Mistral, Qwen2 and Qwen3, token by token. Arguments as for `T5Decoding`."""
 
-    def __init__(self, model: Any, prompt_ids: Tensor, prompt_mask: Tensor, num_warmups: int, max_length: int) -> None:
-        self.body, self.n = model.model, num_warmups
-        out = self.body(input_ids=prompt_ids, use_cache=True)  # padded on the right: no token sees padding
-        self.prompt_mask, self.lengths = prompt_mask, prompt_mask.sum(1)
-        self.last = out.last_hidden_state[torch.arange(len(prompt_ids), device=prompt_ids.device), self.lengths - 1]
-        self.prompt = [(layer.keys.transpose(2, 3).contiguous(), layer.values) for layer in out.past_key_values.layers]
-        self.hidden_prompt = _hide(prompt_mask == 0, self.last.dtype)
-        self.own = _Own(len(self.prompt), len(prompt_ids) * num_warmups, max_length, self.prompt[0][1])
+    def __init__(self, model: Any, reading: Reading, num_warmups: int, max_length: int) -> None:
+        self.body, self.n, self.reading = model.model, num_warmups, reading
+        self.lengths, self.last = reading.mask.sum(1), reading.states
+        self.prompt = [(keys.transpose(2, 3).contiguous(), values) for keys, values in reading.layers]
+        self.hidden_prompt = _hide(reading.mask == 0, self.last.dtype)
+        self.own = _Own(len(self.prompt), len(self.last) * num_warmups, max_length, self.prompt[0][1])
 
     def first(self) -> Tensor:
         """(B, d) states that predict the first token: those of the prompts' last tokens."""
@@ -216,15 +209,15 @@ class LlamaDecoding:
         owner, longest, width = rows // self.n, int(lengths.max()), inputs.size(1)
         remembered = [
             (
-                torch.cat([prompt_keys[owner].transpose(2, 3), keys[rows, :, :longest]], 2),
+                torch.cat([prompt_keys[owner], keys[rows, :, :longest]], 2),
                 torch.cat([prompt_values[owner], values[rows, :, :longest]], 2),
             )
             for (prompt_keys, prompt_values), keys, values in zip(
-                self.prompt, self.own.keys, self.own.values, strict=True
+                self.reading.layers, self.own.keys, self.own.values, strict=True
             )
         ]
         own = torch.arange(longest, device=rows.device) < lengths[:, None]
-        before = torch.cat([self.prompt_mask[owner].bool(), own], 1)[:, None].expand(-1, width, -1)
+        before = torch.cat([self.reading.mask[owner].bool(), own], 1)[:, None].expand(-1, width, -1)
         among = torch.ones(width, width, dtype=torch.bool, device=rows.device).tril().expand(len(rows), -1, -1)
         hidden = ~torch.cat([before, among], 2)[:, None]
         places = (self.lengths[owner] + lengths)[:, None] + torch.arange(width, device=rows.device)

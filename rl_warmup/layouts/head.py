@@ -28,7 +28,8 @@ class Head:
         self.after = _after_head(model.config)
         self.captured: Tensor | None = None
         self.capturing = False
-        self.shares_prompts = True  # whether warmups may continue one cached prompt; see `scoring.enable_scoring`
+        # what `scoring.enable_scoring` finds out: whether warmups may continue one cached prompt, and be decoded by our own loop
+        self.shares_prompts = self.decodes = True
         self.at_hand: OutputHead | None = None
 
     def forward(self, hidden: Tensor, tokens: Tokens | str | None = None) -> Any:

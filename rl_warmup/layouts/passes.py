@@ -35,6 +35,21 @@ class Rows(NamedTuple):
     seq_mask: Tensor  # (N, T)
 
 
+class Reading(NamedTuple):
+    """What a network has made of B prompts; carries gradient unless it was made without."""
+
+    mask: Tensor  # (B, X): the prompts' tokens
+    states: Tensor  # encoder-decoder: (B, X, d) of all tokens; decoder-only: (B, d) of the last ones
+    layers: list[
+        tuple[Tensor, Tensor]
+    ]  # keys and values (B, heads, X, width) that later tokens look at; [] if not T5's
+
+    def detach(self) -> Reading:
+        """The same without the graph behind it."""
+        pairs = [(keys.detach(), values.detach()) for keys, values in self.layers]
+        return Reading(self.mask, self.states.detach(), pairs)
+
+
 class States(NamedTuple):
     """Hidden states of rows."""
 
@@ -42,16 +57,34 @@ class States(NamedTuple):
     where: Tensor  # (N, T) int64: hidden[where[n, t]] predicts token t of row n; arbitrary in padding
 
 
-def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
+def read_encoder_prompts(model: Any, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
+    """Encoder-decoder: the encoder's states, and for a T5 the keys and values its decoder makes of them."""
+    encoded = model.get_encoder()(input_ids=prompt_ids, attention_mask=prompt_mask).last_hidden_state
+    return Reading(prompt_mask, encoded, [] if drops_caches(model) else _cross_projections(model, encoded))
+
+
+def read_causal_prompts(head: Head, prompt_mask: Tensor, **inputs: Tensor) -> Reading:
+    """Decoder-only: one forward over the prompts, given as `input_ids` or `inputs_embeds`.
+
+    They are padded on the right, where no token of theirs looks.
+    """
+    cache = Cache(layer_class_to_replicate=_Prefix)
+    read = head.capture(**inputs, past_key_values=cache, use_cache=True)
+    last = read[torch.arange(len(prompt_mask), device=read.device), prompt_mask.sum(1) - 1]
+    return Reading(prompt_mask, last, [(layer.keys, layer.values) for layer in cache.layers])
+
+
+def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool, reading: Reading | None = None) -> States:
     """Encoder-decoder: the encoder reads every prompt once, decoder rows of similar length share a pass.
 
     T5 also projects a prompt's keys and values once, whatever the number of its rows.
 
     Args:
         one_pass: for parameters that live in shards: every process has to make the same calls.
+        reading: of the prompts, where there is one already.
     """
-    encoded = model.get_encoder()(input_ids=rows.prompt_ids, attention_mask=rows.prompt_mask).last_hidden_state
-    cross = None if drops_caches(model) else _cross_projections(model, encoded)
+    if reading is None:
+        reading = read_encoder_prompts(model, rows.prompt_ids, rows.prompt_mask)
     start = torch.full_like(rows.seq_ids[:, :1], model.config.decoder_start_token_id)
     inputs = torch.cat([start, rows.seq_ids[:, :-1]], 1)
     passes = []
@@ -62,11 +95,11 @@ def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States
     for index, inputs_embeds in zip(parts, embedded, strict=True):
         prompts = rows.prompt_index[index]
         extra: dict[str, Any] = {"use_cache": False}
-        if cross is None:
-            states = encoded.index_select(0, prompts)
+        if not reading.layers:
+            states = reading.states.index_select(0, prompts)
         else:
-            states = encoded[:1].expand(len(index), -1, -1)  # its shape alone is read: keys and values are there
-            filled = prefix_cache([(k.index_select(0, prompts), v.index_select(0, prompts)) for k, v in cross])
+            states = reading.states[:1].expand(len(index), -1, -1)  # its shape alone is read: keys and values are there
+            filled = prefix_cache([(k.index_select(0, prompts), v.index_select(0, prompts)) for k, v in reading.layers])
             extra = {"past_key_values": EncoderDecoderCache(Cache(layer_class_to_replicate=_Once), filled)}
         passes.append(
             head.capture(
@@ -102,10 +135,13 @@ def joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
     return States(hidden, where.clamp(max=len(hidden) - 1))
 
 
-def shared_states(model: Any, head: Head, rows: Rows) -> States:
+def shared_states(model: Any, head: Head, rows: Rows, reading: Reading | None = None) -> States:
     """Decoder-only, every prompt read once: its rows follow in one long line each under a block mask.
 
     A row's tokens see the prompt's cached keys and values and their own row, at the positions they would have alone.
+
+    Args:
+        reading: of the prompts, where there is one already.
     """
     (prompts, width), device = rows.prompt_ids.shape, rows.prompt_ids.device
     inputs = rows.seq_mask.sum(1) - 1  # nothing is predicted from a row's last token
@@ -121,24 +157,25 @@ def shared_states(model: Any, head: Head, rows: Rows) -> States:
         return line.index_copy(0, slots, values.expand_as(real)[real]).view(len(lines.prompt), lines.width)
 
     filler = int(rows.seq_ids[0, 0])  # any token: nothing looks at it
-    of_prompts, of_lines = _embed(embedding, [rows.prompt_ids, placed(rows.seq_ids, filler)])
-    cache, prompt_lengths = Cache(layer_class_to_replicate=_Prefix), rows.prompt_mask.sum(1)
-    read = head.capture(inputs_embeds=of_prompts, past_key_values=cache, use_cache=True)
-    last = read[torch.arange(prompts, device=device), prompt_lengths - 1]
+    unread = [rows.prompt_ids] if reading is None else []
+    *of_prompts, of_lines = _embed(embedding, [*unread, placed(rows.seq_ids, filler)])
+    if reading is None:
+        reading = read_causal_prompts(head, rows.prompt_mask, inputs_embeds=of_prompts[0])
+    prompt_lengths, layers = rows.prompt_mask.sum(1), reading.layers
     if lines.prompt != list(range(prompts)):
-        cache = prefix_cache([(x.keys[owner], x.values[owner]) for x in cache.layers])
+        layers = [(keys[owner], values[owner]) for keys, values in layers]
     row, position = placed(torch.arange(len(begin), device=device)[:, None], -1), placed(step, 0)
     own = (row[:, :, None] == row[:, None, :]) & (position[:, :, None] >= position[:, None, :]) & (row >= 0)[:, :, None]
     prompt = torch.arange(width, device=device) < prompt_lengths[owner, None]
     seen = torch.cat([prompt[:, None].expand(-1, lines.width, -1), own], 2)[:, None]
-    dtype = cache.layers[0].keys.dtype
+    dtype = layers[0][0].dtype
     mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
     packed = head.capture(
         inputs_embeds=of_lines, attention_mask=mask,
-        position_ids=prompt_lengths[owner, None] + position, past_key_values=cache, use_cache=True,
+        position_ids=prompt_lengths[owner, None] + position, past_key_values=prefix_cache(layers), use_cache=True,
     )  # fmt: skip
     where = torch.cat([rows.prompt_index[:, None], prompts + begin[:, None] + step[:-1]], 1)
-    states = torch.cat([last, packed.flatten(0, 1)])
+    states = torch.cat([reading.states, packed.flatten(0, 1)])
     return States(states, where.clamp(max=len(states) - 1))
 
 
@@ -191,12 +228,12 @@ def prefix_cache(pairs: list[tuple[Tensor, Tensor]]) -> Cache:
     return cache
 
 
-def _cross_projections(model: Any, encoded: Tensor) -> list[tuple[Tensor, Tensor]] | None:
-    """Keys and values (B, heads, X, d_kv) of every decoder layer, or None for a decoder that is not T5's."""
+def _cross_projections(model: Any, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (B, heads, X, d_kv) of every decoder layer, or [] for a decoder that is not T5's."""
     try:
         layers = [block.layer[1].EncDecAttention for block in model.get_decoder().block]
     except AttributeError:
-        return None
+        return []
 
     def heads(projected: Tensor, attention: Any) -> Tensor:
         return projected.view(*projected.shape[:2], -1, attention.key_value_proj_dim).transpose(1, 2)

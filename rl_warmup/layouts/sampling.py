@@ -131,7 +131,7 @@ def score_ahead(
     rows_of: list[list[float]] = [[] for _ in lengths]
     device = lengths.device
     for chosen, width in buckets([len(targets[row // n]) for row in range(len(lengths))], one=synced):
-        size = len(chosen) if synced else max(1, TOKENS_AT_ONCE // (decoding.prompt_mask.size(1) + width))
+        size = len(chosen) if synced else max(1, TOKENS_AT_ONCE // (decoding.reading.mask.size(1) + width))
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
             ids = pad_right([[separator_id, *targets[row // n]] for row in part], separator_id)[0].to(device)

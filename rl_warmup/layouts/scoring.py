@@ -18,18 +18,21 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from rl_warmup.batch import RowWeights, Scores, WarmupBatch
-from rl_warmup.layouts.decoding import LLAMA_LIKE
+from rl_warmup.layouts.decoding import LLAMA_LIKE, decoding_for
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.passes import (
+    Reading,
     Rows,
     States,
     attention_window,
     decoder_states,
     drops_caches,
     joined_states,
+    read_causal_prompts,
+    read_encoder_prompts,
     shared_states,
-)
+)  # fmt: skip
 from rl_warmup.objectives.logprobs import Tokens
 
 logger = logging.get_logger(__name__)
@@ -96,6 +99,7 @@ def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw, weights: RowWeig
         target_mask=batch.target_mask,
         law=law,
         shared=batch.group_size > 1,
+        reading=batch.reading,
         **known,
     )
     logps = out["token_logps"]
@@ -147,11 +151,12 @@ def _score(
     target_mask: Tensor,
     law: WarmupLaw,
     shared: bool,
+    reading: Reading | None = None,
     token_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """`token_logps` (N, T): of warmup actions under the law, of target tokens under the plain model, 0 elsewhere."""
     rows = Rows(input_ids, attention_mask, prompt_index, seq_ids, seq_mask)
-    states = _states(model, head, rows, shared)
+    states = _states(model, head, rows, shared, reading)
     is_action, is_target = warmup_mask.bool(), target_mask.bool()
 
     def counted(values: Tensor) -> Tensor:
@@ -169,7 +174,7 @@ def _score(
     return {"token_logps": logps} if objective is None else {"token_logps": logps, "objective": objective}
 
 
-def _states(model: Any, head: Head, rows: Rows, shared: bool) -> States:
+def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading | None) -> States:
     """The way through the network that fits its architecture and state."""
     sharded = hasattr(head.module.weight, "ds_id")  # ZeRO-3
     if drops_caches(model):
@@ -179,10 +184,11 @@ def _states(model: Any, head: Head, rows: Rows, shared: bool) -> States:
         )
         shared = False
     if model.config.is_encoder_decoder:
-        return decoder_states(model, head, rows, one_pass=sharded)
+        return decoder_states(model, head, rows, sharded, reading)
     width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
-    if shared and head.shares_prompts and width <= attention_window(model.config):
-        return shared_states(model, head, rows)
+    shared = (shared or reading is not None) and head.shares_prompts
+    if shared and width <= attention_window(model.config):
+        return shared_states(model, head, rows, reading)
     return joined_states(model, head, rows, one_pass=sharded)
 
 
@@ -221,6 +227,26 @@ def _check_against_stock(model: Any) -> None:
             f"rl_warmup: {type(model).__name__} cannot continue one cached prompt several times (log-probabilities differ by "
             f"{worst[True]:.3g} nats), so every warmup reads its prompt again: the same numbers, slower."
         )
+    if not _decoding_difference(model, ids, logits) < tolerance:
+        model._warmup_head.decodes = False  # `write_warmups` says so
+
+
+def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
+    """Largest error of the logits that step by step decoding gives for two rows; 0 where it is not tried."""
+    causal = not model.config.is_encoder_decoder
+    rows, prompts = (ids[:, 1:], ids[:1, :1]) if causal else (ids, ids[:1])
+    decoding = decoding_for(model, ids.size(1))
+    if decoding is None:
+        return 0.0
+    head, mask = model._warmup_head, torch.ones_like(prompts)
+    reading = (
+        read_causal_prompts(head, mask, input_ids=prompts) if causal else read_encoder_prompts(model, prompts, mask)
+    )
+    started, both = decoding(model, reading, 2, rows.size(1)), torch.arange(2, device=ids.device)
+    states = [started.first().expand(2, -1)]
+    states += [started.next(rows[:, step - 1], both, step) for step in range(1, rows.size(1))]
+    expected = logits[:, ids.size(1) - rows.size(1) :].float()
+    return (torch.stack([head.logits(state) for state in states], 1) - expected).abs().max().item()
 
 
 def _difference(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> float:

@@ -18,8 +18,9 @@ from transformers.utils import logging
 
 from rl_warmup.batch import Warmup
 from rl_warmup.layouts import Layout
-from rl_warmup.layouts.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
+from rl_warmup.layouts.decoding import LLAMA_LIKE, T5_LIKE, LlamaDecoding, T5Decoding, decoding_for
 from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.passes import Reading, read_causal_prompts, read_encoder_prompts
 from rl_warmup.layouts.sampling import as_warmups, sample, score_ahead
 from rl_warmup.layouts.scoring import enable_scoring
 from rl_warmup.layouts.splice import pad_right
@@ -43,6 +44,7 @@ def write_warmups(
     num_warmups: int,
     synced_gpus: bool = False,
     targets: Sequence[list[int]] | None = None,
+    reading: Reading | None = None,
 ) -> list[Warmup]:
     """Sample `num_warmups` warmups for every prompt: B prompts -> B * num_warmups warmups, prompt by prompt.
 
@@ -54,20 +56,21 @@ def write_warmups(
         synced_gpus: every process takes the same number of steps; needed where weights live in shards.
         targets: one per prompt, end token included; each warmup then also carries `target_logps`, for much less than
             scoring costs. `generate` cannot go on to them.
+        reading: what `read_prompts` made of these prompts; they are not read again.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _plain(model)
     enable_scoring(base)
-    after = 0 if targets is None else 1 + max(map(len, targets))  # the separator too
-    decoding = decoding_for(base, max(map(len, prompts)) + law.max_length + after)
+    decoding = _decoding(base, law, prompts, targets)
     if decoding is None:
         logger.warning_once(
-            f"rl_warmup: the inside of {type(base).__name__} is not known, or its attention window is shorter than "
-            f"prompt, warmup and target, so warmups are sampled by `generate`: the same law, some two times slower. Known "
-            f"are {', '.join((*T5_LIKE, *LLAMA_LIKE))}."
+            f"rl_warmup: the inside of {type(base).__name__} is not known, or is not what it should be, or its attention window "
+            f"is shorter than prompt, warmup and target. So warmups are sampled by `generate`: the same law, some two times "
+            f"slower. Known are {', '.join((*T5_LIKE, *LLAMA_LIKE))}."
         )
         return generate_warmups(model, layout, law, prompts, num_warmups, synced_gpus=synced_gpus)
-    ids, mask = (t.to(base.device) for t in pad_right(list(prompts), layout.tokens.pad_id))
-    started, head = decoding(base, ids, mask, num_warmups, law.max_length), base._warmup_head
+    if reading is None:
+        reading = read_prompts(base, layout, prompts)
+    started, head = decoding(base, reading.detach(), num_warmups, law.max_length), base._warmup_head
     remember = targets is not None
     drawn = sample(started, head, law, len(prompts), num_warmups, synced_gpus, remember)
     warmups = as_warmups(*drawn)
@@ -75,6 +78,42 @@ def write_warmups(
         return warmups
     ahead = score_ahead(started, head, law.separator_id, drawn[1], targets, num_warmups, synced_gpus)
     return [warmup._replace(target_logps=logps) for warmup, logps in zip(warmups, ahead, strict=True)]
+
+
+def read_for_training(
+    model: Any, layout: Layout, law: WarmupLaw, prompts: Sequence[list[int]], targets: Sequence[list[int]]
+) -> Reading | None:
+    """One reading of the prompts, with gradient, for `write_warmups` and then for `score`; None where not both can use it.
+
+    Args:
+        model: in eval mode, scoring enabled.
+    """
+    base = _plain(model)
+    if _decoding(base, law, prompts, targets) is None or not base._warmup_head.shares_prompts:
+        return None
+    return read_prompts(base, layout, prompts)
+
+
+def _decoding(
+    base: Any, law: WarmupLaw, prompts: Sequence[list[int]], targets: Sequence[list[int]] | None
+) -> type[T5Decoding] | type[LlamaDecoding] | None:
+    """The class that can decode these prompts and go on to their targets."""
+    after = 0 if targets is None else 1 + max(map(len, targets))  # the separator too
+    longest = max(map(len, prompts)) + law.max_length + after
+    return decoding_for(base, longest) if base._warmup_head.decodes else None
+
+
+def read_prompts(base: Any, layout: Layout, prompts: Sequence[list[int]]) -> Reading:
+    """What a plain transformers model makes of prompts, each read once; with gradient where gradients are on."""
+    ids, mask = (tensor.to(base.device) for tensor in pad_right(list(prompts), layout.tokens.pad_id))
+    if base.config.is_encoder_decoder:
+        return read_encoder_prompts(base, ids, mask)
+    return read_causal_prompts(base._warmup_head, mask, input_ids=ids)
+
+
+def _plain(model: Any) -> Any:
+    """The transformers model inside an adapter's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @torch.no_grad()
@@ -126,7 +165,7 @@ def write_targets(
 def _generate(
     model: Any, layout: Layout, prompts: Sequence[list[int]], processor: LogitsProcessor, **settings: Any
 ) -> Tensor:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _plain(model)
     ids, mask = layout.prompt_inputs(list(prompts))
     call = {key: settings.pop(key) for key in ("synced_gpus",) if key in settings}
     if settings["do_sample"]:

@@ -18,8 +18,8 @@ from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.layouts.sampling import as_warmups, sample, score_ahead
 from rl_warmup.layouts.scoring import enable_scoring
-from rl_warmup.layouts.splice import pad_right
 from rl_warmup.layouts.tokens import declare_tokens
+from rl_warmup.layouts.writing import read_prompts
 
 PROMPTS, TARGETS, N, LIMIT = [[6, 7, 8], [9]], [[7, 8, 1], [9, 1]], 3, 5
 
@@ -35,12 +35,12 @@ def draw_both(kind: str, law: WarmupLaw, remember: bool) -> dict:
     if law.min_length:
         banned[6:] = False
     law = replace(law, separator_id=tokens.separator_id, banned=banned)
-    ids, mask = pad_right(PROMPTS, make_layout(model, tokens).tokens.pad_id)
+    layout = make_layout(model, tokens)
     out = {}
     for synced in (True, False):
         torch.manual_seed(3)
         with torch.no_grad():
-            decoding = decoding_for(model, 20)(model, ids, mask, N, law.max_length)
+            decoding = decoding_for(model, 20)(model, read_prompts(model, layout, PROMPTS), N, law.max_length)
         steps, following = [], decoding.next
 
         def counted(given, rows, step, steps=steps, following=following):

@@ -91,7 +91,8 @@ def test_the_separator_ends_or_the_limit_does(new_lab, separator_logit):
 def _bias(token: int, amount: float):
     def hook(module, args, out):
         out = out.clone()
-        out[..., token] += amount
+        if out.size(-1) > token:  # only logits: the prompt's states pass through the head as they are
+            out[..., token] += amount
         return out
 
     return hook
