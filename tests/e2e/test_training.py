@@ -101,6 +101,20 @@ def test_drawn_gradients_change_no_number_that_is_logged(make_trainer, kind):
             assert log[name] == pytest.approx(logs[0][name], rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.parametrize("drawn", [None, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_autocast_trains_beside_float32(make_trainer, kind, drawn):
+    """Sampling, scoring ahead and gradient under autocast: the first loss is float32's but for rounding."""
+    logs = []
+    for bf16 in (False, True):
+        trainer = make_trainer(kind, f"bf16-{bf16}", bf16=bf16, backward_samples=drawn, max_steps=2, empty_share=0.6)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    assert logs[1]["empty_target_logprob"] == pytest.approx(logs[0]["empty_target_logprob"], rel=0.02)
+    assert math.isfinite(logs[1]["loss"])
+    assert logs[1]["grad_norm"] > 0
+
+
 def test_drawn_gradients_learn(make_trainer):
     """One of four warmups gets a gradient, and the targets become likely all the same."""
     trainer = make_trainer(backward_samples=1, num_warmups=4, max_steps=150, learning_rate=3e-3, logging_steps=10)

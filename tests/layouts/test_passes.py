@@ -247,6 +247,7 @@ def test_a_network_that_cannot_continue_one_prompt_several_times_is_noticed(
     (said,) = warnings_of()
     assert f"{kind.__name__} cannot continue one cached prompt several times" in said
     assert ("inf nats" in said) == (nats == "inf")
+    assert model._warmup_head.decodes == (kind is Forgetful)  # the sampler reads the first cache, and only that
     batch = random_batch(layout_of(model), 2)
     ways.clear()
     scores = score(model, batch, law_of(max_length=6))
