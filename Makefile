@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: venv demo test test-slow check clean
+.PHONY: venv demo test test-slow check bench clean
 
 venv: $(VENV)/.ready
 
@@ -25,6 +25,9 @@ test: venv
 
 test-slow: venv
 	$(BIN)/python -m pytest
+
+bench: venv
+	$(BIN)/python -m benchmarks.step_cost --quick
 
 check: venv
 	$(BIN)/ruff check .

@@ -17,9 +17,10 @@ VARIANTS = {"ours_all": {}, "ours_k1": {"backward_samples": 1}}
 # (layout, variant): (operations, peak memory), both as multiples of an SFT step's.
 # Measured by `python -m pytest tests/benchmarks/test_gate.py -s`, which prints what it finds.
 BOUNDS = {
-    # While `generate` samples and every row repeats its prompt; to be tightened, and k=1 added, when that changes.
-    ("t5", "ours_all"): (4.9, 4.4),  # measured 4.67 and 4.22
-    ("llama", "ours_all"): (5.35, 3.9),  # measured 5.09 and 3.69
+    ("t5", "ours_all"): (3.92, 3.81),  # measured 3.73 and 3.63
+    ("t5", "ours_k1"): (2.25, 1.14),  # measured 2.14 and 1.08
+    ("llama", "ours_all"): (3.81, 3.00),  # measured 3.63 and 2.85
+    ("llama", "ours_k1"): (1.94, 0.92),  # measured 1.84 and 0.87
 }
 
 
