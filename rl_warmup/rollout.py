@@ -48,7 +48,8 @@ class Rollout:
         cls, options: WarmupOptions, layout: Layout, law: WarmupLaw, tokenizer: Any, rows: list[dict[str, Any]]
     ) -> Rollout:
         """The rollout that options ask for; a proposal that cannot work on these training rows says so here."""
-        context = ProposalContext(options.max_warmup_length, word_counts=count_words(rows))
+        counted = rows if "keywords" in options.proposals else []  # a large data set takes its time
+        context = ProposalContext(options.max_warmup_length, word_counts=count_words(counted))
         filler = tokenizer("...", add_special_tokens=False)["input_ids"]
         context.filler_ids = tuple(i for i in filler if not law.banned[i])
         for name in set(options.proposals) & set(PROPOSALS) if rows else ():

@@ -54,9 +54,8 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 def _first_beyond(ends: Tensor, point: Tensor) -> Tensor:
     """The first index at which the rising `ends` (M, K) exceed `point` (M, n); it always has weight of its own."""
-    below = torch.nextafter(
-        ends[:, -1:], torch.zeros_like(ends[:, -1:])
-    )  # rounding must not put a point at the very end
+    total = ends[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not put a point at the very end
     return torch.searchsorted(ends, point.clamp(min=0).minimum(below), right=True)
 
 
