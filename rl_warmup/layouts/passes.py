@@ -135,48 +135,62 @@ def joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
     return States(hidden, where.clamp(max=len(hidden) - 1))
 
 
-def shared_states(model: Any, head: Head, rows: Rows, reading: Reading | None = None) -> States:
+def shared_states(model: Any, head: Head, rows: Rows, one_pass: bool = False, reading: Reading | None = None) -> States:
     """Decoder-only, every prompt read once: its rows follow in one long line each under a block mask.
 
-    A row's tokens see the prompt's cached keys and values and their own row, at the positions they would have alone.
+    A row's tokens see the prompt's cached keys and values and their own row, at the positions they would have alone. Lines
+    of similar length share a pass.
 
     Args:
+        one_pass: for parameters that live in shards: every process has to make the same calls.
         reading: of the prompts, where there is one already.
     """
-    (prompts, width), device = rows.prompt_ids.shape, rows.prompt_ids.device
+    device, embedding = rows.prompt_ids.device, model.get_input_embeddings()
     inputs = rows.seq_mask.sum(1) - 1  # nothing is predicted from a row's last token
-    embedding = model.get_input_embeddings()
     lines = _lines(inputs.tolist(), rows.prompt_index.tolist(), embedding.weight.size(-1))
-    owner, begin = torch.tensor(lines.prompt, device=device), torch.tensor(lines.begin, device=device)
+    groups = buckets(lines.filled, one_pass)
+    starts, total = _starts(groups)
+    begin = torch.tensor([starts[line] + offset for line, offset in lines.row], device=device)
     step = torch.arange(rows.seq_ids.size(1), device=device)
     real = step < inputs[:, None]
     slots = (begin[:, None] + step)[real]
 
-    def placed(values: Tensor, fill: int) -> Tensor:
-        line = torch.full((len(lines.prompt) * lines.width,), fill, device=device)
-        return line.index_copy(0, slots, values.expand_as(real)[real]).view(len(lines.prompt), lines.width)
+    def placed(values: Tensor, fill: int) -> list[Tensor]:
+        flat = torch.full((total,), fill, device=device).index_copy(0, slots, values.expand_as(real)[real])
+        parts = flat.split([len(chosen) * width for chosen, width in groups])
+        return [part.view(-1, width) for part, (_, width) in zip(parts, groups, strict=True)]
 
     filler = int(rows.seq_ids[0, 0])  # any token: nothing looks at it
     unread = [rows.prompt_ids] if reading is None else []
-    *of_prompts, of_lines = _embed(embedding, [*unread, placed(rows.seq_ids, filler)])
+    embedded = _embed(embedding, [*unread, *placed(rows.seq_ids, filler)])
     if reading is None:
-        reading = read_causal_prompts(head, rows.prompt_mask, inputs_embeds=of_prompts[0])
-    prompt_lengths, layers = rows.prompt_mask.sum(1), reading.layers
-    if lines.prompt != list(range(prompts)):
-        layers = [(keys[owner], values[owner]) for keys, values in layers]
-    row, position = placed(torch.arange(len(begin), device=device)[:, None], -1), placed(step, 0)
-    own = (row[:, :, None] == row[:, None, :]) & (position[:, :, None] >= position[:, None, :]) & (row >= 0)[:, :, None]
-    prompt = torch.arange(width, device=device) < prompt_lengths[owner, None]
-    seen = torch.cat([prompt[:, None].expand(-1, lines.width, -1), own], 2)[:, None]
-    dtype = layers[0][0].dtype
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
-    packed = head.capture(
-        inputs_embeds=of_lines, attention_mask=mask,
-        position_ids=prompt_lengths[owner, None] + position, past_key_values=prefix_cache(layers), use_cache=True,
-    )  # fmt: skip
-    where = torch.cat([rows.prompt_index[:, None], prompts + begin[:, None] + step[:-1]], 1)
-    states = torch.cat([reading.states, packed.flatten(0, 1)])
+        reading = read_causal_prompts(head, rows.prompt_mask, inputs_embeds=embedded.pop(0))
+    numbers = placed(torch.arange(len(begin), device=device)[:, None], -1)
+    passes = []
+    for (chosen, _), of_line, row, position in zip(groups, embedded, numbers, placed(step, 0), strict=True):
+        owner = torch.tensor([lines.prompt[line] for line in chosen], device=device)
+        passes.append(_line_states(head, reading, owner, of_line, row, position))
+    where = torch.cat([rows.prompt_index[:, None], len(rows.prompt_ids) + begin[:, None] + step[:-1]], 1)
+    states = torch.cat([reading.states, *(packed.flatten(0, 1) for packed in passes)])
     return States(states, where.clamp(max=len(states) - 1))
+
+
+def _line_states(
+    head: Head, reading: Reading, owner: Tensor, embedded: Tensor, row: Tensor, position: Tensor
+) -> Tensor:
+    """(L, width, d) states of L lines behind the prompts `owner`; `row` (L, width) says whose a slot is, -1 nobody's."""
+    layers = reading.layers
+    if owner.tolist() != list(range(len(reading.mask))):
+        layers = [(keys[owner], values[owner]) for keys, values in layers]
+    own = (row[:, :, None] == row[:, None, :]) & (position[:, :, None] >= position[:, None, :]) & (row >= 0)[:, :, None]
+    prompt = reading.mask[owner].bool()
+    seen = torch.cat([prompt[:, None].expand(-1, row.size(1), -1), own], 2)[:, None]
+    dtype = layers[0][0].dtype
+    mask = torch.zeros(seen.shape, dtype=dtype, device=row.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return head.capture(
+        inputs_embeds=embedded, attention_mask=mask, position_ids=prompt.sum(1, keepdim=True) + position,
+        past_key_values=prefix_cache(layers), use_cache=True,
+    )  # fmt: skip
 
 
 def drops_caches(model: Any) -> bool:
@@ -260,25 +274,31 @@ def buckets(lengths: list[int], one: bool) -> list[tuple[list[int], int]]:
         cuts = sorted([*cuts, cut])
 
 
-def _join(passes: list[Tensor], groups: list[tuple[list[int], int]], length: int) -> States:
-    """(n, width, d) of every group of rows, one behind the other, and where row n's position t is."""
+def _starts(groups: list[tuple[list[int], int]]) -> tuple[list[int], int]:
+    """The slot at which each row begins when all groups stand one behind the other, and the number of slots."""
     begin = [0] * sum(len(chosen) for chosen, _ in groups)
     total = 0
     for chosen, width in groups:
         for place, row in enumerate(chosen):
             begin[row] = total + place * width
         total += len(chosen) * width
+    return begin, total
+
+
+def _join(passes: list[Tensor], groups: list[tuple[list[int], int]], length: int) -> States:
+    """(n, width, d) of every group of rows, one behind the other, and where row n's position t is."""
     hidden = torch.cat([states.flatten(0, 1) for states in passes]) if len(passes) > 1 else passes[0].flatten(0, 1)
-    where = torch.tensor(begin, device=hidden.device)[:, None] + torch.arange(length, device=hidden.device)
+    begin = torch.tensor(_starts(groups)[0], device=hidden.device)
+    where = begin[:, None] + torch.arange(length, device=hidden.device)
     return States(hidden, where.clamp(max=len(hidden) - 1))
 
 
 class _Lines(NamedTuple):
-    """Rows behind each other: lines of `width` slots, the prompt of each line, and the slot a row begins at."""
+    """Rows behind each other in lines."""
 
-    prompt: list[int]
-    begin: list[int]
-    width: int
+    prompt: list[int]  # of each line
+    filled: list[int]  # slots that each line needs
+    row: list[tuple[int, int]]  # line and first slot of each row
 
 
 def _lines(lengths: list[int], prompt_index: list[int], room: int) -> _Lines:
@@ -290,17 +310,15 @@ def _lines(lengths: list[int], prompt_index: list[int], room: int) -> _Lines:
     by_prompt: dict[int, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompt_index):
         by_prompt[prompt].append(row)
-    line_of, offset = [0] * len(lengths), [0] * len(lengths)
-    line_prompt: list[int] = []
-    width = 1
+    lines = _Lines([], [], [(0, 0)] * len(lengths))
     for prompt in sorted(by_prompt):
         rows = by_prompt[prompt]
         count = -(-sum(lengths[row] for row in rows) // max(room, *(lengths[row] for row in rows)))
         filled = [0] * count
         for row in sorted(rows, key=lambda row: -lengths[row]):
             line = filled.index(min(filled))
-            line_of[row], offset[row] = len(line_prompt) + line, filled[line]
+            lines.row[row] = (len(lines.prompt) + line, filled[line])
             filled[line] += lengths[row]
-        line_prompt += [prompt] * count
-        width = max(width, *filled)
-    return _Lines(line_prompt, [line_of[i] * width + offset[i] for i in range(len(lengths))], width)
+        lines.prompt.extend([prompt] * count)
+        lines.filled.extend(filled)
+    return lines

@@ -188,7 +188,7 @@ def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading |
     width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
     shared = (shared or reading is not None) and head.shares_prompts
     if shared and width <= attention_window(model.config):
-        return shared_states(model, head, rows, reading)
+        return shared_states(model, head, rows, sharded, reading)
     return joined_states(model, head, rows, one_pass=sharded)
 
 

@@ -69,10 +69,11 @@ def test_buckets_of_random_lengths(monkeypatch, free):
 @pytest.mark.parametrize(
     ("lengths", "prompts", "room", "expected"),
     [
-        ([3, 2, 4, 1], [0, 0, 1, 1], 100, ([0, 1], [0, 3, 5, 9], 5)),
-        ([2, 3], [0, 0], 5, ([0], [3, 0], 5)),  # the longest comes first
-        ([2, 3], [0, 0], 4, ([0, 0], [3, 0], 3)),
-        ([3, 2, 4, 1, 6], [0, 0, 1, 1, 1], 5, ([0, 1, 1], [0, 3, 12, 16, 6], 6)),  # 6 exceeds the room all alone
+        ([3, 2, 4, 1], [0, 0, 1, 1], 100, ([0, 1], [5, 5], [(0, 0), (0, 3), (1, 0), (1, 4)])),
+        ([2, 3], [0, 0], 5, ([0], [5], [(0, 3), (0, 0)])),  # the longest comes first
+        ([2, 3], [0, 0], 4, ([0, 0], [3, 2], [(1, 0), (0, 0)])),
+        # 6 exceeds the room all alone
+        ([3, 2, 4, 1, 6], [0, 0, 1, 1, 1], 5, ([0, 1, 1], [5, 6, 5], [(0, 0), (0, 3), (2, 0), (2, 4), (1, 0)])),
     ],
 )
 def test_lines_by_hand(lengths, prompts, room, expected):
@@ -85,14 +86,16 @@ def test_lines_of_random_rows():
         count, room = generator.randint(1, 20), generator.randint(1, 40)
         prompts = [generator.randrange(4) for _ in range(count)]
         lengths = [generator.randint(1, 15) for _ in range(count)]
-        line_prompt, begin, width = _lines(lengths, prompts, room)
-        taken: set[int] = set()
-        for length, prompt, start in zip(lengths, prompts, begin, strict=True):
-            mine = range(start, start + length)
-            assert mine[0] // width == mine[-1] // width
-            assert line_prompt[mine[0] // width] == prompt
-            assert not taken & set(mine)
-            taken |= set(mine)
+        line_prompt, filled, places = _lines(lengths, prompts, room)
+        taken: set[tuple[int, int]] = set()
+        for length, prompt, (line, start) in zip(lengths, prompts, places, strict=True):
+            mine = {(line, slot) for slot in range(start, start + length)}
+            assert line_prompt[line] == prompt
+            assert start + length <= filled[line]
+            assert not taken & mine
+            taken |= mine
+        assert sum(filled) == sum(lengths) == len(taken)
+        width = max(filled)
         # as even as rows allow: nothing is put onto a line that has its share already
         assert width < max(room, *lengths) + max(lengths) or width == max(lengths)
         for prompt in set(prompts):
