@@ -34,7 +34,7 @@ DIGITS = {"ratio": 2, "flop_ratio": 2, "cpu_ms": 1, "peak_mb": 1}
 
 
 def arguments(
-    text: str | None, n: Sequence[int], shapes: Sequence[str] = (), repeats: int = 3
+    text: str | None, n: Sequence[int], shapes: Sequence[str] = (), repeats: int = 5
 ) -> argparse.ArgumentParser:
     """The parser of a script: what it says for `--help`, and the defaults of its options."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
