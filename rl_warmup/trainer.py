@@ -32,6 +32,7 @@ from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, refuse_fp16
+from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.objectives.losses import weighted_loss
@@ -169,7 +170,7 @@ class WarmupTrainer(Trainer):
     def _reads_once(self, micro: list[list[dict[str, Any]]]) -> bool:
         """Whether one reading of the prompts can serve sampling and gradient: nothing else wraps the forward, or cuts it."""
         alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
-        return alone and len(micro) == 1 and self.args.disable_dropout and not self.args.gradient_checkpointing
+        return alone and len(micro) == 1 and self.args.disable_dropout and not checkpoints_layers(self.model)
 
     def compute_loss(
         self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -227,8 +228,8 @@ class WarmupTrainer(Trainer):
         self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name))
         ranks, share = self.accelerator.num_processes, 1 / len(self.update)  # parts of one update, on every rank
         self.means.add({"loss/policy": (policy_loss * ranks, share), "loss/target": (target_loss * ranks, share)})
-        sampled = groups > 0 and not cold_start
-        tokens, self.flops = step_cost(batch, trained, self.model.num_parameters(), sampled)
+        size, sampled = self.model.num_parameters(), groups > 0 and not cold_start
+        tokens, self.flops = step_cost(batch, trained, size, sampled)
         self.run_folder.count(tokens, self.flops)
         self.last = (batch, scores, weights)
 
@@ -391,9 +392,8 @@ class WarmupTrainer(Trainer):
     def _sum_over_processes(self, values: list[float]) -> list[float]:
         if self.accelerator.num_processes == 1 or not values:
             return values
-        return self.accelerator.reduce(
-            torch.tensor(values, dtype=torch.float64, device=self.args.device), "sum"
-        ).tolist()
+        summands = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        return self.accelerator.reduce(summands, "sum").tolist()
 
     def floating_point_ops(self, inputs: Any) -> float:
         """Of the last micro-batch: `diagnostics.step_cost`."""

@@ -195,7 +195,12 @@ def _line_states(
 
 def drops_caches(model: Any) -> bool:
     """Whether layers will ignore caches: those that checkpoint do so in training mode, with gradient or without."""
-    return model.training and getattr(model, "is_gradient_checkpointing", False)
+    return model.training and checkpoints_layers(model)
+
+
+def checkpoints_layers(model: Any) -> bool:
+    """Whether gradient checkpointing is on; the model's own word for it changes its name in transformers 6."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def attention_window(config: Any) -> float:
