@@ -180,6 +180,15 @@ def test_prompts_read_once_or_with_every_row(name, room, build, layout_of, law_o
     assert all(count == 3 if room is None else count > 3 for count in counts)
 
 
+def assert_equals_stock(scores, batch, expected_of):
+    """Target log-probabilities, row by row, against the untouched model's."""
+    for row in range(len(batch.warmups)):
+        expected = expected_of(row)
+        counted = batch.target_mask[row, : len(expected)].bool()
+        got = scores.token_logps[row, : len(expected)]
+        torch.testing.assert_close(got[counted], expected[counted], rtol=0, atol=1e-5)
+
+
 def test_a_window_that_is_too_short_needs_its_own_mask(build, layout_of, law_of, ways, stock):
     """A Gemma 2 looks back 4 tokens in every other layer; a block mask would undo that."""
     untouched = build("gemma2")
@@ -189,11 +198,7 @@ def test_a_window_that_is_too_short_needs_its_own_mask(build, layout_of, law_of,
     ways.clear()
     scores = score(model, batch, law_of(max_length=6))
     assert ways == ["joined_states"]
-    for row in range(len(batch.warmups)):
-        expected = stock(untouched, batch, row)
-        counted = batch.target_mask[row, : len(expected)].bool()
-        got = scores.token_logps[row, : len(expected)]
-        torch.testing.assert_close(got[counted], expected[counted], rtol=0, atol=1e-5)
+    assert_equals_stock(scores, batch, lambda row: stock(untouched, batch, row))
 
 
 @pytest.mark.parametrize("name", ["llama-grouped", "t5"])
@@ -255,11 +260,7 @@ def test_a_network_that_cannot_continue_one_prompt_several_times_is_noticed(
     ways.clear()
     scores = score(model, batch, law_of(max_length=6))
     assert ways == ["joined_states"]
-    for row in range(len(batch.warmups)):
-        expected = stock(untouched, batch, row)
-        counted = batch.target_mask[row, : len(expected)].bool()
-        got = scores.token_logps[row, : len(expected)]
-        torch.testing.assert_close(got[counted], expected[counted], rtol=0, atol=1e-5)
+    assert_equals_stock(scores, batch, lambda row: stock(untouched, batch, row))
 
 
 # ---------------------------------------------------------------------- encoder-decoder
