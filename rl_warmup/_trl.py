@@ -19,12 +19,12 @@ def _module(name: str) -> Any:
 
 def model_config_class() -> type:
     """TRL's `ModelConfig`: model_name_or_path, dtype, LoRA fields."""
-    return _module("trl").ModelConfig
+    return _module("trl.trainer.model_config").ModelConfig  # the module itself: trl's other rooms import pandas and datasets
 
 
 def peft_config(model_config: Any) -> Any:
     """The LoRA configuration a ModelConfig asks for, or None."""
-    return _module("trl").get_peft_config(model_config)
+    return _module("trl").get_peft_config(model_config) if model_config.use_peft else None
 
 
 def unwrap_for_generation(model: Any, accelerator: Any) -> AbstractContextManager[Any]:

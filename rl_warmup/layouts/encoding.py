@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -76,10 +77,10 @@ class RowEncoder:
             )
         prompt_ids = self._limit(whole_prompt, "prompt", where)
         target_ids, word_lengths = self._target_ids(target)
-        limited = self._limit([*target_ids, self.tokenizer.eos_token_id], "target", where)
+        limited = self._limit([*target_ids, self._end], "target", where)
         if prompt_ids is None or limited is None:
             return None
-        reserved = {self.separator_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} & set(limited[:-1])
+        reserved = self._reserved.intersection(limited[:-1])
         if reserved:
             found = ", ".join(repr(token) for token in self.tokenizer.convert_ids_to_tokens(sorted(reserved)))
             raise ValueError(
@@ -88,6 +89,15 @@ class RowEncoder:
         row.setdefault("id", where)
         words = _cut(word_lengths, len(limited) - 1)
         return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
+
+    @cached_property
+    def _end(self) -> int:
+        return self.tokenizer.eos_token_id  # asked of every row, and slow to answer
+
+    @cached_property
+    def _reserved(self) -> set[int]:
+        """What the layout needs for itself."""
+        return {self.separator_id, self._end, self.tokenizer.pad_token_id}
 
     def encode_prompts(self, prompts: list[str]) -> list[dict[str, Any]]:
         """Prompts without targets, for inference."""
@@ -123,7 +133,7 @@ class RowEncoder:
             ids = self._ahead["prompt", prompt]
         else:
             ids = self.tokenizer(prompt)["input_ids"]
-        if not self.encoder_decoder and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+        if not self.encoder_decoder and len(ids) > 1 and ids[-1] == self._end:
             ids = ids[:-1]  # a decoder-only prompt must not look finished
         return list(ids)
 
@@ -165,7 +175,7 @@ class RowEncoder:
         if policy == "left":
             begins = ids[0] == self.tokenizer.bos_token_id
             return ids[: int(begins)] + ids[len(ids) - limit + int(begins) :]
-        ends = ids[-1] == self.tokenizer.eos_token_id
+        ends = ids[-1] == self._end
         return ids[: limit - 1] + ids[-1:] if ends else ids[:limit]
 
 

@@ -13,9 +13,11 @@ import yaml
 from rl_warmup.cli.main import COMMANDS, quick_imports
 
 HEAVY = {"torch", "transformers", "numpy", "trl", "datasets", "tokenizers", "accelerate"}
-# Of the metrics and the report. Not in the list, as transformers.Trainer imports them where they are installed: scipy
-# (through losses of object detection), datasets with pandas and pyarrow, peft.
-NOT_FOR_TRAINING = {"matplotlib", "sklearn", "sacrebleu", "rouge_score", "bert_score", "nltk", "comet"}
+# Of the metrics and the report, and what transformers would import for nothing. Not in the list, as transformers.Trainer and
+# accelerate import them where they are installed: peft, deepspeed.
+NOT_FOR_TRAINING = {
+    "matplotlib", "sklearn", "sacrebleu", "rouge_score", "bert_score", "nltk", "comet", "scipy", "datasets", "pandas",
+}  # fmt: skip
 
 HELP = """
 import sys
@@ -27,8 +29,9 @@ finally:
 """
 FIRST_STEP = """
 import json, os, sys
-from rl_warmup.cli.main import main
-from transformers import TrainerCallback
+from rl_warmup.cli.main import main, quick_imports
+with quick_imports():
+    from transformers import Trainer, TrainerCallback
 
 def tell(*_, **__):
     print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), flush=True)
@@ -79,6 +82,17 @@ def test_imports_are_frozen_and_garbage_is_collected_again(monkeypatch):
         assert not gc.isenabled()
     assert gc.isenabled()
     assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+
+
+def test_what_was_hidden_is_found_again_afterwards(monkeypatch):
+    from transformers import utils
+
+    before = utils.is_datasets_available, utils.is_scipy_available
+    monkeypatch.delitem(sys.modules, "torch")
+    with quick_imports():
+        assert not utils.is_datasets_available()
+    assert (utils.is_datasets_available, utils.is_scipy_available) == before
     gc.unfreeze()
 
 
