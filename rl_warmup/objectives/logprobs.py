@@ -87,7 +87,7 @@ def token_logps(hidden: Tensor, tokens: Tokens, head: OutputHead) -> Tensor:
     """
     weight, bias = head.weight, head.bias
     if not torch.is_grad_enabled():  # a Function cannot tell: it would keep 256 MiB for a backward that never comes
-        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     return _TokenLogps.apply(hidden, weight, bias, tokens, head.scale, head.cap)
 
 
