@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from rl_warmup import _trl
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
+from rl_warmup.recipe_file import read_values
 
 SINGLE_GROUP_OBJECTIVES = ("sft", "marginal", "joint")  # the rules of every other one compare warmups of a group
 
@@ -76,8 +77,7 @@ def read_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     Raises:
         ValueError: naming every unknown key (with the nearest known one), value outside its choices or of a wrong type.
     """
-    values = {**(_read_yaml(Path(path)) if path is not None else {}), **_read_flags(list(overrides))}
-    return build_recipe(values)
+    return build_recipe(read_values(path, overrides))
 
 
 def build_recipe(values: dict[str, Any]) -> Recipe:
@@ -195,31 +195,6 @@ def _report(faults: list[str]) -> str:
 def _pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     names = {f.name for f in fields(cls)}
     return {key: value for key, value in values.items() if key in names}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"The recipe {path} does not exist. Shipped recipes lie in recipes/.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"The recipe {path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"The recipe {path} must be a mapping of settings, `key: value` on every line.")
-    return values
-
-
-def _read_flags(flags: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    while flags:
-        flag = flags.pop(0)
-        key, sign, text = flag.removeprefix("--").partition("=")
-        if not sign:
-            if not flag.startswith("--") or not flags:
-                raise ValueError(f"Cannot read {flag!r}: give settings as `--key value` or `key=value`.")
-            text = flags.pop(0)
-        values[key] = yaml.safe_load(text)
-    return values
 
 
 def _coerce(value: Any, hint: Any) -> Any:

@@ -85,7 +85,10 @@ def token_logps(hidden: Tensor, tokens: Tokens, head: OutputHead) -> Tensor:
     Args:
         hidden: (M, d) states that predict the tokens. Only counted positions: padding never reaches the head.
     """
-    return _TokenLogps.apply(hidden, head.weight, head.bias, tokens, head.scale, head.cap)
+    weight, bias = head.weight, head.bias
+    if not torch.is_grad_enabled():  # a Function cannot tell: it would keep 256 MiB for a backward that never comes
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    return _TokenLogps.apply(hidden, weight, bias, tokens, head.scale, head.cap)
 
 
 def weighted_logps(hidden: Tensor, tokens: Tokens, head: OutputHead) -> tuple[Tensor, Tensor]:

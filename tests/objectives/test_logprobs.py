@@ -143,6 +143,26 @@ def test_without_gradient_the_same_numbers():
     assert not got.requires_grad
 
 
+def test_without_gradient_nothing_waits_for_a_backward(monkeypatch):
+    buffers = []
+    stock = logprobs._Work.probabilities
+
+    def spied(work, piece, out=None):
+        buffers.append(out)
+        return stock(work, piece, out)
+
+    monkeypatch.setattr(logprobs._Work, "probabilities", spied)
+    hidden, head, tokens = example()
+    small_chunks(monkeypatch, 100, kept=100)
+    token_logps(hidden, Tokens(**tokens), head)
+    assert all(out is not None for out in buffers)
+    buffers.clear()
+    with torch.no_grad():
+        token_logps(hidden, Tokens(**tokens), head)
+    assert buffers
+    assert all(out is None for out in buffers)
+
+
 @pytest.mark.parametrize("weights", [None, torch.ones(COUNT)], ids=["later", "known"])
 def test_half_precision_is_scored_in_float32_also_under_autocast(weights):
     hidden, head, tokens = example(bias=True)
