@@ -74,7 +74,8 @@ def small(values: dict[str, Any], models: dict[str, str], folder: Path) -> dict[
     steps = {key: 2 for key in ("eval_steps", "save_steps") if key in values}
     return {
         **values, "task_kwargs": kwargs | sizes, **steps, "output_dir": str(folder), "max_steps": 2, "warmup_steps": 0,
-        "per_device_train_batch_size": 2, "max_target_length": min(values.get("max_target_length", 32), 48),
+        "per_device_train_batch_size": 2, "max_target_length": min(values.get("max_target_length", 24), 24),
+        "max_warmup_length": min(values["max_warmup_length"], 8),
         "use_cpu": True, "show_progress": False, "report_to": "none", "log_warmups": 0,
     }  # fmt: skip
 
