@@ -74,7 +74,9 @@ def table(rows: Iterable[DeviceRow]) -> str:
             cells = [_cell(group, key) for key in DIGITS]
             seeds = str(len({row.seed for row in group})) if group[0].seed is not None else ""
             label = "" if n is None else str(n)
-            lines.append([str(model), str(task), label, str(variant), seeds, *cells[:-1], str(metric), cells[-1], group[0].note])
+            lines.append(
+                [str(model), str(task), label, str(variant), seeds, *cells[:-1], str(metric), cells[-1], group[0].note]
+            )
         header = ["model", "task", "n", "variant", "seeds", *list(DIGITS)[:-1], "metric", "value", "note"]
         texts.append(f"## {device}\n\n{grid(header, lines)}")
     return "\n\n".join(texts)

@@ -16,9 +16,7 @@ from benchmarks.shapes import MAX_WARMUP, SHAPES
 from benchmarks.targets import compare
 
 
-def trl_grpo(
-    workload: Any, model: Any, optimizer: Any, folder: str, n: int, bf16: bool = False
-) -> Callable[[], Any]:
+def trl_grpo(workload: Any, model: Any, optimizer: Any, folder: str, n: int, bf16: bool = False) -> Callable[[], Any]:
     """One optimizer step of TRL's GRPOTrainer: B prompts x n completions of at most 16 tokens, no reference model.
 
     Its reward is log P(y|x,c) of the current model, from one padded forward without gradient. Completions end with the

@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import LlamaConfig, LlamaForCausalLM, MT5Config, MT5ForConditionalGeneration, T5Config
-from transformers import T5ForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from rl_warmup.layouts.tiny import TinySize, build_tokenizer
 
@@ -38,7 +44,10 @@ PUZZLES = [
      "options": [f"no {en}", f"a big {en}", f"a small {en}", "nothing"], "type": {f"Kind {i % 2}": True}}
     for i, (en, *_) in enumerate(NOUNS)
 ]  # fmt: skip
-JUNK = [{"en": "", "de": "", "fr": "", "ru": "", "zh": ""}, {"en": "x" * 300, "de": "y", "fr": "y", "ru": "y", "zh": "y"}]
+JUNK = [
+    {"en": "", "de": "", "fr": "", "ru": "", "zh": ""},
+    {"en": "x" * 300, "de": "y", "fr": "y", "ru": "y", "zh": "y"},
+]
 
 
 def load_dataset(path: str, name: str | None = None, **settings: Any) -> Any:
@@ -56,7 +65,7 @@ def load_dataset(path: str, name: str | None = None, **settings: Any) -> Any:
         pairs[config] = {"train": [{"id": str(i), "translation": row} for i, row in enumerate(rows)]}
     flores = [{FLORES[lang]: row[lang] for lang in FLORES} for row in SENTENCES]
     known = {
-        ("EdinburghNLP/xsum", None, "refs/convert/parquet"): {split: NEWS for split in ("train", "validation", "test")},
+        ("EdinburghNLP/xsum", None, "refs/convert/parquet"): dict.fromkeys(("train", "validation", "test"), NEWS),
         ("mteb/flores", None, None): {"dev": flores, "devtest": flores},
         **{("Helsinki-NLP/news_commentary", config, None): splits for config, splits in pairs.items()},
     }

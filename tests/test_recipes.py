@@ -108,7 +108,10 @@ def test_the_header_of_a_paper_recipe_can_be_followed(name, models, tmp_path, mo
     text = RECIPES[name].read_text("utf-8")
     header = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
     header = header.replace("\\ ", "")
-    assert "accelerate launch --config_file deepspeed_configs/zero2.yaml --num_processes 4 -m rl_warmup.cli.train" in header
+    assert (
+        "accelerate launch --config_file deepspeed_configs/zero2.yaml --num_processes 4 -m rl_warmup.cli.train"
+        in header
+    )
     assert f"--config recipes/{name}" in header
     for words in ("Data:", "Hardware:", "Expected:", "Ours, as the paper's is not known:"):
         assert words in header
@@ -141,7 +144,9 @@ def check_metrics(specs: list[Any], recipe: Any, tmp_path: Path, monkeypatch: py
             sources = [row[spec["kwargs"]["source"]] for row in rows]
             found = compute(spec, ["a", "b"], ["c", "d"], rows)
             assert found == {"comet[Unbabel/wmt22-comet-da]": sum(map(len, sources)) / 2}
-            assert all(source in row["prompt"] and source != row["prompt"] for source, row in zip(sources, rows, strict=True))
+            assert all(
+                source in row["prompt"] and source != row["prompt"] for source, row in zip(sources, rows, strict=True)
+            )
 
 
 def recipe_of_size(recipe: Any) -> Any:
@@ -189,7 +194,10 @@ def test_empty_and_wrong_pairs_are_no_training_rows():
 def test_every_arm_of_a_sweep_is_a_recipe(name):
     sweep = yaml.safe_load(SWEEPS[name].read_text("utf-8"))
     base = read(SWEEPS[name].parent / sweep["base"]).values
-    arms = {arm: build_recipe({**base, **sweep.get("settings", {}), **changes}) for arm, changes in sweep.get("runs", {}).items()}
+    arms = {
+        arm: build_recipe({**base, **sweep.get("settings", {}), **changes})
+        for arm, changes in sweep.get("runs", {}).items()
+    }
     if name.startswith("paper/"):
         assert set(arms) == {"sft", "sft_equal_compute", "filler", "warmup"}
         assert sweep["control"] == "sft"

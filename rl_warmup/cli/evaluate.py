@@ -22,7 +22,7 @@ def command(args: list[str]) -> None:
     parser.add_argument("--num-warmups", type=int, default=8, help="candidates of rerank; default 8")
     parser.add_argument("--warmups-from", metavar="RUN", help="run whose warmups the control other_run uses")
     parser.add_argument("--metrics", nargs="*", type=_metric, metavar="METRIC",
-                        help="in place of the recipe's: bleu, chrf++, rouge, ..., or '{name: bertscore, kwargs: {...}}'")  # fmt: skip
+                        help="in place of the recipe's: bleu, chrf++, ..., or '{name: bertscore, kwargs: {...}}'")  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")

@@ -8,7 +8,13 @@ from rl_warmup.metrics import compute
 from rl_warmup.tasks import load_task
 from rl_warmup.tasks.columns import ChoiceMap
 
-RECORD = {"id": 7, "text": "All pigs fly.", "question": "What flies?", "options": ["cows", "pigs", "2", "none"], "answer": 1}
+RECORD = {
+    "id": 7,
+    "text": "All pigs fly.",
+    "question": "What flies?",
+    "options": ["cows", "pigs", "2", "none"],
+    "answer": 1,
+}
 COLUMNS = {"prompt_column": "text", "choices_column": "options", "answer_column": "answer"}
 
 

@@ -60,11 +60,15 @@ def test_test_rows_may_come_from_another_set_with_other_columns(folder, flores):
 
 
 def test_a_split_from_elsewhere_says_what_is_wrong(folder, flores):
-    with pytest.raises(ValueError, match=r"test: no setting 'dataset' \(did you mean 'dataset_name'\?\); allowed: split, "):
+    with pytest.raises(
+        ValueError, match=r"test: no setting 'dataset' \(did you mean 'dataset_name'\?\); allowed: split, "
+    ):
         load_task("hub", **folder, test={"dataset": "x", "split": "y"})
     with pytest.raises(ValueError, match="test: .*names no split; add `split: ...`"):
         load_task("hub", **folder, test={"dataset_name": "x"})
-    with pytest.raises(ValueError, match=r"flores', split 'devtest', row 0: no column 'translation.en'; available: deu_Latn, "):
+    with pytest.raises(
+        ValueError, match=r"flores', split 'devtest', row 0: no column 'translation.en'; available: deu_Latn, "
+    ):
         load_task("hub", **folder, test=flores)
 
 
@@ -76,7 +80,9 @@ def test_filters_shorten_training_rows_alone_and_sizes_count_what_is_left(folder
     three = load_task("hub", **folder, max_chars=7, train_size=3)
     assert {row["id"] for row in ten.splits["train"]} == {str(i) for i in range(10)}
     assert three.splits["train"] == ten.splits["train"][:3]
-    with pytest.raises(ValueError, match="train_size=11, but 10 rows are available there after the filters; give 0 to 10"):
+    with pytest.raises(
+        ValueError, match="train_size=11, but 10 rows are available there after the filters; give 0 to 10"
+    ):
         load_task("hub", **folder, max_chars=7, train_size=11)
 
 
