@@ -19,6 +19,7 @@ import datasets
 import pytest
 import yaml
 
+from rl_warmup.cli.evaluate import _metric
 from rl_warmup.config import Recipe, build_recipe, read_recipe
 from rl_warmup.metrics import compute, signatures
 from rl_warmup.run import recipe_task, train_run
@@ -130,7 +131,7 @@ def test_the_header_of_a_paper_recipe_can_be_followed(name, models, tmp_path, mo
     evaluate = shlex.split(re.search(r"rl-warmup evaluate (.*?)(?= Expected:)", header).group(1))
     assert evaluate[0] == read(RECIPES[name]).config.output_dir
     if "--metrics" in evaluate:
-        check_metrics([yaml.safe_load(word) for word in evaluate[2:]], control, tmp_path, monkeypatch)
+        check_metrics([_metric(word) for word in evaluate[2:]], control, tmp_path, monkeypatch)
 
 
 def check_metrics(specs: list[Any], recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,9 +218,9 @@ def test_every_arm_of_a_sweep_is_a_recipe(name):
 def test_a_table_names_every_recipe(name):
     """The one in recipes/, or one in a folder between it and the recipe."""
     folders = [folder for folder in RECIPES[name].parents if folder.is_relative_to(ROOT / "recipes")]
-    links = [
-        f"({RECIPES[name].relative_to(folder)})" in (folder / "README.md").read_text("utf-8")
+    named = [
+        str(RECIPES[name].relative_to(folder).with_suffix("")) in (folder / "README.md").read_text("utf-8")
         for folder in folders
         if (folder / "README.md").is_file()
     ]
-    assert any(links), f"no README.md under recipes/ has a line for {name}"
+    assert any(named), f"no README.md under recipes/ has a line for {name}"

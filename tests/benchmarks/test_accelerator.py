@@ -16,14 +16,20 @@ from benchmarks.accelerator_rows import DeviceRow, read_rows, table, write_rows
 ROOT = Path(__file__).parents[2]
 
 
-def here(command, limit):
+@pytest.fixture
+def here(monkeypatch):
     """A part within this process: torch is loaded already."""
-    assert limit == 600
-    importlib.import_module(command[0]).main(command[1:])
-    return 0
+
+    def launch(command, limit):
+        assert limit == 600
+        monkeypatch.setattr(sys, "argv", command)
+        importlib.import_module(command[0]).main()
+        return 0
+
+    return launch
 
 
-def test_all_kinds_of_parts_run_and_end_in_one_table(tmp_path, capsys):
+def test_all_kinds_of_parts_run_and_end_in_one_table(tmp_path, capsys, here):
     wanted = ["step-llama-3.2-1b-n2", "step-mt5-base-n2", "smollm2-*-logic_rg-*-1"]
     if importlib.util.find_spec("benchmarks.pretrain") is not None:
         wanted.append("pretrain")
