@@ -36,6 +36,8 @@ def make_trainer(
         optimizers=(optimizer, None),
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1  # set by `train`, which is not called here
+    if config.bf16:
+        trainer.accelerator.prepare_model(model)  # autocast, likewise
     return trainer
 
 

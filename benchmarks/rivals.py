@@ -16,7 +16,7 @@ from benchmarks.shapes import MAX_WARMUP, SHAPES
 from benchmarks.targets import compare
 
 
-def trl_grpo(workload: Any, model: Any, optimizer: Any, folder: str, n: int) -> Callable[[], Any]:
+def trl_grpo(workload: Any, model: Any, optimizer: Any, folder: str, n: int, bf16: bool = False) -> Callable[[], Any]:
     """One optimizer step of TRL's GRPOTrainer: B prompts x n completions of at most 16 tokens, no reference model.
 
     Its reward is log P(y|x,c) of the current model, from one padded forward without gradient. Completions end with the
@@ -35,11 +35,12 @@ def trl_grpo(workload: Any, model: Any, optimizer: Any, folder: str, n: int) -> 
     @torch.no_grad()
     def target_logprob(completion_ids: list[list[int]], index: list[int], **columns: Any) -> list[float]:
         prompts, targets = [workload.prompts[i] for i in index], [workload.targets[i] for i in index]
-        return row_logprobs(model, prompts, completion_ids, targets, workload.device)[1].tolist()
+        with torch.autocast(workload.device.type, torch.bfloat16, enabled=bf16):
+            return row_logprobs(model, prompts, completion_ids, targets, workload.device)[1].tolist()
 
     args = GRPOConfig(
         output_dir=folder, num_generations=n, per_device_train_batch_size=n * len(rows), beta=0.0, temperature=1.0,
-        max_completion_length=MAX_WARMUP, top_k=0, generation_kwargs={"min_new_tokens": 1}, bf16=False,
+        max_completion_length=MAX_WARMUP, top_k=0, generation_kwargs={"min_new_tokens": 1}, bf16=bf16,
         gradient_checkpointing=False, use_cpu=workload.device.type == "cpu", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     model.generation_config.eos_token_id = SEPARATOR_ID
@@ -48,6 +49,8 @@ def trl_grpo(workload: Any, model: Any, optimizer: Any, folder: str, n: int) -> 
         processing_class=make_tokenizer(workload.shape, end=SEPARATOR), optimizers=(optimizer, None),
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1  # set by `train`, which is not called here
+    if bf16:
+        trainer.accelerator.prepare_model(model)  # autocast, likewise
     batch = [row for row in rows for _ in range(n)]
 
     def step() -> None:

@@ -27,6 +27,7 @@ class Shape:
     heads: int
     kv_heads: int
     feed_forward: int
+    gated: bool = False  # a T5 as mT5 is: gated feed-forward, a head of its own
 
 
 SHAPES = {
@@ -40,3 +41,17 @@ SHAPES = {
         ),
     )
 }  # fmt: skip
+
+# The paper's models, for a machine with an accelerator: `benchmarks/accelerator.sh`.
+DEVICE_SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("t5-base", "t5", 16, 128, 64, 32128, width=768, layers=12, heads=12, kv_heads=12, feed_forward=3072),
+        Shape("mt5-base", "t5", 16, 128, 64, 250112, 768, 12, 12, 12, feed_forward=2048, gated=True),
+        Shape("llama-3.2-1b", "llama", 8, 128, 64, 128256, width=2048, layers=16, heads=32, kv_heads=8, feed_forward=8192),
+    )
+}  # fmt: skip
+TINY_SHAPES = {
+    name: Shape(name, shape.kind, 4, 16, 12, 256, 32, layers=2, heads=2, kv_heads=2, feed_forward=64, gated=shape.gated)
+    for name, shape in DEVICE_SHAPES.items()
+}

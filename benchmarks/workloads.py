@@ -49,7 +49,8 @@ class Workload:
             torch.manual_seed(0)
             self.original = _random_model(self.shape).to(self.device)
             _set_stop_rate(self.original, self)
-        return copy.deepcopy(self.original)
+            self.original.cpu()  # an accelerator's memory is for what is measured
+        return copy.deepcopy(self.original).to(self.device)
 
 
 def make_workload(shape: Shape, seed: int = 1) -> Workload:
@@ -109,13 +110,16 @@ def _text(ids: list[int]) -> str:
 def _random_model(shape: Shape) -> Any:
     ids = {"pad_token_id": PAD_ID, "eos_token_id": END_ID, "bos_token_id": BEGIN_ID}
     if shape.kind == "t5":
-        return T5ForConditionalGeneration(
+        model = T5ForConditionalGeneration(
             T5Config(
                 vocab_size=shape.vocab, d_model=shape.width, d_kv=shape.width // shape.heads, d_ff=shape.feed_forward,
                 num_layers=shape.layers, num_decoder_layers=shape.layers, num_heads=shape.heads, dropout_rate=0.0,
-                decoder_start_token_id=PAD_ID, **ids,
+                decoder_start_token_id=PAD_ID, feed_forward_proj="gated-gelu" if shape.gated else "relu", **ids,
             )
         )  # fmt: skip
+        if shape.gated:  # transformers ties a new model's head whatever its configuration says
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        return model
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=shape.vocab, hidden_size=shape.width, intermediate_size=shape.feed_forward,
@@ -127,13 +131,12 @@ def _random_model(shape: Shape) -> Any:
 
 @torch.no_grad()
 def _set_stop_rate(model: Any, workload: Workload) -> None:
-    """Change the (tied) embeddings so that P(separator) is STOP_RATE, averaged over random contexts.
+    """Change the head (and the embeddings tied to it) so that P(separator) is STOP_RATE, averaged over random contexts.
 
     All rows get a shared direction, so all hidden states point roughly the same way; the separator's row points there
     too, as far as it takes. That adds the same number to every other logit, and softmax does not see it.
     """
     weight = model.get_output_embeddings().weight
-    assert weight is model.get_input_embeddings().weight, "the shapes measured here tie their embeddings"
     hidden = _hidden_states(model, workload)
     length = hidden.norm(dim=1).mean().item()  # a final norm fixes it, whatever the embeddings are
     weight.copy_(torch.randn_like(weight) + SHARED * torch.randn_like(weight[0])).mul_(SPREAD / length)

@@ -21,7 +21,8 @@ def command(args: list[str]) -> None:
                         help="also log P(y|x) by 1 to 16 warmups, the gain, and multiple choice by likelihood")  # fmt: skip
     parser.add_argument("--num-warmups", type=int, default=8, help="candidates of rerank; default 8")
     parser.add_argument("--warmups-from", metavar="RUN", help="run whose warmups the control other_run uses")
-    parser.add_argument("--metrics", nargs="*", help="in place of the recipe's: bleu, chrf++, rouge, exact_match, ...")
+    parser.add_argument("--metrics", nargs="*", type=_metric, metavar="METRIC",
+                        help="in place of the recipe's: bleu, chrf++, ..., or '{name: bertscore, kwargs: {...}}'")  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")
@@ -61,6 +62,13 @@ def command(args: list[str]) -> None:
     if "likelihood" in result:
         print(_likelihood_table(result["likelihood"]))
     print(f"\nPredictions with their warmups: {output}")
+
+
+def _metric(text: str) -> Any:
+    """A metric's name, or its mapping of name and kwargs as in a recipe."""
+    import yaml
+
+    return yaml.safe_load(text) if text.startswith("{") else text
 
 
 def _names(asked: list[str], other_run: str | None) -> list[str]:

@@ -6,11 +6,13 @@ called `translation.de`.
 
 import difflib
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 Record = Mapping[str, Any]
+TARGET_STYLES = ("letter", "text")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -123,6 +125,48 @@ class Template:
         return "".join(out)
 
 
+def lettered(choices: Iterable[str]) -> list[str]:
+    """["A) Ada", "B) Ben", ...]"""
+    return [f"{letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
+
+
+@dataclass(frozen=True)
+class ChoiceMap:
+    """Which columns hold the choices of a question and its answer.
+
+    Args:
+        choices: column with a list of texts, 2 to 26.
+        answer: column with the right one: its number from 0, its letter, or its text.
+        style: what the target is: "letter" for "B", "text" for "B) Ada".
+    """
+
+    choices: str
+    answer: str
+    style: str = "letter"
+
+    def __post_init__(self) -> None:
+        if self.style not in TARGET_STYLES:
+            raise ValueError(f"target_style={self.style!r}; give one of {', '.join(TARGET_STYLES)}")
+
+    def read(self, record: Record, where: str) -> tuple[list[str], int]:
+        """The choices and the number of the right one. Raises ValueError for anything else; `where` opens the sentence."""
+        given = pick(record, self.choices, where)
+        if isinstance(given, str) or not isinstance(given, Sequence) or not 2 <= len(given) <= len(ascii_uppercase):
+            raise ValueError(f"{where}: column '{self.choices}' is {given!r}; give a list of 2 to 26 texts")
+        choices = [as_text(choice, self.choices, where) for choice in given]
+        answer = pick(record, self.answer, where)
+        if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+            return choices, answer
+        if isinstance(answer, str):
+            found = [i for i, choice in enumerate(choices) if answer in (choice, ascii_uppercase[i])]
+            if len(found) == 1:
+                return choices, found[0]
+        raise ValueError(
+            f"{where}: column '{self.answer}' is {answer!r}; give the number of a choice (0 to {len(choices) - 1}), "
+            f"its letter (A to {ascii_uppercase[len(choices) - 1]}) or its text"
+        )
+
+
 @dataclass(frozen=True)
 class ColumnMap:
     """Which columns of a foreign record become prompt, target and id.
@@ -132,12 +176,15 @@ class ColumnMap:
         target: column of the target; None takes `target` and, where that is missing, `completion`.
         id: column of the row's id; None takes `id` and, where that is missing, numbers the rows.
         template: may also use any column of the record by its name.
+        choices: makes multiple-choice rows: the template knows {options} ("A) ... B) ..."), the target is the answer, and
+            `choices` and `answer` (a number) become extras, as in the task multiple_choice.
     """
 
     prompt: str
     target: str | None
     id: str | None
     template: Template
+    choices: ChoiceMap | None = None
 
     def row(self, record: Record, number: int, where: str) -> dict[str, Any]:
         """The record as a row; its other columns stay as extras.
@@ -146,11 +193,49 @@ class ColumnMap:
             ValueError: for a missing or empty column; `where` opens the sentence.
         """
         text = as_text(pick(record, self.prompt, where), self.prompt, where)
-        target_column = self.target or ("completion" if "target" not in record and "completion" in record else "target")
         id_column = self.id or ("id" if "id" in record else None)
+        named: dict[str, Any] = {"text": text}
+        extras: dict[str, Any] = {}
+        if self.choices is None:
+            column = self.target_column(record)
+            target = as_text(pick(record, column, where), column, where)
+        else:
+            choices, answer = self.choices.read(record, where)
+            named["options"] = " ".join(lettered(choices))
+            target = lettered(choices)[answer] if self.choices.style == "text" else ascii_uppercase[answer]
+            extras = {"choices": choices, "answer": answer}
         return {
             **record,
+            **extras,
             "id": str(number) if id_column is None else as_text(pick(record, id_column, where), id_column, where),
-            "prompt": self.template.fill({**record, "text": text}, where),
-            "target": as_text(pick(record, target_column, where), target_column, where),
+            "prompt": self.template.fill({**record, **named}, where),
+            "target": target,
         }
+
+    def used(self) -> list[str]:
+        """Every column that `row` may read."""
+        of_choices = [self.choices.choices, self.choices.answer] if self.choices else []
+        of_target = [self.target] if self.target else ["target", "completion"]
+        return [self.prompt, *of_target, self.id or "id", *of_choices, *self.template.fields]
+
+    def target_column(self, record: Record) -> str:
+        """The name of the column that holds the target."""
+        return self.target or ("completion" if "target" not in record and "completion" in record else "target")
+
+
+def choice_map(
+    choices_column: str | None, answer_column: str | None, target_style: str, target_column: str | None
+) -> ChoiceMap | None:
+    """The arguments of a task as a `ChoiceMap`, or None without any.
+
+    Raises:
+        ValueError: for one of the two columns without the other, or a target column beside them.
+    """
+    if choices_column is None and answer_column is None:
+        return None
+    if choices_column is None or answer_column is None or target_column is not None:
+        raise ValueError(
+            f"choices_column={choices_column!r}, answer_column={answer_column!r}, target_column={target_column!r}; give "
+            "choices_column and answer_column together and no target_column, which then follows from them"
+        )
+    return ChoiceMap(choices_column, answer_column, target_style)

@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.tasks.columns import ColumnMap, Template
+from rl_warmup.tasks.columns import ColumnMap, Template, choice_map
 from rl_warmup.tasks.rows import Row, Task, take
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
@@ -35,6 +35,9 @@ def load(
     target_column: str | None = None,
     id_column: str | None = None,
     prompt_template: str = "{text}",
+    choices_column: str | None = None,
+    answer_column: str | None = None,
+    target_style: str = "letter",
     metrics: Iterable[str] = ("exact_match",),
     seed: int = 0,
 ) -> Task:
@@ -49,6 +52,8 @@ def load(
         prompt_column, target_column, id_column: columns, dotted paths allowed ("translation.de");
             target_column None takes "target", else "completion"; id_column None takes "id", else numbers the rows.
         prompt_template: {text} is the prompt column; other columns by their names. Columns stay in the row as extras.
+        choices_column, answer_column, target_style: multiple choice instead of a target column (`columns.ChoiceMap`); the
+            template then knows {options}.
         metrics: names for `rl_warmup.metrics.compute`, the headline first.
 
     Raises:
@@ -57,7 +62,8 @@ def load(
             empty column, fractions that leave nothing.
         ImportError: for Parquet without pyarrow.
     """
-    columns = ColumnMap(prompt_column, target_column, id_column, Template.parse(prompt_template))
+    choices = choice_map(choices_column, answer_column, target_style, target_column)
+    columns = ColumnMap(prompt_column, target_column, id_column, Template.parse(prompt_template), choices)
     given = {"train": train, "validation": validation, "test": test}
     if (path is None) == all(paths is None for paths in given.values()):
         raise ValueError(

@@ -4,20 +4,28 @@ Code that a data set may carry is never run (`trust_remote_code` is not passed).
 name too.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from rl_warmup.tasks.columns import ColumnMap, Template, nearest
+from rl_warmup.tasks.columns import ColumnMap, Template, choice_map, nearest
+from rl_warmup.tasks.filters import RowFilter
 from rl_warmup.tasks.rows import Row, Task, take
+
+SET_KEYS = ("dataset_name", "dataset_config", "revision", "data_files")
+COLUMN_KEYS = ("prompt_column", "target_column", "id_column")
+Split = str | Mapping[str, Any] | None
 
 
 def load(
     dataset_name: str,
     dataset_config: str | None = None,
     revision: str | None = None,
-    train: str | None = "train",
-    validation: str | None = "validation",
-    test: str | None = "test",
+    data_files: Mapping[str, Any] | None = None,
+    train: Split = "train",
+    validation: Split = "validation",
+    test: Split = "test",
     train_size: int | None = None,
     validation_size: int | None = None,
     test_size: int | None = None,
@@ -25,45 +33,128 @@ def load(
     target_column: str | None = None,
     id_column: str | None = None,
     prompt_template: str = "{text}",
+    choices_column: str | None = None,
+    answer_column: str | None = None,
+    target_style: str = "letter",
+    drop_empty: bool = False,
+    max_chars: int | None = None,
+    target_ratio: tuple[float, float] | None = None,
+    keep_columns: Iterable[str] | None = None,
     metrics: Iterable[str] = ("exact_match",),
     cache_dir: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """A task from a data set of the Hugging Face hub, or from a local folder that `datasets.load_dataset` reads.
+    """A task from data sets of the Hugging Face hub, or from local folders that `datasets.load_dataset` reads.
 
     Args:
-        dataset_name, dataset_config, revision, cache_dir: passed to `datasets.load_dataset`.
-        train, validation, test: which of the data set's splits serves as which of ours; None for none.
+        dataset_name, dataset_config, revision, data_files, cache_dir: passed to `datasets.load_dataset`.
+        train, validation, test: which of the data set's splits serves as which of ours; None for none. A mapping takes a
+            split from elsewhere: {split: devtest, dataset_name: ..., prompt_column: ...}, with any of dataset_name,
+            dataset_config, revision, data_files, prompt_column, target_column, id_column for this split alone. Another
+            dataset_name starts without configuration, revision and data_files.
         train_size, validation_size, test_size: None for all rows; a number takes the first rows of a shuffle by `seed`.
         prompt_column, target_column, id_column: columns, dotted paths into nested ones allowed ("translation.de");
             target_column None takes "target", else "completion"; id_column None takes "id", else numbers the rows.
         prompt_template: {text} is the prompt column; other columns by their names. Columns stay in the row as extras.
+        choices_column, answer_column, target_style: multiple choice instead of a target column (`columns.ChoiceMap`); the
+            template then knows {options}.
+        drop_empty, max_chars, target_ratio: rows to leave out (`filters.RowFilter`); the last two in training alone.
+        keep_columns: columns that stay in the rows as extras beside those used here; None keeps all. Extras are written with
+            every prediction, so a set of 200 languages is better told.
         metrics: names for `rl_warmup.metrics.compute`, the headline first.
 
     Raises:
         ImportError: without the package `datasets`.
-        ValueError: if the data set cannot be loaded, a split or column is missing, a prompt or target is empty.
+        ValueError: if a data set cannot be loaded, a split or column is missing, a prompt or target is empty, or fewer
+            rows pass the filters than `train_size` asks for.
     """
-    columns = ColumnMap(prompt_column, target_column, id_column, Template.parse(prompt_template))
-    source = _load_dataset(dataset_name, name=dataset_config, revision=revision, cache_dir=cache_dir)
-    mapping = {"train": train, "validation": validation, "test": test}
-    sizes = {"train": train_size, "validation": validation_size, "test": test_size}
+    shared = {
+        "dataset_name": dataset_name, "dataset_config": dataset_config, "revision": revision, "data_files": data_files,
+        "prompt_column": prompt_column, "target_column": target_column, "id_column": id_column,
+    }  # fmt: skip
+    template = Template.parse(prompt_template)
+    choices = choice_map(choices_column, answer_column, target_style, target_column)
+    rules = RowFilter(drop_empty, max_chars, target_ratio)
+    wanted = {"train": (train, train_size), "validation": (validation, validation_size), "test": (test, test_size)}
+    sources: dict[str, dict[str, Any]] = {}
     splits: dict[str, list[Row]] = {}
-    for ours, theirs in mapping.items():
-        if theirs is not None and theirs not in source:
-            raise ValueError(
-                f"data set '{dataset_name}' has no split '{theirs}'{nearest(theirs, source)}; "
-                f"available: {', '.join(source)}; set {ours} to one of them or to null"
-            )
-        where = f"data set '{dataset_name}', split '{theirs}', row"
-        available = range(len(source[theirs])) if theirs is not None else range(0)
-        numbers = take(available, sizes[ours], seed, ours)
-        records = source[theirs].select(numbers) if theirs is not None else []
-        splits[ours] = [columns.row(record, n, f"{where} {n}") for n, record in zip(numbers, records, strict=True)]
+    for ours, (theirs, size) in wanted.items():
+        if theirs is None:
+            splits[ours] = take([], size, seed, ours)
+            continue
+        place = _place(ours, theirs, shared)
+        key = json.dumps(place.source, sort_keys=True)
+        if key not in sources:
+            sources[key] = _load_dataset(**place.source, cache_dir=cache_dir)
+        columns = ColumnMap(*place.columns, template, choices)
+        records = _records(place, ours, sources[key])
+        if keep_columns is not None:
+            records = _only(records, [*columns.used(), *keep_columns])
+        splits[ours] = _rows(place, ours, records, columns, rules.of_split(ours), size, seed)
     return Task(f"hub {dataset_name}", splits, tuple(metrics))
 
 
-def _load_dataset(dataset_name: str, **kwargs: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Place:
+    """Where one of our splits lies."""
+
+    split: str
+    source: dict[str, Any]  # SET_KEYS
+    columns: tuple[str, str | None, str | None]  # COLUMN_KEYS
+
+
+def _place(ours: str, theirs: str | Mapping[str, Any], shared: dict[str, Any]) -> _Place:
+    own = {"split": theirs} if isinstance(theirs, str) else dict(theirs)
+    allowed = ("split", *SET_KEYS, *COLUMN_KEYS)
+    for key in own:
+        if key not in allowed:
+            raise ValueError(f"{ours}: no setting '{key}'{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
+    if "split" not in own:
+        raise ValueError(f"{ours}: {own} names no split; add `split: ...`, as the data set calls it")
+    inherited = dict(shared)
+    if own.get("dataset_name", shared["dataset_name"]) != shared["dataset_name"]:
+        inherited |= dict.fromkeys(SET_KEYS)
+    values = {**inherited, **own}
+    return _Place(
+        values["split"], {key: values[key] for key in SET_KEYS}, tuple(values[key] for key in COLUMN_KEYS)
+    )  # fmt: skip
+
+
+def _records(place: _Place, ours: str, source: dict[str, Any]) -> Any:
+    name, theirs = place.source["dataset_name"], place.split
+    if theirs not in source:
+        raise ValueError(
+            f"data set '{name}' has no split '{theirs}'{nearest(theirs, source)}; "
+            f"available: {', '.join(source)}; set {ours} to one of them or to null"
+        )
+    return source[theirs]
+
+
+def _only(records: Any, wanted: list[str]) -> Any:
+    """Without the columns that nobody asked for. A missing one is named later, when a row is made."""
+    heads = {name if name in records.column_names else name.partition(".")[0] for name in wanted}
+    return records.select_columns([name for name in records.column_names if name in heads])
+
+
+def _rows(
+    place: _Place, ours: str, records: Any, columns: ColumnMap, rules: RowFilter, size: int | None, seed: int
+) -> list[Row]:
+    where = f"data set '{place.source['dataset_name']}', split '{place.split}'"
+    # what is left out has to be known before rows are counted, so with filters the whole shuffle is walked along
+    numbers = take(range(len(records)), size if rules.idle or size is None else len(records), seed, ours)
+    located = ((n, f"{where}, row {n}", record) for n, record in zip(numbers, records.select(numbers), strict=True))
+    rows = rules.rows(located, columns, size, where)
+    if size is not None and len(rows) < size:
+        raise ValueError(
+            f"{ours}_size={size}, but {len(rows)} rows are available there after the filters; give 0 to {len(rows)}, "
+            "or null for all"
+        )
+    return rows
+
+
+def _load_dataset(
+    dataset_name: str, dataset_config: str | None, revision: str | None, data_files: Any, cache_dir: str | None
+) -> dict[str, Any]:
     """All splits, by their names. Whatever `datasets` raises becomes one sentence, with its own error as the cause."""
     try:
         import datasets
@@ -71,8 +162,9 @@ def _load_dataset(dataset_name: str, **kwargs: Any) -> dict[str, Any]:
         raise ImportError(
             "task 'hub' needs the package datasets; pip install datasets, or use the task 'file'"
         ) from error
+    settings = {"name": dataset_config, "revision": revision, "data_files": data_files, "cache_dir": cache_dir}
     try:
-        return dict(datasets.load_dataset(dataset_name, **kwargs))
+        return dict(datasets.load_dataset(dataset_name, **settings))
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         raise ValueError(

@@ -8,11 +8,10 @@ import random
 from collections.abc import Iterable
 from string import ascii_uppercase
 
-from rl_warmup.tasks.columns import Template, nearest
+from rl_warmup.tasks.columns import TARGET_STYLES, Template, lettered, nearest
 from rl_warmup.tasks.puzzles import FAMILIES, NUM_CHOICES, Puzzle
 from rl_warmup.tasks.rows import Row, Task
 
-TARGET_STYLES = ("letter", "text")
 MAX_REPEATS = 1000  # puzzles seen before, in a row, until a family counts as exhausted
 
 
@@ -85,11 +84,11 @@ def _unseen_puzzle(family: str, rng: random.Random, seen: set[str]) -> Puzzle:
 def _row(puzzle: Puzzle, family: str, position: int, style: str, template: Template, rng: random.Random) -> Row:
     choices = rng.sample(puzzle.distractors, len(puzzle.distractors))
     choices.insert(position, puzzle.answer)
-    lettered = [f"{letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
-    values = {"context": puzzle.context, "question": puzzle.question, "options": " ".join(lettered)}
+    named = lettered(choices)
+    values = {"context": puzzle.context, "question": puzzle.question, "options": " ".join(named)}
     return {
         "prompt": template.fill(values, f"multiple_choice, family {family}"),
-        "target": lettered[position] if style == "text" else ascii_uppercase[position],
+        "target": named[position] if style == "text" else ascii_uppercase[position],
         "choices": choices,
         "answer": position,
         "family": family,

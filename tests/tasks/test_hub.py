@@ -36,6 +36,56 @@ def test_one_split_may_serve_as_another(folder):
     assert splits["validation"] == splits["test"]
 
 
+@pytest.fixture
+def flores(tmp_path):
+    """A second set, with a column per language."""
+    home = tmp_path / "flores"
+    home.mkdir()
+    rows = [{"deu_Latn": f"Satz {i}", "eng_Latn": f"sentence {i}", "fra_Latn": f"phrase {i}"} for i in range(6)]
+    (home / "devtest.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return {"dataset_name": str(home), "data_files": {"devtest": "devtest.jsonl"}, "split": "devtest"}
+
+
+def test_test_rows_may_come_from_another_set_with_other_columns(folder, flores):
+    test = {**flores, "prompt_column": "eng_Latn", "target_column": "deu_Latn"}
+    task = load_task("hub", **folder, test=test, test_size=3, keep_columns=[], drop_empty=True)
+    assert {split: len(rows) for split, rows in task.splits.items()} == {"train": 12, "validation": 0, "test": 3}
+    assert task.splits["train"][3]["prompt"] == "train 3"
+    for row in task.splits["test"]:
+        number = row["id"]
+        assert (row["prompt"], row["target"]) == (f"sentence {number}", f"Satz {number}")
+        assert set(row) == {"id", "prompt", "target", "eng_Latn", "deu_Latn"}
+    kept = load_task("hub", **folder, test=test, keep_columns=["fra_Latn"]).splits["test"][0]
+    assert kept["fra_Latn"] == "phrase 0"
+
+
+def test_a_split_from_elsewhere_says_what_is_wrong(folder, flores):
+    with pytest.raises(
+        ValueError, match=r"test: no setting 'dataset' \(did you mean 'dataset_name'\?\); allowed: split, "
+    ):
+        load_task("hub", **folder, test={"dataset": "x", "split": "y"})
+    with pytest.raises(ValueError, match="test: .*names no split; add `split: ...`"):
+        load_task("hub", **folder, test={"dataset_name": "x"})
+    with pytest.raises(
+        ValueError, match=r"flores', split 'devtest', row 0: no column 'translation.en'; available: deu_Latn, "
+    ):
+        load_task("hub", **folder, test=flores)
+
+
+def test_filters_shorten_training_rows_alone_and_sizes_count_what_is_left(folder):
+    # "train 10" and "train 11" have 8 characters, all others 7
+    task = load_task("hub", **folder, max_chars=7)
+    assert [row["prompt"] for row in task.splits["train"]] == [f"train {i}" for i in range(10)]
+    ten = load_task("hub", **folder, max_chars=7, train_size=10)
+    three = load_task("hub", **folder, max_chars=7, train_size=3)
+    assert {row["id"] for row in ten.splits["train"]} == {str(i) for i in range(10)}
+    assert three.splits["train"] == ten.splits["train"][:3]
+    with pytest.raises(
+        ValueError, match="train_size=11, but 10 rows are available there after the filters; give 0 to 10"
+    ):
+        load_task("hub", **folder, max_chars=7, train_size=11)
+
+
 def test_missing_split_size_and_column(folder):
     with pytest.raises(ValueError, match=r"no split 'tset'.*did you mean 'test'.*available: train, test; set test"):
         load_task("hub", **folder, test="tset")
