@@ -39,9 +39,12 @@ ARROWS: dict[str, set[str]] = {
     },
     "likelihood": {"batch", "diagnostics", "generation", "layouts", "objectives"},
     "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "tasks"},
+    "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout"},
     "run": {"_trl", "config", "evaluation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
     "demo": {"config", "report", "run", "run_folder"},
-    "cli": {"config", "demo", "evaluation", "generation", "options", "report", "run", "run_folder", "tasks"},
+    "cli": {
+        "config", "demo", "evaluation", "generation", "options", "report", "run", "run_folder", "scorecard", "tasks",
+    },
 }  # fmt: skip
 # What a room may take from outside the standard library, where DESIGN.md limits it.
 OUTSIDE = {

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train one recipe, then predict and score it",
     "evaluate": "predict and score a trained model again, under controls",
     "generate": "write warmups and targets for prompts",
+    "score": "try rewards on a file of warmups",
     "report": "compare runs: tables, curves and examples as one page",
     "demo": "train everything small, next to its controls, and compare",
 }

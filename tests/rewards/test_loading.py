@@ -83,7 +83,7 @@ def test_entry_points(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("target_logprobs", r"no reward 'target_logprobs'. Did you mean 'target_logprob'\? Known are target_logprob, .*package.module:f"),
+        ("target_logprobs", r"no reward 'target_logprobs'. Did you mean .target_logprob.. Known are .*package.module:f"),
         ("zzz", r"no reward 'zzz'. Known are .*path/to/file.py:function"),
         ("own.py", r"no reward 'own.py'.*path/to/file.py:function"),
         ("own.py:", "no reward 'own.py:'"),

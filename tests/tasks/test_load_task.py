@@ -29,7 +29,9 @@ def test_every_embedded_task_loads_by_name():
 
 
 def test_unknown_task_names_the_nearest_and_all():
-    with pytest.raises(ValueError, match=r"There is no task 'leger'. Did you mean 'ledger'\? Known are ledger") as error:
+    with pytest.raises(
+        ValueError, match=r"There is no task 'leger'. Did you mean 'ledger'\? Known are ledger"
+    ) as error:
         load_task("leger")
     assert all(name in str(error.value) for name in (*TASKS, "package.module:function"))
 
@@ -66,7 +68,9 @@ def test_a_missing_module_is_told_from_a_broken_one(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="module 'not_there.at_all' cannot be imported .*No module named 'not_there'"):
         load_task("not_there.at_all:f")
     own_module(tmp_path, monkeypatch, "import surely_not_installed\n")
-    with pytest.raises(ValueError, match="module 'own_tasks' cannot be imported .*No module named 'surely_not_installed'"):
+    with pytest.raises(
+        ValueError, match="module 'own_tasks' cannot be imported .*No module named 'surely_not_installed'"
+    ):
         load_task("own_tasks:f")
 
 
