@@ -69,11 +69,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def build_plugin(noun: str, name: str, found: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
+def build_plugin(
+    noun: str, name: str, found: Any, kwargs: Mapping[str, Any] | None = None, offered: Iterable[str] = ()
+) -> Any:
     """A class made once with kwargs, a function with its kwargs bound; what cannot be called is refused.
 
-    A function that has no parameter left after binding sees nothing, so it is taken for a factory (TRL's
-    `get_soft_overlong_punishment`) and called.
+    Args:
+        offered: names of the arguments that it will be called with. A function that takes none of them, and needs nothing
+            that kwargs do not fill, would see nothing: it is taken for a factory (TRL's `get_soft_overlong_punishment`)
+            and called.
 
     Raises:
         ValueError: not callable, an argument it does not take, or a class that cannot be made.
@@ -85,8 +89,9 @@ def build_plugin(noun: str, name: str, found: Any, kwargs: Mapping[str, Any] | N
         _check_kwargs(noun, name, found, kwargs)
         return _called(noun, name, found, kwargs)
     parameters = _check_kwargs(noun, name, found, kwargs)
-    named = [p.name for p in parameters if p.kind in BY_KEYWORD]
-    if kwargs and set(named) == set(kwargs) and len(named) == len(parameters):
+    sees = any(p.kind in VARIADIC or p.name in offered for p in parameters if p.name not in kwargs)
+    needs = any(p.default is p.empty for p in parameters if p.name not in kwargs)
+    if offered and not sees and not needs:
         return _called(noun, name, found, kwargs)
     return functools.partial(found, **kwargs) if kwargs else found
 

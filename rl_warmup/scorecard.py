@@ -68,6 +68,8 @@ def read_warmups(path: str | Path) -> list[Row]:
             record = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: is no JSON ({error}).") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: is no JSON object. Give one with {', '.join(NEEDED)}.")
         spread = [{**record, **w} for w in record.pop("warmups")] if "warmups" in record else [record]
         for row in spread:
             row.setdefault("id", f"line {number}")

@@ -49,7 +49,7 @@ def command(args: list[str]) -> None:
     if options.output:
         scored = ({c.name: c.values[i] for c in cards} for i in range(len(rows)))
         write_jsonl(Path(options.output), [{**row, "scores": s} for row, s in zip(rows, scored, strict=True)])
-    if notes := [f"  - {card.name} {note}." for card in cards for note in card.notes]:
+    if notes := [f"  - {card.name}: {note}." for card in cards for note in card.notes]:
         print("\nworth knowing:\n" + "\n".join(notes))
     faults = [fault for card in cards for fault in card.faults]
     if faults:

@@ -38,7 +38,7 @@ class Classifier:
     ) -> None:
         try:
             names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"template is {template!r}, which cannot be filled in ({error}).") from error
         if not names or any(name not in FIELDS for name in names):
             raise ValueError(

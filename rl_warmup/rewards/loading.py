@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rl_warmup.plugins import OWN, build_plugin, find_plugin, nearest, short_name
+from rl_warmup.rewards.arguments import CHEAP, ON_REQUEST
 from rl_warmup.rewards.classifier import Classifier
 from rl_warmup.rewards.reward import TIMEOUT, Reward
 from rl_warmup.rewards.shaping import FormatRegex, LengthPenalty, Repetition, prompt_overlap, target_overlap
@@ -28,6 +29,7 @@ BUILT_IN: dict[str, Callable[..., Any]] = {
     "target_overlap": target_overlap,
     "format_regex": FormatRegex,
 }
+OFFERED = (*CHEAP, *ON_REQUEST)
 KEYS = ("name", "weight", "kwargs", "label", "on_failure", "timeout", "messages")
 
 
@@ -37,7 +39,7 @@ def load_reward(spec: Any) -> Reward:
     Args:
         spec: a name, `{"name": ..., "weight": 1.0, "kwargs": {}, "label": ..., "on_failure": "raise", "timeout": 600.0,
             "messages": False}` (see `Reward`; `label` is the name in the log), a callable, or a finished `Reward`. A class
-            is made with kwargs, a function has them bound. A function that has no parameter left then cannot see any
+            is made with kwargs, a function has them bound. A function that takes no argument of a reward cannot see any
             warmup, so it is taken for a factory (TRL's `get_soft_overlong_punishment`) and called.
 
     Raises:
@@ -47,7 +49,7 @@ def load_reward(spec: Any) -> Reward:
         return spec
     if callable(spec):
         name = short_name(spec)
-        return Reward(name, 1.0, build_plugin("reward", name, spec))
+        return Reward(name, 1.0, build_plugin("reward", name, spec, offered=OFFERED))
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
@@ -68,6 +70,6 @@ def load_reward(spec: Any) -> Reward:
         raise ValueError(f"The kwargs of reward {name!r} are {kwargs!r}; give a mapping of argument names to values.")
     found, short = find_plugin("reward", name, BUILT_IN)
     return Reward(
-        spec.get("label", short), spec.get("weight", 1.0), build_plugin("reward", name, found, kwargs),
+        spec.get("label", short), spec.get("weight", 1.0), build_plugin("reward", name, found, kwargs, OFFERED),
         spec.get("on_failure", "raise"), spec.get("timeout", TIMEOUT), spec.get("messages", False),
     )  # fmt: skip
