@@ -60,16 +60,16 @@ def load_reward(spec: Any) -> Reward:
         if key not in KEYS:
             hint = nearest(str(key), KEYS)
             raise ValueError(f"The reward {dict(spec)} has the key {key!r}; allowed are {', '.join(KEYS)}.{hint}")
-    name: Any = spec.get("name")
+    place: Any = spec.get("name")
     kwargs = {} if spec.get("kwargs") is None else spec["kwargs"]
-    if not isinstance(name, str) or not name:
+    if not isinstance(place, str) or not place:
         raise ValueError(
             f"The reward {dict(spec)} needs a `name`: a non-empty string, one of {', '.join(BUILT_IN)}. {OWN}"
         )
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-        raise ValueError(f"The kwargs of reward {name!r} are {kwargs!r}; give a mapping of argument names to values.")
-    found, short = find_plugin("reward", name, BUILT_IN)
+        raise ValueError(f"The kwargs of reward {place!r} are {kwargs!r}; give a mapping of argument names to values.")
+    found, short = find_plugin("reward", place, BUILT_IN)
     return Reward(
-        spec.get("label", short), spec.get("weight", 1.0), build_plugin("reward", name, found, kwargs, OFFERED),
+        spec.get("label", short), spec.get("weight", 1.0), build_plugin("reward", place, found, kwargs, OFFERED),
         spec.get("on_failure", "raise"), spec.get("timeout", TIMEOUT), spec.get("messages", False),
     )  # fmt: skip

@@ -79,7 +79,12 @@ class Reward:
     @cached_property
     def parameters(self) -> list[inspect.Parameter]:
         """Of the function; those that the recipe's kwargs fill have a default."""
-        return list(inspect.signature(self.function).parameters.values())
+        try:
+            return list(inspect.signature(self.function).parameters.values())
+        except ValueError as error:  # some callables written in C do not say
+            raise ValueError(
+                f"Reward {self.name!r} does not tell which arguments it takes; wrap it in a function of your own."
+            ) from error
 
     @cached_property
     def asks_for(self) -> frozenset[str]:

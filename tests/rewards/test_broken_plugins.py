@@ -118,6 +118,7 @@ BROKEN = [
         "named 'no_such_package'). It has to be installed or on PYTHONPATH; a file is named by its path, "
         "`path/to/file.py:function`.",
     ),
+    ("builtins:max", "Reward 'max' does not tell which arguments it takes; wrap it in a function of your own."),
     ("own.py:shrot", "The reward 'own.py:shrot': own.py has no 'shrot'. Did you mean 'short'?"),
     (
         "own.py:NUMBER",

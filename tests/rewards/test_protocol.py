@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from dataclasses import replace
 
@@ -29,20 +28,19 @@ GOLD = ["one", "two", "one", "$unreadable"]
 
 @pytest.fixture
 def solved(world, monkeypatch):
-    """A world with TRL's column `solution`; where math_verify is not installed, the last word counts as the answer."""
-    if importlib.util.find_spec("math_verify") is None:
+    """A world with TRL's column `solution`. Words cannot be solved, so the last one counts as what math_verify would parse."""
 
-        def parse(text, **kwargs):
-            words = text.split()
-            return words[-1:] if words and not text.startswith("$") else []
+    def parse(text, **kwargs):
+        words = text.split()
+        return words[-1:] if words and not text.startswith("$") else []
 
-        monkeypatch.setattr(accuracy_rewards, "is_math_verify_available", lambda: True)
-        stand_ins = {
-            "parse": parse, "verify": lambda gold, answer, **kwargs: gold == answer,
-            "LatexExtractionConfig": lambda **kwargs: None, "NormalizationConfig": lambda **kwargs: None,
-        }  # fmt: skip
-        for name, stand_in in stand_ins.items():
-            monkeypatch.setattr(accuracy_rewards, name, stand_in, raising=False)
+    monkeypatch.setattr(accuracy_rewards, "is_math_verify_available", lambda: True)
+    stand_ins = {
+        "parse": parse, "verify": lambda gold, answer, **kwargs: gold == answer,
+        "LatexExtractionConfig": lambda **kwargs: None, "NormalizationConfig": lambda **kwargs: None,
+    }  # fmt: skip
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(accuracy_rewards, name, stand_in, raising=False)
     prompts = [row for row in world.batch.prompts for _ in range(2)]
     prompts = [{**row, "solution": gold} for row, gold in zip(prompts, GOLD, strict=True)]
     return replace(world.batch, prompts=prompts, group_size=1)
