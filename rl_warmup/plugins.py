@@ -89,6 +89,8 @@ def build_plugin(
         _check_kwargs(noun, name, found, kwargs)
         return _called(noun, name, found, kwargs)
     parameters = _check_kwargs(noun, name, found, kwargs)
+    if parameters is None:
+        return functools.partial(found, **kwargs) if kwargs else found
     sees = any(p.kind in VARIADIC or p.name in offered for p in parameters if p.name not in kwargs)
     needs = any(p.default is p.empty for p in parameters if p.name not in kwargs)
     if offered and not sees and not needs:
@@ -103,11 +105,12 @@ def short_name(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _check_kwargs(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -> list[inspect.Parameter]:
+def _check_kwargs(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -> list[inspect.Parameter] | None:
+    """The parameters, where they can be known."""
     try:
         parameters = list(inspect.signature(found).parameters.values())
     except ValueError:  # some callables written in C do not say
-        return []
+        return None
     named = [p.name for p in parameters if p.kind in BY_KEYWORD]
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         for key in kwargs:

@@ -130,7 +130,10 @@ def _alarm(seconds: float) -> Iterator[None]:
     before, began = signal.signal(signal.SIGALRM, ring), time.monotonic()
     others, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # rings again if the function swallows it
     try:
-        yield
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # it may ring right here; the next ring would be a second away
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
