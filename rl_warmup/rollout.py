@@ -184,7 +184,8 @@ class Rollout:
         """The same warmups with the predictions that rewards ask for."""
         flat = [warmup for group in groups for warmup in group]
         ids = [row["prompt_ids"] for row, group in zip(prompts, groups, strict=True) for _ in group]
-        followed = follow(model, self.layout, self.law, ids, flat, self.max_target_length, self.predictions, **generate)
+        limit = prediction_limit(prompts, self.max_target_length)
+        followed = follow(model, self.layout, self.law, ids, flat, limit, self.predictions, **generate)
         left = iter(followed)
         return [[next(left) for _ in group] for group in groups]
 
@@ -211,6 +212,12 @@ class Rollout:
         banned = self.law.banned[proposal.ids].tolist()
         ids = [i for i, no in zip(proposal.ids, banned, strict=True) if not no and i != self.law.separator_id]
         return Warmup(ids[: self.law.max_length], "proposal")
+
+
+def prediction_limit(rows: list[dict[str, Any]], max_target_length: int) -> int:
+    """Tokens of a prediction: twice the longest target of these rows. A network that has not learned to end goes on to the
+    limit every time, and would make each update as long as the longest answer that is allowed."""
+    return min(max_target_length, 2 * max(len(row["target_ids"]) for row in rows))
 
 
 def follow(

@@ -33,7 +33,7 @@ from rl_warmup.layouts.tokens import declare_tokens, read_layout
 from rl_warmup.rewards import PREDICTIONS, Reward, RewardBoard
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.calling import start
-from rl_warmup.rollout import EMPTY, follow
+from rl_warmup.rollout import EMPTY, follow, prediction_limit
 
 NEEDED = ("prompt", "target", "warmup")
 TINY = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
@@ -152,7 +152,8 @@ class Bench:
         wanted = tuple(n for n in PREDICTIONS if self.has_model and any(n in reward.asks_for for reward in rewards))
         began = time.perf_counter()
         ids = [row["prompt_ids"] for row in rows]
-        warmups = follow(w.model, w.layout, w.law, ids, warmups, w.max_target_length, wanted)
+        limit = prediction_limit(rows, w.max_target_length)
+        warmups = follow(w.model, w.layout, w.law, ids, warmups, limit, wanted)
         self.prediction_seconds += (time.perf_counter() - began) if wanted else 0.0
         whole = splice(w.layout, rows, [(i, RowKind.GROUP, c) for i, c in enumerate(warmups)], 1)
         scores = score(w.model, whole.to(w.model.device), w.law) if self.has_model else None

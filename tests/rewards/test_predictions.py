@@ -9,7 +9,7 @@ import torch
 
 from rl_warmup.layouts.writing import write_targets
 from rl_warmup.rewards.text_metrics import PredictionMetric
-from rl_warmup.rollout import follow
+from rl_warmup.rollout import follow, prediction_limit
 
 
 def written(world, *names):
@@ -33,6 +33,11 @@ def test_predictions_are_the_likeliest_targets_after_each_warmup(each_world):
             each_world.model, each_world.layout, each_world.law, [prompt], 3, [each_world.batch.warmups[row].ids]
         )
         assert text == each_world.tokenizer.decode(alone.target, skip_special_tokens=True).strip()
+
+
+def test_predictions_end_at_twice_the_longest_target(each_world):
+    rows = each_world.batch.prompts  # targets of 3 and 2 tokens, the end token counted
+    assert (prediction_limit(rows, 512), prediction_limit(rows, 4)) == (6, 4)
 
 
 def test_sampled_predictions_are_drawn(each_world):
