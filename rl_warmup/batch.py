@@ -30,6 +30,7 @@ class Warmup(NamedTuple):
     finish: str
     logprob: float | None = None  # log P(c|x) in nats, where the sampler told it while drawing
     target_logps: list[float] | None = None  # per target token, in nats, where the sampler went on to the target
+    predictions: dict[str, list[int]] | None = None  # targets written after it (ids without the end), where rewards ask
 
     @property
     def separator_is_action(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import TrainingArguments
 
 from rl_warmup import _trl
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
+from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.recipe_file import read_values
 
 SINGLE_GROUP_OBJECTIVES = ("sft", "marginal", "joint")  # the rules of every other one compare warmups of a group
@@ -101,7 +103,7 @@ def build_recipe(values: dict[str, Any]) -> Recipe:
             faults.append(f"{key}: {value!r} is not {_spell(types[key])}.")
             continue
         allowed = known[key].metadata.get("choices")
-        if allowed and coerced[key] not in allowed:
+        if allowed and coerced[key] not in allowed and "plugin" not in known[key].metadata:
             faults.append(_unknown(key, value, allowed))
     if "model_name_or_path" not in values:
         faults.append("model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5 or scratch-llama.")
@@ -123,15 +125,15 @@ def option_faults(options: WarmupOptions) -> list[str]:
     faults = []
     for f in fields(WarmupOptions):
         allowed, value = f.metadata.get("choices"), getattr(options, f.name)
-        if allowed and value not in allowed:
+        if "plugin" in f.metadata:
+            faults += _plugin_faults(f.name, f.metadata["plugin"], value, f.metadata["choices"])
+        elif allowed and value not in allowed:
             faults.append(_unknown(f.name, value, allowed))
-    faults += [_unknown("proposals", name, PROPOSALS) for name in options.proposals if name not in PROPOSALS]
+    for name in options.proposals:
+        faults += _plugin_faults("proposals", "proposal", name, PROPOSALS)
     faults += _range_faults(options)
-    if (
-        options.objective in OBJECTIVES
-        and options.num_warmups == 1
-        and options.objective not in SINGLE_GROUP_OBJECTIVES
-    ):
+    known = not any(fault.startswith("objective:") for fault in faults)
+    if known and options.num_warmups == 1 and options.objective not in SINGLE_GROUP_OBJECTIVES:
         faults.append(
             f"num_warmups: is 1, but the objective {options.objective!r} compares the warmups of a group and needs at least 2."
         )
@@ -146,7 +148,7 @@ def option_faults(options: WarmupOptions) -> list[str]:
         )
     if options.target_ess is not None and not 1 <= options.target_ess <= options.num_warmups:
         faults.append(f"target_ess: {options.target_ess} must lie between 1 and num_warmups ({options.num_warmups}).")
-    if options.target_ess is not None and options.objective != "marginal":
+    if options.target_ess is not None and options.objective in set(OBJECTIVES) - {"marginal"}:
         faults.append(f"target_ess: steers tau, which the objective {options.objective!r} does not read; use marginal.")
     if (options.proposal_only or options.anchor_weight) and not options.proposals:
         faults.append("proposals: is empty, but proposal_only or anchor_weight need at least one proposal.")
@@ -159,6 +161,19 @@ def option_faults(options: WarmupOptions) -> list[str]:
     if options.target_truncation == "left":
         faults.append("target_truncation: 'left' would cut the beginning of the answer; use error, right or drop.")
     return faults
+
+
+def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> list[str]:
+    """Nothing, or why this name stands for nothing that can be used."""
+    if not isinstance(name, str):
+        return [f"{key}: {name!r} is no name; give one of {', '.join(built_in)}, or `package.module:function`."]
+    try:
+        found, _ = find_plugin(noun, name, dict.fromkeys(built_in))
+        if name not in built_in:
+            build_plugin(noun, name, found)
+    except ValueError as error:
+        return [f"{key}: {error}"]
+    return []
 
 
 def _unknown(key: str, value: Any, allowed: Any) -> str:

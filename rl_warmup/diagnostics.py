@@ -55,8 +55,9 @@ class Means(TrainerCallback, ExportableState):
 
 
 def rollout_metrics(
-    batch: WarmupBatch, scores: Scores, weights: RowWeights, rewards: torch.Tensor, by_name: dict[str, torch.Tensor]
-) -> Sums:
+    batch: WarmupBatch, scores: Scores, weights: RowWeights, rewards: torch.Tensor, by_name: dict[str, torch.Tensor],
+    failed: dict[str, int] | None = None,
+) -> Sums:  # fmt: skip
     """The metrics of one micro-batch; TRL's names where TRL has the notion.
 
     `target_logprob` is log P(y|x,c) in nats, summed over the target and averaged over warmups; `target_bound` the n-sample
@@ -87,6 +88,8 @@ def rollout_metrics(
     for name, values in by_name.items():
         scored = values[~values.isnan()]
         out[f"rewards/{name}/mean"] = (scored.sum().item(), len(scored))
+    for name, rows in (failed or {}).items():
+        out[f"rewards/{name}/failed"] = (rows, groups)
     warmup_tokens = scores.warmup_tokens[:groups].sum().item()
     out["warmup_logp"] = (scores.warmup_logprob[:groups].sum().item(), warmup_tokens)
     return out | _variety(batch, groups)

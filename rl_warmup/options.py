@@ -18,8 +18,10 @@ GUARDS = ("warn", "act", "stop", "off")
 COLD_STARTS = ("one", "mixture", "race")
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plugin: str | None = None) -> Any:
     metadata: dict[str, Any] = {"help": help}
+    if plugin is not None:
+        metadata["plugin"] = plugin  # besides the choices, own ones by name: see `plugins`
     if choices is not None:
         metadata["choices"] = list(choices)
     if isinstance(default, (list, dict)):
@@ -39,7 +41,9 @@ class WarmupOptions:
     max_warmup_length: int = _option(32, "A warmup that reaches this many tokens is ended by a forced separator.")
 
     # the objective
-    objective: str = _option("marginal", "How a group becomes a loss.", OBJECTIVES)
+    objective: str = _option(
+        "marginal", "How a group becomes a loss; or own: module:function.", OBJECTIVES, plugin="objective"
+    )
     tau: float = _option(1.0, "Temperature of the posterior weights softmax(R/tau).")
     target_ess: float | None = _option(None, "Steer tau so that the effective sample size approaches this (1 to n).")
     uniform_target_share: float = _option(0.0, "Lambda: share of the target's weight spread evenly over the group.")
@@ -49,11 +53,14 @@ class WarmupOptions:
         None, "Warmups of a group that get a gradient, drawn by their weights (unbiased, cheaper); empty means all."
     )
     rewards: list = _option(
-        [], "The whole score R: names or {name, weight, kwargs}. Empty means target_logprob; list it to keep it."
+        [],
+        "The whole score R: names or {name, weight, kwargs, ...}. Empty: target_logprob; list it to keep it.",
     )
 
     # the cold start
-    proposals: list = _option([], "Warmups made from the target until the policy is ready: reverse, head, ...")
+    proposals: list = _option(
+        [], "Warmups made from the target until the policy is ready: reverse, head, ..., module:function."
+    )
     cold_start: str = _option("mixture", "What to do with several proposals.", COLD_STARTS)
     race_steps: int = _option(100, "Updates each proposal gets in a race on the validation rows.")
     readiness: float = _option(-0.1, "Switch to own warmups once log P(c|x) per token of proposals reaches this.")

@@ -8,6 +8,7 @@ out, and after the forward `weigh` turns log-probabilities into the constants a 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.passes import Reading
 from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import read_for_training, write_targets, write_warmups
-from rl_warmup.objectives.weights import RULES, Knobs, effective_sample_size, posterior, resample
+from rl_warmup.objectives.weights import Knobs, Rule, effective_sample_size, load_rule, posterior, resample
 from rl_warmup.options import WarmupOptions
-from rl_warmup.proposals import DRAFT, PROPOSALS, ProposalContext, count_words, propose
+from rl_warmup.proposals import DRAFT, Proposal, ProposalContext, count_words, load_proposal, propose
 
 EMPTY = Warmup([], "empty")
 Plan = list[tuple[RowKind, Warmup]]  # the rows of one prompt
@@ -42,23 +43,37 @@ class Rollout:
     anchor_weight: float = 0.0
     knobs: Knobs = Knobs()
     backward_samples: int | None = None
+    predictions: tuple[str, ...] = ()  # what rewards read besides: `predictions`, `sampled_predictions`
+
+    @cached_property
+    def _rule(self) -> Rule:
+        return load_rule(self.objective)
+
+    @cached_property
+    def _makers(self) -> dict[str, Proposal]:
+        return {name: load_proposal(name) for name in self.proposals if name != DRAFT}
 
     @classmethod
     def of(
         cls, options: WarmupOptions, layout: Layout, law: WarmupLaw, tokenizer: Any, rows: list[dict[str, Any]]
     ) -> Rollout:
         """The rollout that options ask for; a proposal that cannot work on these training rows says so here."""
-        counted = rows if "keywords" in options.proposals else []  # a large data set takes its time
-        context = ProposalContext(options.max_warmup_length, word_counts=count_words(counted))
+        cheap = {"reverse", "head", "sorted", "filler", DRAFT}
+        counted = rows if set(options.proposals) - cheap else []  # a large data set takes its time
+        context = ProposalContext(options.max_warmup_length, word_counts=count_words(counted), decode=tokenizer.decode)
         filler = tokenizer("...", add_special_tokens=False)["input_ids"]
         context.filler_ids = tuple(i for i in filler if not law.banned[i])
-        for name in set(options.proposals) & set(PROPOSALS) if rows else ():
-            PROPOSALS[name]([(0,)], context)
+        for name in set(options.proposals) - {DRAFT} if rows else ():
+            propose(name, rows[0], context)
         knobs = Knobs(options.tau, options.uniform_target_share, options.tsallis_q)
         return cls(
             layout, law, options.objective, options.num_warmups, list(options.proposals), context,
             options.max_target_length or 512, options.empty_share, options.anchor_weight, knobs, options.backward_samples,
         )  # fmt: skip
+
+    def for_evaluation(self, num_warmups: int) -> Rollout:
+        """The policy's own warmups and one empty one for every prompt; rewards are not asked."""
+        return replace(self, num_warmups=num_warmups, empty_share=1.0, anchor_weight=0.0, predictions=())
 
     def read(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool) -> Reading | None:
         """One reading of the prompts, with gradient, to sample from and to train on; None where nothing is sampled."""
@@ -93,6 +108,7 @@ class Rollout:
                 model, self.layout, self.law, ids, self.num_warmups, targets=targets, reading=reading, **generate
             )
             groups = [sampled[i : i + self.num_warmups] for i in range(0, len(sampled), self.num_warmups)]
+        groups = self._followed(model, prompts, groups, **generate)
         plans: list[Plan] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
         for plan, is_empty in zip(plans, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):
             if is_empty:
@@ -131,7 +147,7 @@ class Rollout:
             share = knobs.uniform_target_share
             policy, target = p, share / size + (1 - share) * p
         else:
-            policy, target = RULES[self.objective](grouped, warmup_logprobs.detach().view_as(grouped), knobs)
+            policy, target = self._rule(grouped, warmup_logprobs.detach().view_as(grouped), knobs)
         a = torch.zeros(len(batch.warmups), dtype=rewards.dtype, device=rewards.device)
         b = torch.zeros_like(a)
         has_empty = torch.zeros(batch.num_prompts, dtype=torch.bool, device=a.device)
@@ -162,6 +178,17 @@ class Rollout:
         kept = replace(weights, policy=(weights.policy * factor)[rows], target=(weights.target * factor)[rows])
         return batch.select(rows), kept
 
+    def _followed(
+        self, model: Any, prompts: list[dict[str, Any]], groups: list[list[Warmup]], **generate: Any
+    ) -> list[list[Warmup]]:
+        """The same warmups with the predictions that rewards ask for."""
+        flat = [warmup for group in groups for warmup in group]
+        ids = [row["prompt_ids"] for row, group in zip(prompts, groups, strict=True) for _ in group]
+        limit = prediction_limit(prompts, self.max_target_length)
+        followed = follow(model, self.layout, self.law, ids, flat, limit, self.predictions, **generate)
+        left = iter(followed)
+        return [[next(left) for _ in group] for group in groups]
+
     def _proposals(self, model: Any, prompts: list[dict[str, Any]], **generate: Any) -> list[list[Warmup]]:
         """(B, number of proposals) warmups made from the targets."""
         drafts: list[Warmup] = []
@@ -173,7 +200,10 @@ class Rollout:
             )
             drafts = [Warmup(w.target, "proposal") for w in written]
         return [
-            [self._allowed(drafts[i] if name == DRAFT else propose(name, row, self.context)) for name in self.proposals]
+            [
+                self._allowed(drafts[i] if name == DRAFT else propose(self._makers[name], row, self.context))
+                for name in self.proposals
+            ]
             for i, row in enumerate(prompts)
         ]
 
@@ -182,3 +212,29 @@ class Rollout:
         banned = self.law.banned[proposal.ids].tolist()
         ids = [i for i, no in zip(proposal.ids, banned, strict=True) if not no and i != self.law.separator_id]
         return Warmup(ids[: self.law.max_length], "proposal")
+
+
+def prediction_limit(rows: list[dict[str, Any]], max_target_length: int) -> int:
+    """Tokens of a prediction: twice the longest target of these rows. A network that has not learned to end goes on to the
+    limit every time, and would make each update as long as the longest answer that is allowed."""
+    return min(max_target_length, 2 * max(len(row["target_ids"]) for row in rows))
+
+
+def follow(
+    model: Any, layout: Layout, law: WarmupLaw, prompts: list[list[int]], warmups: list[Warmup], max_target_length: int,
+    wanted: tuple[str, ...], **generate: Any,
+) -> list[Warmup]:  # fmt: skip
+    """Warmups, each with the targets that the model writes after it: the likeliest, or one that is drawn.
+
+    Args:
+        prompts: ids, one per warmup.
+        wanted: names of `rewards.arguments.PREDICTIONS`; the names of what is written.
+    """
+    written: list[dict[str, list[int]]] = [{} for _ in warmups]
+    for name in wanted:
+        forced = [warmup.ids for warmup in warmups]
+        drawn = name == "sampled_predictions"
+        both = write_targets(model, layout, law, prompts, max_target_length, forced, sample_target=drawn, **generate)
+        for kept, (_, target) in zip(written, both, strict=True):
+            kept[name] = target
+    return [w._replace(predictions=kept) for w, kept in zip(warmups, written, strict=True)] if wanted else warmups

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def race(recipe: Recipe, task: Task) -> Recipe:
     for proposal in recipe.config.proposals:
         settings = {
             "proposals": [proposal], "cold_start": "one", "proposal_only": True, "max_steps": recipe.config.race_steps,
-            "eval_strategy": "no", "save_strategy": "no", "output_dir": str(folder / proposal),
+            "eval_strategy": "no", "save_strategy": "no", "output_dir": str(folder / re.sub(r"[^\w.-]+", "_", proposal)),
         }  # fmt: skip
         trainer = make_trainer(build_recipe({**recipe.values, **settings}), task)
         trainer.train()

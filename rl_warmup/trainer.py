@@ -36,7 +36,7 @@ from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.objectives.losses import weighted_loss
-from rl_warmup.rewards import RewardBoard, RewardScores
+from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
 from rl_warmup.schedule import Schedule
@@ -130,9 +130,9 @@ class WarmupTrainer(Trainer):
         )  # fmt: skip
         self.rollout = Rollout.of(args, self.layout, self.law, processing_class, train_rows or [])
         specs = reward_funcs if reward_funcs is not None else args.rewards
-        self.rewards = RewardBoard.load(
-            specs, tokenizer=processing_class, layout=self.layout, law=self.law, device=args.device
-        )
+        prepare = {"tokenizer": processing_class, "layout": self.layout, "law": self.law, "device": args.device}
+        self.rewards = RewardBoard.load(specs, **prepare, report=self._warn)
+        self.rollout.predictions = self.rewards.asked(PREDICTIONS)
         self.means = Means()
         self._add_own_callbacks(args)
         self.last: tuple[WarmupBatch, Scores, RowWeights] | None = None
@@ -225,7 +225,7 @@ class WarmupTrainer(Trainer):
             self.schedule.observe_proposals((chosen * logprob).sum().item(), (chosen * actions).sum().item())
         elif groups:
             self.schedule.observe_ess(weights.ess.sum().item(), batch.num_prompts)
-        self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name))
+        self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name, judged.failed))
         ranks, share = self.accelerator.num_processes, 1 / len(self.update)  # parts of one update, on every rank
         self.means.add({"loss/policy": (policy_loss * ranks, share), "loss/target": (target_loss * ranks, share)})
         size, sampled = self.model.num_parameters(), groups > 0 and not cold_start
@@ -272,7 +272,7 @@ class WarmupTrainer(Trainer):
         self, model: Any, inputs: list, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
         """The n-sample bound on log P(y|x) per target token, its negative as loss, and the gain over no warmup."""
-        rollout = replace(self.rollout, num_warmups=self.args.num_eval_warmups, empty_share=1.0, anchor_weight=0.0)
+        rollout = self.rollout.for_evaluation(self.args.num_eval_warmups)
         with torch.no_grad(), self._writing() as (writer, settings):
             plans = rollout.plan(writer, inputs, cold_start=False, **settings)
         batch = rollout.batch(inputs, plans).to(self.args.device)

@@ -68,9 +68,15 @@ def test_defaults_are_usable():
         ({"num_warmup": 3}, "'num_warmup' is not a setting. Did you mean 'num_warmups'?"),
         ({"lerning_rate": 1}, "'lerning_rate' is not a setting. Did you mean 'learning_rate'?"),
         ({"xyzzy": 1}, "'xyzzy' is not a setting. See `rl-warmup train --help`."),
-        ({"objective": "margnal"}, "objective: 'margnal' is not one of sft, marginal, "),
-        ({"objective": "margnal"}, "Did you mean 'marginal'?"),
-        ({"proposals": ["reverse", "keyword"]}, "proposals: 'keyword' is not one of reverse, head, "),
+        (
+            {"objective": "margnal"},
+            "objective: There is no objective 'margnal'. Did you mean 'marginal'?",
+        ),
+        ({"objective": 3.5}, "objective: There is no objective '3.5'. Known are sft, marginal, "),
+        (
+            {"proposals": ["reverse", "keyword"]},
+            "proposals: There is no proposal 'keyword'. Did you mean 'keywords'?",
+        ),
         ({"cold_start": "both"}, "cold_start: 'both' is not one of one, mixture, race."),
         ({"prompt_truncation": "middle"}, "prompt_truncation: 'middle' is not one of error, left, right, drop."),
         ({"predict_split": "train"}, "predict_split: 'train' is not one of validation, test."),

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "predict and score a trained model again, under controls",
     "generate": "write warmups and targets for prompts",
     "plan": "what a recipe would cost on some hardware, and whether it fits",
+    "score": "try rewards on a file of warmups",
     "report": "compare runs: tables, curves and examples as one page",
     "demo": "train everything small, next to its controls, and compare",
 }

@@ -8,8 +8,6 @@ published tables do; bertscore and comet are as their libraries give them; `unpa
 Libraries are imported on use: `pip install 'rl_warmup[metrics]'`. Is a difference real? `metrics/significance.py`.
 """
 
-import difflib
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +28,7 @@ from rl_warmup.metrics.ngrams import (
     sacrebleu_signature,
 )
 from rl_warmup.metrics.segments import Segments
+from rl_warmup.plugins import build_plugin, find_plugin
 
 __all__ = ["METRICS", "Segments", "Spec", "compute", "row_statistics", "signatures"]
 
@@ -78,8 +77,8 @@ def compute(
     """All metrics of `names` for one list of predictions.
 
     Args:
-        names: keys of METRICS, or `package.module:function` for a function of one's own, called as
-            (predictions, targets, rows), that returns a number (kept under the function's name) or a dict of numbers.
+        names: keys of METRICS, or own ones (see `plugins`): a function, called as (predictions, targets, rows), that
+            returns a number (kept under the function's name) or a dict of numbers; or a `Metric`.
             A metric with settings is given as {"name": ..., "kwargs": {...}}.
         predictions, targets: texts, one per row.
         rows: the task's rows, for metrics that need more than text (`choices` of multiple-choice rows).
@@ -163,7 +162,7 @@ def _checked(name: str, scores: Any) -> dict[str, float]:
     if isinstance(scores, dict):
         return scores
     try:
-        return {name.partition(":")[2]: float(scores)}
+        return {name.rpartition(":")[2]: float(scores)}
     except (TypeError, ValueError):
         found = type(scores).__name__
         raise ValueError(f"metric '{name}' returned a {found}; let it return a number or a dict of numbers") from None
@@ -175,7 +174,7 @@ def _metric(spec: Spec) -> tuple[str, Metric, dict[str, Any]]:
     name, kwargs = given.get("name"), given.get("kwargs") or {}
     if not isinstance(name, str) or not isinstance(kwargs, Mapping) or set(given) - {"name", "kwargs"}:
         raise ValueError(f"metrics: {dict(given)!r}; give a name, or {{'name': ..., 'kwargs': {{...}}}}")
-    metric = METRICS[name] if name in METRICS else Metric(_own(name))
+    metric = _found(name)
     try:
         allowed = inspect.signature(metric.function)
     except ValueError:  # some functions written in C do not say
@@ -190,19 +189,6 @@ def _metric(spec: Spec) -> tuple[str, Metric, dict[str, Any]]:
     return name, metric, dict(kwargs)
 
 
-def _own(name: str) -> Callable[..., Any]:
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
-        close = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.5)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        known = ", ".join(METRICS)
-        raise ValueError(f"unknown metric '{name}'{hint}; known: {known}, or 'package.module:function' for your own")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, something that it imports is not
-        raise ValueError(f"metric '{name}': no module '{error.name}'; give 'package.module:function'") from None
-    if not callable(function):
-        raise ValueError(f"metric '{name}': module '{module_name}' has no function '{function_name}'")
-    return function
+def _found(name: str) -> Metric:
+    found, _ = find_plugin("metric", name, METRICS)
+    return found if isinstance(found, Metric) else Metric(build_plugin("metric", name, found))

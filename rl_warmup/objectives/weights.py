@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl_warmup.plugins import build_plugin, find_plugin
+
 GRPO_EPS = 1e-4  # as in TRL's GRPOTrainer
 
 
@@ -161,3 +163,34 @@ RULES: dict[str, Rule] = {
 }  # `sft` has no group, hence no rule: its single empty warmup has a = 0, b = 1
 
 NEEDS_TWO = frozenset({"marginal_loo", "expected_logprob", "expected_prob", "tsallis", "grpo"})
+
+
+def load_rule(name: str) -> Rule:
+    """The rule of that name: one of RULES, or somebody else's, whose weights are checked at every call.
+
+    Raises:
+        ValueError: there is none; a rule of one's own fails or returns something else than two finite (B, G) tensors.
+    """
+    found, short = find_plugin("objective", name, RULES)
+    if name in RULES:
+        return found
+    rule = build_plugin("objective", name, found)
+
+    def checked(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+        try:
+            weights = rule(rewards, warmup_logprobs, knobs)
+        except Exception as error:
+            raise ValueError(f"Objective {short!r} failed with {type(error).__name__}: {error}") from error
+        wanted = f"return two finite tensors (a, b) of the shape {tuple(rewards.shape)}: prompts by warmups"
+        if not isinstance(weights, (tuple, list)) or len(weights) != 2:
+            raise ValueError(f"Objective {short!r} returned {type(weights).__name__}; {wanted}.")
+        for letter, tensor in zip("ab", weights, strict=True):
+            if not isinstance(tensor, Tensor) or tensor.shape != rewards.shape:
+                found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise ValueError(f"Objective {short!r} returned {found} for {letter}; {wanted}.")
+            if not tensor.isfinite().all():
+                raise ValueError(f"Objective {short!r} returned a weight {letter} that is no finite number; {wanted}.")
+        a, b = (tensor.detach().to(rewards.dtype) for tensor in weights)
+        return a, b
+
+    return checked

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rl_warmup.batch import Warmup
+from rl_warmup.plugins import build_plugin, find_plugin
 
 Word = tuple[int, ...]
 DRAFT = "draft"
@@ -20,12 +21,17 @@ DRAFT = "draft"
 
 @dataclass
 class ProposalContext:
-    """What a proposal may look at besides the target."""
+    """What a proposal may look at besides the target.
+
+    max_length: tokens of a warmup; longer ones are cut. word_counts: in how many training targets a word occurs. decode:
+    turns a word's ids into text.
+    """
 
     max_length: int
     filler_ids: Word = ()
     word_counts: Counter[Word] = field(default_factory=Counter)
     keyword_share: float = 0.4
+    decode: Callable[[Word], str] = str
 
 
 Proposal = Callable[[list[Word], ProposalContext], list[Word]]
@@ -83,7 +89,36 @@ def count_words(rows: Iterable[dict[str, Any]]) -> Counter[Word]:
     return Counter(word for row in rows for word in set(target_words(row)))
 
 
-def propose(name: str, row: dict[str, Any], context: ProposalContext) -> Warmup:
-    """The named proposal for an encoded row, cut at the warmup limit."""
-    words = PROPOSALS[name](target_words(row), context)
+def propose(proposal: str | Proposal, row: dict[str, Any], context: ProposalContext) -> Warmup:
+    """The proposal, by its name or already loaded, for an encoded row, cut at the warmup limit."""
+    make = load_proposal(proposal) if isinstance(proposal, str) else proposal
+    words = make(target_words(row), context)
     return Warmup([i for word in words for i in word][: context.max_length], "proposal")
+
+
+def load_proposal(name: str) -> Proposal:
+    """The proposal of that name: one of PROPOSALS, or somebody else's, whose words are checked at every call.
+
+    Raises:
+        ValueError: there is none; one of one's own fails or returns something else than words.
+    """
+    found, short = find_plugin("proposal", name, PROPOSALS)
+    if name in PROPOSALS:
+        return found
+    function = build_plugin("proposal", name, found)
+
+    def checked(words: list[Word], context: ProposalContext) -> list[Word]:
+        try:
+            chosen = function(list(words), context)
+        except Exception as error:
+            raise ValueError(f"Proposal {short!r} failed with {type(error).__name__}: {error}") from error
+        fine = isinstance(chosen, (list, tuple)) and all(
+            isinstance(word, (list, tuple)) and all(type(i) is int for i in word) for word in chosen
+        )
+        if not fine:
+            raise ValueError(
+                f"Proposal {short!r} returned {chosen!r:.80}; return a list of words, each a tuple of token ids."
+            )
+        return list(chosen)
+
+    return checked

@@ -19,7 +19,13 @@ CHEAP = (
     "prompts", "prompt_ids", "completions", "completion_ids", "target", "target_ids", "target_logps",
     "target_token_logps", "warmup_logps", "warmup_finish", "trainer_state",
 )  # fmt: skip
-ON_REQUEST = ("baseline_target_logps", "batch")  # only for functions that name them, never through **kwargs
+PREDICTIONS = ("predictions", "sampled_predictions")
+ON_REQUEST = (
+    "baseline_target_logps",
+    *PREDICTIONS,
+    "batch",
+)  # only for functions that name them, never through **kwargs
+OF_A_MODEL = ("target_logps", "target_token_logps", "warmup_logps", "baseline_target_logps", *PREDICTIONS, "batch")
 NOT_COLUMNS = ("prompt", "completion", "prompt_ids", "target", "target_ids", "word_lengths")
 
 
@@ -28,7 +34,8 @@ class Arguments:
 
     Args:
         batch: rows beyond the groups are left out.
-        target_logps: (M,) log P(y|x,c) summed over the target, nats.
+        target_logps: (M,) log P(y|x,c) summed over the target, nats; None where there is no model, and then nothing that
+            needs one is on offer.
         target_token_logps: (M, T) the same per token; only where `batch.target_mask` counts.
         warmup_logps: (M,) log P(c|x) summed over the policy's actions, nats.
         baseline_target_logps: returns (M,) log P(y|x,∅), nats; an extra forward.
@@ -41,9 +48,9 @@ class Arguments:
         self,
         batch: WarmupBatch,
         tokenizer: Any,
-        target_logps: Tensor,
-        target_token_logps: Tensor,
-        warmup_logps: Tensor,
+        target_logps: Tensor | None,
+        target_token_logps: Tensor | None,
+        warmup_logps: Tensor | None,
         baseline_target_logps: Callable[[], Tensor] | None = None,
         trainer_state: Any = None,
     ) -> None:
@@ -52,6 +59,8 @@ class Arguments:
         self._tokenizer = tokenizer
         self._target_logps, self._target_token_logps = target_logps, target_token_logps
         self._warmup_logps, self._baseline = warmup_logps, baseline_target_logps
+        self.absent = OF_A_MODEL if target_logps is None else ()
+        self.names = [name for name in (*CHEAP, *ON_REQUEST) if name not in self.absent]
         self.columns = list(dict.fromkeys(key for row in batch.prompts for key in row if key not in NOT_COLUMNS))
         if taken := [column for column in self.columns if column in CHEAP + ON_REQUEST]:
             raise ValueError(
@@ -78,7 +87,7 @@ class Arguments:
     @cached_property
     def completions(self) -> list[Any]:
         """The warmups as text; as one assistant message where the prompt is a list of messages."""
-        texts = [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in self.completion_ids]
+        texts = self._decoded(self.completion_ids)
         return [
             [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
             for prompt, text in zip(self.prompts, texts, strict=True)
@@ -102,17 +111,20 @@ class Arguments:
     @cached_property
     def target_logps(self) -> list[float]:
         """log P(y|x,c), summed, nats."""
+        assert self._target_logps is not None
         return self._target_logps.tolist()
 
     @cached_property
     def target_token_logps(self) -> list[list[float]]:
         """log P(y_t|x,c,y_<t) of every target token, nats; lists as long as `target_ids`."""
+        assert self._target_token_logps is not None
         counts = self.batch.target_mask.bool().cpu()
         return [row[count].tolist() for row, count in zip(self._target_token_logps.cpu(), counts, strict=True)]
 
     @cached_property
     def warmup_logps(self) -> list[float]:
         """log P(c|x), summed, nats."""
+        assert self._warmup_logps is not None
         return self._warmup_logps.tolist()
 
     @cached_property
@@ -125,6 +137,7 @@ class Arguments:
         """log P(y|x,∅), summed, nats. Costs a forward."""
         if self._baseline is None:
             raise ValueError("A reward asks for baseline_target_logps, and the caller offers none: give it a function.")
+        assert self._target_logps is not None
         values = self._baseline()
         if values.shape != self._target_logps.shape:
             raise ValueError(
@@ -133,10 +146,36 @@ class Arguments:
             )
         return values.detach().float().tolist()
 
+    @cached_property
+    def predictions(self) -> list[str]:
+        """The likeliest target after every warmup, token by token. Costs a generation of B*G targets."""
+        return self._written("predictions")
+
+    @cached_property
+    def sampled_predictions(self) -> list[str]:
+        """A target drawn from P(y|x,c) after every warmup. Costs the same."""
+        return self._written("sampled_predictions")
+
+    def _written(self, name: str) -> list[str]:
+        written = [(warmup.predictions or {}).get(name) for warmup in self.batch.warmups]
+        if any(ids is None for ids in written):
+            raise ValueError(
+                f"A reward asks for {name}, and the caller has written none: let `Rollout.predictions` name it."
+            )
+        return [text.strip() for text in self._decoded(written)]
+
+    def _decoded(self, sequences: list[Any]) -> list[str]:
+        return [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences]
+
     def row(self, index: int) -> str:
         """How an error calls a row."""
         prompt, warmup = divmod(index, self.batch.group_size)
         return f"row {index} (id {self.batch.prompts[prompt].get('id', prompt)!r}, warmup {warmup})"
+
+
+def as_messages(texts: list[Any], role: str) -> list[list[dict[str, str]]]:
+    """Texts as conversations of one message; what is a conversation already stays one."""
+    return [[{"role": role, "content": text}] if isinstance(text, str) else text for text in texts]
 
 
 def group_rows(batch: WarmupBatch) -> WarmupBatch:

@@ -1,18 +1,14 @@
 """All rewards of a recipe together: call each with what it asks for, check what comes back, add up.
 
 Knows: a list of `Reward`, a batch and its log-probabilities. Must not know: objectives, the optimizer.
-A function's mistake is never turned into a zero: it stops the run and names the function and the row.
+A function's mistake is never silently a zero: what `on_failure` asks for is done, and the function and the row are named.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import math
-import threading
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,9 +18,13 @@ from rl_warmup.batch import WarmupBatch
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.rewards.arguments import Arguments
+from rl_warmup.rewards.calling import Outcome, start
 from rl_warmup.rewards.loading import load_reward
 from rl_warmup.rewards.reward import Reward
 from rl_warmup.rewards.target_logprob import TargetLogProb
+
+logger = logging.getLogger(__name__)
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -33,30 +33,34 @@ class RewardScores:
 
     total: Tensor  # (M,) float32: Σ_k weight_k · r_k
     by_name: dict[str, Tensor]  # (M,) float32 each, before the weight; nan = not scored
+    failed: dict[str, int] = field(default_factory=dict)  # rows on which a function failed, for those that may
 
 
 class RewardBoard:
     """The rewards of a recipe, ready to be called on every micro-batch."""
 
-    def __init__(self, rewards: list[Reward], tokenizer: Any) -> None:
+    def __init__(self, rewards: list[Reward], tokenizer: Any, report: Report | None = None) -> None:
         names = [reward.name for reward in rewards]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
                 f"The reward {twice[0]!r} is listed {names.count(twice[0])} times. The log is sorted by name, so "
-                f"each may occur once: remove one, or give its function another name."
+                f"each may occur once: remove one, or give it a `label`."
             )
         self.rewards = rewards
+        self.report = report
         self.tokenizer = tokenizer
 
     @classmethod
     def load(
-        cls, specs: list[Any], *, tokenizer: Any, layout: Layout, law: WarmupLaw, device: torch.device | str
-    ) -> RewardBoard:
+        cls, specs: list[Any], *, tokenizer: Any, layout: Layout, law: WarmupLaw, device: torch.device | str,
+        report: Report | None = None,
+    ) -> RewardBoard:  # fmt: skip
         """Look up every reward and prepare those that need it.
 
         Args:
             specs: see `load_reward`; [] means `target_logprob` alone.
             tokenizer, layout, law, device: of the policy; handed to `prepare` of the functions that have one.
+            report: called with a warning for every failure that does not stop the run, as `guard` words its own.
 
         Raises:
             ValueError: naming the faulty reward and the remedy.
@@ -65,7 +69,7 @@ class RewardBoard:
             raise ValueError(
                 f"`rewards` is {specs!r}; give a list of names, of mappings {{name, weight, kwargs}}, or of functions."
             )
-        board = cls([load_reward(spec) for spec in specs or ["target_logprob"]], tokenizer)
+        board = cls([load_reward(spec) for spec in specs or ["target_logprob"]], tokenizer, report)
         for reward in board.rewards:
             if callable(prepare := getattr(reward.function, "prepare", None)):
                 try:
@@ -75,6 +79,10 @@ class RewardBoard:
                         f"Reward {reward.name!r} cannot be prepared: {type(error).__name__}: {error}"
                     ) from error
         return board
+
+    def asked(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the arguments that some function takes by name."""
+        return tuple(name for name in names if any(name in reward.asks_for for reward in self.rewards))
 
     @torch.no_grad()
     def __call__(
@@ -100,8 +108,8 @@ class RewardBoard:
             The scores, on the device of `target_logps`. A function adds nothing to a row it leaves unscored (None).
 
         Raises:
-            ValueError: a function failed; the original exception is chained.
-            ValueError: a function returned something other than M finite numbers or None, or nobody scored a row.
+            ValueError: a function failed whose `on_failure` is raise; the original exception is chained.
+            ValueError: nobody scored a row.
         """
         size = batch.num_prompts * batch.group_size
         for name, given in {"target_logps": target_logps, "warmup_logps": warmup_logps}.items():
@@ -123,66 +131,52 @@ class RewardBoard:
             baseline_target_logps, trainer_state,
         )  # fmt: skip
         calls = [(reward, reward.arguments(offered)) for reward in self.rewards]
-        outcomes = [(reward, _started(reward, arguments)) for reward, arguments in calls]
-        values = torch.stack([_checked(reward, _outcome(reward, get), offered) for reward, get in outcomes])
+        outcomes = [(reward, start(reward, arguments, offered)) for reward, arguments in calls]
+        rows, failed = [], {}
+        for reward, get in outcomes:
+            outcome = get()
+            if outcome.fault is not None:
+                self._settle(reward, outcome, offered)
+            if reward.on_failure != "raise":
+                failed[reward.name] = int(outcome.failed.sum())
+            rows.append(outcome.values)
+        values = torch.stack(rows)
         if (unscored := values.isnan().all(0)).any():
             row = offered.row(int(unscored.nonzero()[0]))
             raise ValueError(
-                f"No reward scores {row}: {', '.join(r.name for r in self.rewards)} returned None for it. Let at least "
-                f"one return a number for every warmup, for instance by listing target_logprob."
+                f"No reward scores {row}: {', '.join(r.name for r in self.rewards)} returned None for it, or failed and "
+                f"was skipped. Let at least one return a number for every warmup, for instance by listing target_logprob."
             )
         weights = torch.tensor([reward.weight for reward in self.rewards], dtype=torch.float32)
         total = (weights[:, None] * values.nan_to_num(nan=0.0)).sum(0)
         device = target_logps.device
         return RewardScores(
-            total.to(device), {reward.name: row.to(device) for reward, row in zip(self.rewards, values, strict=True)}
+            total.to(device),
+            {reward.name: row.to(device) for reward, row in zip(self.rewards, values, strict=True)},
+            failed,
         )
 
-
-def _started(reward: Reward, arguments: dict[str, Any]) -> Callable[[], Any]:
-    """A way to get the result. Coroutines start at once and run beside each other and beside plain functions."""
-    if reward.is_async:
-        return asyncio.run_coroutine_threadsafe(reward.function(**arguments), _event_loop()).result
-    return functools.partial(reward.function, **arguments)
-
-
-@functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop in one thread for the life of the process.
-
-    Connections survive from call to call, and the caller may have a running loop of its own (a notebook).
-    """
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="rl_warmup-rewards", daemon=True).start()
-    return loop
-
-
-def _outcome(reward: Reward, get: Callable[[], Any]) -> Any:
-    try:
-        return get()
-    except Exception as error:
-        raise ValueError(f"Reward {reward.name!r} failed with {type(error).__name__}: {error}") from error
-
-
-def _checked(reward: Reward, result: Any, offered: Arguments) -> Tensor:
-    """(M,) float32, nan where the function returned None."""
-    size = len(offered.batch.warmups)
-    wanted = f"return a list of {size}, one finite number or None per warmup"
-    if not isinstance(result, (list, tuple)):
-        raise ValueError(f"Reward {reward.name!r} returned {type(result).__name__} {result!r:.80}; {wanted}.")
-    if len(result) != size:
-        raise ValueError(f"Reward {reward.name!r} returned {len(result)} values; {wanted}.")
-    numbers = []
-    for index, value in enumerate(result):
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        number = math.nan if value is None else _float32(value)
-        if value is not None and not math.isfinite(number):
-            raise ValueError(f"Reward {reward.name!r} returned {value!r} for {offered.row(index)}; {wanted}.")
-        numbers.append(number)
-    return torch.tensor(numbers, dtype=torch.float32)
-
-
-def _float32(value: Any) -> float:
-    """The number as float32 holds it; nan for what is no number."""
-    return torch.tensor(float(value), dtype=torch.float32).item() if isinstance(value, Real) else math.nan
+    def _settle(self, reward: Reward, outcome: Outcome, offered: Arguments) -> None:
+        """Do with a failure what the recipe asks for, in the outcome's values."""
+        assert outcome.fault is not None
+        if reward.on_failure == "raise":
+            raise ValueError(outcome.fault) from outcome.cause
+        prompts = outcome.failed.view(offered.batch.num_prompts, -1).any(1)
+        if reward.on_failure == "zero":
+            outcome.values[outcome.failed] = 0.0
+            done = f"it counts 0 for {int(outcome.failed.sum())} warmups, as on_failure: zero asks"
+        else:
+            outcome.values.view(len(prompts), -1)[prompts] = torch.nan
+            done = f"it is left out for the warmups of {int(prompts.sum())} prompts, as on_failure: skip asks"
+        logger.warning("%s %s.", outcome.fault, done[0].upper() + done[1:])
+        if self.report is not None:
+            self.report(
+                {
+                    "step": getattr(offered.trainer_state, "global_step", None),
+                    "rule": f"reward {reward.name}",
+                    "sees": outcome.fault.rstrip("."),
+                    "means": "this part of the score is missing here",
+                    "change": "repair the function; `rl-warmup score` tries it on a file",
+                    "done": done,
+                }
+            )

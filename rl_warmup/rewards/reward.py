@@ -1,4 +1,4 @@
-"""One reward: a name, a weight and a function, and which arguments the function takes.
+"""One reward: a name, a weight, a function with the arguments it takes, and what happens when it fails.
 
 Knows: signatures. Must not know: where functions come from, or what they compute.
 """
@@ -13,33 +13,45 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rl_warmup.rewards.arguments import CHEAP, ON_REQUEST, Arguments
+from rl_warmup.plugins import BY_KEYWORD, VARIADIC
+from rl_warmup.rewards.arguments import CHEAP, ON_REQUEST, Arguments, as_messages
 
-BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+POLICIES = ("raise", "skip", "zero")
+TIMEOUT = 600.0  # seconds; a run must not wait for ever for somebody else's function
 
 
 @dataclass(frozen=True)
 class Reward:
     """A term `weight * function(...)` of the score of a warmup.
 
-    `function` is called with keywords only (see `arguments`) and returns a list with one number or None per warmup; it
+    `function` is called with keywords only (see `protocol`) and returns a list with one number or None per warmup; it
     may be a coroutine function. Where it is an object with a method `prepare(tokenizer, layout, law, device)`, that is
     called once before training.
 
+    A Reward can itself be called as TRL calls reward functions, so that TRL's trainers take it; TRL then does the weighing.
+
+    Args:
+        on_failure: what to do with NaN, infinity, a wrong number of values, an exception or a time-out. `raise` stops the
+            run; `skip` leaves this term out for every warmup of the prompts concerned, so that the warmups of one group
+            stay comparable; `zero` counts 0.
+        timeout: seconds for one call; None for no limit.
+        messages: hand prompts and completions over as lists of messages, as functions for conversations expect them.
+
     Raises:
-        ValueError: a name, weight or function of the wrong type.
+        ValueError: a field of the wrong type or outside its range.
     """
 
     name: str
     weight: float
     function: Callable[..., Any]
+    on_failure: str = "raise"
+    timeout: float | None = TIMEOUT
+    messages: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"A reward's name has to be a non-empty string, not {self.name!r}.")
-        number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
-        if not number or not math.isfinite(self.weight):
+        if not _is_number(self.weight):
             raise ValueError(
                 f"The weight of reward {self.name!r} is {self.weight!r}; give a finite number (negative for a penalty)."
             )
@@ -47,6 +59,16 @@ class Reward:
             raise ValueError(
                 f"Reward {self.name!r} is {self.function!r}, which cannot be called; give a function or class."
             )
+        if self.on_failure not in POLICIES:
+            raise ValueError(
+                f"on_failure of reward {self.name!r} is {self.on_failure!r}; allowed are {', '.join(POLICIES)}."
+            )
+        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
+            raise ValueError(
+                f"The timeout of reward {self.name!r} is {self.timeout!r}; give seconds above 0, or null for no limit."
+            )
+        if not isinstance(self.messages, bool):
+            raise ValueError(f"messages of reward {self.name!r} is {self.messages!r}; give true or false.")
 
     @cached_property
     def is_async(self) -> bool:
@@ -54,23 +76,66 @@ class Reward:
         function = self.function.func if isinstance(self.function, functools.partial) else self.function
         return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
+    @cached_property
+    def parameters(self) -> list[inspect.Parameter]:
+        """Of the function; those that the recipe's kwargs fill have a default."""
+        try:
+            return list(inspect.signature(self.function).parameters.values())
+        except ValueError as error:  # some callables written in C do not say
+            raise ValueError(
+                f"Reward {self.name!r} does not tell which arguments it takes; wrap it in a function of your own."
+            ) from error
+
+    @cached_property
+    def asks_for(self) -> frozenset[str]:
+        """Names of the arguments it takes by name, without those that the recipe's kwargs fill."""
+        return frozenset(p.name for p in self.parameters if p.kind in BY_KEYWORD and p.name not in self._fixed)
+
+    @property
+    def takes_everything(self) -> bool:
+        """Whether it has **kwargs: then it also gets whatever costs nothing."""
+        return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.parameters)
+
+    @property
+    def _fixed(self) -> dict[str, Any]:
+        return self.function.keywords if isinstance(self.function, functools.partial) else {}
+
     def arguments(self, offered: Arguments) -> dict[str, Any]:
         """The keyword arguments of one call: what the signature names; with **kwargs also everything that is cheap.
 
         Raises:
             ValueError: a parameter without a default that nothing on offer fills.
         """
-        parameters = inspect.signature(self.function).parameters.values()
-        fixed = self.function.keywords if isinstance(self.function, functools.partial) else {}
-        on_offer = [name for name in (*CHEAP, *ON_REQUEST, *offered.columns) if name not in fixed]
-        named = {p.name for p in parameters if p.kind in BY_KEYWORD}
-        for p in parameters:
+        on_offer = [name for name in (*offered.names, *offered.columns) if name not in self._fixed]
+        for p in self.parameters:
             needed = p.default is p.empty and p.kind not in VARIADIC
-            if needed and p.name not in fixed and not (p.name in named and p.name in on_offer):
+            if needed and p.name not in self._fixed and not (p.name in self.asks_for and p.name in on_offer):
+                if p.name in offered.absent:
+                    raise ValueError(f"Reward {self.name!r} needs {p.name!r}, which needs a model, and none is given.")
                 raise ValueError(
                     f"Reward {self.name!r} needs an argument {p.name!r}, which is neither in its `kwargs`, nor a "
                     f"column of the data ({', '.join(offered.columns) or 'none'}), nor one of "
                     f"{', '.join((*CHEAP, *ON_REQUEST))}."
                 )
-        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        return {name: offered[name] for name in on_offer if name in named or (takes_all and name not in ON_REQUEST)}
+        wanted = [n for n in on_offer if n in self.asks_for or (self.takes_everything and n not in ON_REQUEST)]
+        values = {name: offered[name] for name in wanted}
+        if self.messages:
+            roles = {"prompts": "user", "completions": "assistant"}
+            values |= {n: as_messages(values[n], role) for n, role in roles.items() if n in values}
+        return values
+
+    @property
+    def __name__(self) -> str:
+        """How TRL logs it."""
+        return self.name
+
+    def __call__(self, **given: Any) -> Any:
+        """As TRL calls a reward function: the function gets of `given` what it takes. A coroutine is returned as such."""
+        chosen = {
+            k: v for k, v in given.items() if k in self.asks_for or (self.takes_everything and k not in self._fixed)
+        }
+        return self.function(**chosen)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -67,7 +67,7 @@ class TargetLogProb:
             )
         auto = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
         try:
-            with _whole_on_every_process():
+            with whole_on_every_process():
                 model = auto.from_pretrained(
                     path, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True
                 )
@@ -140,7 +140,7 @@ def _check_vocabulary(path: str, rows: int, tokenizer: Any, policy_rows: int) ->
 
 
 @contextmanager
-def _whole_on_every_process() -> Iterator[None]:
+def whole_on_every_process() -> Iterator[None]:
     """Hide the training's ZeRO-3 and FSDP from `from_pretrained`.
 
     They would leave every process with a shard, or all but one with nothing, of a network that no engine ever gathers.

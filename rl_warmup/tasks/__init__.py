@@ -3,14 +3,14 @@
     task = load_task("ledger", length=8)
     task.splits["train"][0]  # {"id": "train-0", "prompt": "a+3 b+1 ...", "target": "... b=4 a=3"}
 
-A task of one's own is a function that returns a `Task`, named `package.module:function`.
+A task of one's own is a function that returns a `Task`, found by `plugins`.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+from rl_warmup.plugins import find_plugin
 from rl_warmup.tasks.columns import nearest
 from rl_warmup.tasks.rows import SPLITS, Row, Task, rows_hash
 
@@ -30,41 +30,29 @@ def load_task(name: str, /, **task_kwargs: Any) -> Task:
     """The task of that name, with its own keyword arguments (see `load` in the task's module).
 
     Args:
-        name: a key of TASKS, or `package.module:function` for a function that returns a `Task`.
+        name: a key of TASKS, or an own one's (see `plugins`): a function that returns a `Task`.
 
     Raises:
         ValueError: for an unknown name, an unknown or missing argument, rows that are not fit (see `Task`).
-        TypeError: if a function of one's own returns something else than a `Task`.
+        ValueError: if a function of one's own fails, or returns something else than a `Task`.
     """
-    if ":" not in name and name not in TASKS:
-        raise ValueError(
-            f"unknown task '{name}'{nearest(name, TASKS)}; known: {', '.join(TASKS)}, or "
-            "'package.module:function' for your own"
-        )
-    load = _function(TASKS.get(name, name))
+    load, _ = find_plugin("task", name, TASKS)
+    if name in TASKS:
+        load, _ = find_plugin("task", TASKS[name], {})
+    if not callable(load):
+        raise ValueError(f"The task {name!r} is {load!r:.80}, which cannot be called; name a function or a class.")
     _check_kwargs(name, load, task_kwargs)
-    task = load(**task_kwargs)
-    if not isinstance(task, Task):
-        raise TypeError(f"task '{name}' returned a {type(task).__name__}; let it return a rl_warmup.tasks.Task")
-    return task
-
-
-def _function(path: str) -> Callable[..., Any]:
-    module_name, _, function_name = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, something that it imports is not
+        task = load(**task_kwargs)
+    except (ValueError, ImportError, OSError):
+        raise  # has a sentence of its own
+    except Exception as error:
+        raise ValueError(f"The task {name!r} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(task, Task):
         raise ValueError(
-            f"task '{path}': no module '{error.name}'; give 'package.module:function' importable here"
-        ) from None
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ValueError(
-            f"task '{path}': no function '{function_name}' in {module_name}{nearest(function_name, vars(module))}"
+            f"The task {name!r} returned {type(task).__name__} {task!r:.80}; return a rl_warmup.tasks.Task."
         )
-    return function
+    return task
 
 
 def _check_kwargs(name: str, load: Callable[..., Any], given: dict[str, Any]) -> None:

@@ -114,17 +114,17 @@ def test_a_race_picks_one_proposal_and_says_so(recipe, tmp_path):
     ("changes", "words"),
     [
         ({"num_warmup": 3}, ["'num_warmup' is not a setting", "Did you mean 'num_warmups'"]),
-        ({"objective": "marginl"}, ["objective: 'marginl' is not one of", "Did you mean 'marginal'"]),
+        ({"objective": "marginl"}, ["objective: There is no objective 'marginl'", "Did you mean 'marginal'"]),
         ({"num_warmups": 1, "objective": "grpo"}, ["num_warmups: is 1", "'grpo'", "at least 2"]),
         ({"num_warmups": "many"}, ["num_warmups: 'many' is not a whole number"]),
         ({"num_warmup": 3, "tau": 0.0}, ["2 settings cannot be used", "num_warmups", "tau: is 0.0, must be above 0"]),
-        ({"proposals": ["revers"]}, ["proposals: 'revers' is not one of", "Did you mean 'reverse'"]),
+        ({"proposals": ["revers"]}, ["proposals: There is no proposal 'revers'", "Did you mean 'reverse'"]),
         ({"controls": ["shuffle"]}, ["controls: 'shuffle' is not a control", "shuffled"]),
         ({"model_name_or_path": "./nowhere"}, ["model_name_or_path: './nowhere' is no folder", "scratch-t5"]),
         ({"model_name_or_path": "-"}, ["model_name_or_path is missing"]),
         ({"metrics": ["blue"]}, ["blue", "bleu"]),
         ({"metrics": [{"name": "comet", "kwargs": {"checkpoint": "c", "command": "no-such-comet"}}]}, ["no-such-comet"]),
-        ({"task": "ledgr"}, ["unknown task 'ledgr'", "did you mean 'ledger'"]),
+        ({"task": "ledgr"}, ["There is no task 'ledgr'", "Did you mean 'ledger'"]),
         ({"task_kwargs": {"lenght": 3}}, ["no argument 'lenght'", "did you mean 'length'"]),
         ({"scratch": {"widht": 16}}, ["scratch: unknown 'widht'", "width"]),
         ({"max_prompt_length": 2}, ["the prompt has 4 tokens, the limit max_prompt_length is 2", "prompt_truncation"]),
@@ -169,3 +169,47 @@ def test_a_reward_that_dies_names_itself_and_keeps_the_checkpoints(recipe, tmp_p
     error = fails(capsys, "train", "--config", path)
     assert "Reward 'shaky' failed with KeyError: 'gone'" in error
     assert (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (
+            "mine.py:fine",
+            "Reward 'fine' needs an argument 'solution', which is neither in its `kwargs`, nor a column of",
+        ),
+        ("mine.py:hangs", "Reward 'hangs' gave no answer within its `timeout` of 0.5 s; it was interrupted."),
+        ("mine.py:waits", "Reward 'waits' gave no answer within its `timeout` of 0.5 s; it was cancelled."),
+        ("mine.py:torn", "Reward 'torn' returned inf for row 0 (id 'train-"),
+        ("mine.py:lost", "The reward 'mine.py:lost': mine.py has no 'lost'."),
+        ("torn.py:f", "torn.py fails to run (ModuleNotFoundError: No module named 'no_such_package')."),
+    ],
+)
+def test_a_broken_reward_is_one_clear_sentence(recipe, tmp_path, capsys, monkeypatch, spec, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torn.py").write_text("import no_such_package")
+    (tmp_path / "mine.py").write_text(
+        "import asyncio, time\n"
+        "def fine(completions, solution): return [0.0] * len(completions)\n"
+        "def hangs(completions): time.sleep(60)\n"
+        "async def waits(completions): await asyncio.sleep(60)\n"
+        "def torn(completions): return [float('inf')] * len(completions)\n"
+    )
+    error = fails(capsys, "train", "--config", recipe(rewards=["target_logprob", {"name": spec, "timeout": 0.5}]))
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_reward_that_may_fail_is_counted_and_written_down(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def torn(completions): return [None, *[float('nan')] * (len(completions) - 1)]\n"
+    )
+    torn = {"name": "mine.py:torn", "on_failure": "skip"}
+    assert main(["train", "--config", str(recipe(rewards=["target_logprob", torn]))]) == 0
+    logs = [log for log in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in log]
+    assert [log["rewards/torn/failed"] for log in logs] == [7 / 8, 7 / 8]
+    assert not [log for log in logs if "rewards/torn/mean" in log]  # nothing was scored, so there is no mean
+    warnings = read_jsonl(tmp_path / "run" / "warnings.jsonl")
+    assert [(warning["step"], warning["rule"]) for warning in warnings] == [(0, "reward torn"), (1, "reward torn")]
+    assert warnings[0]["done"] == "it is left out for the warmups of 4 prompts, as on_failure: skip asks"

@@ -6,7 +6,8 @@ from importlib.metadata import EntryPoint
 import pytest
 from trl.rewards import think_format_reward
 
-from rl_warmup.rewards import Reward, load_reward, loading
+from rl_warmup import plugins
+from rl_warmup.rewards import Reward, load_reward
 from rl_warmup.rewards.shaping import LengthPenalty
 
 FILE = """
@@ -70,8 +71,8 @@ def test_a_file_relative_to_the_working_directory(place, tmp_path, monkeypatch):
 
 def test_entry_points(monkeypatch):
     values = {"think": "trl.rewards:think_format_reward", "torn": "no_such_package:f"}
-    points = [EntryPoint(name, value, loading.ENTRY_POINTS) for name, value in values.items()]
-    monkeypatch.setattr(loading, "entry_points", lambda group: points if group == "rl_warmup.rewards" else [])
+    points = [EntryPoint(name, value, "rl_warmup.rewards") for name, value in values.items()]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "rl_warmup.rewards" else [])
     assert load_reward({"name": "think", "weight": 3.0}) == Reward("think", 3.0, think_format_reward)
     with pytest.raises(ValueError, match="'torn' is the entry point 'no_such_package:f', which fails to load"):
         load_reward("torn")
@@ -82,7 +83,7 @@ def test_entry_points(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("target_logprobs", r"no reward 'target_logprobs'. Did you mean 'target_logprob'\? Known are gain.*package.module:f"),
+        ("target_logprobs", r"no reward 'target_logprobs'. Did you mean .target_logprob.. Known are .*package.module:f"),
         ("zzz", r"no reward 'zzz'. Known are .*path/to/file.py:function"),
         ("own.py", r"no reward 'own.py'.*path/to/file.py:function"),
         ("own.py:", "no reward 'own.py:'"),
@@ -90,7 +91,7 @@ def test_entry_points(monkeypatch):
         ("no_such_package.part:f", "cannot be imported .*ModuleNotFoundError.*PYTHONPATH"),
         ("trl.rewards:think_format_rewards", "has no 'think_format_rewards'. Did you mean 'think_format_reward'"),
         ("trl.rewards:zzz", "trl.rewards has no 'zzz'.$"),
-        ("math:pi", "'pi' is 3.14.*, which cannot be called"),
+        ("math:pi", "The reward 'math:pi' is 3.14.*, which cannot be called; name a function or a class"),
         ({"name": "gain", "weigth": 2.0}, "has the key 'weigth'; allowed are name, weight, kwargs"),
         ({"weight": 2.0}, "needs a `name`"),
         ({"name": 3}, "needs a `name`: a non-empty string"),
@@ -103,7 +104,7 @@ def test_entry_points(monkeypatch):
         ({"name": "gain", "weight": float("nan")}, "weight of reward 'gain' is nan"),
         ({"name": "gain", "kwargs": ["a"]}, r"kwargs of reward 'gain' are \['a'\]; give a mapping"),
         ({"name": "gain", "kwargs": {1: 2}}, "give a mapping of argument names"),
-        ({"name": "gain", "kwargs": {"scale": 2}}, "'gain' takes no argument 'scale'; it takes target_logps, baseline"),
+        ({"name": "gain", "kwargs": {"scale": 2}}, "'gain' takes no argument 'scale'. It takes target_logps, baseline"),
         ("length_penalty", r"'length_penalty' cannot be made with the kwargs given \(none\): TypeError: .*target_length"),
         ({"name": "length_penalty", "kwargs": {"target_length": 0}}, "target_length is 0; give .* 1 or more"),
         ({"name": "target_logprob", "kwargs": {"dtype": "fp8"}}, "dtype is 'fp8'; allowed are float32, bfloat16"),
@@ -118,7 +119,7 @@ def test_errors_say_what_was_given_and_what_is_allowed(spec, message):
 def test_a_missing_function_in_a_file(place):
     with pytest.raises(ValueError, match="own.py has no 'brevety'. Did you mean 'brevity'"):
         load_reward(f"{place}:brevety")
-    with pytest.raises(ValueError, match="'NUMBER' is 3, which cannot be called"):
+    with pytest.raises(ValueError, match="own.py:NUMBER' is 3, which cannot be called"):
         load_reward(f"{place}:NUMBER")
 
 

@@ -1,0 +1,109 @@
+"""`rl-warmup score FILE --reward SPEC`: try rewards on a file of warmups, before they train anything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rl_warmup.cli.main import quick_imports
+
+EPILOG = """FILE holds JSON lines with prompt, target and warmup (further keys are columns), or is a run's warmups.jsonl.
+SPEC is a name, module:function, path/to/file.py:function, or a mapping as in a recipe:
+  rl-warmup score runs/mine/warmups.jsonl --reward gain --reward '{name: length_penalty, kwargs: {target_length: 8}}'
+Exit code 2 where a reward makes a mistake that would stop a run."""
+
+
+def command(args: list[str]) -> None:
+    """Print scores, spread, correlation with the target's log-probability, time per row, and mistakes."""
+    parser = argparse.ArgumentParser(
+        prog="rl-warmup score", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--reward", action="append", required=True, metavar="SPEC", help="may be given several times")
+    parser.add_argument("--model", metavar="RUN_OR_MODEL", help="for log-probabilities and predictions; default: the "
+                        "run that FILE lies in, else none, and rewards that need one say so")  # fmt: skip
+    parser.add_argument("--show", type=int, default=8, help="rows whose scores are printed; default 8")
+    parser.add_argument("--limit", type=int, help="only the first rows of the file")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows per call; default 32")
+    parser.add_argument("--output", metavar="FILE", help="write the scores of all rows as JSON lines")
+    options = parser.parse_args(args)
+    specs = [_spec(text) for text in options.reward]
+
+    with quick_imports():
+        from rl_warmup.run_folder import write_jsonl
+        from rl_warmup.scorecard import Bench, open_model, read_warmups
+
+    rows = read_warmups(options.file)[: options.limit]
+    beside = Path(options.file).parent
+    model = options.model or (str(beside) if (beside / "warmup_layout.json").is_file() else None)
+    bench = Bench(open_model(model, rows), rows, model is not None, options.batch_size)
+    cards = bench.run(specs)
+    prompts = len(set(bench.prompts()))
+    by = f"log-probabilities by {model}" if model else "no model: tokens are the file's words"
+    print(f"{options.file}: {len(rows)} warmups of {prompts} prompts; {by}\n")
+    print(_summary(cards, bench))
+    print("\n" + _scores(cards, bench, rows[: options.show]))
+    if options.output:
+        scored = ({c.name: c.values[i] for c in cards} for i in range(len(rows)))
+        write_jsonl(Path(options.output), [{**row, "scores": s} for row, s in zip(rows, scored, strict=True)])
+    if notes := [f"  - {card.name}: {note}." for card in cards for note in card.notes]:
+        print("\nworth knowing:\n" + "\n".join(notes))
+    faults = [fault for card in cards for fault in card.faults]
+    if faults:
+        raise ValueError(
+            "; ".join(faults) if len(faults) == 1 else "\n  - ".join([f"{len(faults)} mistakes:", *faults])
+        )
+    print("\nNo mistakes found.")
+
+
+def _spec(text: str) -> Any:
+    if not text.lstrip().startswith("{"):
+        return text
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--reward {text}: is no YAML mapping ({error}).") from error
+
+
+def _summary(cards: list[Any], bench: Any) -> str:
+    from rl_warmup.report import text_table
+    from rl_warmup.scorecard import correlation, within
+
+    lines = []
+    for card in cards:
+        scored = [value for value in card.values if value is not None]
+        spread = within(card.values, bench.prompts())
+        together = correlation(card.values, bench.target_logprobs, bench.prompts())
+        per_row = [1000 * seconds / len(card.values) for seconds in (card.seconds, card.asked_seconds)]
+        lines.append(
+            [
+                card.name, len(scored), _figure(statistics.fmean(scored) if scored else None),
+                _figure(min(scored, default=None)), _figure(max(scored, default=None)), _figure(spread),
+                _figure(together, 2), *(f"{value:.3f}" for value in per_row),
+            ]
+        )  # fmt: skip
+    header = ["reward", "scored", "mean", "min", "max", "spread", "corr", "ms/row", "ms/row for extras"]
+    words = "spread: within a prompt; corr: within a prompt, with log P(y|x,c); extras: what the function asked for"
+    if bench.prediction_seconds:
+        words += f" (predictions apart: {1000 * bench.prediction_seconds / len(bench.rows):.1f} ms a row)"
+    return f"{text_table(header, lines)}\n{words}"
+
+
+def _scores(cards: list[Any], bench: Any, rows: list[dict[str, Any]]) -> str:
+    from rl_warmup.report import text_table
+
+    lines = []
+    for i, row in enumerate(rows):
+        text = json.dumps(row["warmup"], ensure_ascii=False)
+        short = text if len(text) <= 40 else f'{text[:38]}…"'
+        lines.append([short, _figure(bench.target_logprobs[i]), *(_figure(card.values[i]) for card in cards)])
+    return text_table(["warmup", "log P(y|x,c)", *(card.name for card in cards)], lines)
+
+
+def _figure(value: float | None, digits: int = 3) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,166 @@
+"""Functions of other people, found by name: one way and one wording for rewards, objectives, proposals, tasks and metrics.
+
+Knows: modules, files, installed packages' entry points, and what can go wrong with each. Must not know: what a plugin is
+asked to do. A name is looked up in this order: built in; `package.module:function`; `path/to/file.py:function`; an entry
+point of the group `rl_warmup.rewards` (`.objectives`, `.proposals`, `.tasks`, `.metrics`) of any installed package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+NOUNS = ("reward", "objective", "proposal", "task", "metric")
+BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+OWN = "Own ones are named `package.module:function` or `path/to/file.py:function`."
+
+
+def find_plugin(noun: str, name: str, built_in: Mapping[str, Any]) -> tuple[Any, str]:
+    """What a name stands for, and the short name under which it is logged: an own function's is the part behind the colon.
+
+    Args:
+        noun: one of NOUNS.
+        name: see the module.
+        built_in: name -> what it stands for.
+
+    Raises:
+        ValueError: nothing has that name, or it cannot be imported; says what was given, what is there, what to do.
+    """
+    if name in built_in:
+        return built_in[name], name
+    place, colon, attribute = name.rpartition(":")
+    if colon and place and attribute:
+        module = _file(noun, place, name) if place.endswith(".py") else _module(noun, place, name)
+        if not hasattr(module, attribute):
+            hint = nearest(attribute, [known for known in vars(module) if not known.startswith("__")])
+            raise ValueError(f"The {noun} {name!r}: {place} has no {attribute!r}.{hint}")
+        return getattr(module, attribute), attribute
+    points = {point.name: point for point in entry_points(group=f"rl_warmup.{noun}s")}
+    if name not in points:
+        raise ValueError(no_such(noun, name, built_in))
+    try:
+        return points[name].load(), name
+    except Exception as error:
+        raise ValueError(
+            f"The {noun} {name!r} is the entry point {points[name].value!r}, which fails to load "
+            f"({type(error).__name__}: {error}). Repair or reinstall that package."
+        ) from error
+
+
+def no_such(noun: str, name: str, built_in: Iterable[str]) -> str:
+    """The sentence for a name that stands for nothing."""
+    known = list(dict.fromkeys([*built_in, *(point.name for point in entry_points(group=f"rl_warmup.{noun}s"))]))
+    return f"There is no {noun} {name!r}.{nearest(name, known)} Known are {', '.join(known)}. {OWN}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known name most like `name`; empty when none is alike."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def build_plugin(
+    noun: str, name: str, found: Any, kwargs: Mapping[str, Any] | None = None, offered: Iterable[str] = ()
+) -> Any:
+    """A class made once with kwargs, a function with its kwargs bound; what cannot be called is refused.
+
+    Args:
+        offered: names of the arguments that it will be called with. A function that takes none of them, and needs nothing
+            that kwargs do not fill, would see nothing: it is taken for a factory (TRL's `get_soft_overlong_punishment`)
+            and called.
+
+    Raises:
+        ValueError: not callable, an argument it does not take, or a class that cannot be made.
+    """
+    kwargs = dict(kwargs or {})
+    if not callable(found):
+        raise ValueError(f"The {noun} {name!r} is {found!r:.80}, which cannot be called; name a function or a class.")
+    if inspect.isclass(found):
+        _check_kwargs(noun, name, found, kwargs)
+        return _called(noun, name, found, kwargs)
+    parameters = _check_kwargs(noun, name, found, kwargs)
+    if parameters is None:
+        return functools.partial(found, **kwargs) if kwargs else found
+    sees = any(p.kind in VARIADIC or p.name in offered for p in parameters if p.name not in kwargs)
+    needs = any(p.default is p.empty for p in parameters if p.name not in kwargs)
+    if offered and not sees and not needs:
+        return _called(noun, name, found, kwargs)
+    return functools.partial(found, **kwargs) if kwargs else found
+
+
+def short_name(function: Any) -> str:
+    """How a callable given in Python is logged."""
+    if isinstance(function, functools.partial):
+        return short_name(function.func)
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _check_kwargs(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -> list[inspect.Parameter] | None:
+    """The parameters, where they can be known."""
+    try:
+        parameters = list(inspect.signature(found).parameters.values())
+    except ValueError:  # some callables written in C do not say
+        return None
+    named = [p.name for p in parameters if p.kind in BY_KEYWORD]
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        for key in kwargs:
+            if key not in named:
+                raise ValueError(
+                    f"The {noun} {name!r} takes no argument {key!r}.{nearest(key, named)} It takes "
+                    f"{', '.join(named) or 'none'}. Correct its `kwargs`."
+                )
+    return parameters
+
+
+def _called(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return found(**kwargs)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "none"
+        raise ValueError(
+            f"The {noun} {name!r} cannot be made with the kwargs given ({given}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _module(noun: str, place: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except Exception as error:
+        raise ValueError(
+            f"The {noun} {name!r}: the module {place!r} cannot be imported ({type(error).__name__}: {error}). It has "
+            f"to be installed or on PYTHONPATH; a file is named by its path, `path/to/file.py:function`."
+        ) from error
+
+
+def _file(noun: str, place: str, name: str) -> ModuleType:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(
+            f"The {noun} {name!r}: there is no file {path}. Give a path relative to the working directory."
+        )
+    # Two nouns may live in one file, so its module is shared: names found in it are the same objects.
+    stamp = path.stat()
+    module_name = f"rl_warmup_plugin_{path.stem}_{abs(hash((path, stamp.st_mtime_ns, stamp.st_size))):x}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ValueError(f"The {noun} {name!r}: {path} fails to run ({type(error).__name__}: {error}).") from error
+    return module

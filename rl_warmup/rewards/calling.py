@@ -1,0 +1,207 @@
+"""One call of a reward function: within its time, its result checked, every failure a sentence.
+
+Knows: functions, coroutines, clocks and signals. Must not know: weights, groups, what happens after a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_warmup.rewards.arguments import Arguments
+from rl_warmup.rewards.reward import Reward
+
+GRACE = 2.0  # seconds that the event loop gets, on top of a coroutine's own limit, to say that it is over
+MAX_ABANDONED = 8  # threads that nobody can stop
+
+
+class TimeLimit(Exception):
+    """A call took longer than it may."""
+
+
+class _Alarm(BaseException):
+    """Raised in the middle of a function; no Exception, as functions like to catch those and try again."""
+
+
+@dataclass
+class Outcome:
+    """What one call gave."""
+
+    values: Tensor  # (M,) float32; nan where the function returned None, or failed
+    failed: Tensor  # (M,) bool
+    fault: str | None = None  # a sentence, where anything failed
+    cause: Exception | None = None
+
+
+def start(reward: Reward, arguments: dict[str, Any], offered: Arguments) -> Callable[[], Outcome]:
+    """A way to get the outcome. Coroutines start at once and run beside each other and beside plain functions."""
+    result = _scheduled(reward, arguments) if reward.is_async else functools.partial(_called, reward, arguments)
+
+    def outcome() -> Outcome:
+        size = len(offered.batch.warmups)
+        nothing = Outcome(torch.full((size,), math.nan), torch.ones(size, dtype=torch.bool))
+        try:
+            found = result()
+        except TimeLimit as error:
+            nothing.fault, nothing.cause = f"Reward {reward.name!r} {error}.", error
+        except Exception as error:
+            nothing.fault, nothing.cause = f"Reward {reward.name!r} failed with {type(error).__name__}: {error}", error
+        else:
+            return _checked(reward, found, offered, nothing)
+        return nothing
+
+    return outcome
+
+
+def _checked(reward: Reward, result: Any, offered: Arguments, nothing: Outcome) -> Outcome:
+    size = len(offered.batch.warmups)
+    wanted = f"return a list of {size}, one finite number or None per warmup"
+    if inspect.iscoroutine(result):
+        result.close()
+        nothing.fault = f"Reward {reward.name!r} returned a coroutine; declare the function itself with `async def`."
+        return nothing
+    if hasattr(result, "tolist"):  # a tensor or an array
+        result = result.tolist()
+    if not isinstance(result, (list, tuple)):
+        nothing.fault = f"Reward {reward.name!r} returned {type(result).__name__} {result!r:.80}; {wanted}."
+        return nothing
+    if len(result) != size:
+        nothing.fault = f"Reward {reward.name!r} returned {len(result)} values; {wanted}."
+        return nothing
+    numbers = [math.nan if value is None else _float32(value) for value in result]
+    bad = [i for i, value in enumerate(result) if value is not None and not math.isfinite(numbers[i])]
+    values = torch.tensor(numbers, dtype=torch.float32)
+    failed = torch.zeros(size, dtype=torch.bool)
+    if not bad:
+        return Outcome(values, failed)
+    failed[bad], values[bad] = True, math.nan
+    others = f" and the like for {len(bad) - 1} more" if len(bad) > 1 else ""
+    fault = f"Reward {reward.name!r} returned {result[bad[0]]!r:.80} for {offered.row(bad[0])}{others}; {wanted}."
+    return Outcome(values, failed, fault)
+
+
+def _float32(value: Any) -> float:
+    """The number as float32 holds it; nan for what is no number."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return torch.tensor(float(value), dtype=torch.float32).item() if isinstance(value, Real) else math.nan
+
+
+def _called(reward: Reward, arguments: dict[str, Any]) -> Any:
+    """Call a plain function within its time.
+
+    In the main thread an alarm interrupts it wherever it stands, so nothing of it goes on running; only code that holds
+    the interpreter and looks for no signals cannot be interrupted. Elsewhere alarms do not exist: the function runs in a
+    thread that is left behind when its time is up, and ends with the process at the latest.
+    """
+    if reward.timeout is None:
+        return reward.function(**arguments)
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        try:
+            with _alarm(reward.timeout):
+                return reward.function(**arguments)
+        except _Alarm:
+            raise TimeLimit(_late(reward, "it was interrupted")) from None
+    return _in_thread(reward, arguments)
+
+
+def _late(reward: Reward, then: str) -> str:
+    return f"gave no answer within its `timeout` of {reward.timeout:g} s; {then}"
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    def ring(signum: int, frame: Any) -> None:
+        raise _Alarm
+
+    before, began = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    others, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # rings again if the function swallows it
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # it may ring right here; the next ring would be a second away
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
+        if others:
+            signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - began), 1e-3), interval)
+
+
+_abandoned: list[threading.Thread] = []
+
+
+def _in_thread(reward: Reward, arguments: dict[str, Any]) -> Any:
+    _abandoned[:] = [thread for thread in _abandoned if thread.is_alive()]
+    if len(_abandoned) >= MAX_ABANDONED:
+        raise TimeLimit(f"was not called: {MAX_ABANDONED} earlier calls of rewards are over time and still running")
+    answer: list[Any] = []
+
+    @torch.no_grad()  # a new thread starts with gradients on
+    def work() -> None:
+        try:
+            answer.append((reward.function(**arguments), None))
+        except BaseException as error:
+            answer.append((None, error))
+
+    thread = threading.Thread(target=work, name=f"rl_warmup-reward-{reward.name}", daemon=True)
+    thread.start()
+    thread.join(reward.timeout)
+    if not answer:
+        _abandoned.append(thread)
+        raise TimeLimit(_late(reward, "outside the main thread it cannot be stopped and was left behind"))
+    result, error = answer[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def _scheduled(reward: Reward, arguments: dict[str, Any]) -> Callable[[], Any]:
+    """Start a coroutine on the shared loop. Over its time it is cancelled; one that blocks the loop costs the loop."""
+
+    async def limited() -> Any:
+        try:
+            async with asyncio.timeout(reward.timeout) as scope:
+                return await reward.function(**arguments)
+        except TimeoutError:
+            if scope.expired():
+                raise TimeLimit(_late(reward, "it was cancelled")) from None
+            raise
+
+    future = asyncio.run_coroutine_threadsafe(limited(), _event_loop())
+
+    def result() -> Any:
+        try:
+            return future.result(None if reward.timeout is None else reward.timeout + GRACE)
+        except TimeoutError:
+            if future.done():
+                raise  # the function's own
+            _event_loop.cache_clear()
+            blocked = "it blocks its event loop (`await` where it waits), which was left behind"
+            raise TimeLimit(_late(reward, blocked)) from None
+
+    return result
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop in one thread for the life of the process.
+
+    Connections survive from call to call, and the caller may have a running loop of its own (a notebook).
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="rl_warmup-rewards", daemon=True).start()
+    return loop
