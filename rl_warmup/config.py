@@ -16,6 +16,7 @@ import yaml
 from transformers import TrainingArguments
 
 from rl_warmup import _trl
+from rl_warmup.launched import meet_on_cpu
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 
 SINGLE_GROUP_OBJECTIVES = ("sft", "marginal", "joint")  # the rules of every other one compare warmups of a group
@@ -36,6 +37,7 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         faults = option_faults(self)
         if faults:
             raise ValueError(_report(faults))
+        meet_on_cpu(self)
         super().__post_init__()
 
     def check_devices(self) -> None:
