@@ -31,7 +31,8 @@ def launch(args: list[str]) -> None:
         ValueError: no such configuration, or flags that do not fit it.
     """
     command, environment, logs = launch_command(args)
-    print(" ".join([*(f"{k}={v}" for k, v in environment.items()), "accelerate launch", shlex.join(command[3:])]))
+    set_first = (f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    print(" ".join([*set_first, "accelerate launch", shlex.join(command[3:])]))
     print(f"What processes after the first print goes to {logs}/", flush=True)
     os.execve(sys.executable, command, {**os.environ, **environment})
 

@@ -9,6 +9,7 @@ import faulthandler
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,16 @@ def train_case(case: dict[str, Any], folder: Path) -> None:
     from rl_warmup import WarmupConfig, WarmupTrainer
 
     class Told(TrainerCallback):
-        """Lengths and warmups of every rollout on this process."""
+        """Rows and warmups of every update on this process. Once, something goes wrong while warmups are written."""
 
         def __init__(self) -> None:
             self.warmups: list[list[list[int]]] = []
             self.ids: list[list[str]] = []
+
+        def on_step_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                with suppress(KeyError), trainer._writing():
+                    raise KeyError("a tokenizer that fails")
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.warmups.append([warmup.ids for warmup in trainer.last[0].warmups])
@@ -86,6 +92,7 @@ def train_case(case: dict[str, Any], folder: Path) -> None:
     accumulate = case["settings"].get("gradient_accumulation_steps", 1)
     batch = GLOBAL_BATCH // processes // accumulate
     settings = {**SETTINGS, "per_device_train_batch_size": batch, **case["settings"]}
+    settings |= case.get("on_rank_1", {}) if RANK == 1 else {}
     config = WarmupConfig(output_dir=str(folder), use_cpu=True, **settings)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu(config)
