@@ -8,6 +8,7 @@ them), so nothing here trusts a setting: engines and shards are looked at.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,7 +58,7 @@ def meet_on_cpu(args: Any) -> None:
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
 
 
-def refuse_launch(args: Any, model: nn.Module) -> None:
+def refuse_launch(args: Any, model: Any) -> None:
     """Raise what can be known to be wrong before anything is built.
 
     Raises:
@@ -90,6 +91,8 @@ class LaunchCheck(TrainerCallback):
         found = describe(engine)
         _raise([*_process_faults(args), *engine_faults(args, engine, found)])
         self.trainer.run_folder.processes = found
+        # DeepSpeed 0.19 under torch 2.13 would say this at every collective of every update
+        warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
         if state.is_world_process_zero and not args.disable_tqdm and (found["count"] > 1 or "zero_stage" in found):
             tqdm.write("Training on " + sentence(found))
 
@@ -152,15 +155,25 @@ def is_fsdp2(engine: nn.Module) -> bool:
 
 @contextmanager
 def whole_weights(engine: nn.Module) -> Iterator[None]:
-    """Under ZeRO-3: every weight gathered on every process, the engine's hooks off, so that each may generate as it likes.
+    """Under ZeRO-3 and FSDP2: every weight gathered on every process, so that each may generate as it likes.
 
     All processes must enter; what they do inside is their own business, different numbers of steps included. An exception
     inside puts shards and hooks back, so that a caller may go on. Other engines keep whole weights: nothing happens.
     """
     stage = getattr(engine, "zero_optimization_stage", None)
-    if stage is None or stage() != SHARDED_STAGE:
+    if is_fsdp2(engine):
+        with _whole_fsdp2(engine):
+            yield
+    elif stage is not None and stage() == SHARDED_STAGE:
+        with _whole_zero3(engine):
+            yield
+    else:
         yield
-        return
+
+
+@contextmanager
+def _whole_zero3(engine: Any) -> Iterator[None]:
+    """Every weight gathered, and the engine's hooks, which would release them after each forward, off."""
     import deepspeed
 
     from rl_warmup import _trl
@@ -178,6 +191,28 @@ def whole_weights(engine: nn.Module) -> Iterator[None]:
         finally:
             offload.fwd_pre_hook = offload.module.register_forward_pre_hook(begin)  # before the others, as it was
             _trl.add_hooks(engine)
+
+
+@contextmanager
+def _whole_fsdp2(engine: Any) -> Iterator[None]:
+    """Every weight gathered, and kept after each forward."""
+    from torch.distributed.fsdp import FSDPModule
+
+    engine._get_fsdp_state()._lazy_init()  # or the first layer that runs takes itself for the whole model
+    sharded = [module for module in engine.modules() if isinstance(module, FSDPModule)]
+    groups = [group for module in sharded for group in module._get_fsdp_state()._fsdp_param_groups]
+    after_forward = [group.post_forward_mesh_info for group in groups]
+    for module in sharded:
+        module.unshard()
+    for group in groups:
+        group.post_forward_mesh_info = None
+    try:
+        yield
+    finally:
+        for group, mesh in zip(groups, after_forward, strict=True):
+            group.post_forward_mesh_info = mesh
+        for module in sharded:
+            module.reshard()
 
 
 def _process_faults(args: Any) -> list[str]:
@@ -212,7 +247,9 @@ def _fsdp_faults(args: Any, model: Any) -> list[str]:
 
 def _deepspeed_faults(args: Any, found: dict[str, Any]) -> list[str]:
     if found["engine"] != "DeepSpeedEngine":
-        cause = "the environment says ACCELERATE_USE_CPU=true, which turns DeepSpeed off without a word; unset it and set "
+        cause = (
+            "the environment says ACCELERATE_USE_CPU=true, which turns DeepSpeed off without a word; unset it and set "
+        )
         cause += "`use_cpu: true` instead"
         if not _is_on("ACCELERATE_USE_CPU"):
             cause = "the launcher must say `distributed_type: DEEPSPEED`, or the settings `deepspeed: FILE.json`"

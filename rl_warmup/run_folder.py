@@ -136,9 +136,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def environment(
-    cpu_matmul: dict[str, Any] | None = None, processes: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def environment(cpu_matmul: dict[str, Any] | None = None, processes: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a result depends on besides its recipe: versions, processes, threads, processor, how it multiplies matrices."""
     import torch
 

@@ -59,7 +59,12 @@ def test_the_yaml_points_at_its_json(name):
 def test_deepspeed_reads_it(name):
     values = settings(name)
     assert set(values) == TOP_KEYS
-    decided_by_recipe = ("gradient_accumulation_steps", "gradient_clipping", "train_batch_size", "train_micro_batch_size_per_gpu")
+    decided_by_recipe = (
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+    )
     assert {values[key] for key in decided_by_recipe} == {"auto"}
     assert values["bf16"] == values["fp16"] == {"enabled": "auto"}
     block = {key: value for key, value in values["zero_optimization"].items() if value != "auto"}

@@ -26,7 +26,14 @@ def _nothing_launched(monkeypatch):
 
 def asked(stage: int | None = None, **changes: Any) -> SimpleNamespace:
     """Settings of one process without an engine."""
-    given = {"deepspeed": None, "fsdp": None, "use_cpu": True, "world_size": 1, "process_index": 0, "disable_tqdm": True}
+    given = {
+        "deepspeed": None,
+        "fsdp": None,
+        "use_cpu": True,
+        "world_size": 1,
+        "process_index": 0,
+        "disable_tqdm": True,
+    }
     plugin = SimpleNamespace(zero_stage=stage)
     return SimpleNamespace(**{**given, "deepspeed_plugin": plugin, **changes})
 
@@ -54,7 +61,9 @@ def test_a_process_that_believes_to_be_alone(monkeypatch):
     """`accelerate launch --multi_gpu` where there is no GPU: two runs, both rank 0, writing the same files."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(ValueError, match=r"started 2 processes \(WORLD_SIZE\), this one being number 1, but .* knows of 1"):
+    with pytest.raises(
+        ValueError, match=r"started 2 processes \(WORLD_SIZE\), this one being number 1, but .* knows of 1"
+    ):
         refuse_launch(asked(), model())
     refuse_launch(asked(world_size=2, process_index=1), model())
 
@@ -71,18 +80,24 @@ def test_several_processes_asked_for_and_one_started(monkeypatch):
 def test_gradients_that_would_never_be_averaged():
     found = {"count": 2, "engine": "Linear"}
     (fault,) = engine_faults(asked(), model(), found)
-    assert fault.startswith("2 processes train, but the model is not wrapped in DistributedDataParallel (it is a Linear)")
+    assert fault.startswith(
+        "2 processes train, but the model is not wrapped in DistributedDataParallel (it is a Linear)"
+    )
     assert engine_faults(asked(), model(), {"count": 2, "engine": DistributedDataParallel.__name__}) == []
 
 
 def test_deepspeed_that_does_not_run(monkeypatch):
     plain = {"count": 2, "engine": "DistributedDataParallel"}
     (fault,) = engine_faults(asked(2, deepspeed="zero2.json"), model(), plain)
-    assert "DeepSpeed was asked for, but the model is wrapped in DistributedDataParallel: the launcher must say" in fault
+    assert (
+        "DeepSpeed was asked for, but the model is wrapped in DistributedDataParallel: the launcher must say" in fault
+    )
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     (fault,) = engine_faults(asked(2), model(), plain)
-    assert "ACCELERATE_USE_CPU=true, which turns DeepSpeed off without a word; unset it and set `use_cpu: true`" in fault
+    assert (
+        "ACCELERATE_USE_CPU=true, which turns DeepSpeed off without a word; unset it and set `use_cpu: true`" in fault
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,8 +107,16 @@ def test_deepspeed_that_does_not_run(monkeypatch):
         (2, zero(2, optimizer=50_000), []),
         (3, zero(3, optimizer=52_000, parameters=52_000), []),  # some padding
         (3, zero(2), ["ZeRO stage 3 was asked for, but the engine runs stage 2"]),
-        (2, zero(2, optimizer=100_000), ["about 50% of the optimizer's state on each, but this one holds 100,000 of 100,000"]),
-        (3, zero(3, parameters=100_000), ["about 50% of the parameters on each, but this one holds 100,000 of 100,000"]),
+        (
+            2,
+            zero(2, optimizer=100_000),
+            ["about 50% of the optimizer's state on each, but this one holds 100,000 of 100,000"],
+        ),
+        (
+            3,
+            zero(3, parameters=100_000),
+            ["about 50% of the parameters on each, but this one holds 100,000 of 100,000"],
+        ),
         (3, zero(3, 90_000, 90_000), ["of the optimizer's state", "of the parameters"]),
     ],
 )

@@ -52,7 +52,13 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     if asked.launch == "single" and (asked.num_processes or "1") != "1":
         raise ValueError(f"--launch single is one process, not {asked.num_processes}. Say ddp, cpu or zero2.")
     folder = configurations()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / f"{asked.launch}.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(folder / f"{asked.launch}.yaml"),
+    ]
     json = folder / f"{asked.launch}.json"
     if json.is_file():  # the path in the YAML file holds in the repository's root alone
         command += ["--deepspeed_config_file", str(json)]

@@ -45,7 +45,16 @@ def test_every_layout_has_a_command(name):
 
 def test_two_machines_are_one_command_each():
     """DeepSpeed's own way would log in to the others by ssh."""
-    two = ["--num_machines", "2", "--num_processes", "16", "--main_process_ip", "10.0.0.1", "--main_process_port", "29500"]
+    two = [
+        "--num_machines",
+        "2",
+        "--num_processes",
+        "16",
+        "--main_process_ip",
+        "10.0.0.1",
+        "--main_process_port",
+        "29500",
+    ]
     command, _, _ = launch_command(["--launch", "zero2", *two, "--machine_rank", "1"])
     assert flags(command)[4:] == [
         "--deepspeed_multinode_launcher", "standard", "--num_processes", "16", "--num_machines", "2", "--machine_rank", "1",
@@ -106,11 +115,14 @@ def test_where_the_run_will_write(tmp_path):
 
 def test_processes_after_the_first_write_to_their_own_log(tmp_path):
     """What C libraries and subprocesses write too."""
-    code = "import os; from rl_warmup.cli.launch import keep_own_log as k; k(); print('said', flush=True); os.system('echo heard')"
+    code = "import os; from rl_warmup.cli.launch import keep_own_log; keep_own_log()"
+    code += "; print('said', flush=True); os.system('echo heard')"
     said = {}
     for rank in ("0", "1"):
         env = {**os.environ, "RANK": rank, "RL_WARMUP_LOGS": str(tmp_path / "logs")}
-        said[rank] = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+        said[rank] = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        ).stdout
     assert said == {"0": "said\nheard\n", "1": ""}
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["rank1.log"]
     assert (tmp_path / "logs" / "rank1.log").read_text() == "said\nheard\n"

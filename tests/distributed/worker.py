@@ -120,7 +120,7 @@ def shard_on_cpu(config: Any) -> None:
 def main() -> None:
     """Every case of the file named first, each in a folder of its own below the one named second."""
     faulthandler.enable()
-    faulthandler.dump_traceback_later(150, exit=True)  # says where it hangs, and ends the launch
+    faulthandler.dump_traceback_later(240, exit=True)  # says where it hangs, and ends the launch
     torch.set_num_threads(1)
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     for name, case in cases.items():
