@@ -18,7 +18,9 @@ def _module(name: str) -> Any:
 
 def model_config_class() -> type:
     """TRL's `ModelConfig`: model_name_or_path, dtype, LoRA fields."""
-    return _module("trl.trainer.model_config").ModelConfig  # the module itself: trl's other rooms import pandas and datasets
+    return _module(
+        "trl.trainer.model_config"
+    ).ModelConfig  # the module itself: trl's other rooms import pandas and datasets
 
 
 def peft_config(model_config: Any) -> Any:

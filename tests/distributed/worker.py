@@ -24,7 +24,7 @@ SETTINGS = {
     "num_warmups": 2, "max_warmup_length": 4, "empty_share": 0.0, "log_warmups": 0, "disable_tqdm": True, "report_to": [],
     # The update is lr * m / (sqrt(v) + epsilon): a larger epsilon leaves it sensitive to the gradient's size, and keeps
     # rounding errors of gradients near 0 from becoming whole steps.
-    "adam_epsilon": 1e-2, "guard": "off",
+    "adam_epsilon": 1e-2, "max_grad_norm": 100.0, "guard": "off",  # a clipped gradient has the same size whatever it was
 }  # fmt: skip
 
 
