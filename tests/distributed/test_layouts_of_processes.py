@@ -220,4 +220,6 @@ def test_uneven_processes_do_not_wait_for_each_other(launched, layout):
     epochs = [[i for rank in ranks for update in rank["ids"][at : at + 2] for i in update] for at in (0, 2)]
     assert all(sorted(set(epoch)) == [str(i) for i in range(6)] for epoch in epochs)
     spoken = [log["rewards/silent_on_rank_1/mean"] for log in read_jsonl(launched(layout) / "t5 own" / "metrics.jsonl")]
-    assert all(1 <= mean <= 4 for mean in spoken)  # over the first process's warmups alone
+    assert all(
+        8 < mean <= 15 for mean in spoken
+    )  # characters of the first process's two to four words, nobody else's zeros

@@ -28,9 +28,9 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def silent_on_rank_1(completions: list, **kwargs: Any) -> list[float | None]:
-    """A reward that scores nothing on one process."""
-    return [None if RANK == 1 else float(len(ids)) for ids in completions]
+def silent_on_rank_1(completions: list[str], **kwargs: Any) -> list[float | None]:
+    """The length of a warmup in characters, which scores nothing on one process."""
+    return [None if RANK == 1 else float(len(text)) for text in completions]
 
 
 def optimizer_elements(optimizer: Any) -> int:
