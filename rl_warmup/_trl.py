@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 HINT = "trl is not installed: pip install 'trl>=1.9,<2'."
@@ -29,6 +28,11 @@ def peft_config(model_config: Any) -> Any:
     return _module("trl").get_peft_config(model_config) if model_config.use_peft else None
 
 
-def unwrap_for_generation(model: Any, accelerator: Any) -> AbstractContextManager[Any]:
-    """TRL's context for generating under ZeRO-3: weights gathered, hooks off."""
-    return _module("trl.models").unwrap_model_for_generation(model, accelerator)
+def remove_hooks(engine: Any) -> None:
+    """Take off the hooks by which a ZeRO-3 engine gathers and releases weights."""
+    _module("trl.models.utils").remove_hooks(engine)
+
+
+def add_hooks(engine: Any) -> None:
+    """Put them back, the recorded order of modules forgotten."""
+    _module("trl.models.utils").add_hooks(engine)

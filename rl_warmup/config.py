@@ -17,6 +17,7 @@ import yaml
 from transformers import TrainingArguments
 
 from rl_warmup import _trl
+from rl_warmup.launched import meet_on_cpu
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.recipe_file import read_values
@@ -39,6 +40,7 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         faults = option_faults(self)
         if faults:
             raise ValueError(_report(faults))
+        meet_on_cpu(self)
         super().__post_init__()
 
     def check_devices(self) -> None:

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from rl_warmup import _trl
 from rl_warmup.config import Recipe, build_recipe
 from rl_warmup.evaluation import Evaluation, score_predictions
+from rl_warmup.launched import whole_weights
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import signatures
 from rl_warmup.run_folder import write_json
@@ -56,11 +57,12 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         recipe.save(folder)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(folder))
-    if not main_process:
-        return {}
-    writer = trainer.writer()
-    writer.model.eval()
-    scored = evaluation.run(writer, task, recipe.task.predict_split, folder, trainer.eval_encoder)
+    with whole_weights(trainer.model_wrapped):  # ZeRO-3 gathers them with every process's help
+        if not main_process:
+            return {}
+        writer = trainer.writer()
+        writer.model.eval()
+        scored = evaluation.run(writer, task, recipe.task.predict_split, folder, trainer.eval_encoder)
     result = {
         "task": task.name,
         "model": recipe.model.model_name_or_path,

@@ -40,6 +40,7 @@ class RunFolder(TrainerCallback, ExportableState):
     def __init__(self, folder: str | Path, cpu_matmul: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self.cpu_matmul = cpu_matmul
+        self.processes: dict[str, Any] | None = None  # `launched.describe`, once training begins
         self.train_seconds = 0.0  # spent on updates, over all restarts; evaluations left out
         self.train_tokens, self.train_flops = 0, 0.0  # of the main process
         self.started = 0.0
@@ -55,7 +56,7 @@ class RunFolder(TrainerCallback, ExportableState):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl"):
                 _keep_until(self.folder / name, state.global_step)
-            write_json(self.folder / "environment.json", environment(self.cpu_matmul))
+            write_json(self.folder / "environment.json", environment(self.cpu_matmul, self.processes))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
@@ -135,8 +136,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def environment(cpu_matmul: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a result depends on besides its recipe: versions, threads, processor, and how it multiplies matrices."""
+def environment(cpu_matmul: dict[str, Any] | None = None, processes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a result depends on besides its recipe: versions, processes, threads, processor, how it multiplies matrices."""
     import torch
 
     versions: dict[str, str | None] = {}
@@ -149,6 +150,7 @@ def environment(cpu_matmul: dict[str, Any] | None = None) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "device": device,
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "cpu_matmul": cpu_matmul,
         "versions": versions,

@@ -21,13 +21,13 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from rl_warmup import _trl
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig
 from rl_warmup.cpu_matmul import choose_cpu_matmul
 from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.generation import Writer
 from rl_warmup.guard import Guard
+from rl_warmup.launched import LaunchCheck, refuse_launch, whole_weights
 from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.law import WarmupLaw
@@ -97,10 +97,12 @@ class WarmupTrainer(Trainer):
         if processing_class is None:
             raise ValueError("WarmupTrainer needs the model's tokenizer: pass processing_class=AutoTokenizer....")
         args.check_devices()
+        refuse_launch(args, model)
         refuse_fp16(model.config.model_type, "fp16" if args.fp16 else str(model.dtype))
         tokens = declare_tokens(model, processing_class, args.separator)
         enable_scoring(model)
         if peft_config is not None:
+            set_seed(args.seed)  # Trainer's own comes after the adapter's first weights are drawn
             model = add_adapter(model, peft_config)
         if args.disable_dropout:
             disable_dropout(model)
@@ -256,13 +258,9 @@ class WarmupTrainer(Trainer):
         was_training = self.model.training
         self.model.eval()
         try:
-            if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-                with _trl.unwrap_for_generation(self.model_wrapped, self.accelerator) as model:
-                    model.eval()
-                    yield model, {"synced_gpus": False}  # every weight is gathered: ranks may stop at different lengths
-            else:
-                with self.accelerator.autocast():  # sample under the precision that scores
-                    yield self.accelerator.unwrap_model(self.model), {}
+            # sample under the precision that scores; every weight is whole, so ranks may stop at different lengths
+            with whole_weights(self.model_wrapped), self.accelerator.autocast():
+                yield self.accelerator.unwrap_model(self.model), {"synced_gpus": False}
         finally:
             self.model.train(was_training)
 
@@ -374,7 +372,7 @@ class WarmupTrainer(Trainer):
         self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
-        ours = [self.means, self.schedule, self.run_folder, ProgressLine()]
+        ours = [LaunchCheck(self), self.means, self.schedule, self.run_folder, ProgressLine()]
         if args.guard != "off" and args.objective != "sft":
             law = self.law
             limits = (law.min_length, law.temperature, law.max_length)

@@ -6,13 +6,17 @@ import sys
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
+from rl_warmup.cli.launch import asks_launch, keep_own_log, launch
 from rl_warmup.cli.main import quick_imports, run_command
 
-HELP = """usage: rl-warmup train --config RECIPE.yaml [--key value ...]
+HELP = """usage: rl-warmup train --config RECIPE.yaml [--launch NAME [--num_processes N]] [--key value ...]
 
 Trains one recipe and leaves a run folder (`output_dir`) with the model, metrics.jsonl, predictions.jsonl and metrics.json.
-Flags override the recipe: `--key value`, `--key=value` or `key=value`. On several processes:
-`accelerate launch -m rl_warmup.cli.train --config RECIPE.yaml`.
+Flags override the recipe: `--key value`, `--key=value` or `key=value`.
+
+On several processes: --launch ddp, zero1, zero2, zero3, zero2_offload, zero3_offload, fsdp2, cpu or single prints the
+`accelerate launch` line of deepspeed_configs/NAME.yaml and runs it; --num_processes, --num_machines, --machine_rank,
+--main_process_ip and --main_process_port are handed on. docs/distributed.md says which to take.
 
 Besides the settings below, every field of transformers.TrainingArguments (learning_rate, max_steps, bf16, seed,
 resume_from_checkpoint auto, ...) and of trl.ModelConfig (model_name_or_path, dtype, use_peft, lora_r, ...) is a setting.
@@ -41,6 +45,9 @@ def command(args: list[str]) -> None:
     if not args or "-h" in args or "--help" in args:
         print(help_text())
         return
+    if asks_launch(args):
+        launch(args)
+    keep_own_log()
     path = None
     if "--config" in args:
         at = args.index("--config")

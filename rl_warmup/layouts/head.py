@@ -1,7 +1,7 @@
 """The output head of a stock model, able to hand out its input, to score tokens, and to give float32 logits.
 
 Knows: the module that `get_output_embeddings` names, and what known architectures do to logits after it. Must not know:
-rows, warmups. Everything goes through one call of that module, whose hooks gather its weight under ZeRO-3.
+rows, warmups. Everything goes through that module, whose hooks gather its weight under ZeRO-3.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from rl_warmup.objectives.logprobs import OutputHead, Tokens, token_logps, weighted_logps
 
@@ -65,11 +66,21 @@ class Head:
 
     def score(self, hidden: Tensor, tokens: Tokens) -> Any:
         """`token_logps`, or `weighted_logps` where the weights are known."""
-        return self.module(hidden, tokens)
+        return self._module_call(hidden, tokens)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, d) -> (M, V) float32, without gradient."""
-        return self.module(hidden, LOGITS)
+        return self._module_call(hidden, LOGITS)
+
+    def _module_call(self, hidden: Tensor, tokens: Tokens | str) -> Any:
+        """Through the module, whose hooks gather its weight under ZeRO-3.
+
+        FSDP2 keeps it in a group with the embeddings and the last norm, gathered since the stock forward reached them, and
+        would take a second call of one of them for another forward of all: it reduced their gradient too early.
+        """
+        if isinstance(self.module, FSDPModule):
+            return self.forward(hidden, tokens)
+        return self.module(hidden, tokens)
 
     @contextmanager
     def float32_at_hand(self) -> Iterator[None]:

@@ -6,13 +6,16 @@ Knows: transformers' loaders. Must not know: recipes, training. `trust_remote_co
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from rl_warmup.layouts.stored import check_head
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
 
 ADAPTER_FILE = "adapter_config.json"
@@ -27,7 +30,7 @@ def load_model(
     seed: int = 0,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """A model and its tokenizer.
+    """A model and its tokenizer. Under ZeRO-3 and FSDP too every process loads it whole; the engine shards it afterwards.
 
     Args:
         name: a folder, a hub name, or `scratch-t5` / `scratch-llama` for random weights.
@@ -37,7 +40,7 @@ def load_model(
         kwargs: passed to `from_pretrained` (dtype, revision, attn_implementation).
 
     Raises:
-        ValueError: the model cannot be found, or the sizes make no sense.
+        ValueError: the model cannot be found, the sizes make no sense, or the output head is not the checkpoint's.
     """
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
@@ -49,12 +52,34 @@ def load_model(
         config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
         tokenizer = AutoTokenizer.from_pretrained(name, revision=kwargs.get("revision"))
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return auto.from_pretrained(name, **kwargs), tokenizer
+        with whole_on_every_process():
+            model = auto.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         looks_local = Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
         what = f"{name!r} is no folder" if looks_local and not Path(name).is_dir() else f"{name!r} could not be loaded"
         hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5 or scratch-llama"
         raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
+    check_head(model, name, kwargs.get("revision"))
+    return model, tokenizer
+
+
+@contextmanager
+def whole_on_every_process() -> Iterator[None]:
+    """Hide the training's ZeRO-3 and FSDP from `from_pretrained`.
+
+    They would leave every process with a shard, or all but one with nothing: no use for a frozen network that no engine ever
+    gathers, and harmful to a T5 with a head of its own, whose empty shards are taken for equal to the embeddings' and tied.
+    """
+    from transformers.integrations import deepspeed
+
+    config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+        if efficient is not None:
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
 
 
 def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
@@ -177,7 +178,12 @@ def _score(
 def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading | None) -> States:
     """The way through the network that fits its architecture and state."""
     sharded = hasattr(head.module.weight, "ds_id")  # ZeRO-3
-    if drops_caches(model):
+    if isinstance(head.module, FSDPModule):
+        shared, sharded = (
+            False,
+            True,
+        )  # it gathers weights again for what a layer returns, not for what it left in a cache
+    elif drops_caches(model):
         logger.warning_once(
             "rl_warmup: gradient checkpointing drops cached keys and values, so every warmup reads its prompt (a T5: "
             "projects it) again. The numbers are the same, a step is slower; switch it off where memory allows."

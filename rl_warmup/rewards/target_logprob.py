@@ -5,9 +5,6 @@ Knows: log-probabilities of the rows, and how to score the same rows with anothe
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 from rl_warmup.batch import WarmupBatch
 from rl_warmup.layouts import Layout, Seq2SeqLayout
 from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.loading import whole_on_every_process
 from rl_warmup.layouts.scoring import enable_scoring, score
 
 DTYPES = ("float32", "bfloat16")
@@ -137,21 +135,3 @@ def _check_vocabulary(path: str, rows: int, tokenizer: Any, policy_rows: int) ->
                 f"{own.get(token, 'missing')}. Both score the same ids, so give a generator with the policy's "
                 f"tokenizer."
             )
-
-
-@contextmanager
-def whole_on_every_process() -> Iterator[None]:
-    """Hide the training's ZeRO-3 and FSDP from `from_pretrained`.
-
-    They would leave every process with a shard, or all but one with nothing, of a network that no engine ever gathers.
-    """
-    from transformers.integrations import deepspeed
-
-    config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
-        if efficient is not None:
-            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient

@@ -12,6 +12,8 @@ import yaml
 from rl_warmup.cli.main import main
 from rl_warmup.run_folder import read_jsonl
 
+pytestmark = pytest.mark.distributed
+
 RECIPE = {
     "model_name_or_path": "scratch-t5",
     "scratch": {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.integrations import deepspeed
 
-from rl_warmup.rewards import target_logprob
+from rl_warmup.layouts import loading
 from rl_warmup.rewards.target_logprob import TargetLogProb
 
 
@@ -97,7 +97,7 @@ def test_an_unprepared_generator_says_so(world):
         TargetLogProb("somewhere")([0.0], world.batch)
 
 
-def test_a_generator_iswhole_on_every_process(monkeypatch):
+def test_a_generator_is_whole_on_every_process(monkeypatch):
     class Zero3:
         def is_zero3(self):
             return True
@@ -106,7 +106,7 @@ def test_a_generator_iswhole_on_every_process(monkeypatch):
     deepspeed.set_hf_deepspeed_config(config)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     try:
-        with suppress(OSError), target_logprob.whole_on_every_process():
+        with suppress(OSError), loading.whole_on_every_process():
             assert not deepspeed.is_deepspeed_zero3_enabled()
             assert "FSDP_CPU_RAM_EFFICIENT_LOADING" not in os.environ
             raise OSError("torn")

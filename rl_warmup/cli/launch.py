@@ -1,0 +1,123 @@
+"""`rl-warmup train --launch NAME`: the `accelerate launch` line of a shipped configuration, printed and run.
+
+Knows: deepspeed_configs/ and accelerate's flags. Must not know: what a recipe means, beyond the folder it writes to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TextIO
+
+LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2", "cpu", "single")
+FOLDER = "deepspeed_configs"
+TO_ACCELERATE = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
+LOGS = "RL_WARMUP_LOGS"  # folder for what all processes but the first print
+
+
+def asks_launch(args: list[str]) -> bool:
+    """Whether `--launch` is among the flags."""
+    return any(arg == "--launch" or arg.startswith("--launch=") for arg in args)
+
+
+def launch(args: list[str]) -> None:
+    """Print the line and become it: signals reach the launcher, and its exit code is ours. Does not return.
+
+    Raises:
+        ValueError: no such configuration, or flags that do not fit it.
+    """
+    command, environment, logs = launch_command(args)
+    set_first = (f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    print(" ".join([*set_first, "accelerate launch", shlex.join(command[3:])]))
+    print(f"What processes after the first print goes to {logs}/", flush=True)
+    os.execve(sys.executable, command, {**os.environ, **environment})
+
+
+def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
+    """The command, what it needs in its environment, and the folder of the other processes' logs."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--launch")
+    for flag in TO_ACCELERATE:
+        parser.add_argument(f"--{flag}")
+    try:
+        asked, rest = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error.argument_name}: {error.message}.") from error
+    if asked.launch not in LAYOUTS:
+        raise ValueError(f"--launch: {asked.launch!r} is not one of {', '.join(LAYOUTS)}.")
+    if asked.launch == "single" and (asked.num_processes or "1") != "1":
+        raise ValueError(f"--launch single is one process, not {asked.num_processes}. Say ddp, cpu or zero2.")
+    folder = configurations()
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(folder / f"{asked.launch}.yaml"),
+    ]
+    json = folder / f"{asked.launch}.json"
+    if json.is_file():  # the path in the YAML file holds in the repository's root alone
+        command += ["--deepspeed_config_file", str(json)]
+    if asked.num_machines in (None, "1"):
+        asked.main_process_port = asked.main_process_port or "0"  # any free one: two runs may share a machine
+    elif json.is_file():
+        command += ["--deepspeed_multinode_launcher", "standard"]  # one command per machine, as for all the others
+    for flag in TO_ACCELERATE:
+        if getattr(asked, flag) is not None:
+            command += [f"--{flag}", getattr(asked, flag)]
+    logs = run_folder(rest) / "logs"
+    environment = {LOGS: str(logs)}
+    if asked.launch == "cpu":
+        environment["ACCELERATE_USE_CPU"] = "true"
+    return [*command, "-m", "rl_warmup.cli.train", *rest], environment, logs
+
+
+def configurations() -> Path:
+    """The folder deepspeed_configs: of this repository, or where pip put it beside the package.
+
+    Raises:
+        ValueError: it is in neither place.
+    """
+    places = [Path(__file__).parents[2] / FOLDER, Path(sysconfig.get_path("data"), "share", "rl_warmup", FOLDER)]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ValueError(
+        f"--launch: no folder {FOLDER} in {' or '.join(str(place.parent) for place in places)}. Install the package from its "
+        f"repository, or give a file of your own: `accelerate launch --config_file FILE -m rl_warmup.cli.train ...`."
+    )
+
+
+def run_folder(args: list[str]) -> Path:
+    """Where the run will write: `output_dir` of the flags, else of the recipe."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--output_dir")
+    flags = [f"--{arg}" if arg.startswith("output_dir=") else arg for arg in args]
+    found, _ = parser.parse_known_args(flags)
+    if found.output_dir is None and found.config is not None and Path(found.config).is_file():
+        import yaml
+
+        recipe = yaml.safe_load(Path(found.config).read_text(encoding="utf-8"))
+        found.output_dir = recipe.get("output_dir") if isinstance(recipe, dict) else None
+    return Path(found.output_dir or "trainer_output")  # TrainingArguments' own default
+
+
+def keep_own_log() -> None:
+    """On every process but the first of a launch: all output to logs/rank<n>.log of the run, not into the first one's."""
+    folder, rank = os.environ.get(LOGS), int(os.environ.get("RANK") or 0)
+    if not folder or rank == 0:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with Path(folder, f"rank{rank}.log").open("a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            _redirect(stream, file)
+
+
+def _redirect(stream: TextIO, file: TextIO) -> None:
+    stream.flush()
+    os.dup2(file.fileno(), stream.fileno())  # libraries in C write to the descriptor
