@@ -92,7 +92,9 @@ def load(
 def _stream(paths: Paths | None, size: int | None, columns: ColumnMap, shuffle_buffer: int) -> Stream:
     if paths is None or size is not None:
         what = "train: one or more files, as splitting `path` would read it whole" if paths is None else "no train_size"
-        raise ValueError(f"file: stream reads the training rows as they are needed; give {what}, or set stream to false")
+        raise ValueError(
+            f"file: stream reads the training rows as they are needed; give {what}, or set stream to false"
+        )
     for path in _listed(paths):
         if ".json" in (path.suffix, Path(path.stem).suffix):
             raise ValueError(
