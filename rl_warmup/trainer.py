@@ -352,6 +352,8 @@ class WarmupTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         law = {"temperature": self.law.temperature, "top_p": self.law.top_p}
         law |= {"min_length": self.law.min_length, "max_length": self.law.max_length}
         writer = self.writer()

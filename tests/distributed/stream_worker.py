@@ -43,7 +43,7 @@ def main() -> None:
         train_run(build_recipe({**settings, "output_dir": str(resumed), "resume_from_checkpoint": "auto"}))
     )
     rows = [result.get("rows") for result in results]
-    json.dump({"ids": seen, "rows": rows}, sys.stdout)
+    print("\n" + json.dumps({"ids": seen, "rows": rows}), flush=True)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

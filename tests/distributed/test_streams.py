@@ -61,9 +61,9 @@ def trained(tmp_path_factory) -> tuple[Path, list[dict]]:
     finally:
         for process in both:
             process.kill()
-    for process, (_, errors) in zip(both, answers, strict=True):
-        assert process.returncode == 0, errors.decode()
-    return folder, [json.loads(output) for output, _ in answers]
+    said = b"\n\n".join(errors[-3000:] for _, errors in answers).decode()
+    assert [process.returncode for process in both] == [0, 0], said
+    return folder, [json.loads(output.splitlines()[-1]) for output, _ in answers]  # libraries print before it
 
 
 def test_each_pass_holds_every_row_once_in_the_order_of_one_process(trained, tmp_path):
@@ -133,11 +133,11 @@ def test_evaluate_says_the_same_on_two_processes(trained, tmp_path):
         assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text(), name
 
 
-@pytest.mark.parametrize("prompts", [["a+1 b+1"], ["a+1 b+1", "a+2 b+0", "b+1", "a+2", "a+0 b+1 a+1"]])
-def test_generate_says_the_same_on_two_processes(trained, tmp_path, prompts):
-    """Also where there are fewer prompts than processes."""
+def test_generate_says_the_same_on_two_processes(trained, tmp_path):
+    """One batch in all: the second process has nothing to do, and neither waits."""
+    prompts = ["a+1 b+1", "a+2 b+0", "b+1"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
-    asked = [str(trained[0] / "whole"), "--file", str(tmp_path / "prompts.txt"), "--json", "--sample", "--batch-size", "2"]
+    asked = [str(trained[0] / "whole"), "--file", str(tmp_path / "prompts.txt"), "--json", "--sample"]
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rl_warmup.cli.generate"]
     two = on_two(launcher, *asked)
     assert two == on_one("generate", *asked)
