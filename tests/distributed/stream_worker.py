@@ -39,9 +39,7 @@ def main() -> None:
     if results[0]:  # the main process
         shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
     torch.distributed.barrier()
-    results.append(
-        train_run(build_recipe({**settings, "output_dir": str(resumed), "resume_from_checkpoint": "auto"}))
-    )
+    results.append(train_run(build_recipe({**settings, "output_dir": str(resumed), "resume_from_checkpoint": "auto"})))
     rows = [result.get("rows") for result in results]
     print("\n" + json.dumps({"ids": seen, "rows": rows}), flush=True)
     torch.distributed.barrier()

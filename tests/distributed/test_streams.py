@@ -68,7 +68,7 @@ def trained(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 def test_each_pass_holds_every_row_once_in_the_order_of_one_process(trained, tmp_path):
     """Updates on two processes with batches of two are those on one with batches of four."""
-    folder, ranks = trained
+    _, ranks = trained
     updates = [[*one, *other] for one, other in zip(*(rank["ids"][:UPDATES] for rank in ranks), strict=True)]
     order = [name for update in updates for name in update]
     names = sorted(row["id"] for row in ROWS)
