@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "demo": {"config", "report", "run", "run_folder"},
     "cli": {
         "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "report", "run", "run_folder",
-        "tasks",
+        "sharing", "tasks",
     },
 }  # fmt: skip
 # What a room may take from outside the standard library, where DESIGN.md limits it.
