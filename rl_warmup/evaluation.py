@@ -15,6 +15,7 @@ from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.likelihood import rank_choices, rerank, target_likelihood
 from rl_warmup.metrics import compute, signatures
 from rl_warmup.run_folder import read_jsonl, write_jsonl
+from rl_warmup.sharing import is_main
 from rl_warmup.tasks import Task, rows_hash
 
 
@@ -49,23 +50,31 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Predict, score, and write predictions.jsonl and one predictions.<control>.jsonl each into `folder`.
 
+        With a shared writer all processes call this; the main process alone scores and writes, after the last thing that they
+        do together, so that nobody waits for a slow metric.
+
         Returns:
             `split`, `rows`, `rows_hash`, `signatures`, `metrics`: {control: {metric: value}} with "" for own warmups, and
-            `likelihood` where asked for.
+            `likelihood` where asked for. Empty on other processes than the main one.
         """
         rows = (encoder or inference_encoder(writer)).encode_all(task.splits[split], split)
         own = writer.predict(rows, self.batch_size, show_progress=self.show_progress)
         other = read_jsonl(Path(self.other_run, "predictions.jsonl")) if self.other_run else []
-        metrics = {"": self._score(writer, task, rows, own, "", folder)}
+        predictions = {"": own}
         for control in self.controls if writer.inference == "policy" else ():
-            predictions = self._predict(writer, rows, own, other, control)
-            metrics[control] = self._score(writer, task, rows, predictions, control, folder)
-        out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
-        out["metric_specs"] = list(task.metrics)
+            predictions[control] = self._predict(writer, rows, own, other, control)
+        ranked = {control: self._ranked_accuracy(writer, rows, written) for control, written in predictions.items()}
+        likelihood = {}
         if self.likelihood:
             size = max(1, self.batch_size // 4)
-            out["likelihood"] = target_likelihood(writer, rows, batch_size=size, show_progress=self.show_progress)
-        return {**out, "metrics": metrics}
+            measured = target_likelihood(writer, rows, batch_size=size, show_progress=self.show_progress)
+            likelihood = {"likelihood": measured}
+        if writer.shared and not is_main():
+            return {}
+        out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
+        out["metric_specs"] = list(task.metrics)
+        scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
+        return {**out, **likelihood, "metrics": scores}
 
     def _predict(
         self,
@@ -76,26 +85,28 @@ class Evaluation:
         control: str,
     ) -> list[dict[str, Any]]:
         if control == "sampled":
-            return writer.predict(rows, self.batch_size, sample_warmup=True, show_progress=self.show_progress)
+            return writer.predict(rows, self.batch_size, sample_warmup=True, show_progress=self.show_progress, seed=0)
         if control == "rerank":
             return rerank(writer, rows, self.num_warmups, self.batch_size)
         assert control in FORCED
         forced = control_warmups(control, own, writer.filler_ids(), other)
         return writer.predict(rows, self.batch_size, forced, show_progress=self.show_progress)
 
-    def _score(
-        self, writer: Writer, task: Task, rows: list[dict[str, Any]], predictions: list[dict[str, Any]], control: str,
-        folder: Path,
-    ) -> dict[str, float]:  # fmt: skip
-        """Write one kind of predictions and score it, multiple choice also by likelihood."""
+    def _ranked_accuracy(
+        self, writer: Writer, rows: list[dict[str, Any]], predictions: list[dict[str, Any]]
+    ) -> dict[str, float]:
+        """Multiple choice by likelihood, where likelihoods are asked for and there are choices."""
+        if not self.likelihood or not all("choices" in row for row in rows):
+            return {}
+        ranked = rank_choices(writer, rows, [p["warmup_ids"] for p in predictions])
+        return {"ranked_accuracy": sum(k == row["answer"] for k, row in zip(ranked, rows, strict=True)) / len(rows)}
+
+    def _score(self, task: Task, predictions: list[dict[str, Any]], control: str, folder: Path) -> dict[str, float]:
+        """Write one kind of predictions and score it."""
         name = f"predictions.{control}.jsonl" if control else "predictions.jsonl"
         kept = [{k: v for k, v in p.items() if k != "prediction_ids"} for p in predictions]
         write_jsonl(folder / name, kept)
-        scores = score_predictions(task, predictions)
-        if self.likelihood and all("choices" in row for row in rows):
-            ranked = rank_choices(writer, rows, [p["warmup_ids"] for p in predictions])
-            scores["ranked_accuracy"] = sum(k == row["answer"] for k, row in zip(ranked, rows, strict=True)) / len(rows)
-        return scores
+        return score_predictions(task, predictions)
 
 
 def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str, float]:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from rl_warmup.layouts import Layout, make_layout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.layouts.tokens import declare_tokens, read_layout
 from rl_warmup.layouts.writing import write_targets
+from rl_warmup.sharing import seeded, spread
 
 FORCED = ("shuffled", "empty_warmup", "filler", "other_run")
 CONTROLS = (*FORCED, "sampled", "rerank")
@@ -26,7 +27,13 @@ CONTROLS = (*FORCED, "sampled", "rerank")
 
 @dataclass
 class Writer:
-    """A model ready to write warmups and targets. `inference` is `policy`, or `empty` for a model trained without warmups."""
+    """A model ready to write warmups and targets.
+
+    Args:
+        inference: `policy`, or `empty` for a model trained without warmups.
+        shared: all processes predict the same rows together, each its share; all of them have to call.
+        generate: further arguments of every call of `generate`.
+    """
 
     model: Any
     tokenizer: Any
@@ -35,6 +42,8 @@ class Writer:
     max_target_length: int
     inference: str = "policy"
     max_prompt_length: int | None = None
+    shared: bool = False
+    generate: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> Writer:
@@ -64,26 +73,38 @@ class Writer:
         forced: Sequence[list[int]] | None = None,
         sample_warmup: bool = False,
         show_progress: bool = False,
+        seed: int | None = None,
         **generate: Any,
     ) -> list[dict[str, Any]]:
         """Predictions for encoded rows (`layouts.encoding`): the text columns plus warmup, warmup_finish and prediction.
 
+        Rows of similar length share a batch. Every batch draws under a seed of its own, so what is sampled depends on `seed`
+        and `batch_size`, and not on how many processes share the work.
+
         Args:
             forced: warmups (ids) to use in place of the policy's own, one per row; see `control_warmups`.
             sample_warmup: draw warmups instead of taking their likeliest tokens; the target stays greedy.
+            seed: of the drawn warmups; None takes one from torch's random state.
         """
         if forced is None and self.inference == "empty":
             forced = [[] for _ in rows]
-        out: list[dict[str, Any]] = []
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]))  # similar lengths share a batch
-        starts = tqdm(range(0, len(rows), batch_size), desc="Predicting", disable=not show_progress, leave=False)
-        for start in starts:
+        if sample_warmup and seed is None:
+            seed = int(torch.randint(2**31, ()))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]))
+
+        def write(start: int) -> list[dict[str, Any]]:
             chosen = order[start : start + batch_size]
-            written = write_targets(
-                self.model, self.layout, self.law, [rows[i]["prompt_ids"] for i in chosen], self.max_target_length,
-                None if forced is None else [forced[i] for i in chosen], sample_warmup=sample_warmup, **generate,
-            )  # fmt: skip
-            out += [self._prediction(rows[i], *both) for i, both in zip(chosen, written, strict=True)]
+            with seeded("predict", seed, start) if sample_warmup else nullcontext():
+                written = write_targets(
+                    self.model, self.layout, self.law, [rows[i]["prompt_ids"] for i in chosen], self.max_target_length,
+                    None if forced is None else [forced[i] for i in chosen], sample_warmup=sample_warmup,
+                    **self.generate, **generate,
+                )  # fmt: skip
+            return [self._prediction(rows[i], *both) for i, both in zip(chosen, written, strict=True)]
+
+        starts = range(0, len(rows), batch_size)
+        batches = spread(write, starts, self.shared, "Predicting" if show_progress else "")
+        out = [prediction for batch in batches for prediction in batch]
         return [prediction for _, prediction in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
 
     def filler_ids(self) -> list[int]:

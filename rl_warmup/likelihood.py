@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
 from rl_warmup.diagnostics import token_overlap
@@ -23,6 +22,7 @@ from rl_warmup.layouts.scoring import enable_scoring, score
 from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import write_warmups
 from rl_warmup.objectives.weights import log_mean_exp
+from rl_warmup.sharing import seeded, spread
 
 COUNTS = (1, 2, 4, 8, 16)
 EMPTY = Warmup([], "empty")
@@ -44,7 +44,7 @@ def target_likelihood(
     Args:
         counts: group sizes n; each must divide the largest. The largest is sampled once, and the smaller bounds are means over
             its disjoint parts, so that all of them look at the same warmups.
-        batch_size: prompts at a time.
+        batch_size: prompts at a time. Every batch draws under a seed of its own, made from `seed` and its place.
 
     Returns:
         `rows`, `tokens`; `without_warmup` and `bound[n]`: {mean, std_error (over rows), per_token}; `gain`: {mean, std_error,
@@ -56,9 +56,7 @@ def target_likelihood(
     largest = max(counts) if writer.inference == "policy" else 0
     if any(largest % n for n in counts):
         raise ValueError(f"counts: {list(counts)}: each has to divide the largest, so that parts are equal.")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        grouped, empty, overlap = _score_all(writer, rows, largest, batch_size, show_progress)
+    grouped, empty, overlap = _score_all(writer, rows, largest, batch_size, seed, show_progress)
     tokens = sum(len(row["target_ids"]) for row in rows)
     out: dict[str, Any] = {"rows": len(rows), "tokens": tokens, "without_warmup": _summary(empty, tokens)}
     if largest:
@@ -77,15 +75,17 @@ def rank_choices(writer: Writer, rows: Sequence[dict[str, Any]], warmups: Sequen
         warmups: ids of the warmup to read, one per row ([] is none).
     """
     enable_scoring(writer.model)
-    best = []
-    for row, ids in zip(rows, warmups, strict=True):
+
+    def likeliest(place: int) -> int:
+        row, ids = rows[place], warmups[place]
         spelled = [_spell(row, k) for k in range(len(row["choices"]))]
         encoded = [writer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in spelled]
         prompts = [{**row, "target_ids": [*target, writer.layout.tokens.eos_id]} for target in encoded]
         warmup = Warmup(list(ids), "proposal" if ids else "empty")
         lines: Lines = [(k, RowKind.GROUP, warmup) for k in range(len(prompts))]
-        best.append(int(_score(writer, splice(writer.layout, prompts, lines, 1)).target_logprob.argmax()))
-    return best
+        return int(_score(writer, splice(writer.layout, prompts, lines, 1)).target_logprob.argmax())
+
+    return spread(likeliest, range(len(rows)), writer.shared)
 
 
 @torch.no_grad()
@@ -98,21 +98,20 @@ def rerank(
     its own warmup finds likely does not win. Ties go to the first.
     """
     enable_scoring(writer.model)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        candidates = [writer.predict(rows, batch_size, sample_warmup=True) for _ in range(num_warmups)]
-    chosen = []
-    for i, row in enumerate(rows):
-        own = [drawn[i] for drawn in candidates]
+    candidates = [writer.predict(rows, batch_size, sample_warmup=True, seed=seed + k) for k in range(num_warmups)]
+
+    def best(place: int) -> dict[str, Any]:
+        own = [drawn[place] for drawn in candidates]
         targets = [[*c["prediction_ids"], writer.layout.tokens.eos_id] for c in own]
-        prompts = [{**row, "target_ids": target} for target in targets]
+        prompts = [{**rows[place], "target_ids": target} for target in targets]
         lines: Lines = [
             (k, RowKind.GROUP, Warmup(c["warmup_ids"], c["warmup_finish"])) for k in range(len(targets)) for c in own
         ]
         scores = _score(writer, splice(writer.layout, prompts, lines, num_warmups))
         bound = log_mean_exp(scores.target_logprob.view(num_warmups, num_warmups))
-        chosen.append(own[int(bound.argmax())])
-    return chosen
+        return own[int(bound.argmax())]
+
+    return spread(best, range(len(rows)), writer.shared)
 
 
 def _score(writer: Writer, batch: WarmupBatch) -> Scores:
@@ -120,21 +119,25 @@ def _score(writer: Writer, batch: WarmupBatch) -> Scores:
 
 
 def _score_all(
-    writer: Writer, rows: Sequence[dict[str, Any]], size: int, batch_size: int, show_progress: bool
+    writer: Writer, rows: Sequence[dict[str, Any]], size: int, batch_size: int, seed: int, show_progress: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(rows, size) and (rows,) log P(y|x,c) with sampled warmups and without; (rows, size) overlap with the target."""
-    groups, empties, overlaps = [], [], []
-    for start in tqdm(range(0, len(rows), batch_size), desc="Likelihood", disable=not show_progress, leave=False):
+
+    def score_batch(start: int) -> tuple[Tensor, Tensor, Tensor]:
         part = list(rows[start : start + batch_size])
         prompts = [row["prompt_ids"] for row in part]
-        warmups = write_warmups(writer.model, writer.layout, writer.law, prompts, size) if size else []
+        with seeded("likelihood", seed, start):
+            warmups = write_warmups(writer.model, writer.layout, writer.law, prompts, size) if size else []
         lines: Lines = [(i // size, RowKind.GROUP, warmup) for i, warmup in enumerate(warmups)]
         lines += [(i, RowKind.EMPTY, EMPTY) for i in range(len(part))]
         logprob = _score(writer, splice(writer.layout, part, lines, size)).target_logprob.cpu()
-        groups.append(logprob[: len(warmups)].view(len(part), size))
-        empties.append(logprob[len(warmups) :])
         shares = [token_overlap(w.ids, part[i // size]["target_ids"]) if w.ids else 0.0 for i, w in enumerate(warmups)]
-        overlaps.append(torch.tensor(shares).view(len(part), size))
+        shape = (len(part), size)
+        return logprob[: len(warmups)].view(shape), logprob[len(warmups) :], torch.tensor(shares).view(shape)
+
+    starts = range(0, len(rows), batch_size)
+    batches = spread(score_batch, starts, writer.shared, "Likelihood" if show_progress else "")
+    groups, empties, overlaps = zip(*batches, strict=True)
     return torch.cat(groups), torch.cat(empties), torch.cat(overlaps)
 
 

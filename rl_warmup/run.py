@@ -9,19 +9,21 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from rl_warmup import _trl
 from rl_warmup.config import Recipe, build_recipe
 from rl_warmup.evaluation import Evaluation, score_predictions
-from rl_warmup.launched import whole_weights
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import signatures
 from rl_warmup.run_folder import write_json
 from rl_warmup.tasks import Task, load_task
+from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 from rl_warmup.trainer import WarmupTrainer
 
 RESULT = "metrics.json"
@@ -34,8 +36,8 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     tokenizer and warmup_layout.json, predictions.jsonl (one more per control) and metrics.json.
 
     Returns:
-        What metrics.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups). The main
-        process alone predicts and writes; the others return an empty dict.
+        What metrics.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups). All
+        processes predict; the main process alone scores and writes, and the others return an empty dict.
 
     Raises:
         ValueError: a setting, a row or the folder cannot be used.
@@ -57,12 +59,11 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         recipe.save(folder)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(folder))
-    with whole_weights(trainer.model_wrapped):  # ZeRO-3 gathers them with every process's help
-        if not main_process:
-            return {}
-        writer = trainer.writer()
-        writer.model.eval()
+    # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
+    with trainer.shared_writer() as writer, torch.autocast(writer.model.device.type, enabled=False):
         scored = evaluation.run(writer, task, recipe.task.predict_split, folder, trainer.eval_encoder)
+    if not main_process:
+        return {}
     result = {
         "task": task.name,
         "model": recipe.model.model_name_or_path,
@@ -98,17 +99,24 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     kwargs: dict[str, Any] = {"dtype": choice.dtype or "float32", "revision": choice.model_revision}
     if choice.attn_implementation:
         kwargs["attn_implementation"] = choice.attn_implementation
+    rows = task.splits["train"]
+    if isinstance(rows, Stream):
+        rows = dataclasses.replace(rows, seed=config.seed if config.data_seed is None else config.data_seed)
     model, tokenizer = load_model(
-        choice.model_name_or_path,
-        lambda: (text for row in task.splits["train"] for text in (row["prompt"], row["target"])),
-        recipe.task.scratch, config.seed, **kwargs,
-    )  # fmt: skip
+        choice.model_name_or_path, lambda: _texts(rows), recipe.task.scratch, config.seed, **kwargs
+    )
     validation = task.splits["validation"] if config.eval_strategy != "no" else None
     return WarmupTrainer(
-        model=model, args=config, train_dataset=task.splits["train"], eval_dataset=validation or None,
+        model=model, args=config, train_dataset=rows, eval_dataset=validation or None,
         processing_class=tokenizer, peft_config=_trl.peft_config(choice),
         compute_metrics=lambda predictions: score_predictions(task, predictions),
     )  # fmt: skip
+
+
+def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:
+    """What the tokenizer of a scratch model is made of: all training texts, or the first of a stream."""
+    known = rows.first(SHUFFLE_BUFFER) if isinstance(rows, Stream) else rows
+    return (text for row in known for text in (row["prompt"], row["target"]))
 
 
 def race(recipe: Recipe, task: Task) -> Recipe:

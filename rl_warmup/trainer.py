@@ -40,6 +40,7 @@ from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
 from rl_warmup.schedule import Schedule
+from rl_warmup.training_data import callbacks_for, encode_rows, first_rows, training_rows
 
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
@@ -62,7 +63,7 @@ class WarmupTrainer(Trainer):
         model: a `PreTrainedModel` (encoder-decoder or decoder-only), a folder or a hub name.
         args: a `WarmupConfig`; its `objective: sft` makes this the control.
         train_dataset: rows with `prompt` and `target`; TRL's prompt-completion rows work unchanged. Further columns reach
-            the rewards.
+            the rewards. An IterableDataset is read and encoded as it is needed (`training_data.EncodedStream`).
         eval_dataset: rows for validation.
         processing_class: the tokenizer; loaded with the model when that is a name.
         reward_funcs: rewards beside or instead of `args.rewards`: names, `{name, weight, kwargs}`, or callables with TRL's
@@ -116,21 +117,22 @@ class WarmupTrainer(Trainer):
             self.encoder, max_target_length=None, counts=Counter(),
             prompt_truncation="right" if args.prompt_truncation == "drop" else args.prompt_truncation,
         )  # fmt: skip
-        train_rows = self._encode(self.encoder, train_dataset, "train", args)
+        train_rows = training_rows(self.encoder, train_dataset, args)
+        eval_rows = encode_rows(self.eval_encoder, eval_dataset, "validation", args)
         self.text_metrics = compute_metrics
         # Ranks seed their sampling apart (below), but must shuffle the rows alike, or rows repeat and go missing.
         args.data_seed = args.seed if args.data_seed is None else args.data_seed
         super().__init__(
-            model=model, args=args, data_collator=list, train_dataset=train_rows,
-            eval_dataset=self._encode(self.eval_encoder, eval_dataset, "validation", args), processing_class=processing_class,
-            callbacks=callbacks, optimizers=optimizers,
+            model=model, args=args, data_collator=list, train_dataset=train_rows, eval_dataset=eval_rows,
+            processing_class=processing_class, callbacks=callbacks, optimizers=optimizers,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
         self.law = WarmupLaw(
             tokens.separator_id, tokens.banned.to(args.device), args.temperature, args.top_p,
             args.min_warmup_length, args.max_warmup_length,
         )  # fmt: skip
-        self.rollout = Rollout.of(args, self.layout, self.law, processing_class, train_rows or [])
+        known = first_rows(train_rows, counted="keywords" in args.proposals)
+        self.rollout = Rollout.of(args, self.layout, self.law, processing_class, known)
         specs = reward_funcs if reward_funcs is not None else args.rewards
         prepare = {"tokenizer": processing_class, "layout": self.layout, "law": self.law, "device": args.device}
         self.rewards = RewardBoard.load(specs, **prepare, report=self._warn)
@@ -311,12 +313,16 @@ class WarmupTrainer(Trainer):
             model, self.processing_class, self.layout, self.law, limit, inference, self.args.max_prompt_length
         )
 
+    @contextmanager
+    def shared_writer(self) -> Iterator[Writer]:
+        """The current model for all processes together: each predicts its share. All must enter, and do the same inside."""
+        with torch.no_grad(), self._writing() as (model, settings):
+            yield replace(self.writer(), model=model, shared=True, generate=settings)
+
     def predict_rows(self, rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
-        """Predictions for encoded rows, with the policy's likeliest warmup; every process predicts all of them."""
-        with torch.no_grad(), self._writing() as (model, synced):
-            writer = self.writer()
-            writer.model = model
-            return writer.predict(rows, batch_size=self.args.per_device_eval_batch_size, **settings, **synced)
+        """Predictions for encoded rows, with the policy's likeliest warmup; all processes call it, and all get all of them."""
+        with self.shared_writer() as writer:
+            return writer.predict(rows, batch_size=self.args.per_device_eval_batch_size, **settings)
 
     # ------------------------------------------------------------------ logs and checkpoints
 
@@ -344,6 +350,8 @@ class WarmupTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         law = {"temperature": self.law.temperature, "top_p": self.law.top_p}
         law |= {"min_length": self.law.min_length, "max_length": self.law.max_length}
         writer = self.writer()
@@ -353,14 +361,6 @@ class WarmupTrainer(Trainer):
         )  # fmt: skip
 
     # ------------------------------------------------------------------ small parts
-
-    def _encode(self, encoder: RowEncoder, rows: Any, name: str, args: WarmupConfig) -> list[dict[str, Any]] | None:
-        if rows is None:
-            return None
-        encoded = encoder.encode_all(rows, name, show_progress=not args.disable_tqdm)
-        if encoder.counts:
-            print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
-        return encoded
 
     def _add_own_callbacks(self, args: WarmupConfig) -> None:
         """Schedule and run folder, and a readable line per log in the place of Trainer's dictionaries."""
@@ -372,7 +372,8 @@ class WarmupTrainer(Trainer):
         self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
-        ours = [LaunchCheck(self), self.means, self.schedule, self.run_folder, ProgressLine()]
+        ours: list[Any] = [LaunchCheck(self), self.means, self.schedule, self.run_folder, ProgressLine()]
+        ours += callbacks_for(self.train_dataset)
         if args.guard != "off" and args.objective != "sft":
             law = self.law
             limits = (law.min_length, law.temperature, law.max_length)

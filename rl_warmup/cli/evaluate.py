@@ -1,12 +1,16 @@
-"""`rl-warmup evaluate RUN`: predict and score a trained model again, under controls, on any split."""
+"""`rl-warmup evaluate RUN`: predict and score a trained model again, under controls, on any split.
+
+Also `accelerate launch -m rl_warmup.cli.evaluate RUN`: every process predicts a share, with the results of one process.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.cli.main import quick_imports
+from rl_warmup.cli.main import quick_imports, run_command
 
 
 def command(args: list[str]) -> None:
@@ -35,6 +39,8 @@ def command(args: list[str]) -> None:
         from rl_warmup.report import result_table
         from rl_warmup.run import recipe_task
         from rl_warmup.run_folder import write_json
+        from rl_warmup.sharing import meet
+        from rl_warmup.tasks.stream import Stream
 
     evaluation = Evaluation(
         _names(options.controls, options.warmups_from), options.likelihood or "all" in options.controls,
@@ -46,16 +52,19 @@ def command(args: list[str]) -> None:
         raise ValueError(
             f"{folder} holds no recipe.yaml, so its task is unknown. Give the output_dir of a finished run."
         )
+    writer = Writer.load(folder, meet())
+    writer.shared = True
     recipe = read_recipe(folder / "recipe.yaml")
-    writer = Writer.load(folder)
     recipe.task.metrics = options.metrics or recipe.task.metrics
     task = recipe_task(recipe)
-    if options.limit is not None:
-        task.splits[options.split][options.limit :] = []
+    rows = task.splits[options.split]
+    task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
     if not task.splits[options.split]:
         raise ValueError(f"The task {task.name} has no rows in its {options.split} split.")
     output = Path(options.output or folder / "evaluation" / options.split)
     scored = evaluation.run(writer, task, options.split, output)
+    if not scored:
+        return  # not the main process
     result = {"task": task.name, "model": str(folder), **scored}
     write_json(output / "metrics.json", result)
     print(result_table(result))
@@ -100,3 +109,7 @@ def _likelihood_table(likelihood: dict[str, Any]) -> str:
     else:
         words += "; how much is left without the target's own tokens cannot be told: hardly any warmup is free of them"
     return f"\n{table}\n\n{words}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("evaluate", sys.argv[1:]))

@@ -1,13 +1,17 @@
-"""`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts given as arguments, a file or stdin."""
+"""`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts given as arguments, a file or stdin.
+
+Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: every process writes for a share of the prompts.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-from rl_warmup.cli.main import quick_imports
+from rl_warmup.cli.main import quick_imports, run_command
 
 
 def command(args: list[str]) -> None:
@@ -29,18 +33,18 @@ def command(args: list[str]) -> None:
         raise ValueError("No prompt was given. Write it behind the model, use --file, or pipe one per line.")
 
     with quick_imports():
-        import torch
-
         from rl_warmup.evaluation import inference_encoder
         from rl_warmup.generation import Writer
+        from rl_warmup.sharing import is_main, meet
 
-    writer = Writer.load(options.model)
-    torch.manual_seed(options.seed)
+    writer = Writer.load(options.model, meet())
+    writer.shared = True
     rows = inference_encoder(writer).encode_prompts(prompts)
     forced = None
     if options.warmup is not None:
         forced = [writer.tokenizer(options.warmup, add_special_tokens=False)["input_ids"]] * len(rows)
-    for written in writer.predict(rows, options.batch_size, forced, sample_warmup=options.sample):
+    out = writer.predict(rows, options.batch_size, forced, sample_warmup=options.sample, seed=options.seed)
+    for written in out if is_main() else ():
         if options.json:
             keys = ("prompt", "warmup", "warmup_finish", "prediction")
             print(json.dumps({key: written[key] for key in keys}, ensure_ascii=False))
@@ -51,9 +55,15 @@ def command(args: list[str]) -> None:
 
 
 def _lines(path: str | None) -> list[str]:
+    if path is None and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ValueError("Several processes cannot share the standard input. Give the prompts with --file.")
     if path is not None and not Path(path).is_file():
         raise ValueError(f"--file: {path} does not exist.")
     text = (
         Path(path).read_text(encoding="utf-8") if path is not None else ("" if sys.stdin.isatty() else sys.stdin.read())
     )
     return [line for line in text.splitlines() if line.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("generate", sys.argv[1:]))

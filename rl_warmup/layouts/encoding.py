@@ -6,7 +6,7 @@ Knows: a tokenizer and the limits. Must not know: networks, warmups. Every fault
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -43,20 +43,24 @@ class RowEncoder:
         Raises:
             ValueError: naming the first faulty row, what was found, and what to do.
         """
-        encoded = []
-        source = iter(tqdm(rows, desc=f"Tokenizing {name}", disable=not show_progress, leave=False))
-        index = 0
-        while together := [dict(row) for row in islice(source, TOGETHER)]:
-            self._read_ahead(together)
-            for row in together:
-                ids = self.encode(row, f"{name} row {index} (id {row.get('id', index)})")
-                index += 1
-                if ids is not None:
-                    encoded.append(ids)
-        self._ahead = {}
+        shown = tqdm(rows, desc=f"Tokenizing {name}", disable=not show_progress, leave=False)
+        encoded = list(self.encode_each(shown, name))
         if not encoded:
             raise ValueError(f"{name}: no row is left to use ({dict(self.counts) or 'the data set is empty'}).")
         return encoded
+
+    def encode_each(self, rows: Iterable[dict[str, Any]], name: str, first: int = 0) -> Iterator[dict[str, Any]]:
+        """The rows as they come, `TOGETHER` of them read ahead; the first is row number `first`. Raises as `encode_all`."""
+        source, index = iter(rows), first
+        while together := [dict(row) for row in islice(source, TOGETHER)]:
+            ahead = self._read_ahead(together)
+            for row in together:
+                self._ahead = ahead
+                ids = self.encode(row, f"{name} row {index} (id {row.get('id', index)})")
+                self._ahead = {}  # the next row may be taken much later, and others be encoded meanwhile
+                index += 1
+                if ids is not None:
+                    yield ids
 
     def encode(self, row: dict[str, Any], where: str) -> dict[str, Any] | None:
         """One row with its ids, or None where a policy drops it."""
@@ -109,20 +113,21 @@ class RowEncoder:
                 rows.append({"id": where, "prompt": prompt, "prompt_ids": ids})
         return rows
 
-    def _read_ahead(self, rows: list[dict[str, Any]]) -> None:
-        """Tokenize the plain texts of these rows; `encode` finds them, and judges every row by itself."""
-        self._ahead = {}
+    def _read_ahead(self, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
+        """The tokens of these rows' plain texts, for `encode` to find; it judges every row by itself."""
+        ahead: dict[tuple[str, str], Any] = {}
         if not self.tokenizer.is_fast:
-            return
+            return ahead
         texts = [(row.get("prompt"), _target_text(row.get("target", row.get("completion")))) for row in rows]
         prompts, targets = ([text for text in part if isinstance(text, str)] for part in zip(*texts, strict=True))
         if prompts:
             ids = self.tokenizer(prompts)["input_ids"]
-            self._ahead.update(zip((("prompt", text) for text in prompts), ids, strict=True))
+            ahead.update(zip((("prompt", text) for text in prompts), ids, strict=True))
         if targets:
             read = self.tokenizer(targets, add_special_tokens=False, return_offsets_mapping=True)
             pairs = zip(read["input_ids"], read["offset_mapping"], strict=True)
-            self._ahead.update(zip((("target", text) for text in targets), pairs, strict=True))
+            ahead.update(zip((("target", text) for text in targets), pairs, strict=True))
+        return ahead
 
     def _prompt_ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, list):  # TRL's conversational form

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rl_warmup.tasks.columns import ColumnMap, Template, choice_map
 from rl_warmup.tasks.rows import Row, Task, take
+from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 Located = tuple[str, dict[str, Any]]  # where the record stands ("rows.jsonl:3"), the record
+Reader = Callable[[Path, TextIO], Iterator[Located]]
+PARQUET_ROWS = 1024  # decoded at a time
 
 
 def load(
@@ -40,6 +43,8 @@ def load(
     target_style: str = "letter",
     metrics: Iterable[str] = ("exact_match",),
     seed: int = 0,
+    stream: bool = False,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> Task:
     """A task from local files: one path per split, or a single `path` that is split here.
 
@@ -55,6 +60,8 @@ def load(
         choices_column, answer_column, target_style: multiple choice instead of a target column (`columns.ChoiceMap`); the
             template then knows {options}.
         metrics: names for `rl_warmup.metrics.compute`, the headline first.
+        stream: read the training rows as they are needed instead of all at the start; not for `path`, `train_size` or .json.
+        shuffle_buffer: of a stream: how many rows are held to be shuffled among each other; 1 keeps the order of the files.
 
     Raises:
         FileNotFoundError: for a missing file.
@@ -69,14 +76,31 @@ def load(
         raise ValueError(
             "file: give either path, which is split here, or train (with validation and test), and not both"
         )
-    if path is not None:
-        splits = _split(_read_rows(path, columns), validation_fraction, test_fraction, seed)
-    else:
-        splits = {split: [] if paths is None else _read_rows(paths, columns) for split, paths in given.items()}
     sizes = {"train": train_size, "validation": validation_size, "test": test_size}
-    return Task(
-        "file", {split: take(rows, sizes[split], seed, split) for split, rows in splits.items()}, tuple(metrics)
-    )
+    splits: dict[str, list[Row] | Stream] = {}
+    if stream:
+        splits["train"] = _stream(train, train_size, columns, shuffle_buffer)
+        given = {"validation": validation, "test": test}
+    if path is not None:
+        read_whole = _split(list(_rows(path, columns)), validation_fraction, test_fraction, seed)
+    else:
+        read_whole = {split: [] if paths is None else list(_rows(paths, columns)) for split, paths in given.items()}
+    splits |= {split: take(rows, sizes[split], seed, split) for split, rows in read_whole.items()}
+    return Task("file", splits, tuple(metrics))
+
+
+def _stream(paths: Paths | None, size: int | None, columns: ColumnMap, shuffle_buffer: int) -> Stream:
+    if paths is None or size is not None:
+        what = "train: one or more files, as splitting `path` would read it whole" if paths is None else "no train_size"
+        raise ValueError(
+            f"file: stream reads the training rows as they are needed; give {what}, or set stream to false"
+        )
+    for path in _listed(paths):
+        if ".json" in (path.suffix, Path(path.stem).suffix):
+            raise ValueError(
+                f"file {path}: a .json file can only be read whole; give .jsonl (one object per line), or set stream to false"
+            )
+    return Stream("file, split 'train'", lambda: _rows(paths, columns), shuffle_buffer)
 
 
 def _split(rows: list[Row], validation_fraction: float, test_fraction: float, seed: int) -> dict[str, list[Row]]:
@@ -102,14 +126,17 @@ def _split(rows: list[Row], validation_fraction: float, test_fraction: float, se
     return splits
 
 
-def _read_rows(paths: Paths, columns: ColumnMap) -> list[Row]:
-    listed = [paths] if isinstance(paths, str | PathLike) else list(paths)
-    located = (item for path in listed for item in read(Path(path)))
-    return [columns.row(record, number, where) for number, (where, record) in enumerate(located)]
+def _listed(paths: Paths) -> list[Path]:
+    return [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
+
+
+def _rows(paths: Paths, columns: ColumnMap) -> Iterator[Row]:
+    located = (item for path in _listed(paths) for item in read(path))
+    return (columns.row(record, number, where) for number, (where, record) in enumerate(located))
 
 
 def read(path: Path) -> Iterator[Located]:
-    """The records of one file with their places. Raises as `load` does."""
+    """The records of one file with their places, read as they are asked for. Raises as `load` does."""
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"file {path} {what}; give the path of a file (current folder: {Path.cwd()})")
@@ -122,18 +149,22 @@ def read(path: Path) -> Iterator[Located]:
         raise ValueError(
             f"file {path}: unknown format '{suffix}'; known: .jsonl, .json, .csv, .tsv (also .gz), .parquet"
         )
-    try:
-        content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"file {path} is not a whole gzip file ({error}); pack it again, or drop .gz") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"file {path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    return reader(path, text)
+    return _decoded(path, reader, packed, newline="\n" if suffix.lower() == ".jsonl" else "")
 
 
-def _jsonl(path: Path, text: str) -> Iterator[Located]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _decoded(path: Path, reader: Reader, packed: bool, newline: str) -> Iterator[Located]:
+    with gzip.open(path) if packed else path.open("rb") as file:
+        try:
+            yield from reader(path, io.TextIOWrapper(file, "utf-8-sig", newline=newline))
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise ValueError(f"file {path} is not a whole gzip file ({error}); pack it again, or drop .gz") from None
+        except UnicodeDecodeError as error:
+            at = file.tell() - len(error.object) + error.start  # decoding went piece by piece
+            raise ValueError(f"file {path} is not UTF-8 ({error.reason} at byte {at}); save it as UTF-8") from None
+
+
+def _jsonl(path: Path, text: TextIO) -> Iterator[Located]:
+    for number, line in enumerate(text, start=1):
         if line.strip():
             where = f"{path}:{number}"
             try:
@@ -145,9 +176,9 @@ def _jsonl(path: Path, text: str) -> Iterator[Located]:
             yield where, _object(record, where)
 
 
-def _json(path: Path, text: str) -> Iterator[Located]:
+def _json(path: Path, text: TextIO) -> Iterator[Located]:
     try:
-        records = json.loads(text)
+        records = json.load(text)
     except json.JSONDecodeError as error:
         hint = "; one object per line is .jsonl" if error.msg == "Extra data" else ""
         raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}){hint}") from None
@@ -164,8 +195,8 @@ def _object(record: Any, where: str) -> dict[str, Any]:
     return record
 
 
-def _csv(path: Path, text: str, separator: str) -> Iterator[Located]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+def _csv(path: Path, text: TextIO, separator: str) -> Iterator[Located]:
+    reader = csv.reader(text, delimiter=separator, strict=True)
     try:
         header = next(reader, [])
         for cells in reader:
@@ -186,15 +217,18 @@ def _parquet(path: Path) -> Iterator[Located]:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(f"file {path}: reading Parquet needs pyarrow; pip install pyarrow") from error
+    number = 0
     try:
-        records = pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for record in batch.to_pylist():
+                    yield f"{path}, row {number}", record
+                    number += 1
     except (pyarrow.lib.ArrowException, OSError) as error:
         raise ValueError(f"file {path} is not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    for number, record in enumerate(records):
-        yield f"{path}, row {number}", record
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Located]]] = {
+READERS: dict[str, Reader] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": partial(_csv, separator=","),

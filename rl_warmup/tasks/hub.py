@@ -5,13 +5,15 @@ name too.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rl_warmup.tasks.columns import ColumnMap, Template, choice_map, nearest
 from rl_warmup.tasks.filters import RowFilter
 from rl_warmup.tasks.rows import Row, Task, take
+from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 
 SET_KEYS = ("dataset_name", "dataset_config", "revision", "data_files")
 COLUMN_KEYS = ("prompt_column", "target_column", "id_column")
@@ -43,6 +45,8 @@ def load(
     metrics: Iterable[str] = ("exact_match",),
     cache_dir: str | None = None,
     seed: int = 0,
+    stream: bool = False,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> Task:
     """A task from data sets of the Hugging Face hub, or from local folders that `datasets.load_dataset` reads.
 
@@ -62,6 +66,9 @@ def load(
         keep_columns: columns that stay in the rows as extras beside those used here; None keeps all. Extras are written with
             every prediction, so a set of 200 languages is better told.
         metrics: names for `rl_warmup.metrics.compute`, the headline first.
+        stream: read the training rows as they are needed, without loading the data set first; not with `train_size` or
+            `keep_columns`.
+        shuffle_buffer: of a stream: how many rows are held to be shuffled among each other; 1 keeps their order.
 
     Raises:
         ImportError: without the package `datasets`.
@@ -77,7 +84,10 @@ def load(
     rules = RowFilter(drop_empty, max_chars, target_ratio)
     wanted = {"train": (train, train_size), "validation": (validation, validation_size), "test": (test, test_size)}
     sources: dict[str, dict[str, Any]] = {}
-    splits: dict[str, list[Row]] = {}
+    splits: dict[str, list[Row] | Stream] = {}
+    if stream and (train is None or train_size is not None or keep_columns is not None):
+        what = "train: the name of a split" if train is None else "no train_size and no keep_columns"
+        raise ValueError(f"hub: stream reads the training rows as they are needed; give {what}, or set stream to false")
     for ours, (theirs, size) in wanted.items():
         if theirs is None:
             splits[ours] = take([], size, seed, ours)
@@ -85,9 +95,15 @@ def load(
         place = _place(ours, theirs, shared)
         key = json.dumps(place.source, sort_keys=True)
         if key not in sources:
-            sources[key] = _load_dataset(**place.source, cache_dir=cache_dir)
+            sources[key] = _load_dataset(**place.source, cache_dir=cache_dir, stream=stream)
         columns = ColumnMap(*place.columns, template, choices)
         records = _records(place, ours, sources[key])
+        if stream and ours == "train":
+            where = f"data set '{place.source['dataset_name']}', split '{place.split}'"
+            splits[ours] = Stream(where, partial(_each, records, columns, rules, where), shuffle_buffer)
+            continue
+        if stream:
+            records = _whole(records)
         if keep_columns is not None:
             records = _only(records, [*columns.used(), *keep_columns])
         splits[ours] = _rows(place, ours, records, columns, rules.of_split(ours), size, seed)
@@ -136,6 +152,18 @@ def _only(records: Any, wanted: list[str]) -> Any:
     return records.select_columns([name for name in records.column_names if name in heads])
 
 
+def _each(records: Any, columns: ColumnMap, rules: RowFilter, where: str) -> Iterator[Row]:
+    for number, record in enumerate(records):
+        yield from rules.rows([(number, f"{where}, row {number}", record)], columns, None, where)
+
+
+def _whole(records: Any) -> Any:
+    """All records of a `datasets.IterableDataset`."""
+    import datasets
+
+    return datasets.Dataset.from_list(list(records))
+
+
 def _rows(
     place: _Place, ours: str, records: Any, columns: ColumnMap, rules: RowFilter, size: int | None, seed: int
 ) -> list[Row]:
@@ -153,7 +181,12 @@ def _rows(
 
 
 def _load_dataset(
-    dataset_name: str, dataset_config: str | None, revision: str | None, data_files: Any, cache_dir: str | None
+    dataset_name: str,
+    dataset_config: str | None,
+    revision: str | None,
+    data_files: Any,
+    cache_dir: str | None,
+    stream: bool,
 ) -> dict[str, Any]:
     """All splits, by their names. Whatever `datasets` raises becomes one sentence, with its own error as the cause."""
     try:
@@ -162,7 +195,13 @@ def _load_dataset(
         raise ImportError(
             "task 'hub' needs the package datasets; pip install datasets, or use the task 'file'"
         ) from error
-    settings = {"name": dataset_config, "revision": revision, "data_files": data_files, "cache_dir": cache_dir}
+    settings: dict[str, Any] = {
+        "name": dataset_config,
+        "revision": revision,
+        "data_files": data_files,
+        "cache_dir": cache_dir,
+    }
+    settings |= {"streaming": True} if stream else {}
     try:
         return dict(datasets.load_dataset(dataset_name, **settings))
     except Exception as error:

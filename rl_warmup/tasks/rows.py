@@ -22,7 +22,8 @@ class Task:
 
     Args:
         name: how logs and tables call the task.
-        splits: rows under exactly the keys train, validation and test; a split may be empty, not all three.
+        splits: rows under exactly the keys train, validation and test; a split may be empty, not all three. The train split
+            may be a `stream.Stream`, whose rows are checked when they are read.
         metrics: names for `rl_warmup.metrics.compute`; the first one is the headline.
 
     Raises:
@@ -31,7 +32,7 @@ class Task:
     """
 
     name: str
-    splits: dict[str, list[Row]]
+    splits: dict[str, Any]
     metrics: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -47,7 +48,8 @@ class Task:
                 f"task '{self.name}' has metrics={self.metrics!r}; give a tuple of metric names, one at least"
             )
         for split, rows in self.splits.items():
-            _check_rows(rows, f"task '{self.name}', split '{split}'")
+            if isinstance(rows, Sequence):
+                _check_rows(rows, f"task '{self.name}', split '{split}'")
 
 
 def _check_rows(rows: Sequence[Row], where: str) -> None:

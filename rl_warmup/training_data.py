@@ -1,0 +1,136 @@
+"""The rows of a run, encoded: all of them before the first update, or a stream's as they are needed.
+
+Knows: a row encoder, what Trainer and accelerate do with a torch `IterableDataset`. Must not know: files, tasks, networks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sized
+from dataclasses import replace
+from typing import Any
+
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback, TrainingArguments
+
+from rl_warmup.layouts.encoding import RowEncoder
+
+COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
+
+
+def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArguments) -> list[dict[str, Any]] | None:
+    """All rows of a data set at once; says what the token limits did."""
+    if rows is None:
+        return None
+    encoded = encoder.encode_all(rows, name, show_progress=not args.disable_tqdm)
+    if encoder.counts:
+        print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
+    return encoded
+
+
+def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments) -> Any:
+    """What Trainer trains on: a list of encoded rows, or an `EncodedStream` where the data set has no length.
+
+    Raises:
+        ValueError: a faulty row of a list; settings under which a stream cannot be read exactly.
+    """
+    if isinstance(rows, IterableDataset) or not isinstance(rows, Sized | Iterator | None):
+        return EncodedStream(encoder, rows, args)
+    return encode_rows(encoder, rows, "train", args)
+
+
+def first_rows(rows: Any, counted: bool) -> list[dict[str, Any]]:
+    """The encoded training rows. Of a stream the first one, or enough to count words in."""
+    return rows.first(COUNTED if counted else 1) if isinstance(rows, EncodedStream) else rows or []
+
+
+class EncodedStream(IterableDataset):
+    """Encoded rows for `max_steps` updates, pass after pass over a source, of which little more than a batch is held.
+
+    Passes follow each other without a gap, so no batch is ragged and no process ends before another. Every process reads and
+    encodes all rows, and accelerate deals whole batches out to them in turn: what an update trains on depends on its size
+    alone, and a faulty row stops all processes with the same words.
+
+    Args:
+        source: gives the rows of one pass each time it is gone through, the same ones on every process. If it has
+            `set_epoch`, the pass is announced by it, so that it may shuffle.
+    """
+
+    def __init__(self, encoder: RowEncoder, source: Any, args: TrainingArguments) -> None:
+        _check(source, args)
+        args.accelerator_config.dispatch_batches = False  # the main process would send tensors alone
+        self.encoder, self.source = encoder, source
+        self.rows_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.length = args.max_steps * self.rows_per_update
+        self.thrown_away = 0  # rows at the beginning that a resumed run has trained on and only counts
+
+    def __len__(self) -> int:
+        """Rows of the whole run. With it Trainer knows a finished run from one that has to go on."""
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return itertools.islice(self._passes(), self.length)
+
+    def first(self, count: int) -> list[dict[str, Any]]:
+        """The first rows of the first pass, encoded, their truncations not counted."""
+        encoder = replace(self.encoder, counts=Counter())
+        return list(itertools.islice(encoder.encode_each(self._rows(0), "train"), count))
+
+    def _rows(self, epoch: int) -> Iterator[dict[str, Any]]:
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(epoch)
+        return iter(self.source)
+
+    def _passes(self) -> Iterator[dict[str, Any]]:
+        drops = "drop" in (self.encoder.prompt_truncation, self.encoder.target_truncation)
+        unread = 0 if drops else self.thrown_away  # nobody can tell without encoding which rows a policy drops
+        for epoch in itertools.count():
+            rows, number, used = self._rows(epoch), 0, 0
+            for row in itertools.islice(rows, unread):
+                yield row
+                number += 1
+            unread -= number
+            for row in self.encoder.encode_each(rows, "train", number):
+                yield row
+                used += 1
+            if not number + used:
+                raise ValueError(
+                    f"train: no row is left to use ({dict(self.encoder.counts) or 'the stream is empty'})."
+                )
+
+
+def callbacks_for(rows: Any) -> list[TrainerCallback]:
+    """What has to watch the trainer for the sake of its rows."""
+    return [_Resume(rows)] if isinstance(rows, EncodedStream) else []
+
+
+class _Resume(TrainerCallback):
+    """Tells a stream how many of its rows Trainer will pass over, so that they need not be encoded."""
+
+    def __init__(self, stream: EncodedStream) -> None:
+        self.stream = stream
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stream.thrown_away = 0 if args.ignore_data_skip else state.global_step * self.stream.rows_per_update
+
+
+def _check(source: Any, args: TrainingArguments) -> None:
+    if args.max_steps <= 0:
+        raise ValueError(
+            "max_steps: a stream has no length, so it cannot be trained on for a number of epochs. Give the number of updates."
+        )
+    if args.dataloader_num_workers:
+        raise ValueError(
+            f"dataloader_num_workers: is {args.dataloader_num_workers}, but a stream is read by the training process itself, "
+            f"in one order. Set it to 0."
+        )
+    if args.accelerator_config.split_batches:
+        raise ValueError(
+            "accelerator_config: split_batches cannot be used with a stream. Give the batch of one process."
+        )
+    if getattr(source, "_distributed", None) is not None:
+        raise ValueError(
+            "train_dataset: this stream was split over processes (split_dataset_by_node), and is dealt out once more here, so "
+            "that most rows would never be used. Give every process the whole stream."
+        )
