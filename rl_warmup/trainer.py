@@ -17,7 +17,6 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -36,6 +35,7 @@ from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.objectives.losses import weighted_loss
+from rl_warmup.resumable import ResumableTrainer
 from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
@@ -44,7 +44,7 @@ from rl_warmup.schedule import Schedule
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
-class WarmupTrainer(Trainer):
+class WarmupTrainer(ResumableTrainer):
     """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
 
     ```python
@@ -176,11 +176,11 @@ class WarmupTrainer(Trainer):
         self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Scores make rewards, rewards make the two constants of every row, and their product with the scores is the loss."""
-        batch: WarmupBatch = inputs
-        scores, weights, judged, trained = self._score_and_weigh(model, batch)
+        scores, weights, judged, trained = self._score_and_weigh(model, inputs)
         policy_loss, target_loss = weighted_loss(scores, weights, num_items_in_batch)
         loss = policy_loss + target_loss if scores.objective is None else -scores.objective / num_items_in_batch
-        self._record(batch, trained, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
+        self._record(inputs, trained, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
+        self.watchdog.reached(f"update {self.state.global_step + 1}, warmups scored")
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
         return loss * self.accelerator.num_processes
 

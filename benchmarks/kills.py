@@ -1,0 +1,185 @@
+"""Is anything lost when a run is killed? SIGKILL at random moments, again and again, against a run left alone.
+
+    python -m benchmarks.kills                                                 # one process, 30 kills
+    python -m benchmarks.kills --processes 2 --kills 6 --deepspeed deepspeed_configs/zero2.json
+
+Every life of the run is started by the same command, `rl-warmup train ... --resume_from_checkpoint auto`, and nothing is
+repaired in between. Some lives end while the program starts, most while it trains; a checkpoint follows almost every update,
+so that many kills land inside saving. On several processes every second kill takes one of them, the others all of them.
+At the end weights, metrics.jsonl and predictions must be, byte for byte, those of the run left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RECIPE = {
+    "model_name_or_path": "scratch-t5", "scratch": {"width": 32, "layers": 2, "heads": 2, "tokenizer": "words"},
+    "task": "ledger", "task_kwargs": {"length": 3, "modulus": 5, "train_size": 64, "validation_size": 8, "test_size": 8},
+    "proposals": ["reverse", "head"], "readiness": -2.5, "target_ess": 2.0, "anchor_weight": 0.1, "guard": "act",
+    "num_warmups": 3, "max_warmup_length": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3,
+    "logging_steps": 3, "save_steps": 2, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 7,
+    "use_cpu": True, "show_progress": False,
+}  # fmt: skip
+COMPARED = ("model.safetensors", "metrics.jsonl", "predictions.jsonl", "predictions.shuffled.jsonl", "warnings.jsonl")
+
+
+def command(recipe: Path, processes: int) -> list[str]:
+    """What a person would type, every time."""
+    flags = ["--config", str(recipe), "--resume_from_checkpoint", "auto"]
+    if processes == 1:
+        return [sys.executable, "-m", "rl_warmup.cli.main", "train", *flags]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *launch, "-m", "rl_warmup.cli.train", *flags]
+
+
+def write_recipe(folder: Path, name: str, **changes: object) -> Path:
+    """A recipe whose run is `folder/name`."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(folder / name), **changes}), encoding="utf-8")
+    return path
+
+
+def start(recipe: Path, processes: int, log: Path) -> psutil.Popen:
+    """One life, its output appended to `log`."""
+    with log.open("a") as file:
+        return psutil.Popen(command(recipe, processes), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+
+
+def finish(recipe: Path, processes: int, log: Path) -> None:
+    """A life that is left alone.
+
+    Raises:
+        SystemExit: it did not end well.
+    """
+    if start(recipe, processes, log).wait() != 0:
+        raise SystemExit(f"kills: the run of {recipe.name} failed:\n{log.read_text()[-3000:]}")
+
+
+def updates(run: Path) -> int:
+    """The last update in the log of a run."""
+    path = run / "timing.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []  # the last may be torn
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def kill(process: psutil.Popen, one: bool, rng: random.Random) -> None:
+    """SIGKILL: of the whole tree of processes, or of one trained process, whose launcher then ends the others."""
+    workers = [child for child in process.children(recursive=True) if child.is_running()]
+    if one and workers:
+        rng.choice(workers).kill()
+        process.wait()
+        return
+    for victim in [*workers, process]:
+        victim.kill()
+    psutil.wait_procs([*workers, process])
+
+
+def place_of_death(run: Path, before: int, max_steps: int) -> str:
+    """What the run was doing, by what it left behind."""
+    unfinished = [path.name for path in (run / "unfinished").glob("*")]
+    if any(name.startswith("checkpoint-") for name in unfinished):
+        return "writing a checkpoint"
+    if unfinished:
+        return "removing a checkpoint"
+    if updates(run) <= before:
+        return "starting"
+    return "predicting" if (run / f"checkpoint-{max_steps}").is_dir() else "training"
+
+
+def live_and_die(
+    run: Path, recipe: Path, processes: int, longest: float, one: bool, rng: random.Random, log: Path
+) -> str:
+    """Start, wait until it trains (every eighth time not even that), kill at a random moment; where that was."""
+    before = updates(run)
+    max_steps = yaml.safe_load(recipe.read_text(encoding="utf-8"))["max_steps"]
+    process = start(recipe, processes, log)
+    if rng.random() < 1 / 8:
+        time.sleep(rng.uniform(0.5, 4.0))
+    else:
+        # the log is cut to the last checkpoint when training begins, so a changed log says that it has
+        seen = (run / "timing.jsonl").stat().st_mtime_ns if (run / "timing.jsonl").is_file() else 0
+        while process.poll() is None:
+            if (run / "timing.jsonl").is_file() and (run / "timing.jsonl").stat().st_mtime_ns != seen:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, longest))
+    if process.poll() is not None:
+        if process.returncode != 0:
+            raise SystemExit(f"kills: the run could not go on:\n{log.read_text()[-3000:]}")
+        return "finished before"
+    kill(process, one, rng)
+    return place_of_death(run, before, max_steps)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Names of the compared files that differ, byte for byte."""
+    return [name for name in COMPARED if _bytes(one / name) != _bytes(other / name)]
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def torment(
+    folder: Path,
+    kills: int,
+    processes: int = 1,
+    longest: float = 1.5,
+    seed: int = 0,
+    show: bool = True,
+    **changes: object,
+) -> tuple[Counter[str], list[str]]:
+    """Train `folder/alone` undisturbed and `folder/killed` with that many kills; where they landed, and what differs."""
+    rng, places, log = random.Random(seed), Counter(), folder / "log.txt"
+    alone, killed = (write_recipe(folder, name, **changes) for name in ("alone", "killed"))
+    finish(alone, processes, log)
+    for i in range(kills):
+        one = processes > 1 and i % 2 == 1
+        place = live_and_die(folder / "killed", killed, processes, longest, one, rng, log)
+        places[place] += 1
+        if show:
+            print(f"kill {i + 1}: {place}, the log is at update {updates(folder / 'killed')}", flush=True)
+        if place == "finished before":
+            break
+    finish(killed, processes, log)
+    return places, differences(folder / "alone", folder / "killed")
+
+
+def main() -> None:
+    """Kill, count, compare; exit code 1 where anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--deepspeed", help="a JSON file of deepspeed_configs/")
+    parser.add_argument("--max-steps", type=int, default=400)
+    parser.add_argument("--longest", type=float, default=1.5, help="seconds a life may train")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    changes: dict[str, object] = {"max_steps": args.max_steps}
+    if args.deepspeed:
+        changes["deepspeed"] = str(Path(args.deepspeed).resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        places, differ = torment(Path(folder), args.kills, args.processes, args.longest, args.seed, **changes)
+    done = sum(count for place, count in places.items() if place != "finished before")
+    print(
+        f"{done} kills on {args.processes} process(es): {', '.join(f'{n} {where}' for where, n in places.most_common())}."
+    )
+    print("The end is that of the run left alone, byte for byte." if not differ else f"DIFFERENT: {', '.join(differ)}")
+    sys.exit(bool(differ))
+
+
+if __name__ == "__main__":
+    main()
