@@ -3,9 +3,10 @@
     python -m benchmarks.kills                                                 # one process, 30 kills
     python -m benchmarks.kills --processes 2 --kills 6 --deepspeed deepspeed_configs/zero2.json
 
-Every life of the run is started by the same command, `rl-warmup train ... --resume_from_checkpoint auto`, and nothing is
-repaired in between. Some lives end while the program starts, most while it trains; a checkpoint follows almost every update,
-so that many kills land inside saving. On several processes every second kill takes one of them, the others all of them.
+Every life of the run is the same command, `rl-warmup train ... --resume_from_checkpoint auto`, and nothing is repaired in
+between. Lives are forked from a process that has imported the package and done nothing else, so that thirty of them take
+minutes. Some end before they train, most while they do; a checkpoint follows every second update, so that many kills land inside
+saving. Of several processes every second kill takes one, whose end ends the others as a launcher would see to, the rest take all.
 At the end weights, metrics.jsonl and predictions must be, byte for byte, those of the run left alone.
 """
 
@@ -13,18 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
-import subprocess
+import socket
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import yaml
 
-ROOT = Path(__file__).parents[1]
 RECIPE = {
     "model_name_or_path": "scratch-t5", "scratch": {"width": 32, "layers": 2, "heads": 2, "tokenizer": "words"},
     "task": "ledger", "task_kwargs": {"length": 3, "modulus": 5, "train_size": 64, "validation_size": 8, "test_size": 8},
@@ -36,13 +37,15 @@ RECIPE = {
 COMPARED = ("model.safetensors", "metrics.jsonl", "predictions.jsonl", "predictions.shuffled.jsonl", "warnings.jsonl")
 
 
-def command(recipe: Path, processes: int) -> list[str]:
-    """What a person would type, every time."""
-    flags = ["--config", str(recipe), "--resume_from_checkpoint", "auto"]
-    if processes == 1:
-        return [sys.executable, "-m", "rl_warmup.cli.main", "train", *flags]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, *launch, "-m", "rl_warmup.cli.train", *flags]
+def be(recipe: Path, place: dict[str, str], log: Path) -> None:
+    """One process of one life, as the command would be."""
+    from rl_warmup.cli.main import main as rl_warmup
+
+    os.environ.update(place)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(rl_warmup(["train", "--config", str(recipe), "--resume_from_checkpoint", "auto"]))
 
 
 def write_recipe(folder: Path, name: str, **changes: object) -> Path:
@@ -52,10 +55,39 @@ def write_recipe(folder: Path, name: str, **changes: object) -> Path:
     return path
 
 
-def start(recipe: Path, processes: int, log: Path) -> psutil.Popen:
-    """One life, its output appended to `log`."""
-    with log.open("a") as file:
-        return psutil.Popen(command(recipe, processes), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+class Life:
+    """The processes of a run from one start to its end."""
+
+    def __init__(self, recipe: Path, processes: int, log: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["rl_warmup.run"])
+        self.processes = []
+        for rank in range(processes):
+            place = {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            self.processes.append(context.Process(target=be, args=(recipe, place, log)))
+            self.processes[-1].start()
+
+    def codes(self) -> list[int | None]:
+        """Exit codes; None for what is alive."""
+        return [process.exitcode for process in self.processes]
+
+    def end(self) -> list[int | None]:
+        """Wait for the end; as soon as one process fails, so do the others."""
+        while None in self.codes() and not any(self.codes()):
+            time.sleep(0.01)
+        if any(self.codes()):
+            self.kill()
+        return self.codes()
+
+    def kill(self, one: int | None = None) -> None:
+        """SIGKILL to all processes, or first to one of them."""
+        for process in self.processes if one is None else [self.processes[one], *self.processes]:
+            process.kill()
+            process.join()
 
 
 def finish(recipe: Path, processes: int, log: Path) -> None:
@@ -64,7 +96,7 @@ def finish(recipe: Path, processes: int, log: Path) -> None:
     Raises:
         SystemExit: it did not end well.
     """
-    if start(recipe, processes, log).wait() != 0:
+    if any(Life(recipe, processes, log).end()):
         raise SystemExit(f"kills: the run of {recipe.name} failed:\n{log.read_text()[-3000:]}")
 
 
@@ -75,53 +107,42 @@ def updates(run: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
-def kill(process: psutil.Popen, one: bool, rng: random.Random) -> None:
-    """SIGKILL: of the whole tree of processes, or of one trained process, whose launcher then ends the others."""
-    workers = [child for child in process.children(recursive=True) if child.is_running()]
-    if one and workers:
-        rng.choice(workers).kill()
-        process.wait()
-        return
-    for victim in [*workers, process]:
-        victim.kill()
-    psutil.wait_procs([*workers, process])
-
-
-def place_of_death(run: Path, before: int, max_steps: int) -> str:
-    """What the run was doing, by what it left behind."""
+def place_of_death(run: Path, began: bool, max_steps: int) -> str:
+    """What the run was doing, by what it left behind; `began` says whether training had begun again."""
+    if not began:
+        return "starting"
     unfinished = [path.name for path in (run / "unfinished").glob("*")]
     if any(name.startswith("checkpoint-") for name in unfinished):
         return "writing a checkpoint"
     if unfinished:
         return "removing a checkpoint"
-    if updates(run) <= before:
-        return "starting"
     return "predicting" if (run / f"checkpoint-{max_steps}").is_dir() else "training"
+
+
+def changed_at(path: Path) -> int:
+    """When a file was last written; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def live_and_die(
     run: Path, recipe: Path, processes: int, longest: float, one: bool, rng: random.Random, log: Path
 ) -> str:
     """Start, wait until it trains (every eighth time not even that), kill at a random moment; where that was."""
-    before = updates(run)
-    max_steps = yaml.safe_load(recipe.read_text(encoding="utf-8"))["max_steps"]
-    process = start(recipe, processes, log)
+    timing, max_steps = run / "timing.jsonl", yaml.safe_load(recipe.read_text(encoding="utf-8"))["max_steps"]
+    before = changed_at(timing)  # training begins with cutting the log back to the checkpoint
+    life = Life(recipe, processes, log)
     if rng.random() < 1 / 8:
-        time.sleep(rng.uniform(0.5, 4.0))
+        time.sleep(rng.uniform(0.0, 1.0))
     else:
-        # the log is cut to the last checkpoint when training begins, so a changed log says that it has
-        seen = (run / "timing.jsonl").stat().st_mtime_ns if (run / "timing.jsonl").is_file() else 0
-        while process.poll() is None:
-            if (run / "timing.jsonl").is_file() and (run / "timing.jsonl").stat().st_mtime_ns != seen:
-                break
-            time.sleep(0.01)
+        while not any(code is not None for code in life.codes()) and changed_at(timing) == before:
+            time.sleep(0.005)
         time.sleep(rng.uniform(0.0, longest))
-    if process.poll() is not None:
-        if process.returncode != 0:
+    if any(code is not None for code in life.codes()):
+        if any(life.end()):
             raise SystemExit(f"kills: the run could not go on:\n{log.read_text()[-3000:]}")
         return "finished before"
-    kill(process, one, rng)
-    return place_of_death(run, before, max_steps)
+    life.kill(rng.randrange(processes) if one else None)
+    return place_of_death(run, changed_at(timing) != before, max_steps)
 
 
 def differences(one: Path, other: Path) -> list[str]:

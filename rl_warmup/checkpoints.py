@@ -28,6 +28,10 @@ DISK_WORDS = ("No space left", "PytorchStreamWriter failed", "file write failed"
 GONE_WORDS = ("No such file", "does not exist")
 
 
+class DiskFault(OSError):
+    """A full, broken or vanished disk, said in a sentence."""
+
+
 @dataclass(frozen=True)
 class Makers:
     """Who writes a checkpoint: what must be the same again for the run to go on as if nothing had happened."""
@@ -188,14 +192,16 @@ def disk_faults(run: Path) -> Iterator[None]:
     """Turn an error of the disk into a sentence that names the last good checkpoint.
 
     Raises:
-        OSError: that sentence.
+        DiskFault: with that sentence.
     """
     try:
         yield
+    except DiskFault:
+        raise
     except Exception as error:  # SafetensorError is an Exception and nothing more
         if not is_disk_fault(run, error):
             raise
-        raise OSError(_disk_sentence(run, error)) from error
+        raise DiskFault(_disk_sentence(run, error)) from error
 
 
 def _disk_sentence(run: Path, error: Exception) -> str:

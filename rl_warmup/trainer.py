@@ -346,13 +346,13 @@ class WarmupTrainer(ResumableTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        law = {"temperature": self.law.temperature, "top_p": self.law.top_p}
-        law |= {"min_length": self.law.min_length, "max_length": self.law.max_length}
-        writer = self.writer()
-        self.layout.tokens.save(
-            output_dir or self.args.output_dir, law=law, inference=writer.inference,
-            max_prompt_length=self.args.max_prompt_length, max_target_length=writer.max_target_length,
-        )  # fmt: skip
+        if self.args.should_save:
+            names, writer = ("temperature", "top_p", "min_length", "max_length"), self.writer()
+            self.layout.tokens.save(
+                output_dir or self.args.output_dir, law={name: getattr(self.law, name) for name in names},
+                inference=writer.inference, max_prompt_length=self.args.max_prompt_length,
+                max_target_length=writer.max_target_length,
+            )  # fmt: skip
 
     # ------------------------------------------------------------------ small parts
 

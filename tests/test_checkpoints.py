@@ -134,6 +134,13 @@ def test_errors_of_the_disk_name_the_last_good_checkpoint(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "gone/metrics.jsonl")
 
 
+def test_a_sentence_is_not_wrapped_in_another(tmp_path):
+    with pytest.raises(checkpoints.DiskFault) as raised, checkpoints.disk_faults(tmp_path):  # noqa: SIM117
+        with checkpoints.disk_faults(tmp_path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(raised.value).count("cannot be written") == 1
+
+
 def test_other_errors_pass_unchanged(tmp_path):
     for error in (FileNotFoundError(errno.ENOENT, "No such file or directory", "rows.jsonl"), RuntimeError("shapes")):
         with pytest.raises(type(error)) as raised, checkpoints.disk_faults(tmp_path):

@@ -1,14 +1,13 @@
-"""One of two processes that train the runs named on the command line; started by `test_resume.py`.
-
-    resume_worker.py FOLDER KIND DEEPSPEED-JSON-OR-NONE RUN...
+"""One of two processes that train a few runs in turn; `test_resume.py` forks it with GIVEN among its globals.
 
 A run that has a checkpoint goes on from it. At its end lie the consolidated model and the logits it gives for a fixed input.
 """
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,37 +40,44 @@ def logits(model: torch.nn.Module, is_encoder_decoder: bool) -> torch.Tensor:
     """What a model answers to INPUT."""
     ids = torch.tensor(INPUT)
     inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder else {})}
+    model.eval()
     with torch.no_grad():
-        return model.eval()(**inputs).logits
+        return model(**inputs).logits
+
+
+def make_trainer(folder: Path, kind: str, deepspeed: str | None = None, **changes: Any) -> WarmupTrainer:
+    """The same run wherever it is made."""
+    config = WarmupConfig(output_dir=str(folder), deepspeed=deepspeed, **{**SETTINGS, **changes})
+    rows = load_task("ledger", length=3, modulus=3, train_size=25, validation_size=1, test_size=1).splits["train"]
+    texts = [row[part] for row in rows for part in ("prompt", "target")]
+    model, tokenizer = load_model(kind, lambda: texts, SIZE, 0)
+    return WarmupTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
 
 
 def train(folder: Path, kind: str, deepspeed: str | None) -> None:
     """To the last update, from the newest checkpoint if there is one; then save what came out."""
-    config = WarmupConfig(output_dir=str(folder), deepspeed=deepspeed, **SETTINGS)
-    task = load_task("ledger", length=3, modulus=3, train_size=25, validation_size=1, test_size=1)
-    texts = [row[part] for row in task.splits["train"] for part in ("prompt", "target")]
-    model, tokenizer = load_model(kind, lambda: texts, SIZE, 0)
-    trainer = WarmupTrainer(
-        model=model, args=config, train_dataset=task.splits["train"], processing_class=tokenizer
-    )  # fmt: skip
+    trainer = make_trainer(folder, kind, deepspeed)
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model(str(folder))
-    answer = logits(trainer.model_wrapped, model.config.is_encoder_decoder)
+    answer = logits(trainer.model_wrapped, trainer.model.config.is_encoder_decoder)
     if trainer.is_world_process_zero():
         torch.save(answer, folder / "logits.pt")
 
 
-def main() -> None:
-    """Every run in turn."""
+def main(place: dict[str, str], folder: str, kind: str, deepspeed: str | None, runs: list[str]) -> None:
+    """Every run in turn; output goes to `folder/log.txt`."""
+    os.environ.update(place)
+    with Path(folder, "log.txt").open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
-    folder, kind, deepspeed, *runs = sys.argv[1:]
-    if deepspeed != "none":
+    if deepspeed is not None:
         start_deepspeed()
     for run in runs:
-        train(Path(folder, run), kind, None if deepspeed == "none" else deepspeed)
+        train(Path(folder, run), kind, deepspeed)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(**globals()["GIVEN"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -41,8 +40,7 @@ def launch(folder: Path, **changes: object) -> subprocess.Popen:
         str(folder / "logs"),
     ]
     command = [sys.executable, *launcher, "--tee", "3", "-m", "rl_warmup.cli.train", "--config", str(path)]
-    environment = {**os.environ, "TORCHELASTIC_ERROR_FILE": ""}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
+import runpy
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from rl_warmup import checkpoints
 from rl_warmup.interruptions import EXIT_SIGNALLED
 from rl_warmup.run_folder import read_jsonl
 
-from .resume_worker import UPDATES, logits
+from .resume_worker import UPDATES, logits, make_trainer
 
 pytestmark = pytest.mark.distributed
 CONFIGS = Path(__file__).parents[2] / "deepspeed_configs"
@@ -26,41 +26,43 @@ LAYOUTS = {"ddp": ("scratch-t5", None), "zero2": ("scratch-t5", "zero2.json"), "
 
 
 class Pair:
-    """Both processes, started by hand: a launcher would spend as long again on importing torch."""
+    """Both processes, forked from one that has imported everything; a launcher would import it anew for each."""
 
-    def __init__(self, folder: Path, layout: str, *runs: str, processes: int = 2) -> None:
+    def __init__(self, folder: Path, layout: str, *runs: str) -> None:
         kind, config = LAYOUTS[layout]
-        worker = Path(__file__).with_name("resume_worker.py")
-        command = [sys.executable, worker, folder, kind, CONFIGS / config if config else "none", *runs]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "DS_ACCELERATOR": "cpu"}
-        self.log = folder / "log.txt"
-        with self.log.open("a") as log:
-            self.processes = [
-                subprocess.Popen(
-                    [str(part) for part in command], stdout=log, stderr=log,
-                    env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                )
-                for rank in range(processes)
-            ]  # fmt: skip
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["rl_warmup.trainer", "deepspeed"])
+        self.log, self.processes = folder / "log.txt", []
+        for rank in ("0", "1"):
+            given = {
+                "place": {**meeting, "RANK": rank, "LOCAL_RANK": rank}, "folder": str(folder), "kind": kind,
+                "deepspeed": str(CONFIGS / config) if config else None, "runs": runs,
+            }  # fmt: skip
+            script = str(Path(__file__).with_name("resume_worker.py"))
+            settings = {"init_globals": {"GIVEN": given}, "run_name": "__main__"}
+            self.processes.append(context.Process(target=runpy.run_path, args=(script,), kwargs=settings))
+            self.processes[-1].start()
 
     def wait_for(self, path: Path) -> None:
         """Until a file or folder is there."""
         until = time.monotonic() + 200
         while not path.exists():
-            assert all(process.poll() is None for process in self.processes), self.log.read_text()[-4000:]
+            assert all(process.exitcode is None for process in self.processes), self.log.read_text()[-4000:]
             assert time.monotonic() < until, self.log.read_text()[-4000:]
             time.sleep(0.01)
 
     def end(self) -> list[int]:
         """Their exit codes."""
-        try:
-            return [process.wait(timeout=200) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
+        for process in self.processes:
+            process.join(200)
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        return codes
 
 
 def check_equal(folder: Path, run: str) -> None:
@@ -95,10 +97,10 @@ def test_a_killed_pair_ends_like_one_left_alone(tmp_path, layout):
     assert torch.equal(answer, torch.load(tmp_path / "killed" / "logits.pt"))
 
 
-def test_one_process_told_to_stop_stops_both_after_the_same_update(tmp_path):
+def test_one_process_told_to_stop_stops_both_after_the_same_update(tmp_path, capsys):
     pair = Pair(tmp_path, "ddp", "alone", "told")
     pair.wait_for(tmp_path / "told" / "checkpoint-2")
-    pair.processes[1].send_signal(signal.SIGTERM)
+    os.kill(pair.processes[1].pid, signal.SIGTERM)
     assert pair.end() == [EXIT_SIGNALLED] * 2, pair.log.read_text()[-4000:]
     assert f"Exit code {EXIT_SIGNALLED}" in pair.log.read_text()
     stopped = checkpoints.newest(tmp_path / "told")
@@ -106,3 +108,11 @@ def test_one_process_told_to_stop_stops_both_after_the_same_update(tmp_path):
     assert Pair(tmp_path, "ddp", "told").end() == [0, 0], pair.log.read_text()[-4000:]
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (tmp_path / "told" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    # one process goes on from what two have written, and says what is not the same any more
+    alone = make_trainer(tmp_path / "told", "scratch-t5", per_device_train_batch_size=4, max_steps=UPDATES + 2)
+    alone.train(resume_from_checkpoint="auto")
+    assert alone.state.global_step == UPDATES + 2
+    assert "written by 2 processes and goes on with 1 process" in "".join(capsys.readouterr())
+    smaller = make_trainer(tmp_path / "told", "scratch-t5", max_steps=UPDATES + 4)
+    with pytest.raises(ValueError, match="updates of 8 rows, and now they would have 4"):
+        smaller.train(resume_from_checkpoint="auto")
