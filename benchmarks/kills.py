@@ -127,22 +127,30 @@ def changed_at(path: Path) -> int:
 def live_and_die(
     run: Path, recipe: Path, processes: int, longest: float, one: bool, rng: random.Random, log: Path
 ) -> str:
-    """Start, wait until it trains (every eighth time not even that), kill at a random moment; where that was."""
+    """Start, let it come to some point, kill at a random moment after it; where that was.
+
+    An eighth of the lives is killed wherever it may be, a quarter once it trains, the rest once it has saved: a machine that
+    is busy with other things would never come further otherwise.
+    """
     timing, max_steps = run / "timing.jsonl", yaml.safe_load(recipe.read_text(encoding="utf-8"))["max_steps"]
-    before = changed_at(timing)  # training begins with cutting the log back to the checkpoint
-    life = Life(recipe, processes, log)
-    if rng.random() < 1 / 8:
-        time.sleep(rng.uniform(0.0, 1.0))
-    else:
-        while not any(code is not None for code in life.codes()) and changed_at(timing) == before:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0.0, longest))
+    began, saved = changed_at(timing), last_checkpoint(run)  # training begins with cutting the log
+    life, chance = Life(recipe, processes, log), rng.random()
+    waits = chance >= 1 / 8
+    while waits and all(code is None for code in life.codes()):
+        waits = changed_at(timing) == began if chance < 3 / 8 else last_checkpoint(run) == saved
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0.0, longest))
     if any(code is not None for code in life.codes()):
         if any(life.end()):
             raise SystemExit(f"kills: the run could not go on:\n{log.read_text()[-3000:]}")
         return "finished before"
     life.kill(rng.randrange(processes) if one else None)
-    return place_of_death(run, changed_at(timing) != before, max_steps)
+    return place_of_death(run, changed_at(timing) != began, max_steps)
+
+
+def last_checkpoint(run: Path) -> int:
+    """The number of updates in the newest checkpoint; 0 where there is none."""
+    return max((int(path.name.rpartition("-")[2]) for path in run.glob("checkpoint-*")), default=0)
 
 
 def differences(one: Path, other: Path) -> list[str]:

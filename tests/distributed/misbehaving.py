@@ -31,10 +31,3 @@ def hangs(completions: list, trainer_state: Any, **kwargs: Any) -> list[float]:
     if _second(trainer_state):
         time.sleep(10_000)
     return [0.0] * len(completions)
-
-
-def freezes(completions: list, trainer_state: Any, **kwargs: Any) -> list[float]:
-    """A process that nothing runs in any more, its watchdog included."""
-    if _second(trainer_state):
-        os.kill(os.getpid(), signal.SIGSTOP)
-    return [0.0] * len(completions)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rl_warmup import checkpoints
-from rl_warmup.interruptions import EXIT_SIGNALLED, Watchdog
+from rl_warmup.interruptions import EXIT_SIGNALLED
 
 pytestmark = pytest.mark.distributed
 REWARDS = Path(__file__).with_name("misbehaving.py")
@@ -22,7 +22,7 @@ RECIPE = {
     "task": "ledger",
     "task_kwargs": {"length": 3, "modulus": 3, "train_size": 16, "validation_size": 4, "test_size": 4},
     "max_steps": 2000, "num_warmups": 2, "max_warmup_length": 4, "logging_steps": 1, "save_steps": 2,
-    "per_device_train_batch_size": 2, "use_cpu": True, "show_progress": False, "hang_timeout": 4,
+    "per_device_train_batch_size": 2, "use_cpu": True, "show_progress": False,
 }  # fmt: skip
 
 
@@ -67,7 +67,8 @@ def finish(process: subprocess.Popen, timeout: float) -> str:
     ],
 )  # fmt: skip
 def test_the_job_ends_and_names_the_process(tmp_path, what, words):
-    process = launch(tmp_path, rewards=["target_logprob", f"{REWARDS}:{what}"])
+    patience = {"hang_timeout": 8} if what == "hangs" else {}  # not so short that a busy machine seems to hang
+    process = launch(tmp_path, rewards=["target_logprob", f"{REWARDS}:{what}"], **patience)
     wait_for(tmp_path / "run" / "checkpoint-2", process)
     out = finish(process, 60)
     assert process.returncode == 1
@@ -86,11 +87,3 @@ def test_a_launcher_told_to_end_saves_first(tmp_path):
     assert "SIGTERM: update" in out
     step = checkpoints.step_of(checkpoints.newest(tmp_path / "run"))
     assert f"checkpoint-{step} written" in out
-
-
-def test_nobody_is_judged_while_the_main_process_writes(tmp_path):
-    watchdog = Watchdog(tmp_path, 0.5)
-    watchdog.reached("update 1, rows read")
-    assert watchdog.since is not None
-    watchdog.rest()
-    assert watchdog.since is None
