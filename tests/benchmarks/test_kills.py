@@ -6,7 +6,7 @@ from benchmarks import kills
 
 
 def test_killed_at_random_and_started_again_it_ends_the_same(tmp_path):
-    places, differ = kills.torment(tmp_path, 3, longest=0.5, seed=1, show=False, max_steps=60)
+    places, differ = kills.torment(tmp_path, 3, longest=0.3, seed=1, show=False, max_steps=30)
     assert sum(places.values()) == 3, places
     assert "finished before" not in places
     assert differ == []
