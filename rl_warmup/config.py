@@ -198,6 +198,11 @@ def _range_faults(options: WarmupOptions) -> list[str]:
         ("top_p", 0 < options.top_p <= 1, "above 0 and at most 1"),
         ("tau", options.tau > 0, "above 0"),
         ("anchor_weight", options.anchor_weight >= 0, "at least 0"),
+        (
+            "hang_timeout",
+            options.hang_timeout is None or options.hang_timeout > 0,
+            "above 0, or empty to wait for ever",
+        ),
         ("readiness", options.readiness < 0, "below 0 (nats per token)"),
     ]
     return [f"{name}: is {getattr(options, name)}, must be {allowed}." for name, fine, allowed in checks if not fine]

@@ -7,7 +7,7 @@ Every value is a (sum, count) pair, so that means stay exact over micro-batches 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,17 +25,24 @@ class Means(TrainerCallback, ExportableState):
 
     def __init__(self) -> None:
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.collected: list[dict[str, list[float]]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = (state.stateful_callbacks or {}).get("Means") if state.global_step else None
         self.sums.clear()
-        self.sums.update({name: list(pair) for name, pair in saved["attributes"]["sums"].items()} if saved else {})
+        for rank, sums in enumerate(saved["attributes"]["sums"] if saved else []):
+            if rank % args.world_size == args.process_index:  # fewer processes take over the others' sums
+                self.add(sums)
+
+    def collect(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Get every process's sums, as the main process is going to save them for all."""
+        self.collected = gather(dict(self.sums))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"sums": dict(self.sums)}}
+        """What a checkpoint keeps: the sums of every process."""
+        return {"args": {}, "attributes": {"sums": self.collected or [dict(self.sums)]}}
 
-    def add(self, values: Sums) -> None:
+    def add(self, values: Mapping[str, Sequence[float]]) -> None:
         """Add (sum, count) pairs."""
         for name, (total, count) in values.items():
             self.sums[name][0] += total

@@ -78,6 +78,9 @@ class WarmupOptions:
     guard: str = _option("warn", "What to do when warmups collapse.", GUARDS)
     disable_dropout: bool = _option(True, "Set every dropout of the model to 0, as sampled warmups are scored again.")
     num_eval_warmups: int = _option(4, "Warmups per prompt for the validation bound on log P(y|x).")
+    hang_timeout: float | None = _option(
+        30.0, "Seconds a process may stay behind the others inside an update before the run ends; empty waits for ever."
+    )
     log_warmups: int = _option(3, "Sampled warmups shown at every log (terminal and warmups.jsonl); 0 shows none.")
 
 

@@ -17,6 +17,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from rl_warmup import _trl
+from rl_warmup.checkpoints import disk_faults, later_than, newest, require
 from rl_warmup.config import Recipe, build_recipe
 from rl_warmup.evaluation import Evaluation, score_predictions
 from rl_warmup.layouts.loading import load_model
@@ -51,14 +52,15 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     )
     evaluation.check()
     task = recipe_task(recipe)
-    if recipe.config.cold_start == "race" and resume is None:
-        recipe = race(recipe, task)
+    if recipe.config.cold_start == "race":
+        recipe = race(recipe, task) if resume is None else _raced(recipe, folder)
     trainer = make_trainer(recipe, task)
     main_process = trainer.is_world_process_zero()
     if main_process:
         recipe.save(folder)
     trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(str(folder))
+    with disk_faults(folder):
+        trainer.save_model(str(folder))
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
     with trainer.shared_writer() as writer, torch.autocast(writer.model.device.type, enabled=False):
         scored = evaluation.run(writer, task, recipe.task.predict_split, folder, trainer.eval_encoder)
@@ -143,22 +145,41 @@ def race(recipe: Recipe, task: Task) -> Recipe:
         rows = trainer.eval_encoder.encode_all(task.splits["validation"], "validation")
         standings[proposal] = trainer.evaluate(rows)["eval_target_bound"]
     winner = max(standings, key=lambda name: standings[name])
-    write_json(folder / "race.json", {"steps": recipe.config.race_steps, "target_bound": standings, "winner": winner})
+    if recipe.config.process_index == 0:
+        write_json(
+            folder / "race.json", {"steps": recipe.config.race_steps, "target_bound": standings, "winner": winner}
+        )
+    return _with_winner(recipe, winner)
+
+
+def _with_winner(recipe: Recipe, winner: str) -> Recipe:
     return build_recipe({**recipe.values, "proposals": [winner], "cold_start": "one"})
+
+
+def _raced(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the winner of the race that its checkpoints come from."""
+    path = folder / "race" / "race.json"
+    if not path.is_file():
+        raise ValueError(
+            f"cold_start: the checkpoint comes after a race, and its result {path} is missing. Name the proposal that won: "
+            f"--proposals NAME --cold_start one."
+        )
+    return _with_winner(recipe, json.loads(path.read_text(encoding="utf-8"))["winner"])
 
 
 def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
     """The checkpoint to resume from; refuses to write over an earlier run unasked."""
     wanted = recipe.config.resume_from_checkpoint
     if wanted in (True, "auto", "true"):
-        # trainer_state.json is written last: a checkpoint without it was cut off by a kill
-        complete = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
-        newest = max(complete, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-        return None if newest is None else str(newest)
+        checkpoint = newest(folder)
+        return None if checkpoint is None else str(checkpoint)
     if wanted:
-        if not Path(wanted, "trainer_state.json").is_file():
+        require(Path(str(wanted)))
+        if later := later_than(Path(str(wanted)), folder):
             raise ValueError(
-                f"resume_from_checkpoint: {wanted} is no complete checkpoint (it has no trainer_state.json)."
+                f"resume_from_checkpoint: {folder} holds later checkpoints ({', '.join(path.name for path in later)}), and "
+                f"the next `auto` would take one of them, whose log is cut off now. Remove them, or go on in another "
+                f"output_dir."
             )
         return str(wanted)
     if (folder / "environment.json").is_file():
@@ -168,7 +189,7 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
                 f"`--resume_from_checkpoint auto`, or replace it with `--overwrite true`."
             )
         for stale in folder.glob("checkpoint-*"):
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)  # every process comes by
     return None
 
 

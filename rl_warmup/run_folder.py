@@ -165,6 +165,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Cut off what was logged after `step`; a new run (step 0) starts an empty file."""
+    """Cut off what was logged after `step`, a line torn by a kill included; a new run (step 0) starts an empty file."""
     if path.is_file():
-        write_jsonl(path, [record for record in read_jsonl(path) if step and record["step"] <= step])
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # what has no end is torn
+        write_jsonl(path, [record for line in lines if step and (record := json.loads(line))["step"] <= step])

@@ -17,7 +17,6 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -36,6 +35,7 @@ from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.objectives.losses import weighted_loss
+from rl_warmup.resumable import ResumableTrainer
 from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
@@ -45,7 +45,7 @@ from rl_warmup.training_data import callbacks_for, encode_rows, first_rows, trai
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
-class WarmupTrainer(Trainer):
+class WarmupTrainer(ResumableTrainer):
     """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
 
     ```python
@@ -180,11 +180,11 @@ class WarmupTrainer(Trainer):
         self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Scores make rewards, rewards make the two constants of every row, and their product with the scores is the loss."""
-        batch: WarmupBatch = inputs
-        scores, weights, judged, trained = self._score_and_weigh(model, batch)
+        scores, weights, judged, trained = self._score_and_weigh(model, inputs)
         policy_loss, target_loss = weighted_loss(scores, weights, num_items_in_batch)
         loss = policy_loss + target_loss if scores.objective is None else -scores.objective / num_items_in_batch
-        self._record(batch, trained, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
+        self._record(inputs, trained, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
+        self.watchdog.reached(f"update {self.state.global_step + 1}, warmups scored")
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
         return loss * self.accelerator.num_processes
 
@@ -350,15 +350,13 @@ class WarmupTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
-        law = {"temperature": self.law.temperature, "top_p": self.law.top_p}
-        law |= {"min_length": self.law.min_length, "max_length": self.law.max_length}
-        writer = self.writer()
-        self.layout.tokens.save(
-            output_dir or self.args.output_dir, law=law, inference=writer.inference,
-            max_prompt_length=self.args.max_prompt_length, max_target_length=writer.max_target_length,
-        )  # fmt: skip
+        if self.args.should_save:
+            names, writer = ("temperature", "top_p", "min_length", "max_length"), self.writer()
+            self.layout.tokens.save(
+                output_dir or self.args.output_dir, law={name: getattr(self.law, name) for name in names},
+                inference=writer.inference, max_prompt_length=self.args.max_prompt_length,
+                max_target_length=writer.max_target_length,
+            )  # fmt: skip
 
     # ------------------------------------------------------------------ small parts
 

@@ -60,7 +60,9 @@ def run_command(name: str, args: list[str]) -> int:
         if os.environ.get("RL_WARMUP_TRACEBACK"):
             raise
         where = " (RL_WARMUP_TRACEBACK=1 shows where)" if error.__cause__ is not None else ""
-        print(f"rl-warmup {name}: {error}{where}", file=sys.stderr)
+        many = int(os.environ.get("WORLD_SIZE") or 1)
+        which = f" (process {os.environ['RANK']} of {many})" if many > 1 and "RANK" in os.environ else ""
+        print(f"rl-warmup {name}{which}: {error}{where}", file=sys.stderr)
         return 2
     return 0
 

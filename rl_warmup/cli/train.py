@@ -56,12 +56,14 @@ def command(args: list[str]) -> None:
         path = args[at + 1]
         args = args[:at] + args[at + 2 :]
     with quick_imports():
+        from torch.distributed.elastic.multiprocessing.errors import record
+
         from rl_warmup.config import read_recipe
         from rl_warmup.report import result_table
         from rl_warmup.run import train_run
 
     recipe = read_recipe(path, args)
-    result = train_run(recipe)
+    result = record(train_run)(recipe)  # a launcher of several processes prints the first failure, with its number
     if not result:
         return  # not the main process
     print(result_table(result))

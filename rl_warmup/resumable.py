@@ -1,0 +1,128 @@
+"""A Trainer whose checkpoints are whole or not there, and which goes on from them exactly.
+
+Knows: transformers' Trainer and its checkpoints, processes. Must not know: warmups. What a checkpoint is as a folder is
+said in `checkpoints.py`; what ends a run early in `interruptions.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, set_seed
+from tqdm.auto import tqdm
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+
+from rl_warmup import checkpoints
+from rl_warmup.interruptions import Interruption, Watchdog
+
+
+class ResumableTrainer(Trainer):
+    """Trainer with atomic checkpoints, refusals in place of silent changes, and an end when it is told or when it hangs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.saving_in: Path | None = None
+        self.changed_makers: str | None = None
+        run = Path(self.args.output_dir)
+        self.watchdog = Watchdog(run / "heartbeats", self.args.hang_timeout)
+        self.interruption = Interruption(self._most_of_processes)
+        self.add_callback(self.watchdog)
+        self.add_callback(self.interruption)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Trainer's, with `auto` (and True) for the newest complete checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is incomplete, or other processes wrote it than can go on from it.
+            OSError: the disk is full or the folder gone; the sentence names the last good checkpoint.
+        """
+        run = Path(self.args.output_dir)
+        asked = resume_from_checkpoint
+        checkpoint = checkpoints.newest(run) if asked in (True, "auto") else Path(str(asked)) if asked else None
+        self.changed_makers = None
+        if checkpoint is not None:
+            self.changed_makers = checkpoints.refuse_other_makers(checkpoint, self._makers())
+            if self.changed_makers and self.is_world_process_zero():
+                tqdm.write(self.changed_makers)
+        if self.is_world_process_zero():
+            checkpoints.clear_unfinished(run)
+        try:
+            with checkpoints.disk_faults(run):
+                return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+        finally:
+            self.watchdog.close()
+            self.interruption.close()
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Trainer's; the watchdog hears of it."""
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.watchdog.reached(f"update {self.state.global_step + 1}, rows read")
+        return batches
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.watchdog.rest()  # one process may write and evaluate for long while the others wait
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, which would do one update too many after the last checkpoint of a run."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.saving_in) if self.saving_in else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's, written aside; see `checkpoints.py`."""
+        run = Path(super()._get_output_dir(trial))
+        name = f"{checkpoints.PREFIX}{self.state.global_step}"
+        main_process = self.is_world_process_zero()
+        with checkpoints.disk_faults(run):
+            if self._most_of_processes(main_process and not run.is_dir()):
+                raise FileNotFoundError(f"No such file or directory: {run}")
+            self.saving_in = run / checkpoints.UNFINISHED
+            for callback in self.callback_handler.callbacks:
+                if hasattr(callback, "collect"):  # Trainer saves what callbacks of the main process know
+                    callback.collect(lambda own: gather_object([own]))
+            try:
+                super()._save_checkpoint(model, trial)
+                if self.state.best_global_step == self.state.global_step and self.state.best_model_checkpoint:
+                    self.state.best_model_checkpoint = str(run / name)  # where it will be
+                    if main_process:
+                        self.state.save_to_json(str(self.saving_in / name / TRAINER_STATE_NAME))
+                self.accelerator.wait_for_everyone()
+                if main_process:
+                    whole = self.saving_in / name
+                    checkpoints.seal(whole, self.state.global_step, self._makers(), not self.args.save_only_model)
+                    checkpoints.publish(whole, run)
+                    checkpoints.rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+                self.accelerator.wait_for_everyone()
+            finally:
+                self.saving_in = None
+                if main_process:
+                    checkpoints.clear_unfinished(run)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint and self.changed_makers:
+            # without this the streams of the run's beginning would be drawn a second time
+            set_seed(self.args.seed + 7919 * self.state.global_step, device_specific=True)
+
+    def _makers(self) -> checkpoints.Makers:
+        sharding = "fsdp" if self.is_fsdp_enabled else "none"
+        if self.is_deepspeed_enabled:
+            sharding = f"zero-{self.accelerator.state.deepspeed_plugin.zero_stage}"
+        rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        return checkpoints.Makers(self.accelerator.num_processes, sharding, rows)
+
+    def _most_of_processes(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if self.accelerator.num_processes == 1:
+            return value
+        values = torch.tensor([value], device=self.args.device)
+        return int(self.accelerator.gather(values).max())
