@@ -44,9 +44,10 @@ ARROWS: dict[str, set[str]] = {
     "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout"},
     "run": {"_trl", "config", "evaluation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
     "demo": {"config", "report", "run", "run_folder"},
+    "sweeps": {"config", "metrics", "plan", "recipe_file", "report", "run_folder", "tasks"},
     "cli": {
         "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "report", "run", "run_folder",
-        "scorecard", "tasks",
+        "scorecard", "sweeps", "tasks",
     },
 }  # fmt: skip
 # What a room may take from outside the standard library, where DESIGN.md limits it.
