@@ -17,7 +17,6 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -40,11 +39,12 @@ from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
 from rl_warmup.schedule import Schedule
+from rl_warmup.search import SearchTrainer, first_model
 
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
-class WarmupTrainer(Trainer):
+class WarmupTrainer(SearchTrainer):
     """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
 
     ```python
@@ -70,6 +70,7 @@ class WarmupTrainer(Trainer):
         compute_metrics: predictions (dicts with `prediction` and `target`) -> metrics; when given, every evaluation also
             writes predictions.
         peft_config: a LoRA configuration.
+        model_init: makes the model anew, for `hyperparameter_search`; in the place of `model`.
     """
 
     _tag_names = ("rl_warmup",)
@@ -79,7 +80,7 @@ class WarmupTrainer(Trainer):
 
     def __init__(
         self,
-        model: Any,
+        model: Any = None,
         args: WarmupConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -89,8 +90,10 @@ class WarmupTrainer(Trainer):
         peft_config: Any = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        model_init: Callable[..., Any] | None = None,
     ) -> None:
         args = args or WarmupConfig(output_dir="warmup-run")
+        model = first_model(model, model_init, args.seed)
         if isinstance(model, str):
             model, loaded = load_model(model)
             processing_class = processing_class or loaded
@@ -121,7 +124,7 @@ class WarmupTrainer(Trainer):
         super().__init__(
             model=model, args=args, data_collator=list, train_dataset=train_rows,
             eval_dataset=self._encode(self.eval_encoder, eval_dataset, "validation", args), processing_class=processing_class,
-            callbacks=callbacks, optimizers=optimizers,
+            callbacks=callbacks, optimizers=optimizers, model_init=model_init,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
         self.law = WarmupLaw(
@@ -297,10 +300,9 @@ class WarmupTrainer(Trainer):
             torch.manual_seed(self.args.seed + self.args.process_index)
             output = super().evaluation_loop(*args, **kwargs)
             means = self.eval_means.flush(self._sum_over_processes)
-            output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
             if self.text_metrics is not None:
-                metrics = self.text_metrics(self.predict_rows(self.eval_dataset))
-                output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
+                means |= self.text_metrics(self.predict_rows(self.eval_dataset))
+            output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
         self.run_folder.pause(clock() - began)
         return output
 
@@ -346,8 +348,7 @@ class WarmupTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        law = {"temperature": self.law.temperature, "top_p": self.law.top_p}
-        law |= {"min_length": self.law.min_length, "max_length": self.law.max_length}
+        law = {name: getattr(self.law, name) for name in ("temperature", "top_p", "min_length", "max_length")}
         writer = self.writer()
         self.layout.tokens.save(
             output_dir or self.args.output_dir, law=law, inference=writer.inference,
@@ -376,8 +377,7 @@ class WarmupTrainer(Trainer):
             self.add_callback(ProgressBar())
         ours = [self.means, self.schedule, self.run_folder, ProgressLine()]
         if args.guard != "off" and args.objective != "sft":
-            law = self.law
-            limits = (law.min_length, law.temperature, law.max_length)
+            limits = (self.law.min_length, self.law.temperature, self.law.max_length)
             ours.append(Guard(args.guard, args.num_warmups, *limits, self._change_law, self._warn))
         for callback in ours:
             self.add_callback(callback)

@@ -18,6 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "batch": set(),
     "options": set(),
     "schedule": set(),
+    "search": set(),
     "guard": set(),
     "run_folder": set(),
     "cpu_matmul": set(),
@@ -37,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "rollout": {"batch", "layouts", "objectives", "options", "proposals", "rewards"},
     "trainer": {
         "_trl", "batch", "config", "cpu_matmul", "diagnostics", "generation", "guard", "layouts", "objectives",
-        "proposals", "rewards", "rollout", "run_folder", "schedule",
+        "proposals", "rewards", "rollout", "run_folder", "schedule", "search",
     },
     "likelihood": {"batch", "diagnostics", "generation", "layouts", "objectives"},
     "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "tasks"},

@@ -16,7 +16,7 @@ from typing import Any
 
 from rl_warmup.metrics.significance import compare_runs, compare_seeds, holm, over_seeds
 from rl_warmup.report import NAMES, spread, text_table, write_report
-from rl_warmup.report.differences import ALPHA, ROWS, SEEDS, Difference, better
+from rl_warmup.report.differences import ALPHA, ROWS, SEEDS, Difference
 from rl_warmup.report.tables import between, figure, probability
 from rl_warmup.sweeps.arms import Arm, Plan, label
 from rl_warmup.sweeps.study import FAILED, PRUNED, Queue
@@ -132,7 +132,7 @@ def compare(plan: Plan, lines: Sequence[Line]) -> list[Line]:
     p_values = {
         str(i): x.difference.p_value for i, x in enumerate(tested) if x.difference and x.difference.p_value is not None
     }
-    adjusted = holm(p_values) if p_values else {}  # type: ignore[arg-type]
+    adjusted = holm(p_values) if p_values else {}
     return [
         replace(x, difference=replace(x.difference, p_holm=adjusted.get(str(i)), family=len(adjusted)))
         if x.difference
@@ -159,7 +159,9 @@ def _difference(plan: Plan, line: Line, base: Line) -> Difference:
     except ValueError:  # a metric that cannot be resampled, or predictions that were removed
         return Difference(base.arm, value, None, None, ROWS)
     rows = next((item for item in found if item.metric == plan.question.metric), None)
-    return Difference(base.arm, value, rows and rows.interval, rows and rows.p_value, ROWS)
+    if rows is None:
+        return Difference(base.arm, value, None, None, ROWS)
+    return Difference(base.arm, value, rows.interval, rows.p_value, ROWS)
 
 
 def _table(plan: Plan, lines: Sequence[Line]) -> list[list[str]]:
@@ -173,34 +175,37 @@ def _table(plan: Plan, lines: Sequence[Line]) -> list[list[str]]:
         rows.append([
             name, "none (SFT)" if sft and not line.warmups else NAMES[line.warmups], str(summary.n),
             figure(summary.mean, digits) + (f" ± {figure(summary.std, digits)}" if summary.std is not None else ""),
-            between(*(summary.interval or (None, None)), digits),
+            _interval(summary.interval, digits),
             figure(difference.value, digits, signed=True) if difference else "",
-            between(*((difference and difference.interval) or (None, None)), digits, signed=True),
+            _interval(difference.interval if difference else None, digits, signed=True),
             probability(difference.p_holm if difference else None),
             spread([r["updates"] for r in results], 0), spread([r["train_seconds"] for r in results], 1),
         ])  # fmt: skip
     return rows
 
 
+def _interval(interval: tuple[float, float] | None, digits: int, signed: bool = False) -> str:
+    return between(interval[0], interval[1], digits, signed) if interval else ""
+
+
 def _verdicts(plan: Plan, lines: Sequence[Line]) -> list[str]:
     """What the tests say, in words."""
-    tested = [line for line in lines if line.difference is not None]
+    tested = [(line, line.difference) for line in lines if line.difference is not None]
     if not tested:
         return []
-    metric, against = plan.question.metric, tested[0].difference.against  # type: ignore[union-attr]
-    clear = [x for x in tested if x.difference and x.difference.p_holm is not None and x.difference.p_holm <= ALPHA]
-    up = plan.question.direction != "minimize" if better(metric, 1.0) else False
+    metric, against, up = plan.question.metric, plan.question.control, plan.question.direction == "maximize"
+    clear = [(x, d.value) for x, d in tested if d.p_holm is not None and d.p_holm <= ALPHA]
 
     def named(group: list[Line]) -> str:
         return ", ".join(x.arm + (f" ({NAMES[x.warmups]})" if x.warmups else "") for x in group)
 
-    gains = [x for x in clear if x.difference and (x.difference.value > 0) == up]
-    losses = [x for x in clear if x not in gains]
+    gains = [x for x, value in clear if (value > 0) == up]
+    losses = [x for x, value in clear if (value > 0) != up]
+    unclear = [x for x, _ in tested if x not in gains + losses]
     said = [f"{metric} better than {against}'s: {named(gains)}."] if gains else []
     said += [f"{metric} worse than {against}'s: {named(losses)}."] if losses else []
-    if len(clear) < len(tested):
-        said.append(f"No difference from {against} shown: {named([x for x in tested if x not in clear])}.")
-    basis = {x.difference.basis for x in tested if x.difference}
+    said += [f"No difference from {against} shown: {named(unclear)}."] if unclear else []
+    basis = {d.basis for _, d in tested}
     how = (
         "between seeds (Welch)"
         if basis == {SEEDS}
@@ -208,7 +213,8 @@ def _verdicts(plan: Plan, lines: Sequence[Line]) -> list[str]:
     )
     if len(basis) > 1:
         how = "between seeds (Welch) where there are two, else over rows of one"
-    return [*said, f"Tests {how}, Holm over {tested[0].difference.family} comparisons."]  # type: ignore[union-attr]
+    family = tested[0][1].family
+    return [*said, f"Tests {how}, Holm over {family} comparison{'' if family == 1 else 's'}."]
 
 
 def _page(plan: Plan, arms: list[Arm], lines: list[Line], table: list[list[str]], notes: list[str]) -> str:

@@ -33,6 +33,7 @@ from rl_warmup.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING,
 
 RESULT = "metrics.json"
 POLL = 0.1  # seconds between two looks at a run's process
+PATIENT = 30.0  # seconds a run's process is given to end when asked to
 WAITING_POLL = 1.0  # seconds between two looks at the queue while others are at work
 
 
@@ -128,7 +129,7 @@ class Worker:
         """The metric of a trial's run; its mean over the seeds where the study makes the arms."""
         key = trial.user_attrs["run"]
         began, fresh = time.monotonic(), True
-        values = []
+        values: list[float] = []
         for run in self._runs(key, trial):
             offset = len(values) * max(1, run.recipe.config.max_steps)
             try:
@@ -186,7 +187,11 @@ class Worker:
                     time.sleep(POLL)
             except BaseException:
                 process.terminate()
-                process.wait()
+                try:
+                    process.wait(PATIENT)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
                 raise
         if process.returncode:
             how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
