@@ -226,12 +226,13 @@ def _page(plan: Plan, arms: list[Arm], lines: list[Line], table: list[list[str]]
         for arm in arms
     ]
     shared = ", ".join(f"{key}: {value}" for key, value in question.settings.items())
+    said = [*_verdicts(plan, lines), *notes]
     parts = [
         f"# {question.question}", "",
         f"Base recipe `{question.base.name}`{f', with {shared}' if shared else ''}; metric {question.metric}; seeds "
         f"{', '.join(map(str, question.seeds))}; test rows.", "",
         *["| " + " | ".join(row) + " |" for row in [list(HEADER), rule, *table]], "",
-        *[f"- {text}" for text in [*_verdicts(plan, lines), *notes]], "",
+        *[f"- {text}" for text in said], *([""] if said else []),
         "| arm | changes |", "| --- | --- |", *changes,
     ]  # fmt: skip
     return "\n".join(parts).rstrip() + "\n"

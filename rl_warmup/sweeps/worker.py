@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,8 +174,9 @@ class Worker:
         with log.open("a", encoding="utf-8") as out:
             try:
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, pass_fds=(lock,)
-                )
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, pass_fds=(lock,),
+                    process_group=0,
+                )  # fmt: skip
             except OSError as error:
                 raise RunFailed(f"launch: {launch[0]} cannot be started: {error}") from error
             seen = 0
@@ -186,12 +187,7 @@ class Worker:
                         seen = self._report(run, trial, offset, seen)
                     time.sleep(POLL)
             except BaseException:
-                process.terminate()
-                try:
-                    process.wait(PATIENT)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                _end(process)
                 raise
         if process.returncode:
             how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
@@ -256,6 +252,17 @@ def _terminate_like_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a run's process and whatever it launched."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(PATIENT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _last_line(log: Path) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +27,7 @@ import json, os, pathlib, sys, time, yaml
 recipe = yaml.safe_load(open(sys.argv[-1]))
 folder = pathlib.Path(recipe["output_dir"])
 with open({started!r}, "a") as file:
-    file.write(f"{{folder.parent.name}}/{{folder.name}} {{os.environ.get('CUDA_VISIBLE_DEVICES', '')}}\\n")
+    file.write(f"{{folder.parent.name}}/{{folder.name}} {{os.environ.get('CUDA_VISIBLE_DEVICES', '')}} {{os.getpid()}}\\n")
 (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 (folder / "environment.json").write_text("{{}}")
 value = recipe["num_warmups"] / 10 + recipe["seed"] / 100
@@ -62,6 +65,15 @@ class Stage:
         path = self.folder / "warmups.yaml"
         path.write_text(yaml.safe_dump({k: v for k, v in {**values, **keys}.items() if v is not None}))
         return path
+
+    def kill_runs(self) -> None:
+        """SIGKILL every run that is still going."""
+        ended = self.lines("ended")
+        for line in (self.folder / "started.txt").read_text().splitlines():
+            run, _, pid = line.split(" ")
+            if run not in ended:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
 
     def lines(self, name: str) -> list[str]:
         """Runs that started or ended, in order."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -96,12 +94,11 @@ def test_a_sweep_killed_three_times_ends_with_every_result_and_none_twice(stage)
         started = len(stage.lines("started"))
         process = worker(file, stage.output, "--jobs", "2", "--patience", "2")
         wait_for(lambda started=started: len(stage.lines("started")) >= started + 2)
+        process.kill()
+        process.wait()
         if kill_all:
             killed += 2
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.wait()
+            stage.kill_runs()
         process.stderr.close()
     outcome = run_sweep(file, SweepSettings(stage.output, jobs=2, patience=2))
     assert outcome.failed == {}
@@ -113,7 +110,7 @@ def test_a_sweep_killed_three_times_ends_with_every_result_and_none_twice(stage)
 
 
 def test_a_worker_asked_to_end_takes_its_run_with_it_and_gives_it_back(stage):
-    stage = stage(seconds=2.0)
+    stage = stage(seconds=3.0)
     file = stage.write(grid={"num_warmups": [1, 2]}, seeds=1)
     process = worker(file, stage.output)
     wait_for(lambda: stage.lines("started"))
