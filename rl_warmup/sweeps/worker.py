@@ -291,23 +291,21 @@ def words_of(seconds: float) -> str:
 
 
 def show_plan(file: str | Path, settings: SweepSettings) -> str:
-    """What a sweep would run and what that costs, as far as recipes tell; nothing is run or written."""
+    """What a sweep would run and what that costs (`plan.planned_cost`); nothing is run or written."""
+    from rl_warmup.plan import planned_cost
     from rl_warmup.report.tables import amount, text_table
 
     question = read_question(file)
     plan = make_plan(question, settings.output or Path("runs", "sweeps", question.name))
-    rows, total = [], 0
+    rows, total = [], 0.0
     for run in plan.runs():
-        config = run.recipe.config
-        prompts = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        updates = config.max_steps if config.max_steps > 0 else None
-        sampled = 0 if config.objective == "sft" else config.num_warmups
-        scored = None if updates is None else updates * prompts * max(1, sampled)
-        total += scored or 0
+        cost = planned_cost(run.recipe.resolved())
+        total += cost["flops"] or 0.0
+        flops, ratio = (cost["flops"] and amount(cost["flops"])), f"{cost['sft_ratio']:.1f}"
         finished = "done" if (run.folder / RESULT).is_file() else ""
-        rows.append([run.key, updates, prompts, sampled, None if scored is None else amount(scored), finished])
-    header = ["run", "updates", "prompts an update", "warmups each", "targets scored", ""]
-    lines = [question.question, "", f"{len(rows)} runs, about {total:,} targets scored"]
+        rows.append([run.key, cost["updates"], cost["tokens_per_update"], ratio, flops, finished])
+    header = ["run", "updates", "tokens an update", "times SFT", "operations", ""]
+    lines = [question.question, "", f"{len(rows)} runs, about {amount(total)} floating point operations (planned)"]
     if plan.trials:
         space = ", ".join(f"{key}: {value}" for key, value in plan.ranges.items())
         lines.append(f"and {plan.trials} arms named {SEARCHED}N, {len(question.seeds)} seeds each, searched in {space}")
