@@ -58,7 +58,8 @@ class Run:
         path = self.folder / ASKED
         if path.is_file():
             before, now = yaml.safe_load(path.read_text(encoding="utf-8")), self.recipe.resolved()
-            keys = [k for k in {**before, **now} if k not in INCIDENTAL and before.get(k) != now.get(k)]
+            known = {**before, **self.recipe.values}  # a default that came with a newer version changes nothing
+            keys = [k for k in known if k not in INCIDENTAL and before.get(k) != now.get(k)]
             if keys:
                 shown = ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in keys[:4])
                 raise ValueError(
