@@ -61,13 +61,17 @@ class Recipe:
     model: Any  # trl.ModelConfig
     values: dict[str, Any]  # exactly what was asked for, flags included
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the resolved recipe (what was asked for and every default of ours) as `recipe.yaml`."""
+    def resolved(self) -> dict[str, Any]:
+        """What was asked for and every default of ours."""
         ours = {f.name: getattr(self.config, f.name) for f in fields(WarmupOptions)}
         task = {f.name: getattr(self.task, f.name) for f in fields(TaskOptions)}
-        path = Path(folder, "recipe.yaml")
+        return {**task, **ours, **self.values}
+
+    def save(self, folder: str | Path, name: str = "recipe.yaml") -> Path:
+        """Write the resolved recipe."""
+        path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump({**task, **ours, **self.values}, sort_keys=False, allow_unicode=True), "utf-8")
+        path.write_text(yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True), "utf-8")
         return path
 
 

@@ -21,18 +21,23 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     Raises:
         ValueError: there is no such file, it is no mapping, or a flag cannot be read.
     """
-    return {**(_read_yaml(Path(path)) if path is not None else {}), **_read_flags(list(overrides))}
+    return {**(read_yaml(Path(path)) if path is not None else {}), **_read_flags(list(overrides))}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: there is no such file, it is no YAML, or no mapping.
+    """
     if not path.is_file():
-        raise ValueError(f"The recipe {path} does not exist. Shipped recipes lie in recipes/.")
+        raise ValueError(f"The {what} {path} does not exist. Shipped {what}s lie in {shipped}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"The recipe {path} is not valid YAML: {error}") from error
+        raise ValueError(f"The {what} {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"The recipe {path} must be a mapping of settings, `key: value` on every line.")
+        raise ValueError(f"The {what} {path} must be a mapping of settings, `key: value` on every line.")
     return values
 
 

@@ -40,12 +40,13 @@ from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
 from rl_warmup.schedule import Schedule
+from rl_warmup.search import SearchTrainer, first_model
 from rl_warmup.training_data import callbacks_for, encode_rows, first_rows, training_rows
 
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
-class WarmupTrainer(ResumableTrainer):
+class WarmupTrainer(SearchTrainer, ResumableTrainer):
     """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
 
     ```python
@@ -71,6 +72,7 @@ class WarmupTrainer(ResumableTrainer):
         compute_metrics: predictions (dicts with `prediction` and `target`) -> metrics; when given, every evaluation also
             writes predictions.
         peft_config: a LoRA configuration.
+        model_init: makes the model anew, for `hyperparameter_search`; in the place of `model`.
     """
 
     _tag_names = ("rl_warmup",)
@@ -80,7 +82,7 @@ class WarmupTrainer(ResumableTrainer):
 
     def __init__(
         self,
-        model: Any,
+        model: Any = None,
         args: WarmupConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -90,8 +92,10 @@ class WarmupTrainer(ResumableTrainer):
         peft_config: Any = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        model_init: Callable[..., Any] | None = None,
     ) -> None:
         args = args or WarmupConfig(output_dir="warmup-run")
+        model = first_model(model, model_init, args.seed)
         if isinstance(model, str):
             model, loaded = load_model(model)
             processing_class = processing_class or loaded
@@ -124,7 +128,7 @@ class WarmupTrainer(ResumableTrainer):
         args.data_seed = args.seed if args.data_seed is None else args.data_seed
         super().__init__(
             model=model, args=args, data_collator=list, train_dataset=train_rows, eval_dataset=eval_rows,
-            processing_class=processing_class, callbacks=callbacks, optimizers=optimizers,
+            processing_class=processing_class, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
         self.law = WarmupLaw(
@@ -297,10 +301,9 @@ class WarmupTrainer(ResumableTrainer):
             torch.manual_seed(self.args.seed + self.args.process_index)
             output = super().evaluation_loop(*args, **kwargs)
             means = self.eval_means.flush(self._sum_over_processes)
-            output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
             if self.text_metrics is not None:
-                metrics = self.text_metrics(self.predict_rows(self.eval_dataset))
-                output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
+                means |= self.text_metrics(self.predict_rows(self.eval_dataset))
+            output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
         self.run_folder.pause(clock() - began)
         return output
 
@@ -373,8 +376,7 @@ class WarmupTrainer(ResumableTrainer):
         ours: list[Any] = [LaunchCheck(self), self.means, self.schedule, self.run_folder, ProgressLine()]
         ours += callbacks_for(self.train_dataset)
         if args.guard != "off" and args.objective != "sft":
-            law = self.law
-            limits = (law.min_length, law.temperature, law.max_length)
+            limits = (self.law.min_length, self.law.temperature, self.law.max_length)
             ours.append(Guard(args.guard, args.num_warmups, *limits, self._change_law, self._warn))
         for callback in ours:
             self.add_callback(callback)

@@ -18,6 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "batch": set(),
     "options": set(),
     "schedule": set(),
+    "search": set(),
     "guard": set(),
     "run_folder": set(),
     "cpu_matmul": set(),
@@ -43,16 +44,17 @@ ARROWS: dict[str, set[str]] = {
     "rollout": {"batch", "layouts", "objectives", "options", "proposals", "rewards"},
     "trainer": {
         "_trl", "batch", "config", "cpu_matmul", "diagnostics", "generation", "guard", "launched", "layouts",
-        "objectives", "proposals", "resumable", "rewards", "rollout", "run_folder", "schedule", "training_data",
+        "objectives", "proposals", "resumable", "rewards", "rollout", "run_folder", "schedule", "search", "training_data",
     },
     "likelihood": {"batch", "diagnostics", "generation", "layouts", "objectives", "sharing"},
     "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "sharing", "tasks"},
     "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout"},
     "run": {"_trl", "checkpoints", "config", "evaluation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
     "demo": {"config", "report", "run", "run_folder"},
+    "sweeps": {"config", "metrics", "plan", "recipe_file", "report", "run_folder", "tasks"},
     "cli": {
         "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "report", "run", "run_folder",
-        "scorecard", "sharing", "tasks",
+        "scorecard", "sharing", "sweeps", "tasks",
     },
 }  # fmt: skip
 # What a room may take from outside the standard library, where DESIGN.md limits it.

@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "what a recipe would cost on some hardware, and whether it fits",
     "score": "try rewards on a file of warmups",
     "report": "compare runs: tables, curves and examples as one page",
+    "sweep": "run many recipes to answer one question",
     "demo": "train everything small, next to its controls, and compare",
 }
 # What transformers.Trainer imports wherever it is installed, 0.7 seconds in all, for losses of object detection and to

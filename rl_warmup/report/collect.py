@@ -76,7 +76,9 @@ class Run:
         return {control: rows for control, path in files.items() if (rows := read_jsonl(path))}
 
     def stem(self) -> str | None:
-        """The folder's name without its `-SEED`; None where it does not end so."""
+        """The folder's name without its `-SEED`, or its parent's for `seed-SEED`; None where it does not end so."""
+        if self.folder.name == f"seed-{self.seed}":
+            return self.folder.resolve().parent.name
         name = re.sub(rf"[-_.](seed)?{re.escape(str(self.seed))}$", "", self.folder.name)
         return name if name and name != self.folder.name else None
 

@@ -55,3 +55,15 @@ def make_trainer(tmp_path: Path) -> Callable[..., WarmupTrainer]:
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def tiny() -> Callable[[], tuple[Any, Any]]:
+    """Makes a tiny T5 and its tokenizer, always the same ones."""
+    return lambda: tiny_model("scratch-t5")
+
+
+@pytest.fixture
+def rows() -> Callable[[int], list[dict[str, str]]]:
+    """Makes rows of the ledger."""
+    return ledger_rows

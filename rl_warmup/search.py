@@ -1,0 +1,106 @@
+"""Hyperparameter search as transformers users know it: `model_init`, `hyperparameter_search`, one new trainer per trial.
+
+Knows: transformers' search. Must not know: what a warmup is. transformers replaces the model and some arguments of a living
+trainer; ours holds the number of warmups, the law of sampling and the phase of the cold start in parts of its own, so that
+every training with a `model_init` makes the whole trainer anew, from what it was made of and the arguments as they are now.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from transformers import Trainer, set_seed
+
+KEPT = (
+    "hp_search_backend",
+    "hp_space",
+    "hp_name",
+    "compute_objective",
+    "objective",
+)  # what a search is in the middle of
+
+
+class SearchTrainer(Trainer):
+    """A Trainer that can be made again."""
+
+    made_of: dict[str, Any]
+    objective: float | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> SearchTrainer:
+        trainer = super().__new__(cls)
+        trainer.made_of = dict(inspect.signature(cls.__init__).bind(trainer, *args, **kwargs).arguments)
+        del trainer.made_of["self"]
+        return trainer
+
+    def __init__(self, model_init: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if model_init is not None and any(kwargs.get("optimizers") or ()):
+            raise ValueError(
+                "optimizers: belong to one model, and model_init makes several; leave them to the trainer."
+            )
+        self.model_init = model_init
+        self.made_with = list(self.callback_handler.callbacks)
+
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, **kwargs: Any) -> Any:
+        """Train; with a `model_init`, as a new trainer with a new model and the arguments as they are now."""
+        model_init = self.model_init
+        if model_init is None:
+            return super().train(resume_from_checkpoint, trial=trial, **kwargs)
+        folder, searching = self.args.output_dir, self.hp_search_backend is not None and trial is not None
+        if searching:
+            for name, value in self.hp_space(trial).items():
+                if not hasattr(self.args, name):
+                    raise ValueError(f"hp_space: {name!r} is not a setting. `rl-warmup train --help` lists ours.")
+                setattr(self.args, name, value)
+        kept = {name: getattr(self, name) for name in KEPT if hasattr(self, name)}
+        trial_folder = self._get_output_dir(trial)
+        set_seed(self.args.seed)
+        model = self.call_model_init(trial)
+        known = [*self.made_with, *(self.made_of.get("callbacks") or [])]
+        added = [one for one in self.callback_handler.callbacks if not any(one is other for other in known)]
+        made_of = {**self.made_of, "args": self.args, "model": model, "model_init": None}
+        self.args.output_dir = trial_folder  # metrics.jsonl and the like of every trial in a folder of its own
+        self.__init__(**made_of)  # type: ignore[misc]
+        for callback in added:
+            if not type(callback).__module__.startswith("rl_warmup."):  # ours are made anew, a user's are kept
+                self.add_callback(callback)
+        for name, value in kept.items():
+            setattr(self, name, value)
+        self.args.output_dir = folder  # to which transformers adds the trial's folder by itself
+        try:
+            return super().train(resume_from_checkpoint, trial=trial, **kwargs)
+        finally:
+            self.model_init = model_init
+
+    def hyperparameter_search(
+        self, hp_space: Any = None, compute_objective: Callable[[dict[str, float]], float] | None = None, **kwargs: Any
+    ) -> Any:
+        """transformers' search (see there for `n_trials`, `direction`, `backend`, Optuna's own arguments).
+
+        Args:
+            hp_space: trial -> settings, ours (`num_warmups`, `tau`, ...) and transformers'.
+            compute_objective: metrics of an evaluation -> what to optimize; None takes `eval_loss`, since the sum of all
+                metrics, which transformers would take, has no meaning here.
+        """
+        return super().hyperparameter_search(hp_space, compute_objective or validation_loss, **kwargs)
+
+
+def validation_loss(metrics: dict[str, float]) -> float:
+    """Minus the bound on log P(y|x) per target token, nats; to be minimized."""
+    return metrics["eval_loss"]
+
+
+def first_model(model: Any, model_init: Callable[..., Any] | None, seed: int) -> Any:
+    """The model a trainer is made with.
+
+    Raises:
+        ValueError: neither or both of `model` and `model_init` are given.
+    """
+    if (model is None) == (model_init is None):
+        raise ValueError("WarmupTrainer needs either a model or a model_init, a function that makes one.")
+    if model_init is None:
+        return model
+    set_seed(seed)
+    return model_init(None) if inspect.signature(model_init).parameters else model_init()

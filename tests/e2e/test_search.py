@@ -1,0 +1,78 @@
+"""`hyperparameter_search` and `model_init`: every trial is a trainer of its own, with its own settings and model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rl_warmup import WarmupConfig, WarmupTrainer
+from rl_warmup.run_folder import read_jsonl
+
+
+@pytest.fixture
+def searchable(tmp_path, tiny, rows):
+    def make(**settings):
+        args = WarmupConfig(
+            output_dir=str(tmp_path / "search"), max_steps=2, per_device_train_batch_size=4, use_cpu=True, num_warmups=2,
+            max_warmup_length=4, save_strategy="no", logging_steps=1, disable_tqdm=True, report_to="none", guard="act",
+            proposals=["reverse"], readiness=-50.0, **settings,
+        )  # fmt: skip
+        return WarmupTrainer(
+            model_init=lambda: tiny()[0], args=args, train_dataset=rows(16), eval_dataset=rows(4),
+            processing_class=tiny()[1],
+        )  # fmt: skip
+
+    return make
+
+
+def test_a_search_tries_our_settings_and_returns_the_best(searchable, tmp_path):
+    trainer = searchable()
+    asked, used = [], []
+
+    def space(trial):
+        chosen = {"num_warmups": trial.suggest_int("num_warmups", 2, 5), "tau": 2.0}
+        asked.append(chosen["num_warmups"])
+        return chosen | {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True)}
+
+    def objective(metrics):
+        used.append(trainer.rollout.num_warmups)
+        return metrics["eval_loss"]
+
+    best = trainer.hyperparameter_search(space, objective, n_trials=3, backend="optuna", direction="minimize")
+    assert set(best.hyperparameters) == {"num_warmups", "learning_rate"}
+    assert list(dict.fromkeys(used)) == list(dict.fromkeys(asked))
+    for i in range(3):  # the switch of the cold start is each trial's own, and so is the posterior's temperature
+        folder = tmp_path / "search" / f"run-{i}"
+        assert [line["tau"] for line in read_jsonl(folder / "metrics.jsonl") if "tau" in line] == [2.0, 2.0]
+        shown = {line["step"]: line["warmups"][0]["finish"] for line in read_jsonl(folder / "warmups.jsonl")}
+        assert shown[1] == "proposal"
+        assert shown[2] != "proposal"
+    for name, value in best.hyperparameters.items():  # the documented way to go on
+        setattr(trainer.args, name, value)
+    trainer.train()
+    assert trainer.rollout.num_warmups == best.hyperparameters["num_warmups"]
+    assert trainer.law is trainer.rollout.law
+    trainer._change_law(min_length=2)  # what the guard holds is this trainer's
+    assert trainer.law is trainer.rollout.law
+    assert len(read_jsonl(tmp_path / "search" / "metrics.jsonl")) == 2
+
+
+def test_training_twice_with_a_model_init_gives_the_same_twice(searchable):
+    trainer = searchable()
+    results = []
+    for _ in range(2):
+        trainer.train()
+        results.append([parameter.detach().clone() for parameter in trainer.model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert len(trainer.state.log_history) == 3  # two updates and the end, not five
+
+
+def test_a_trial_is_checked_like_a_recipe(searchable):
+    with pytest.raises(ValueError, match="hp_space: 'num_warmup' is not a setting"):
+        searchable().hyperparameter_search(lambda trial: {"num_warmup": 3}, n_trials=1, backend="optuna")
+
+
+def test_a_model_or_a_model_init(tiny):
+    for given in ({}, {"model": tiny()[0], "model_init": lambda: tiny()[0]}):
+        with pytest.raises(ValueError, match="either a model or a model_init"):
+            WarmupTrainer(**given)

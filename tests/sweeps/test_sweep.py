@@ -1,0 +1,191 @@
+"""Sweeps from file to answer: what is run, what is kept, what is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from rl_warmup.cli.main import main
+from rl_warmup.metrics.significance import compare_seeds, holm
+from rl_warmup.sweeps import SweepSettings, run_sweep, show_plan
+
+NAMES = [f"num_warmups={n}" for n in (1, 2, 3, 4)]
+
+
+def results(stage) -> list[dict[str, str]]:
+    with (stage.output / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_gets_a_complete_recipe_and_the_arms_are_compared(stage):
+    stage = stage()
+    outcome = run_sweep(stage.write(), SweepSettings(stage.output, jobs=2))
+    assert outcome.failed == {}
+    assert sorted(stage.lines("ended")) == sorted(f"{name}/seed-{seed}" for name in NAMES for seed in (1, 2, 3))
+    asked = yaml.safe_load((stage.output / "num_warmups=3" / "seed-2" / "asked.yaml").read_text())
+    assert (asked["num_warmups"], asked["seed"], asked["tau"]) == (3, 2, 1.0)  # defaults are written out
+    rows = [row for row in results(stage) if row["control"] == ""]
+    assert {(row["arm"], row["seed"]): float(row["value"]) for row in rows} == {
+        (f"num_warmups={n}", str(seed)): pytest.approx(n / 10 + seed / 100) for n in (1, 2, 3, 4) for seed in (1, 2, 3)
+    }
+    values = {n: [n / 10 + seed / 100 for seed in (1, 2, 3)] for n in (1, 2, 3, 4)}
+    p_values = {str(n): compare_seeds(values[2], values[n]).p_value for n in (1, 3, 4)}
+    table = (stage.output / "results.md").read_text()
+    line = next(line for line in table.splitlines() if line.startswith("| num_warmups=3"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3:6] == ["0.320 ± 0.010", "0.295 to 0.345", "+0.100"]
+    assert cells[7] == "< 0.001"
+    assert holm(p_values)["3"] < 0.001
+    assert "better than num_warmups=2's: num_warmups=3, num_warmups=4." in table
+    assert "worse than num_warmups=2's: num_warmups=1." in table
+    page = (stage.output / "report" / "report.html").read_text()
+    assert all(name in page for name in NAMES)
+
+
+def test_a_failed_run_is_told_and_tried_again_only_when_asked(stage, capsys, monkeypatch):
+    stage = stage()
+    file = str(stage.write(grid={"num_warmups": [2, 5]}, seeds=[1, 2]))
+    assert main(["sweep", file, "--output", str(stage.output)]) == 2
+    told = capsys.readouterr()
+    assert "2 runs failed: num_warmups=5/seed-1, num_warmups=5/seed-2. The others are intact" in told.err
+    assert "FAILED num_warmups=5/seed-1: rl-warmup train: five are too many (exit code 1; " in told.out
+    assert {row["arm"] for row in results(stage)} == {"num_warmups=2"}
+    assert main(["sweep", file, "--output", str(stage.output)]) == 2
+    assert len(stage.lines("started")) == 4
+    monkeypatch.setenv("MENDED", "1")
+    assert main(["sweep", file, "--output", str(stage.output), "--retry-failed"]) == 0
+    assert stage.lines("started")[4:] == ["num_warmups=5/seed-1", "num_warmups=5/seed-2"]
+
+
+def test_seeds_and_arms_can_be_added_and_changed_settings_are_refused(stage):
+    stage = stage()
+    run_sweep(stage.write(grid={"num_warmups": [1, 2]}, seeds=1), SweepSettings(stage.output))
+    run_sweep(stage.write(grid={"num_warmups": [1, 2, 3]}, seeds=2), SweepSettings(stage.output))
+    assert sorted(stage.lines("started")) == sorted(f"{name}/seed-{seed}" for name in NAMES[:3] for seed in (1, 2))
+    with pytest.raises(ValueError, match=r"other settings \(tau 1.0 -> 2.0\). Choose another --output"):
+        run_sweep(
+            stage.write(grid={"num_warmups": [1, 2]}, seeds=1, settings={"tau": 2.0}), SweepSettings(stage.output)
+        )
+
+
+def worker(file, output, *flags) -> subprocess.Popen:
+    command = [sys.executable, "-m", "rl_warmup.cli.main", "sweep", str(file), "--output", str(output), *flags]
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+def test_a_sweep_killed_three_times_ends_with_every_result_and_none_twice(stage):
+    """Two of the kills leave the runs in progress behind, alive: they are waited for, not started again."""
+    stage = stage(seconds=0.4)
+    file, killed = stage.write(), 0
+    for kill_all in (False, True, False):
+        started = len(stage.lines("started"))
+        process = worker(file, stage.output, "--jobs", "2", "--patience", "2")
+        wait_for(lambda started=started: len(stage.lines("started")) >= started + 2)
+        process.kill()
+        process.wait()
+        if kill_all:
+            killed += 2
+            stage.kill_runs()
+        process.stderr.close()
+    outcome = run_sweep(file, SweepSettings(stage.output, jobs=2, patience=2))
+    assert outcome.failed == {}
+    everything = sorted(f"{name}/seed-{seed}" for name in NAMES for seed in (1, 2, 3))
+    assert sorted(stage.lines("ended")) == everything
+    assert sorted(set(stage.lines("started"))) == everything
+    assert len(stage.lines("started")) <= 12 + killed  # only what died with its worker was begun again
+    assert len([row for row in results(stage) if row["control"] == ""]) == 12
+
+
+def test_a_worker_asked_to_end_takes_its_run_with_it_and_gives_it_back(stage):
+    stage = stage(seconds=3.0)
+    file = stage.write(grid={"num_warmups": [1, 2]}, seeds=1)
+    process = worker(file, stage.output)
+    wait_for(lambda: stage.lines("started"))
+    process.terminate()
+    assert "interrupted" in process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130
+    assert stage.lines("ended") == []
+    assert run_sweep(file, SweepSettings(stage.output, jobs=2)).failed == {}
+    assert sorted(stage.lines("ended")) == ["num_warmups=1/seed-1", "num_warmups=2/seed-1"]
+
+
+def test_two_workers_share_a_study_without_double_work(stage):
+    stage = stage(seconds=0.2)
+    file = stage.write()
+    other = worker(file, stage.output)
+    outcome = run_sweep(file, SweepSettings(stage.output))
+    error = other.communicate(timeout=120)[1].decode()
+    assert other.returncode == 0, error
+    assert outcome.failed == {}
+    assert len(stage.lines("started")) == 12
+    assert sorted(stage.lines("ended")) == sorted(set(stage.lines("ended")))
+
+
+def test_the_budget_starts_no_run_that_would_not_end_in_time(stage):
+    stage = stage(seconds=0.6)
+    settings = SweepSettings(stage.output, budget=1.5)
+    outcome = run_sweep(stage.write(), settings)
+    assert 1 <= len(stage.lines("started")) <= 3
+    assert stage.lines("started") == stage.lines("ended")
+    assert "Stopped by --budget: " in outcome.text
+    assert f"{12 - len(stage.lines('ended'))} of 12 are not done; the same command goes on with them." in outcome.text
+
+
+def test_random_arms_are_the_same_for_everyone(stage):
+    ranges = {"num_warmups": {"low": 1, "high": 4}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+    file = stage().write(grid=None, control=None, trials=4, seeds=1, random=ranges)
+    shown = show_plan(file, SweepSettings())
+    assert shown == show_plan(file, SweepSettings())
+    assert "4 runs" in shown
+    assert "trial-0/seed-1" in shown
+
+
+def test_tpe_makes_arms_and_a_pruner_ends_the_hopeless(stage):
+    stage = stage(seconds=0.5)
+    ranges = {"num_warmups": {"low": 1, "high": 4}}
+    pruner = {"name": "percentile", "percentile": 50.0, "n_startup_trials": 1}
+    file = stage.write(grid=None, control=None, random=ranges, trials=5, sampler="tpe", seeds=[1, 2], pruner=pruner,
+                       settings={"eval_strategy": "steps", "eval_steps": 1})  # fmt: skip
+    outcome = run_sweep(file, SweepSettings(stage.output))
+    assert outcome.failed == {}
+    ended = [name for name in stage.lines("ended") if name.endswith("seed-2")]
+    if len(ended) < 5:
+        assert f"{5 - len(ended)} were ended early by the pruner" in outcome.text
+    arms = {path.parent.parent.name for path in stage.output.glob("trial-*/seed-*/asked.yaml")}
+    assert arms == {f"trial-{i}" for i in range(5)}
+    run_sweep(file, SweepSettings(stage.output))
+    assert {path.parent.parent.name for path in stage.output.glob("trial-*/seed-*/asked.yaml")} == arms
+
+
+def test_jobs_get_devices_and_one_seed_is_tested_over_rows(stage):
+    stage = stage()
+    file = stage.write(seeds=1, warmups=["own", "shuffled"], grid={"num_warmups": [1, 2]})
+    outcome = run_sweep(file, SweepSettings(stage.output, jobs=2, devices=["4", "7"]))
+    devices = {line.split(" ")[1] for line in (stage.folder / "started.txt").read_text().splitlines()}
+    assert devices <= {"4", "7"}
+    assert "over rows of one seed (bootstrap)" in outcome.text
+    assert "shuffled warmup" in outcome.text
+
+
+def test_a_real_sweep_of_two_runs(stage):
+    stage = stage()
+    file = stage.write(runs={"sft": {"objective": "sft"}, "warmup": {}}, grid=None, control="sft", seeds=1, launch=None)
+    outcome = run_sweep(file, SweepSettings(stage.output))
+    assert outcome.failed == {}
+    result = json.loads((stage.output / "warmup" / "seed-1" / "metrics.json").read_text())
+    assert result["updates"] == 2
+    assert (stage.output / "report" / "report.html").is_file()
+    assert "none (SFT)" in outcome.text
