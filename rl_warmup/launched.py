@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 SHARDED_STAGE = 3  # of ZeRO: the parameters themselves live in shards
+# Set by accelerate's launcher alone; ACCELERATE_USE_DEEPSPEED is also set by the first trainer of a process, for the next.
+LAUNCHED_DEEPSPEED = "ACCELERATE_CONFIG_DS_FIELDS"
 
 
 def asked_processes() -> int:
@@ -66,7 +68,7 @@ def refuse_launch(args: Any, model: Any) -> None:
     """
     faults = [*_process_faults(args), *_fsdp_faults(args, model)]
     json, by_launcher = args.deepspeed, os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
-    if json and _is_on("ACCELERATE_USE_DEEPSPEED"):
+    if json and LAUNCHED_DEEPSPEED in os.environ:
         faults.append(
             f"Two DeepSpeed configurations are given, `deepspeed: {json}` and the launcher's ({by_launcher or 'its own keys'}), "
             f"and the first would win without a word. Give one of them."

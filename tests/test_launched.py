@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from rl_warmup.launched import LaunchCheck, describe, engine_faults, meet_on_cpu, refuse_launch, sentence, whole_weights
 
 LAUNCHER = (
-    "RANK", "WORLD_SIZE", "MASTER_PORT", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU",
+    "RANK", "WORLD_SIZE", "MASTER_PORT", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_CONFIG_DS_FIELDS",
+    "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU",
     "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DEEPSPEED_CONFIG_FILE",
 )  # fmt: skip
 
@@ -138,11 +139,14 @@ def test_fsdp_of_an_encoder_decoder(monkeypatch):
 
 
 def test_two_deepspeed_configurations(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_CONFIG_DS_FIELDS", "")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "zero3.json")
     with pytest.raises(ValueError, match=r"`deepspeed: zero2.json` and the launcher's \(zero3.json\)"):
         refuse_launch(asked(deepspeed="zero2.json"), model())
     refuse_launch(asked(), model())
+    monkeypatch.delenv("ACCELERATE_CONFIG_DS_FIELDS")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")  # as an earlier trainer of this process leaves it
+    refuse_launch(asked(deepspeed="zero2.json"), model())
 
 
 def test_an_encoder_decoder_in_shards():
