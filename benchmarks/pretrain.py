@@ -2,9 +2,11 @@
 
 Knows: text columns of JSON lines, blocks of tokens, transformers' Trainer. Must not know: warmups, tasks, recipes.
 Where no hub can be reached this gives `recipes/local` a model to start from; a few million parameters and minutes of one core
-make no good language model, and the recipes say so.
+make no good language model, and the recipes say so. A T5 is trained with Adafactor and steps in proportion to its weights, as T5 was:
+its embeddings begin with a deviation of 1, and with AdamW a small one was seen to stay where it knows word frequencies only.
 
-    python -m benchmarks.pretrain t5 data/ddtp/*.train.jsonl.gz --columns en de fr document summary --output models/t5-small-debian
+    python -m benchmarks.pretrain t5 data/ddtp/*.train.jsonl.gz --columns en de fr --output models/t5-debian
+    python -m benchmarks.pretrain t5 data/debian_sum/*.train.jsonl.gz --pairs document summary --output models/t5-start
 """
 
 from __future__ import annotations
@@ -40,6 +42,13 @@ def read_texts(files: Sequence[Path], columns: Sequence[str]) -> list[str]:
         if not found:
             raise ValueError(f"{file} has none of the columns {', '.join(columns)}; name its text columns with --columns.")
     return list(texts)
+
+
+def read_pairs(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Prompts with their targets, from two columns."""
+    from rl_warmup.tasks.files import read
+
+    return [(record[columns[0]], record[columns[1]]) for file in files for _, record in read(file)]
 
 
 def blocks(texts: Iterable[Sequence[int]], length: int, end: int) -> Iterator[list[int]]:
@@ -97,24 +106,63 @@ def make_tokenizer(texts: Sequence[str], vocab_size: int, encoder_decoder: bool)
     return tokenizer
 
 
+def text_rows(options: argparse.Namespace) -> tuple[Any, list[dict[str, list[int]]]]:
+    """The tokenizer and rows of plain text: blocks of one length."""
+    texts = read_texts(options.files, options.columns)
+    random.Random(options.seed).shuffle(texts)
+    tokenizer = make_tokenizer(texts, options.vocab_size, options.kind == "t5")
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return tokenizer, [{"input_ids": block} for block in blocks(encoded, options.block, tokenizer.eos_token_id)]
+
+
+def pair_rows(options: argparse.Namespace) -> tuple[Any, list[dict[str, list[int]]]]:
+    """The tokenizer and rows of prompts with their targets, each cut at `block` tokens."""
+    pairs = read_pairs(options.files, options.pairs)
+    random.Random(options.seed).shuffle(pairs)
+    tokenizer = make_tokenizer([text for pair in pairs for text in pair], options.vocab_size, True)
+    prompts, targets = (tokenizer(list(side))["input_ids"] for side in zip(*pairs, strict=True))
+    rows = zip(prompts, targets, strict=True)
+    return tokenizer, [{"input_ids": x[: options.block], "labels": y[: options.block]} for x, y in rows]
+
+
 def collator(tokenizer: Any, kind: str, seed: int) -> Any:
-    """Blocks -> a batch. All blocks have one length, so all corrupted ones do, and nothing is padded."""
+    """Rows -> a batch: pairs as they are, blocks corrupted (T5) or as their own labels (Llama)."""
     import torch
 
     rng = random.Random(seed)
     sentinels = [tokenizer.convert_tokens_to_ids(f"<extra_id_{i}>") for i in range(SENTINELS)]
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def prepared(row: dict[str, Any]) -> dict[str, Any]:
+        if "labels" in row:
+            return row
         if kind == "llama":
-            ids = torch.tensor([row["input_ids"] for row in rows])
-            return {"input_ids": ids, "labels": ids}
-        made = []
-        for row in rows:
-            spans = noise_spans(len(row["input_ids"]), 0.15, 3.0, rng)
-            made.append(corrupt(row["input_ids"], spans, sentinels, tokenizer.eos_token_id))
-        return {key: torch.tensor([one[key] for one in made]) for key in ("input_ids", "labels")}
+            return {**row, "labels": row["input_ids"]}
+        spans = noise_spans(len(row["input_ids"]), 0.15, 3.0, rng)
+        return corrupt(row["input_ids"], spans, sentinels, tokenizer.eos_token_id)
+
+    def padded(rows: list[list[int]], value: int) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in rows], True, value)
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        made = [prepared(row) for row in rows]
+        ids, counts = padded([one["input_ids"] for one in made], 0), padded([[1] * len(one["input_ids"]) for one in made], 0)
+        return {"input_ids": ids, "attention_mask": counts, "labels": padded([one["labels"] for one in made], -100)}
 
     return collate
+
+
+def optimizers(model: Any, kind: str, learning_rate: float, updates: int) -> tuple[Any, Any]:
+    """T5: Adafactor with steps in proportion to the weights. Llama: AdamW. Both: a short rise, then a cosine."""
+    import torch
+    from transformers import Adafactor, get_cosine_schedule_with_warmup
+
+    if kind == "t5":
+        optimizer = Adafactor(
+            model.parameters(), lr=learning_rate, scale_parameter=True, relative_step=False, warmup_init=False
+        )
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, max(1, updates // 20), updates)
 
 
 def pretrain(options: argparse.Namespace) -> dict[str, Any]:
@@ -123,11 +171,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
 
     from rl_warmup.layouts.tiny import TinySize, build_model
 
-    texts = read_texts(options.files, options.columns)
-    random.Random(options.seed).shuffle(texts)
-    tokenizer = make_tokenizer(texts, options.vocab_size, options.kind == "t5")
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    rows = [{"input_ids": block} for block in blocks(encoded, options.block, tokenizer.eos_token_id)]
+    tokenizer, rows = pair_rows(options) if options.pairs else text_rows(options)
     held_out, rows = rows[: options.held_out], rows[options.held_out :]
     size = TinySize(
         width=options.width, layers=options.layers, heads=options.heads, feed_forward=options.feed_forward,
@@ -136,23 +180,22 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     model = build_model(options.kind, tokenizer, size, options.seed)
     settings = TrainingArguments(
         output_dir=str(options.output), max_steps=options.updates, per_device_train_batch_size=options.batch,
-        per_device_eval_batch_size=options.batch, learning_rate=options.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=max(1, options.updates // 20), weight_decay=0.01, logging_steps=100, save_strategy="no",
-        eval_strategy="steps", eval_steps=max(1, options.updates // 5), report_to=[], seed=options.seed,
-        use_cpu=not options.accelerator, bf16=options.bf16, disable_tqdm=True, remove_unused_columns=False,
+        per_device_eval_batch_size=options.batch, logging_steps=100, save_strategy="no", eval_strategy="steps",
+        eval_steps=max(1, options.updates // 5), report_to=[], seed=options.seed, use_cpu=not options.accelerator,
+        bf16=options.bf16, disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
     trainer = Trainer(
         model=model, args=settings, train_dataset=rows, eval_dataset=held_out,
         data_collator=collator(tokenizer, options.kind, options.seed),
+        optimizers=optimizers(model, options.kind, options.learning_rate, options.updates),
     )  # fmt: skip
     began = time.process_time()
     trainer.train()
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
-    seen = options.updates * options.batch * options.block
     result = {
-        "kind": options.kind, "files": [file.name for file in options.files], "texts": len(texts), "tokens": len(rows) * options.block,
-        "parameters": model.num_parameters(), "updates": options.updates, "tokens_seen": seen,
+        "kind": options.kind, "files": [file.name for file in options.files], "rows": len(rows),
+        "parameters": model.num_parameters(), "updates": options.updates, "rows_seen": options.updates * options.batch,
         "held_out_loss": [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log],
         "cpu_seconds": round(time.process_time() - began),
     }  # fmt: skip
@@ -165,6 +208,7 @@ def main() -> None:
     parser.add_argument("kind", choices=["t5", "llama"])
     parser.add_argument("files", nargs="+", type=Path, help="training text: .jsonl(.gz), .json, .csv, .tsv, .parquet")
     parser.add_argument("--columns", nargs="+", default=["text"], help="columns that hold text")
+    parser.add_argument("--pairs", nargs=2, metavar=("PROMPT", "TARGET"), help="T5: learn to map one column to another instead")
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished model")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4, help="of a T5: in the encoder and in the decoder")
@@ -174,12 +218,16 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=96, help="tokens per training row, before corruption")
     parser.add_argument("--batch", type=int, default=32, help="rows per update")
     parser.add_argument("--updates", type=int, default=1500)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, help="default: 0.03 of each weight for a T5, 0.003 for a Llama")
     parser.add_argument("--held-out", type=int, default=200, help="blocks kept for the loss that is reported")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", action="store_true", help="use a GPU where there is one; the CPU otherwise")
     parser.add_argument("--bf16", action="store_true")
-    print(json.dumps(pretrain(parser.parse_args()), indent=2))
+    options = parser.parse_args()
+    if options.pairs and options.kind != "t5":
+        parser.error("--pairs is for t5: a Llama learns pairs with `rl-warmup train --objective sft`.")
+    options.learning_rate = options.learning_rate or (3e-2 if options.kind == "t5" else 3e-3)
+    print(json.dumps(pretrain(options), indent=2))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def describe(field: str) -> Description:
         else:
             paragraphs.append(line.strip())
             target = paragraphs
-    return Description(synopsis.strip(), tuple(p for p in paragraphs if p), tuple(i for i in items if i))
+    return Description(synopsis.strip(), *(tuple(" ".join(t.split()) for t in texts if t) for texts in (paragraphs, items)))
 
 
 def family(source: str) -> str:

@@ -52,20 +52,29 @@ def test_a_comparison_runs_every_arm_reports_and_goes_on_where_it_stopped(tmp_pa
     recipe = tmp_path / "ledger.yaml"
     recipe.write_text(LEDGER)
     options = argparse.Namespace(
-        recipe=recipe, flags=["learning_rate=1e-3"], output=tmp_path / "runs", seeds=[1, 2], control=None,
+        recipe=recipe, flags=["learning_rate=1e-3"], output=tmp_path / "runs", seeds=[1], control=None,
         arms=["sft", "sft_equal_compute", "warmup"], arms_file=None,
     )  # fmt: skip
     compare(options)
     printed = capsys.readouterr().out
-    assert "sft_equal_compute (2 seeds)" in printed
+    assert "sft_equal_compute (1 seed)" in printed
     results = {path.parent.name: json.loads(path.read_text()) for path in options.output.glob("*/metrics.json")}
-    assert set(results) == {f"{arm}-{seed}" for arm in options.arms for seed in (1, 2)}
+    assert set(results) == {f"{arm}-1" for arm in options.arms}
     assert results["sft_equal_compute-1"]["updates"] > results["sft-1"]["updates"] == 2
     assert len({result["rows_hash"] for result in results.values()}) == 1
     before = {path: path.stat().st_mtime_ns for path in options.output.glob("*/metrics.json")}
     compare(options)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (Path(options.output) / "report" / "summary.md").is_file()
+
+
+def test_the_shipped_ideas_are_settings_a_recipe_knows():
+    from rl_warmup.config import build_recipe
+
+    arms = read_arms(Path(__file__).parents[2] / "benchmarks" / "arms" / "ideas.yaml", [])
+    assert {"sft", "warmup"} < set(arms)
+    for changes in arms.values():
+        build_recipe({"output_dir": "runs/unused", "use_cpu": True, "proposals": ["keywords"], **changes})
 
 
 def test_equal_compute_alone_says_what_it_needs(tmp_path):

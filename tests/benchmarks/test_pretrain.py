@@ -61,11 +61,11 @@ def test_a_pretrained_folder_loads_and_its_separator_is_reserved(tmp_path, kind)
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": f"the number {i} is here"}) + "\n" for i in range(60)))
     options = argparse.Namespace(
-        kind=kind, files=[file], columns=["text"], output=tmp_path / "model", width=16, layers=1, heads=2, feed_forward=32,
+        kind=kind, files=[file], columns=["text"], pairs=None, output=tmp_path / "model", width=16, layers=1, heads=2, feed_forward=32,
         vocab_size=400, block=16, batch=4, updates=2, learning_rate=1e-3, held_out=4, seed=0, accelerator=False, bf16=False,
     )  # fmt: skip
     result = pretrain(options)
-    assert result["tokens_seen"] == 2 * 4 * 16
+    assert result["rows_seen"] == 8
     assert json.loads((tmp_path / "model" / "pretraining.json").read_text()) == result
     model, tokenizer = load_model(str(tmp_path / "model"))
     assert len(tokenizer) == model.config.vocab_size

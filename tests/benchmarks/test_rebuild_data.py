@@ -35,8 +35,8 @@ Description-en: Extract files from a dump
  It can:
   - list the files of one directory
     and of all others;
-  * extract them.
-   a table   is left out
+  * extract them
+    for a   friend.
 
 Package: libfoo-dev
 Description-md5: bbb
@@ -69,7 +69,7 @@ def test_a_description_falls_into_synopsis_paragraphs_and_items():
     assert describe(field) == Description(
         "Extract files from a dump",
         ("This tool lists files in a dump of a disk. It was written long ago.", "It can:"),
-        ("list the files of one directory and of all others;", "extract them. a table   is left out"),
+        ("list the files of one directory and of all others;", "extract them for a friend."),
     )
     assert describe("name\ntext\n  a table\nmore text") == Description("name", ("text", "more text"), ())
 
@@ -136,7 +136,7 @@ def test_the_archive_becomes_rows(indices, tmp_path, monkeypatch):
         ("sentence", "It was written long ago.", "Es ist alt."),
         ("sentence", "It can:", "Es kann:"),
         ("item", "list the files of one directory and of all others;", "Dateien zeigen;"),
-        ("item", "extract them. a table   is left out", "sie auspacken."),
+        ("item", "extract them for a friend.", "sie auspacken."),
     }  # fmt: skip
     kinds = [row["kind"] for row in read("ddtp/ddtp-en-de.test.jsonl.gz")]
     assert sorted(kinds) == ["paragraph", "synopsis"]  # two English sentences, one German
