@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs: ARM-SEED each, and report/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", default=[], help="only these")
-    parser.add_argument("--arms-file", type=Path, help="YAML, arm: {setting: value}; default: the five arms of the demo")
+    parser.add_argument(
+        "--arms-file", type=Path, help="YAML, arm: {setting: value}; default: the five arms of the demo"
+    )
     parser.add_argument("--control", help="the arm others are compared with; default: the SFT arm that trained longest")
     compare(parser.parse_args())
 

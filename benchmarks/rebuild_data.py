@@ -82,7 +82,9 @@ def describe(field: str) -> Description:
         else:
             paragraphs.append(line.strip())
             target = paragraphs
-    return Description(synopsis.strip(), *(tuple(" ".join(t.split()) for t in texts if t) for texts in (paragraphs, items)))
+    return Description(
+        synopsis.strip(), *(tuple(" ".join(t.split()) for t in texts if t) for texts in (paragraphs, items))
+    )
 
 
 def family(source: str) -> str:
@@ -184,7 +186,9 @@ def read_index(folder: Path, ending: str) -> str:
     Raises:
         ValueError: there is none, or more than one.
     """
-    files = [file for file in folder.rglob(f"*{ending}*") if re.fullmatch(r"(\.(gz|xz|lz4))?", file.name.split(ending)[-1])]
+    files = [
+        file for file in folder.rglob(f"*{ending}*") if re.fullmatch(r"(\.(gz|xz|lz4))?", file.name.split(ending)[-1])
+    ]
     if len(files) != 1:
         raise ValueError(
             f"{folder} holds {len(files)} indices named *{ending}, and one is needed. Fetch them with "
@@ -225,7 +229,9 @@ def fetch(output: Path, suite: str) -> None:
         ValueError: this is no system with apt.
     """
     if shutil.which("apt-get") is None:
-        raise ValueError("apt-get is not here. Run this on Debian, or copy its lists of Packages and Translation-xx here.")
+        raise ValueError(
+            "apt-get is not here. Run this on Debian, or copy its lists of Packages and Translation-xx here."
+        )
     root = output.resolve()
     for part in ("lists/partial", "cache/archives/partial"):
         (root / part).mkdir(parents=True, exist_ok=True)

@@ -61,8 +61,9 @@ def test_a_pretrained_folder_loads_and_its_separator_is_reserved(tmp_path, kind)
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": f"the number {i} is here"}) + "\n" for i in range(60)))
     options = argparse.Namespace(
-        kind=kind, files=[file], columns=["text"], pairs=None, output=tmp_path / "model", width=16, layers=1, heads=2, feed_forward=32,
-        vocab_size=400, block=16, batch=4, updates=2, learning_rate=1e-3, held_out=4, seed=0, accelerator=False, bf16=False,
+        kind=kind, files=[file], columns=["text"], pairs=None, output=tmp_path / "model", width=16, layers=1, heads=2,
+        feed_forward=32, vocab_size=400, block=16, batch=4, updates=2, learning_rate=1e-3, held_out=4, seed=0,
+        accelerator=False, bf16=False,
     )  # fmt: skip
     result = pretrain(options)
     assert result["rows_seen"] == 8
@@ -72,3 +73,16 @@ def test_a_pretrained_folder_loads_and_its_separator_is_reserved(tmp_path, kind)
     tokens = declare_tokens(model, tokenizer)
     assert tokens.separator == "<extra_id_0>"
     assert tokens.banned[tokenizer.convert_tokens_to_ids("<extra_id_31>")]
+
+
+def test_a_t5_learns_pairs_of_columns(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"x": f"say {i}", "y": f"{i}"}) + "\n" for i in range(20)))
+    options = argparse.Namespace(
+        kind="t5", files=[file], columns=["text"], pairs=["x", "y"], output=tmp_path / "model", width=16, layers=1, heads=2,
+        feed_forward=32, vocab_size=400, block=16, batch=4, updates=20, learning_rate=3e-2, held_out=4, seed=0,
+        accelerator=False, bf16=False,
+    )  # fmt: skip
+    result = pretrain(options)
+    assert result["rows"] == 16
+    assert result["held_out_loss"][-1] < result["held_out_loss"][0]
