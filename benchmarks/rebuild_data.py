@@ -108,12 +108,20 @@ def likeness(text: str) -> str:
 
 
 def summaries(packages: Iterable[Row], english: dict[str, Description]) -> Iterator[Row]:
-    """Rows document -> summary, from a Packages index and the English descriptions by their md5."""
+    """Rows document -> summary, from a Packages index and the English descriptions by their md5.
+
+    Packages built from one source often share their first paragraph (`-dev`, `-doc`, ...); the first of them stands for all.
+    """
+    leads: set[str] = set()
     for package in packages:
         found = english.get(package.get("Description-md5", ""))
         if found is None or not found.paragraphs:
             continue
         document = "\n".join(found.paragraphs)
+        lead = likeness(found.paragraphs[0])
+        if lead in leads:
+            continue
+        leads.add(lead)
         if 12 < len(document.split()) < 415 and 1 < len(found.synopsis.split()) < 17:
             yield {"document": document, "summary": found.synopsis, **_origin(package)}
 

@@ -99,6 +99,16 @@ def test_texts_that_differ_in_numbers_and_case_only_stay_out_of_training(monkeyp
     assert [row["de"] for row in found["train"]] == ["zwei"]
 
 
+def test_packages_that_share_their_first_paragraph_make_one_summary():
+    lead = "A library that reads and writes the disks of a machine that nobody remembers at all."
+    english = {key: Description(f"disks of {key}", (lead, f"These are {key}."), ()) for key in ("aaa", "bbb")}
+    packages = [{"Package": f"lib{key}", "Description-md5": key} for key in ("aaa", "bbb", "missing")]
+    (row,) = rebuild_data.summaries(packages, english)
+    assert row["summary"] == "disks of aaa"
+    assert row["document"] == f"{lead}\nThese are aaa."
+    assert row["source"] == "libaaa"
+
+
 @pytest.fixture
 def indices(tmp_path):
     lists = tmp_path / "apt" / "lists"
