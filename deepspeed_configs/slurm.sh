@@ -11,7 +11,7 @@ set -euo pipefail
 
 export LAYOUT=${LAYOUT:-zero2} GPUS=${GPUS:-8}
 export ADDRESS PORT
-ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 PORT=$((20000 + SLURM_JOB_ID % 20000))
 export HF_HUB_OFFLINE=1  # machines that compute often have no network: fetch the model before, or name a folder
 
