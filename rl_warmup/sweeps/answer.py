@@ -227,10 +227,11 @@ def _page(plan: Plan, arms: list[Arm], lines: list[Line], table: list[list[str]]
     ]
     shared = ", ".join(f"{key}: {value}" for key, value in question.settings.items())
     said = [*_verdicts(plan, lines), *notes]
+    split = (plan.base | question.settings).get("predict_split", "test")
     parts = [
         f"# {question.question}", "",
         f"Base recipe `{question.base.name}`{f', with {shared}' if shared else ''}; metric {question.metric}; seeds "
-        f"{', '.join(map(str, question.seeds))}; test rows.", "",
+        f"{', '.join(map(str, question.seeds))}; {split} rows.", "",
         *["| " + " | ".join(row) + " |" for row in [list(HEADER), rule, *table]], "",
         *[f"- {text}" for text in said], *([""] if said else []),
         "| arm | changes |", "| --- | --- |", *changes,

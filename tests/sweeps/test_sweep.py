@@ -37,6 +37,7 @@ def test_every_run_gets_a_complete_recipe_and_the_arms_are_compared(stage):
     values = {n: [n / 10 + seed / 100 for seed in (1, 2, 3)] for n in (1, 2, 3, 4)}
     p_values = {str(n): compare_seeds(values[2], values[n]).p_value for n in (1, 3, 4)}
     table = (stage.output / "results.md").read_text()
+    assert "seeds 1, 2, 3; test rows." in table
     line = next(line for line in table.splitlines() if line.startswith("| num_warmups=3"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[3:6] == ["0.320 ± 0.010", "0.295 to 0.345", "+0.100"]
