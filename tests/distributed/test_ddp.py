@@ -1,4 +1,4 @@
-"""Two processes on two CPU cores equal one: the same updates, one set of files, different warmups on each rank."""
+"""The command on two processes equals the command on one: the same logged numbers, one set of files, one table."""
 
 from __future__ import annotations
 
@@ -43,17 +43,11 @@ def train(folder: Path, processes: int, batch: int, **changes) -> list[dict]:
     return read_jsonl(folder / "run" / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("changes", [{"proposals": ["reverse"], "proposal_only": True}])
-def test_two_processes_equal_one(tmp_path, changes):
+def test_two_processes_equal_one(tmp_path):
+    changes = {"proposals": ["reverse"], "proposal_only": True}
     one = train(tmp_path / "one", 1, 4, **changes)
     two = train(tmp_path / "two", 2, 2, **changes)
     assert [record["step"] for record in two] == [1, 2, 3, 4]
     for name in ("loss", "grad_norm", "target_logprob", "warmup_logp", "proposal_logp"):
         assert [r[name] for r in two] == pytest.approx([r[name] for r in one], rel=1e-4), name
     assert (tmp_path / "two" / "run" / "metrics.json").is_file()
-
-
-def test_own_warmups_train_on_two_processes_and_are_reproducible(tmp_path):
-    first = train(tmp_path / "first", 2, 2)
-    second = train(tmp_path / "second", 2, 2)
-    assert first == second
