@@ -4,7 +4,7 @@ Knows: apt's Packages and Translation-xx indices. Must not know: tasks, models. 
 their translations none that is stated, so everybody makes these rows from the archive. The archive moves: rows made another
 day are not the same rows, so compare runs on one copy only (`rows_hash` in metrics.json tells).
 
-    python -m benchmarks.rebuild_data fetch --output apt           # apt-get update into a folder of its own; no root needed
+    python -m benchmarks.rebuild_data fetch --suite "deb MIRROR unstable main" --output apt    # apt-get update; no root needed
     python -m benchmarks.rebuild_data build apt --output data      # debian_sum/ and ddtp/, JSON lines, gzipped
 """
 
@@ -27,7 +27,6 @@ Row = dict[str, Any]
 LANGUAGES = ("de", "fr")
 SPLITS = ("train", "validation", "test")
 SHARES = (0.94, 0.03, 0.03)
-SUITE = "deb https://deb.debian.org/debian unstable main"
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
 ITEM = re.compile(r"^\s*[-*+o]\s+")
 
@@ -200,7 +199,7 @@ def read_index(folder: Path, ending: str) -> str:
     if len(files) != 1:
         raise ValueError(
             f"{folder} holds {len(files)} indices named *{ending}, and one is needed. Fetch them with "
-            f"`python -m benchmarks.rebuild_data fetch --output {folder}`."
+            f"`python -m benchmarks.rebuild_data fetch --suite 'deb MIRROR unstable main' --output {folder}`."
         )
     if files[0].suffix == ".gz":
         return gzip.decompress(files[0].read_bytes()).decode("utf-8")
@@ -258,7 +257,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     fetching = commands.add_parser("fetch", help="get the indices")
     fetching.add_argument("--output", type=Path, required=True)
-    fetching.add_argument("--suite", default=SUITE, help="a line of sources.list")
+    fetching.add_argument("--suite", required=True, help="a line of sources.list: `deb MIRROR unstable main`")
     building = commands.add_parser("build", help="make the rows")
     building.add_argument("indices", type=Path, help="the folder that fetch wrote, or apt's own lists")
     building.add_argument("--output", type=Path, default=Path("data"))
