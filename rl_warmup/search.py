@@ -13,13 +13,8 @@ from typing import Any
 
 from transformers import Trainer, set_seed
 
-KEPT = (
-    "hp_search_backend",
-    "hp_space",
-    "hp_name",
-    "compute_objective",
-    "objective",
-)  # what a search is in the middle of
+# what a search is in the middle of
+KEPT = ("hp_search_backend", "hp_space", "hp_name", "compute_objective", "objective")
 
 
 class SearchTrainer(Trainer):

@@ -179,10 +179,8 @@ def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading |
     """The way through the network that fits its architecture and state."""
     sharded = hasattr(head.module.weight, "ds_id")  # ZeRO-3
     if isinstance(head.module, FSDPModule):
-        shared, sharded = (
-            False,
-            True,
-        )  # it gathers weights again for what a layer returns, not for what it left in a cache
+        # it gathers weights again for what a layer returns, not for what it left in a cache
+        shared, sharded = False, True
     elif drops_caches(model):
         logger.warning_once(
             "rl_warmup: gradient checkpointing drops cached keys and values, so every warmup reads its prompt (a T5: "

@@ -104,7 +104,9 @@ def score(section: Section, control: Arm | None, tests: Tests | None = None) -> 
             for name in arm.controls
         ]
         lines = [replace(line, difference=_difference(line, metric, control, tests)) for line in lines]
-        found.append(Scores(metric, control, _adjust(lines), list(dict.fromkeys(tests.failed))))
+        adjusted = adjust([line.difference for line in lines])
+        lines = [replace(line, difference=d) for line, d in zip(lines, adjusted, strict=True)]
+        found.append(Scores(metric, control, lines, list(dict.fromkeys(tests.failed))))
     return found
 
 
@@ -159,14 +161,11 @@ def _difference(line: Line, metric: str, control: Arm | None, tests: Tests) -> D
     return Difference(name, tested.difference, tested.interval, tested.p_value, ROWS)
 
 
-def _adjust(lines: Sequence[Line]) -> list[Line]:
-    """Holm over all tests of the table."""
-    p_values = {str(i): x.difference.p_value for i, x in enumerate(lines) if x.difference}
-    tested = {name: p for name, p in p_values.items() if p is not None}
-    adjusted = holm(tested) if tested else {}
+def adjust(differences: Sequence[Difference | None]) -> list[Difference | None]:
+    """Holm over all tests of a table, in the order given; None stays None."""
+    p_values = {str(i): d.p_value for i, d in enumerate(differences) if d is not None and d.p_value is not None}
+    adjusted = holm(p_values) if p_values else {}
     return [
-        replace(x, difference=replace(x.difference, p_holm=adjusted.get(str(i)), family=len(tested)))
-        if x.difference
-        else x
-        for i, x in enumerate(lines)
+        None if d is None else replace(d, p_holm=adjusted.get(str(i)), family=len(adjusted))
+        for i, d in enumerate(differences)
     ]

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.metrics.significance import compare_runs, compare_seeds, holm, over_seeds
+from rl_warmup.metrics.significance import compare_runs, compare_seeds, over_seeds
 from rl_warmup.report import NAMES, spread, text_table, write_report
-from rl_warmup.report.differences import ALPHA, ROWS, SEEDS, Difference
+from rl_warmup.report.differences import ALPHA, ROWS, SEEDS, Difference, adjust
 from rl_warmup.report.tables import between, figure, probability
 from rl_warmup.sweeps.arms import Arm, Plan, label
 from rl_warmup.sweeps.study import FAILED, PRUNED, Queue
@@ -129,16 +129,8 @@ def compare(plan: Plan, lines: Sequence[Line]) -> list[Line]:
         tested.append(
             replace(line, difference=_difference(plan, line, base)) if same and base and base is not line else line
         )
-    p_values = {
-        str(i): x.difference.p_value for i, x in enumerate(tested) if x.difference and x.difference.p_value is not None
-    }
-    adjusted = holm(p_values) if p_values else {}
-    return [
-        replace(x, difference=replace(x.difference, p_holm=adjusted.get(str(i)), family=len(adjusted)))
-        if x.difference
-        else x
-        for i, x in enumerate(tested)
-    ]
+    adjusted = adjust([line.difference for line in tested])
+    return [replace(line, difference=d) for line, d in zip(tested, adjusted, strict=True)]
 
 
 def _comparable(line: Line, base: Line) -> bool:
