@@ -189,10 +189,6 @@ def _amortised_faults(options: WarmupOptions) -> list[str]:
         faults.append(
             f"{key}: every warmup gets a gradient, as q is scored on all of them; leave backward_samples empty."
         )
-    if options.target_ess is not None:
-        faults.append(
-            f"{key}: no tau makes the weights of q's draws even, so target_ess cannot be met; leave it empty."
-        )
     if options.top_p != 1:
         faults.append(
             f"{key}: q draws what the policy's nucleus leaves out, which then has no probability; set top_p to 1."

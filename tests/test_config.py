@@ -129,10 +129,6 @@ def test_defaults_are_usable():
             "amortised_warmups: every warmup gets a gradient, as q is scored on all of them; leave backward_samples empty.",
         ),
         (
-            {"amortised_warmups": 1, "target_ess": 2},
-            "amortised_warmups: no tau makes the weights of q's draws even, so target_ess cannot be met; leave it empty.",
-        ),
-        (
             {"amortised_warmups": 1, "top_p": 0.9},
             "amortised_warmups: q draws what the policy's nucleus leaves out, which then has no probability; set top_p to 1.",
         ),

@@ -178,7 +178,7 @@ def test_drawn_gradients_learn(make_trainer):
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"backward_samples": 1}, {"amortised_warmups": 1, "proposals": [], "anchor_weight": 0.0, "target_ess": None}],
+    [{}, {"backward_samples": 1}, {"amortised_warmups": 1, "proposals": [], "anchor_weight": 0.0}],
 )
 def test_a_resumed_run_ends_like_one_left_alone(make_trainer, tmp_path, changed):
     settings = {
