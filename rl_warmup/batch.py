@@ -3,7 +3,8 @@
 Knows: names, shapes, units and mask polarity. Must not know: how any of it is computed.
 
 Letters: B prompts of a micro-batch; G warmups of one prompt (a *group*); N rows of the network, of which the first
-B*G are the groups, prompt by prompt, and the rest are single rows (empty warmups, anchors); T tokens of a row.
+B*G are the groups, prompt by prompt, and the rest are single rows (empty warmups, anchors) and the groups' warmups once more
+under q(c|x,y), where there is one; T tokens of a row.
 Masks: 1 = counts. Log-probabilities: natural logarithm (nats); `logps` per token, `logprob` summed.
 """
 
@@ -44,14 +45,15 @@ class RowKind(IntEnum):
     GROUP = 0  # a member of a group: weighed by the objective
     EMPTY = 1  # the empty warmup: SFT inside the model, gives log P(y|x,∅)
     ANCHOR = 2  # a proposal that keeps its weight after the cold start
+    AMORTISED = 3  # a group's warmup again, behind a prompt that shows the target: scores log q(c|x,y)
 
 
 @dataclass
 class WarmupBatch:
     """One micro-batch, ready for the network. Built by `rollout.py`, consumed by `layouts.scoring`."""
 
-    prompt_ids: Tensor  # (B, X) int64, padded on the right
-    prompt_mask: Tensor  # (B, X) int64
+    prompt_ids: Tensor  # (B, X) int64, padded on the right; (2B, X) with `amortised`: once more each, with its target
+    prompt_mask: Tensor  # as prompt_ids
     prompt_index: Tensor  # (N,) int64: the prompt a row belongs to
     row_kind: Tensor  # (N,) int64: RowKind
     seq_ids: Tensor  # (N, T) int64: what follows the prompt, `c [sep] y [eos]`
@@ -61,6 +63,9 @@ class WarmupBatch:
     warmups: list[Warmup]  # N, in the order of the rows
     prompts: list[dict[str, Any]]  # B data rows: text columns, `prompt_ids`, `target_ids`
     group_size: int  # G; 0 when the batch has no groups (the SFT control)
+    amortised: int = (
+        0  # how many warmups of a group, its last ones, q(c|x,y) drew; then the last B*G rows are AMORTISED
+    )
     reading: Any = None  # what the network made of the prompts before it sampled, with gradient; see `layouts.passes`
 
     @property

@@ -164,8 +164,35 @@ def option_faults(options: WarmupOptions) -> list[str]:
         faults.append(
             f"cold_start: is 'one', but {len(options.proposals)} proposals are listed; say 'mixture' or 'race'."
         )
+    if options.amortised_warmups:
+        faults += _amortised_faults(options)
     if options.target_truncation == "left":
         faults.append("target_truncation: 'left' would cut the beginning of the answer; use error, right or drop.")
+    return faults
+
+
+def _amortised_faults(options: WarmupOptions) -> list[str]:
+    """Why q(c|x,y) cannot draw warmups beside these options."""
+    m, n, key = options.amortised_warmups, options.num_warmups, "amortised_warmups"
+    faults = []
+    if not 0 <= m < n:
+        faults.append(f"{key}: {m} must lie between 0 and num_warmups - 1 ({n - 1}): the policy draws at least one.")
+    if options.objective != "marginal":
+        faults.append(
+            f"{key}: its weights are those of the objective 'marginal', not {options.objective!r}; use it, or 0."
+        )
+    if options.proposals:
+        faults.append(
+            f"{key}: q takes the place of proposals, but {len(options.proposals)} are listed; empty one of both."
+        )
+    if options.backward_samples is not None:
+        faults.append(
+            f"{key}: every warmup gets a gradient, as q is scored on all of them; leave backward_samples empty."
+        )
+    if options.top_p != 1:
+        faults.append(
+            f"{key}: q draws what the policy's nucleus leaves out, which then has no probability; set top_p to 1."
+        )
     return faults
 
 

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
+from rl_warmup.objectives.amortised import log_ratios
 from rl_warmup.objectives.weights import log_mean_exp
 
 Sums = dict[str, tuple[float, float]]
@@ -68,7 +69,9 @@ def rollout_metrics(
     """The metrics of one micro-batch; TRL's names where TRL has the notion.
 
     `target_logprob` is log P(y|x,c) in nats, summed over the target and averaged over warmups; `target_bound` the n-sample
-    bound on log P(y|x); `gain` = log P(y|x,c) - log P(y|x,∅) on the prompts that have both.
+    bound on log P(y|x); `gain` = log P(y|x,c) - log P(y|x,∅) on the prompts that have both. Where q(c|x,y) drew some of a
+    group, `target_logprob` and `gain` are of the policy's own draws, as q has seen the target, and the bound weighs all of
+    them by P/m; `amortised/logprob` is log q summed over a warmup, `amortised/share` the posterior weight of q's draws.
     """
     size, prompts = batch.group_size, batch.num_prompts
     groups = prompts * size
@@ -77,16 +80,21 @@ def rollout_metrics(
     out: Sums = {
         "empty_target_logprob": (target[empty].sum().item(), int(empty.sum())),
         "gain": (0.0, 0),
-        "target_logprob": (target[:groups].sum().item(), groups),
     }
     if not size:
         out["target_logprob"] = out.pop("empty_target_logprob")
         return out
     grouped = target[:groups].view(prompts, size)
+    own = grouped[:, : size - batch.amortised]
+    out["target_logprob"] = (own.sum().item(), own.numel())
     if empty.any():
-        gain = grouped[batch.prompt_index[empty]] - target[empty][:, None]
+        gain = own[batch.prompt_index[empty]] - target[empty][:, None]
         out["gain"] = (gain.sum().item(), gain.numel())
-    out["target_bound"] = (log_mean_exp(grouped).sum().item(), prompts)
+    out["target_bound"] = (log_mean_exp(grouped + log_ratios(batch, scores.warmup_logprob)).sum().item(), prompts)
+    if batch.amortised:
+        q = scores.warmup_logprob[batch.row_kind == RowKind.AMORTISED]
+        out["amortised/logprob"] = (q.sum().item(), len(q))
+        out["amortised/share"] = (weights.posterior[:, size - batch.amortised :].sum().item(), prompts)
     out["target_logprob_std"] = (grouped.std(1).sum().item(), prompts) if size > 1 else (0.0, 0)
     out["ess"] = (weights.ess.sum().item(), prompts)
     out["reward"] = (rewards.sum().item(), groups)

@@ -52,6 +52,9 @@ class WarmupOptions:
     backward_samples: int | None = _option(
         None, "Warmups of a group that get a gradient, drawn by their weights (unbiased, cheaper); empty means all."
     )
+    amortised_warmups: int = _option(
+        0, "Warmups of a group that q(c|x,y), the same network shown the target, draws and learns; marginal only."
+    )
     rewards: list = _option(
         [],
         "The whole score R: names or {name, weight, kwargs, ...}. Empty: target_logprob; list it to keep it.",

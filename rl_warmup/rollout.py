@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.passes import Reading
 from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import read_for_training, write_targets, write_warmups
+from rl_warmup.objectives.amortised import log_ratios, marginal_under_mixture
 from rl_warmup.objectives.weights import Knobs, Rule, effective_sample_size, load_rule, posterior, resample
 from rl_warmup.options import WarmupOptions
 from rl_warmup.proposals import DRAFT, Proposal, ProposalContext, count_words, load_proposal, propose
@@ -43,6 +45,7 @@ class Rollout:
     anchor_weight: float = 0.0
     knobs: Knobs = Knobs()
     backward_samples: int | None = None
+    amortised: int = 0  # warmups of a group that q(c|x,y) draws
     predictions: tuple[str, ...] = ()  # what rewards read besides: `predictions`, `sampled_predictions`
 
     @cached_property
@@ -69,15 +72,17 @@ class Rollout:
         return cls(
             layout, law, options.objective, options.num_warmups, list(options.proposals), context,
             options.max_target_length or 512, options.empty_share, options.anchor_weight, knobs, options.backward_samples,
+            options.amortised_warmups,
         )  # fmt: skip
 
     def for_evaluation(self, num_warmups: int) -> Rollout:
         """The policy's own warmups and one empty one for every prompt; rewards are not asked."""
-        return replace(self, num_warmups=num_warmups, empty_share=1.0, anchor_weight=0.0, predictions=())
+        return replace(self, num_warmups=num_warmups, empty_share=1.0, anchor_weight=0.0, amortised=0, predictions=())
 
     def read(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool) -> Reading | None:
-        """One reading of the prompts, with gradient, to sample from and to train on; None where nothing is sampled."""
-        if cold_start or self.objective == "sft":
+        """One reading of the prompts, with gradient, to sample from and to train on; None where nothing is sampled, or where
+        prompts with their targets are read besides."""
+        if cold_start or self.objective == "sft" or self.amortised:
             return None
         ids, targets = ([row[part] for row in prompts] for part in ("prompt_ids", "target_ids"))
         return read_for_training(model, self.layout, self.law, ids, targets)
@@ -94,7 +99,8 @@ class Rollout:
 
         - `sft`: the empty warmup alone.
         - cold start: the group is the proposals.
-        - afterwards: the group is `num_warmups` samples of the policy; one proposal stays as an anchor if it has weight.
+        - afterwards: the group is `num_warmups` samples of the policy, the last ones of q(c|x,y) if it draws any; one proposal
+          stays as an anchor if it has weight.
         A share of the prompts gets an empty warmup besides, which then takes the group's place in the target's loss.
         """
         if self.objective == "sft":
@@ -104,10 +110,15 @@ class Rollout:
         else:
             targets = [p["target_ids"] for p in prompts] if self.draws_from(self.num_warmups) else None
             ids = [p["prompt_ids"] for p in prompts]
+            own = self.num_warmups - self.amortised
             sampled = write_warmups(
-                model, self.layout, self.law, ids, self.num_warmups, targets=targets, reading=reading, **generate
+                model, self.layout, self.law, ids, own, targets=targets, reading=reading, **generate
             )
-            groups = [sampled[i : i + self.num_warmups] for i in range(0, len(sampled), self.num_warmups)]
+            groups = [sampled[i : i + own] for i in range(0, len(sampled), own)]
+            if self.amortised:
+                seen = [self.layout.prompt_with_target(p["prompt_ids"], p["target_ids"]) for p in prompts]
+                drawn = iter(write_warmups(model, self.layout, self.law, seen, self.amortised, **generate))
+                groups = [[*group, *islice(drawn, self.amortised)] for group in groups]
         groups = self._followed(model, prompts, groups, **generate)
         plans: list[Plan] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
         for plan, is_empty in zip(plans, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):
@@ -123,7 +134,7 @@ class Rollout:
         rows = [(i, kind, warmup) for i, plan in enumerate(plans) for kind, warmup in plan]
         rows.sort(key=lambda row: row[1] != RowKind.GROUP)  # stable
         groups = sum(kind == RowKind.GROUP for _, kind, _ in rows)
-        return splice(self.layout, prompts, rows, group_size=groups // len(prompts))
+        return splice(self.layout, prompts, rows, groups // len(prompts), self.amortised if groups else 0)
 
     def weigh(
         self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor, tau: float, cold_start: bool
@@ -132,7 +143,7 @@ class Rollout:
 
         Args:
             rewards: (B*G,) the score R of every group row, in nats. Of a group of one nothing but the length is read.
-            warmup_logprobs: (B*G,) log P(c|x) of every group row, in nats.
+            warmup_logprobs: (N,) log P(c|x) of every row, in nats; the groups' alone where q(c|x,y) draws nothing.
             tau: temperature of the posterior weights.
             cold_start: the group holds proposals: the policy imitates them, weighted by the posterior among them, so both
                 weights sum to 1; no control variate, as they are no samples of the policy.
@@ -146,8 +157,10 @@ class Rollout:
         elif cold_start:
             share = knobs.uniform_target_share
             policy, target = p, share / size + (1 - share) * p
+        elif batch.amortised:
+            p, policy, target = marginal_under_mixture(grouped, log_ratios(batch, warmup_logprobs), knobs)
         else:
-            policy, target = self._rule(grouped, warmup_logprobs.detach().view_as(grouped), knobs)
+            policy, target = self._rule(grouped, warmup_logprobs.detach()[:groups].view_as(grouped), knobs)
         a = torch.zeros(len(batch.warmups), dtype=rewards.dtype, device=rewards.device)
         b = torch.zeros_like(a)
         has_empty = torch.zeros(batch.num_prompts, dtype=torch.bool, device=a.device)
@@ -156,6 +169,8 @@ class Rollout:
         a[:groups] = policy.flatten()
         b[:groups] = target.masked_fill(has_empty[:, None], 0.0).flatten()
         b[is_empty] = 1.0
+        if batch.amortised:
+            a[batch.row_kind == RowKind.AMORTISED] = p.flatten()  # q learns the posterior
         a[is_anchor] = b[is_anchor] = self.anchor_weight / max(1, len(self.proposals))
         return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p))
 

@@ -205,7 +205,7 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
             known = self._weigh(batch, nothing, nothing)
         scores = score_sampled(model, batch, self.law) if draws else score(model, batch, self.law, known)
         judged = self._judge(model, batch, scores)
-        weights = known or self._weigh(batch, judged.total, scores.warmup_logprob[:groups])
+        weights = known or self._weigh(batch, judged.total, scores.warmup_logprob)
         trained = batch
         if draws:
             trained, drawn_weights = self.rollout.draw(batch, weights)

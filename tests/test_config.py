@@ -111,6 +111,27 @@ def test_defaults_are_usable():
         ({"cold_start": "race", "proposals": ["head"]}, "cold_start: a race needs at least two proposals, got 1."),
         ({"cold_start": "one", "proposals": ["head", "reverse"]}, "cold_start: is 'one', but 2 proposals are listed"),
         ({"target_truncation": "left"}, "target_truncation: 'left' would cut the beginning of the answer"),
+        (
+            {"amortised_warmups": 4},
+            "amortised_warmups: 4 must lie between 0 and num_warmups - 1 (3): the policy draws at least one.",
+        ),
+        ({"amortised_warmups": -1}, "amortised_warmups: -1 must lie between 0 and num_warmups - 1 (3)"),
+        (
+            {"amortised_warmups": 1, "objective": "grpo"},
+            "amortised_warmups: its weights are those of the objective 'marginal', not 'grpo'; use it, or 0.",
+        ),
+        (
+            {"amortised_warmups": 1, "proposals": ["head"]},
+            "amortised_warmups: q takes the place of proposals, but 1 are listed; empty one of both.",
+        ),
+        (
+            {"amortised_warmups": 1, "backward_samples": 2},
+            "amortised_warmups: every warmup gets a gradient, as q is scored on all of them; leave backward_samples empty.",
+        ),
+        (
+            {"amortised_warmups": 1, "top_p": 0.9},
+            "amortised_warmups: q draws what the policy's nucleus leaves out, which then has no probability; set top_p to 1.",
+        ),
         ({"bf16": "perhaps"}, "bf16: 'perhaps' is not true or false."),
         ({"task_kwargs": 3}, "task_kwargs: 3 is not a mapping."),
     ],

@@ -1,6 +1,6 @@
 """How prompt x, warmup c and target y are laid into a network, sampled from it and scored by it.
 
-Two layouts with the same four methods: `Seq2SeqLayout` (the encoder reads x, the decoder `c [sep] y [eos]`) and
+Two layouts with the same methods: `Seq2SeqLayout` (the encoder reads x, the decoder `c [sep] y [eos]`) and
 `CausalLayout` (one row `x c [sep] y [eos]`). Token ids are spliced; text is never re-tokenised at a seam.
 """
 
