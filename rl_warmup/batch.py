@@ -63,9 +63,7 @@ class WarmupBatch:
     warmups: list[Warmup]  # N, in the order of the rows
     prompts: list[dict[str, Any]]  # B data rows: text columns, `prompt_ids`, `target_ids`
     group_size: int  # G; 0 when the batch has no groups (the SFT control)
-    amortised: int = (
-        0  # how many warmups of a group, its last ones, q(c|x,y) drew; then the last B*G rows are AMORTISED
-    )
+    amortised: int = 0  # how many of a group, its last ones, q(c|x,y) drew; then the last B*G rows are AMORTISED
     reading: Any = None  # what the network made of the prompts before it sampled, with gradient; see `layouts.passes`
 
     @property

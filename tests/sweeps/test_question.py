@@ -72,7 +72,7 @@ def test_values_in_names():
     assert [label(value) for value in values] == ["a", "2", "0.5", "none", "true", "none", "reverse+head"]
 
 
-def test_a_missing_optuna_is_told(stage, capsys, monkeypatch):
+def test_a_missing_optuna_is_told(stage, tmp_path, capsys, monkeypatch):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -81,5 +81,5 @@ def test_a_missing_optuna_is_told(stage, capsys, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert main(["sweep", str(stage().write()), "--output", "x"]) == 2
+    assert main(["sweep", str(stage().write()), "--output", str(tmp_path / "out")]) == 2
     assert "pip install 'rl_warmup[sweeps]'" in capsys.readouterr().err
