@@ -22,25 +22,39 @@ def read(folder: str, split: str) -> list[dict[str, Any]]:
 
 
 def read_splits(
-    folder: str, sizes: dict[str, int | None], *, columns: Sequence[str], max_words: int | None, seed: int
+    folder: str,
+    sizes: dict[str, int | None],
+    *,
+    columns: Sequence[str],
+    max_words: int | None,
+    seed: int,
+    min_words: int = 0,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every split of `sizes`, cut to size, without records that have more than `max_words` words in one of `columns`.
+    """Every split of `sizes`, cut to size, without records that have fewer or more words than these in one of `columns`.
 
     How many records were dropped for their length is logged.
 
     Raises:
-        ValueError: if `max_words` is not positive, or a size exceeds what is left after dropping (it is named).
+        ValueError: if `max_words` is not positive or below `min_words`, or a size exceeds what is left after dropping (it is
+            named).
     """
     if max_words is not None and max_words < 1:
         raise ValueError(f"max_words={max_words}: a limit on words must be at least 1; use null for none")
+    if max_words is not None and max_words < min_words:
+        raise ValueError(f"min_words={min_words}, max_words={max_words}: no row can have both; lower min_words")
     splits = {}
     for split, size in sizes.items():
         records = read(folder, split)
-        if max_words is not None:
-            kept = [record for record in records if all(len(record[c].split()) <= max_words for c in columns)]
+        for few, limit in ((True, min_words), (False, max_words)):
+            if not limit:
+                continue
+            lengths = [[len(record[c].split()) for c in columns] for record in records]
+            fits = [min(words) >= limit if few else max(words) <= limit for words in lengths]
+            kept = [record for record, fit in zip(records, fits, strict=True) if fit]
             logger.info(
-                "%s, %s: dropped %d of %d rows with more than %d words in %s",
-                folder, split, len(records) - len(kept), len(records), max_words, " or ".join(columns),
+                "%s, %s: dropped %d of %d rows with %s than %d words in %s",
+                folder, split, len(records) - len(kept), len(records), "fewer" if few else "more", limit,
+                " or ".join(columns),
             )  # fmt: skip
             records = kept
         splits[split] = take(records, size, seed, split)

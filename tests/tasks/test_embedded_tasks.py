@@ -65,3 +65,13 @@ def test_max_words_drops_and_says_so(caplog):
         load_task("translation", max_words=10, test_size=320)
     with pytest.raises(ValueError, match="max_words=0"):
         load_task("translation", max_words=0)
+
+
+def test_min_words_keeps_long_rows_and_says_so(caplog):
+    with caplog.at_level(logging.INFO, logger="rl_warmup.tasks"):
+        splits = load_task("translation", min_words=18, max_words=40).splits
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 2551, "validation": 203, "test": 87}
+    assert all(18 <= len(row[side].split()) <= 40 for row in splits["test"] for side in ("prompt", "target"))
+    assert "rows with fewer than 18 words in en or de" in caplog.text
+    with pytest.raises(ValueError, match="min_words=18, max_words=10: no row can have both"):
+        load_task("translation", min_words=18, max_words=10)
