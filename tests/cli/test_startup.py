@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 
@@ -11,12 +12,13 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import COMMANDS, quick_imports
+from rl_warmup.cli.train import _not_asked_for
 
 HEAVY = {"torch", "transformers", "numpy", "trl", "datasets", "tokenizers", "accelerate"}
-# Of the metrics and the report, and what transformers would import for nothing. Not in the list, as transformers.Trainer and
-# accelerate import them where they are installed: peft, deepspeed.
+# Of the metrics and the report, and what transformers and accelerate would import for nothing.
 NOT_FOR_TRAINING = {
     "matplotlib", "sklearn", "sacrebleu", "rouge_score", "bert_score", "nltk", "comet", "scipy", "datasets", "pandas",
+    "peft", "deepspeed",
 }  # fmt: skip
 
 HELP = """
@@ -29,15 +31,25 @@ finally:
 """
 FIRST_STEP = """
 import json, os, sys
-from rl_warmup.cli.main import main, quick_imports
-with quick_imports():
-    from transformers import Trainer, TrainerCallback
+from contextlib import contextmanager
+from rl_warmup.cli import train
+from rl_warmup.cli.main import main
+
+stock = train.quick_imports
+
+@contextmanager
+def and_tell(*unused):
+    with stock(*unused):
+        yield
+    from transformers import TrainerCallback
+    TrainerCallback.on_step_end = tell
+
+train.quick_imports = and_tell
 
 def tell(*_, **__):
     print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), flush=True)
     os._exit(0)
 
-TrainerCallback.on_step_end = tell
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -74,6 +86,21 @@ def test_training_imports_no_metric_or_picture_before_the_first_update(tmp_path)
     seen = json.loads(run(FIRST_STEP, "train", "--config", str(recipe)).stdout.splitlines()[-1])
     assert "torch" in seen
     assert not NOT_FOR_TRAINING & set(seen)
+
+
+def test_an_adapter_or_deepspeed_is_imported_where_recipe_flags_or_launcher_say_so(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if "DEEPSPEED" in name]:
+        monkeypatch.delenv(name)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("use_peft: true\n")
+    assert _not_asked_for(None, ["--max_steps", "1"]) == ["peft", "deepspeed"]
+    assert _not_asked_for(str(recipe), []) == ["deepspeed"]
+    assert _not_asked_for(None, ["--deepspeed", "zero.json", "use_peft=true"]) == []
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert _not_asked_for(None, []) == ["peft"]
+    assert _not_asked_for(str(tmp_path / "none.yaml"), []) == [
+        "peft"
+    ]  # whoever reads the recipe says that it is missing
 
 
 def test_imports_are_frozen_and_garbage_is_collected_again(monkeypatch):
