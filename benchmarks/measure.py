@@ -1,6 +1,6 @@
 """What a call costs: processor time, floating point operations, peak memory.
 
-Knows: clocks and counters of torch, that our head keeps memory between calls. Must not know: what else it measures.
+Knows: clocks and counters of torch. Must not know: what it measures.
 
 Times are taken in interleaved rounds (A B C, A B C, ...) within one process, so that what disturbs a machine disturbs
 all variants alike; ratios are ratios of medians. Operations and memory are counted in calls of their own, which also
@@ -19,7 +19,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.results import Row
-from rl_warmup.objectives.logprobs import forget_room
 
 Call = Callable[[], Any]
 aten = torch.ops.aten
@@ -126,7 +125,6 @@ def peak_bytes(call: Call) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    forget_room()  # what our head keeps from call to call counts as every call's own
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profile:
         call()
     results = profile.kineto_results

@@ -100,27 +100,6 @@ def weighted_logps(hidden: Tensor, tokens: Tokens, head: OutputHead) -> tuple[Te
     return _WeightedLogps.apply(hidden, head.weight, head.bias, tokens, head.scale, head.cap)
 
 
-_spare: list[Tensor] = []  # at most one
-
-
-def _take_room(rows: int, vocab_size: int, device: torch.device) -> Tensor:
-    """(rows, V) float32; on a processor what the last update has given back: fresh pages cost it 2 % of an update."""
-    numbers, room = rows * vocab_size, _spare.pop() if rows and _spare else None
-    if device.type != "cpu" or room is None or len(room) < numbers:
-        room = torch.empty(numbers, device=device)
-    return room[:numbers].view(rows, vocab_size)
-
-
-def _give_room_back(room: Tensor) -> None:
-    if room.device.type == "cpu":
-        _spare[:] = [torch.empty(0).set_(room.untyped_storage())]
-
-
-def forget_room() -> None:
-    """Let go of what a processor keeps from update to update: at most `KEPT_LOGITS` numbers."""
-    _spare.clear()
-
-
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -128,28 +107,28 @@ class _TokenLogps(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             work = _Work(hidden, OutputHead(weight, bias, scale, cap), tokens)
-            room = KEPT_LOGITS // len(weight) if any(ctx.needs_input_grad[:3]) else 0
-            fitting = [piece.stop for piece in work.pieces if piece.stop <= room]
-            rows = max(fitting, default=0)  # the first ones, without gaps
-            ctx.kept = _take_room(rows, len(weight), hidden.device)
+            room = KEPT_LOGITS if any(ctx.needs_input_grad[:3]) else 0
+            kept = []
             for piece in work.pieces:
-                work.probabilities(piece, ctx.kept[piece] if piece.stop <= rows else None)
+                keep = room >= (piece.stop - piece.start) * len(weight)  # from the first on, without gaps
+                probs = work.probabilities(piece, torch.empty(0, device=hidden.device) if keep else None)
+                room = room - probs.numel() if keep else 0
+                if keep:
+                    kept.append(probs)
         ctx.tokens, ctx.pieces, ctx.scale, ctx.cap = tokens, work.pieces, scale, cap
-        ctx.save_for_backward(hidden, weight, bias, work.logps, work.normalizer)
+        ctx.save_for_backward(hidden, weight, bias, work.logps, work.normalizer, *kept)
         return work.logps
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, logps, normalizer = ctx.saved_tensors
-        kept, ctx.kept = ctx.kept, ctx.kept[:0]  # a second backward through the same graph finds nothing kept
+        hidden, weight, bias, logps, normalizer, *kept = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
             work = _Work(hidden, OutputHead(weight, bias, ctx.scale, ctx.cap), ctx.tokens, ctx.pieces)
             work.logps, work.normalizer = logps.clone(), normalizer.clone()
             sums = _Gradients(work, hidden, weight, bias, ctx.needs_input_grad)
-            for piece in work.pieces:
-                sums.add(piece, kept[piece] if piece.stop <= len(kept) else work.probabilities(piece), grad[piece])
-        if len(kept):
-            _give_room_back(kept)
+            for index, piece in enumerate(work.pieces):
+                probs = kept[index] if index < len(kept) else work.probabilities(piece)
+                sums.add(piece, probs, grad[piece])
         return (*sums.as_given(), None, None, None)
 
 

@@ -82,25 +82,6 @@ def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, kind, rows, 
             torch.testing.assert_close(a, b)
 
 
-def test_what_waits_for_the_backward_is_used_again_by_the_next_update_but_never_by_two_at_once(monkeypatch):
-    small_chunks(monkeypatch, 4, 100)
-    logprobs.forget_room()
-    hidden, head, tokens = example()
-    first, second = (token_logps(scale * hidden, Tokens(**tokens), head).sum() for scale in (1, 2))  # both wait
-    for got, scale in ((first, 1), (second, 2)):
-        expected = naive(scale * hidden, head, tokens).sum()
-        for a, b in zip(*(torch.autograd.grad(x, leaves(hidden, head)) for x in (got, expected)), strict=True):
-            torch.testing.assert_close(a, b)
-    left = logprobs._spare[0].data_ptr()
-    third = token_logps(hidden, Tokens(**tokens), head)
-    assert third.grad_fn.kept.data_ptr() == left
-    assert not logprobs._spare
-    third.sum().backward()
-    assert len(logprobs._spare) == 1
-    logprobs.forget_room()
-    assert not logprobs._spare
-
-
 @pytest.mark.parametrize("rows", [1, 2, 100])
 @pytest.mark.parametrize("kind", HEADS)
 def test_known_weights_give_the_same_gradient_in_the_forward(monkeypatch, kind, rows):
