@@ -72,12 +72,13 @@ def small(values: dict[str, Any], models: dict[str, str], folder: Path) -> dict[
         values["model_name_or_path"] = models[kind]
     else:
         values["scratch"] |= {"width": 16, "layers": 1, "heads": 2}
-    if values.get("prompt_truncation", "error") == "error":
+    if values.get("prompt_truncation", "error") != "right":
         values["max_prompt_length"] = 1024  # a tiny vocabulary makes long prompts of short ones
+    longest = 1024 if "min_words" in kwargs else min(values.get("max_target_length", 24), 24)
     steps = {key: 2 for key in ("eval_steps", "save_steps") if key in values}
     return {
         **values, "task_kwargs": kwargs | sizes, **steps, "output_dir": str(folder), "max_steps": 2, "warmup_steps": 0,
-        "per_device_train_batch_size": 2, "max_target_length": min(values.get("max_target_length", 24), 24),
+        "per_device_train_batch_size": 2, "max_target_length": longest,
         "max_warmup_length": min(values["max_warmup_length"], 8),
         "use_cpu": True, "show_progress": False, "report_to": "none", "log_warmups": 0,
     }  # fmt: skip
