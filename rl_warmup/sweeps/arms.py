@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from rl_warmup.config import Recipe, build_recipe, read_recipe
+from rl_warmup.config import Recipe, build_recipe
 from rl_warmup.metrics import METRICS, compute, signatures
+from rl_warmup.recipe_file import read_values
 from rl_warmup.report.differences import better
 from rl_warmup.sweeps.question import OWN, Question
 from rl_warmup.tasks import load_task
@@ -140,7 +141,8 @@ def make_plan(question: Question, output: Path) -> Plan:
         ValueError: a setting, name or metric that cannot be used.
         ImportError: random ranges without Optuna.
     """
-    base = read_recipe(question.base).values
+    # checked together, as settings may be what lets a base for a GPU run here
+    base = build_recipe({**read_values(question.base), **question.settings}).values
     arms = [Arm(name, changes) for name, changes in question.runs.items()]
     arms += _grid(question.grid)
     plan = Plan(question, base, output, arms)

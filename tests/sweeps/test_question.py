@@ -6,6 +6,7 @@ import builtins
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rl_warmup.cli.main import main
 from rl_warmup.sweeps.arms import label
@@ -65,6 +66,15 @@ def test_shipped_sweeps_can_be_run(path, tmp_path, capsys):
     assert main(["sweep", str(path), "--dry-run", "--output", str(tmp_path / "none")]) == 0
     assert "floating point operations (planned)" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
+
+
+def test_settings_make_a_base_for_a_gpu_run_on_a_cpu(stage, capsys):
+    stage = stage()
+    file = stage.folder / "base.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "bf16": True, "use_cpu": False}))
+    command = ["sweep", str(stage.write(settings={"bf16": False, "use_cpu": True})), "--dry-run"]
+    assert main(command) == 0
+    assert "num_warmups=4" in capsys.readouterr().out
 
 
 def test_values_in_names():
