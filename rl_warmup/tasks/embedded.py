@@ -26,9 +26,9 @@ def read_splits(
     sizes: dict[str, int | None],
     *,
     columns: Sequence[str],
+    min_words: int = 0,
     max_words: int | None,
     seed: int,
-    min_words: int = 0,
 ) -> dict[str, list[dict[str, Any]]]:
     """Every split of `sizes`, cut to size, without records that have fewer or more words than these in one of `columns`.
 

@@ -17,17 +17,17 @@ def load(
     train_size: int | None = None,
     validation_size: int | None = None,
     test_size: int | None = None,
+    min_words: int = 0,
     max_words: int | None = None,
     prompt_template: str = "{text}",
     seed: int = 0,
-    min_words: int = 0,
 ) -> Task:
     """The translation task.
 
     Args:
         source, target: "en" and "de", or the reverse.
         train_size, validation_size, test_size: None for all rows; a number takes the first rows of a shuffle by `seed`.
-        max_words, min_words: drop rows with more, or fewer, whitespace-separated words on either side; how many is logged.
+        min_words, max_words: drop rows with fewer or more whitespace-separated words on either side; how many is logged.
         prompt_template: for instance "translate English to German: {text}".
 
     Raises:
@@ -41,7 +41,7 @@ def load(
     template = Template.parse(prompt_template, allowed=["text"])
     sizes = {"train": train_size, "validation": validation_size, "test": test_size}
     splits: dict[str, list[Row]] = {}
-    read = read_splits("docs-en-de", sizes, columns=LANGUAGES, max_words=max_words, seed=seed, min_words=min_words)
+    read = read_splits("docs-en-de", sizes, columns=LANGUAGES, min_words=min_words, max_words=max_words, seed=seed)
     for split, records in read.items():
         splits[split] = [
             {
