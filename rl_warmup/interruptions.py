@@ -35,11 +35,12 @@ class Interruption(TrainerCallback):
 
     def __init__(self, most: Callable[[int], int]) -> None:
         self.most = most
-        self.heard = 0
+        self.heard = 0  # by this process, at any moment
+        self.agreed = 0  # by all of them, at the end of an update
         self.before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.heard = 0
+        self.heard = self.agreed = 0
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._hear) for number in SIGNALS}
 
@@ -48,15 +49,15 @@ class Interruption(TrainerCallback):
         self.heard = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.heard = self.most(self.heard)
-        if self.heard:
+        self.agreed = self.most(self.heard)
+        if self.agreed:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.heard:
+        if not self.agreed:  # a signal of the last moment, of which the others do not know, waits for the next update
             return
         if state.is_world_process_zero:
-            name = signal.Signals(self.heard).name
+            name = signal.Signals(self.agreed).name
             tqdm.write(
                 f"{name}: update {state.global_step} of {state.max_steps} is finished and checkpoint-{state.global_step} "
                 f"written; go on with `--resume_from_checkpoint auto`. Exit code {EXIT_SIGNALLED}."

@@ -112,6 +112,29 @@ def test_an_ordinary_save_ends_nothing():
     assert interruption.on_save(None, state, None) is None
 
 
+@pytest.mark.parametrize("moment", ["while the processes agree", "between agreeing and saving"])
+def test_a_signal_of_the_last_moment_waits_for_the_next_update(moment):
+    """One process must not leave after an update that the others take for an ordinary one; nor may the signal be lost."""
+    state = SimpleNamespace(is_world_process_zero=False, global_step=4, max_steps=9)
+    control = SimpleNamespace(should_save=False)
+
+    def most(value):
+        if moment == "while the processes agree":
+            interruption._hear(signal.SIGTERM, None)
+        return value
+
+    interruption = Interruption(most)
+    interruption.on_step_end(None, state, control)
+    if moment == "between agreeing and saving":
+        interruption._hear(signal.SIGTERM, None)
+    assert not control.should_save
+    interruption.on_save(None, state, control)  # a checkpoint that was due anyway
+    interruption.on_step_end(None, state, control)
+    assert control.should_save
+    with pytest.raises(SystemExit):
+        interruption.on_save(None, state, control)
+
+
 def test_signals_are_left_alone_outside_the_main_thread():
     before = signal.getsignal(signal.SIGTERM)
     interruption = Interruption(lambda value: value)
