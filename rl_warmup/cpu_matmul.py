@@ -1,8 +1,9 @@
 """Which library multiplies fp32 matrices on a CPU: torch's default, or oneDNN where that is shown to stay fp32.
 
-Knows: torch's precision flags. Must not know: models, training. On some processors the default (MKL) runs at half the speed
-of oneDNN, and torch has one way to oneDNN: the flag that allows bfloat16 inside fp32 products. Where a processor cannot use
-the permission, or torch's kernels do not, the arithmetic stays fp32; where it can, it does. So a probe looks at the results.
+Knows: torch's precision flags, transformers' table of attention functions. Must not know: models, training. On some
+processors the default (MKL) runs at half the speed of oneDNN, and torch has one way to oneDNN: the flag that allows bfloat16
+inside fp32 products. Where a processor cannot use the permission, or torch's kernels do not, the arithmetic stays fp32;
+where it can, it does. So a probe looks at the results.
 
 The choice follows from bits alone, never from a clock: it must come out the same when a killed run goes on.
 """
@@ -14,11 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SHAPES = ((64, 64, 64), (200, 96, 1000), (512, 256, 512))  # rows, inputs, outputs: kernels differ with the size
 FP32_ERROR = 1e-5  # relative; fp32 leaves 2e-7 to 1e-6, tf32 3e-4, bf16 3e-3
 UNTOUCHED = ("none", "none")  # torch's settings as they are before anyone has set one
 SWITCHED = ("bf16", "tf32")
+# Queries and keys up to which attention under oneDNN goes by plain products. The fused kernel makes a small product per 32
+# queries and head, each of which oneDNN prepares anew: forward and backward of 40 queries took 25 ms, against 4 by products
+# and 4 by the fused kernel under MKL; at 128 25 and 10 ms, from about 250 on the fused kernel is quicker and smaller.
+SHORT_ATTENTION = 200
 
 _taken: dict[str, Any] | None = None  # the outcome, once it was oneDNN: torch's flag belongs to the process
 
@@ -54,8 +60,28 @@ def choose_cpu_matmul(device_type: str) -> dict[str, Any]:
         return _default("oneDNN rounds to fewer digits than fp32 here", error)
     # The older of torch's two ways to say it: it sets the newer one as well, so that either can be asked afterwards.
     torch.set_float32_matmul_precision("medium")
+    _attend_by_products_where_short()
     _taken = {"route": "onednn", "reason": "oneDNN differs from the default and stays fp32", "relative_error": error}
     return _taken
+
+
+def _attend_by_products_where_short() -> None:
+    """Put an `sdpa` into transformers' table that leaves the fused kernel out on a CPU where rows are short."""
+    from transformers import AttentionInterface
+
+    stock = AttentionInterface()["sdpa"]
+    if getattr(stock, "by_products_where_short", False):
+        return
+
+    def sdpa(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        longest = max(query.size(2), key.size(2))
+        if query.size(2) == 1 or longest > SHORT_ATTENTION or query.device.type != "cpu" or _settings() != SWITCHED:
+            return stock(module, query, key, *args, **kwargs)
+        with sdpa_kernel(SDPBackend.MATH):
+            return stock(module, query, key, *args, **kwargs)
+
+    sdpa.by_products_where_short = True  # type: ignore[attr-defined]
+    AttentionInterface.register("sdpa", sdpa)
 
 
 def _default(reason: str, error: float | None = None) -> dict[str, Any]:

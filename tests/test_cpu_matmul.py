@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from rl_warmup import cpu_matmul
 from rl_warmup.cpu_matmul import FP32_ERROR, SWITCHED, UNTOUCHED, _probe, _settings, choose_cpu_matmul
@@ -23,12 +25,13 @@ def untouched() -> None:
 @pytest.fixture(autouse=True)
 def _process(monkeypatch):
     """A process that has chosen nothing yet and has no GPU; afterwards torch is as it was."""
-    before, chosen = _settings(), cpu_matmul._taken
+    before, chosen, attention = _settings(), cpu_matmul._taken, AttentionInterface()["sdpa"]
     untouched()
     monkeypatch.setattr(cpu_matmul, "_taken", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield
     untouched()
+    AttentionInterface.register("sdpa", attention)
     if before == SWITCHED and chosen is not None:
         torch.set_float32_matmul_precision("medium")
 
@@ -129,6 +132,39 @@ def test_a_probe_that_breaks_off_leaves_torch_as_it_was(monkeypatch):
     monkeypatch.setattr(cpu_matmul, "_products", third_fails)
     assert choose_cpu_matmul("cpu") == {"route": "default", "reason": "trying oneDNN failed: oneDNN cannot"}
     assert _settings() == UNTOUCHED
+
+
+FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+def fused_kernels(model: LlamaForCausalLM, tokens: int) -> tuple[torch.Tensor, bool]:
+    """Logits for two rows, and whether their attention went through the fused kernel."""
+    ids = torch.arange(2 * tokens).view(2, tokens) % 30
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as found:
+        logits = model(input_ids=ids).logits
+    return logits, any(event.key == FUSED for event in found.key_averages())
+
+
+def test_short_attention_goes_by_products_under_onednn_alone(probed):
+    probed(FP32, same_bits=False)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=30, num_hidden_layers=1, **sizes)).eval()
+    before, fused = fused_kernels(model, 40)
+    assert fused
+    choose_cpu_matmul("cpu")
+    registered = AttentionInterface()["sdpa"]
+    logits, fused = fused_kernels(model, 40)
+    assert not fused
+    assert torch.allclose(logits, before, atol=1e-5)
+    assert fused_kernels(model, 201)[1]  # where products would be slower, and hold a number for every pair of tokens
+    assert fused_kernels(model, 1)[1]
+    torch.set_float32_matmul_precision("highest")  # somebody took the flag back
+    assert fused_kernels(model, 40)[1]
+    untouched()
+    cpu_matmul._taken = None
+    choose_cpu_matmul("cpu")
+    assert AttentionInterface()["sdpa"] is registered
 
 
 # ---------------------------------------------------------------------- this machine
