@@ -50,7 +50,11 @@ class _Own:
         Rows that have ended are read too: their attention costs less than copying the others together.
         """
         for buffer, new in ((self.keys, keys), (self.values, values)):
-            buffer[layer, grid.rows, :, step] = new.to(buffer.dtype)  # autocast: a cache's are float32, products bf16
+            place = buffer[layer, :, :, step]
+            if len(new) == len(place):
+                place.copy_(new)
+            else:
+                place.index_copy_(0, grid.rows, new.to(place.dtype))  # autocast: a cache is float32, products are bf16
         every = len(self.keys[layer]) // (grid.prompts * grid.n)  # the start token is written to a group's first row
         return self.keys[layer, ::every, :, : step + 1], self.values[layer, ::every, :, : step + 1]
 
@@ -160,7 +164,7 @@ class LlamaDecoding:
     def __init__(self, model: Any, reading: Reading, num_warmups: int, max_length: int) -> None:
         self.body, self.n, self.reading = model.model, num_warmups, reading
         self.lengths, self.last = reading.mask.sum(1), reading.states
-        self.prompt = [(keys.transpose(2, 3).contiguous(), values) for keys, values in reading.layers]
+        self.prompt = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
         self.hidden_prompt = _hide(reading.mask == 0, self.last.dtype)
         self.own = _Own(len(self.prompt), len(self.last) * num_warmups, max_length, self.prompt[0][1])
 

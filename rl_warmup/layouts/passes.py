@@ -23,6 +23,9 @@ from rl_warmup.layouts.head import Head
 # Another pass over the network pays when it leaves out this share of all tokens, and this many. Measured on a CPU; on an
 # accelerator, which a single pass keeps busy, the share is a guess until one is at hand.
 WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.1 if torch.cuda.is_available() else 0.005, 64
+# Rows of a prompt share a line (`shared_states`) of up to this many square roots of the prompt's length. A longer line costs
+# attention among its rows, which is masked; another line costs a copy of the prompt's keys and values. Measured on a CPU.
+WORTH_A_LINE = 5
 
 
 class Rows(NamedTuple):
@@ -147,7 +150,8 @@ def shared_states(model: Any, head: Head, rows: Rows, one_pass: bool = False, re
     """
     device, embedding = rows.prompt_ids.device, model.get_input_embeddings()
     inputs = rows.seq_mask.sum(1) - 1  # nothing is predicted from a row's last token
-    lines = _lines(inputs.tolist(), rows.prompt_index.tolist(), embedding.weight.size(-1))
+    room = min(embedding.weight.size(-1), int(WORTH_A_LINE * rows.prompt_ids.size(1) ** 0.5))
+    lines = _lines(inputs.tolist(), rows.prompt_index.tolist(), room)
     groups = buckets(lines.filled, one_pass)
     starts, total = _starts(groups)
     begin = torch.tensor([starts[line] + offset for line, offset in lines.row], device=device)
@@ -181,7 +185,7 @@ def _line_states(
     """(L, width, d) states of L lines behind the prompts `owner`; `row` (L, width) says whose a slot is, -1 nobody's."""
     layers = reading.layers
     if owner.tolist() != list(range(len(reading.mask))):
-        layers = [(keys[owner], values[owner]) for keys, values in layers]
+        layers = [(keys.index_select(0, owner), values.index_select(0, owner)) for keys, values in layers]
     own = (row[:, :, None] == row[:, None, :]) & (position[:, :, None] >= position[:, None, :]) & (row >= 0)[:, :, None]
     prompt = reading.mask[owner].bool()
     seen = torch.cat([prompt[:, None].expand(-1, row.size(1), -1), own], 2)[:, None]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from rl_warmup.plan.shapes import Shape
 from rl_warmup.plan.work import Lengths, Work
 
-KEPT_LOGITS, LOGITS_PER_CHUNK, ROWS_PER_CHUNK = 1 << 26, 1 << 21, 256  # of objectives.logprobs; a test keeps them alike
+# Of objectives.logprobs and layouts.passes; a test keeps them alike.
+KEPT_LOGITS, LOGITS_PER_CHUNK, ROWS_PER_CHUNK, WORTH_A_LINE = 1 << 26, 1 << 21, 256, 5
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ class _Network:
             return linear, sum(g.count * g.tokens * (g.tokens + x) for g in groups) * self.pair
         if shared:
             inputs = sum(g.count * (g.tokens - 1) for g in groups)
-            return inputs * self.token, sum(width * (x + width) for width in lines_of(self.shape, groups)) * self.pair
+            pairs = sum(width * (x + width) for width in lines_of(self.shape, x, groups))
+            return inputs * self.token, pairs * self.pair
         full = sum(g.count * (x + g.tokens) for g in groups) * self.token
         return full, sum(g.count * (x + g.tokens) ** 2 for g in groups) * self.pair
 
@@ -192,12 +194,13 @@ class _Network:
         return 2 * (attention - across + reading) + 2.5 * across
 
 
-def lines_of(shape: Shape, groups: list[RowGroup]) -> list[float]:
-    """Widths of the lines into which `passes._lines` puts the rows of a prompt."""
+def lines_of(shape: Shape, x: float, groups: list[RowGroup]) -> list[float]:
+    """Widths of the lines into which `passes._lines` puts the rows of a prompt of x tokens."""
     inputs = sum(g.count * (g.tokens - 1) for g in groups)
     longest = max(g.tokens - 1 for g in groups)
     rows = max(1.0, sum(g.count for g in groups))
-    lines = max(1, math.ceil(inputs / max(shape.width, longest)))
+    room = min(shape.width, int(WORTH_A_LINE * x**0.5))
+    lines = max(1, math.ceil(inputs / max(room, longest)))
     if lines == 1:
         return [inputs]
     few, fuller = divmod(round(rows), lines)

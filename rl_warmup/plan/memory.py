@@ -204,7 +204,7 @@ class _Layers:
         if not self.shared:
             every = self.rows * self.x + self.tokens
             return every * (token + 2 * e * shape.inner)
-        widths = lines_of(shape, self.groups)
+        widths = lines_of(shape, self.x, self.groups)
         slots = self.work.prompts * sum(widths)
         seen = self.work.prompts * sum(self.x + width for width in widths)  # a line keeps its prompt's keys and its own
         mask = self.work.prompts * sum(width * (self.x + width) for width in widths) * e

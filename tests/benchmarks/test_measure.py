@@ -12,7 +12,7 @@ from benchmarks.measure import Cost, count_flops, measure, peak_bytes, rows
 def test_a_matrix_product_costs_what_it_costs():
     a, b = torch.randn(64, 128), torch.randn(128, 32)
     assert count_flops(lambda: a @ b) == 2 * 64 * 128 * 32
-    assert peak_bytes(lambda: a @ b) == 64 * 32 * 4
+    assert 0 <= peak_bytes(lambda: a @ b) - 64 * 32 * 4 < 1024  # oneDNN, where it multiplies, takes a scratch pad
 
 
 def test_peak_is_the_largest_sum_and_not_the_total():

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `benchmarks` is no install
 
 from benchmarks.shapes import Shape as BenchShape
 from benchmarks.workloads import make_tokenizer
-from rl_warmup import WarmupConfig, WarmupTrainer
+from rl_warmup import WarmupConfig, WarmupTrainer, cpu_matmul
 from rl_warmup.plan.shapes import Shape
 from rl_warmup.plan.work import Lengths, Work
 
@@ -91,6 +91,18 @@ def work_of(shape: Shape, prompts: int, n: int, k: int | None = None, lengths: L
         "precision": "float32", "checkpointing": False, "reading_can_be_shared": True, "optimizer_bytes": 8.0, **more,
     }  # fmt: skip
     return Work(**settings)
+
+
+@pytest.fixture(autouse=True)
+def _fused_attention(monkeypatch):
+    """A plan counts fused attention, which short rows do not take where oneDNN multiplies."""
+    monkeypatch.setattr("rl_warmup.trainer.choose_cpu_matmul", lambda _: {"route": "default"})
+    switched = cpu_matmul._settings() == cpu_matmul.SWITCHED
+    if switched:
+        torch.set_float32_matmul_precision("highest")
+    yield
+    if switched:
+        torch.set_float32_matmul_precision("medium")
 
 
 @pytest.fixture(scope="session")

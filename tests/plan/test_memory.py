@@ -99,7 +99,8 @@ def test_states_are_those_of_the_table(model, devices, works):
 
 def test_activations_of_the_table():
     """Llama-3.2-1B, 8 rows of 640 tokens that each read their own prompt, bf16: 8.8 GiB there. Ours shares the prompt:
-    8 x 128 tokens behind one of 512 keep a third of that. The table's plain logits of c + y are ours too."""
+    8 x 128 tokens behind one of 512, whose keys and values every row copies, keep a third of that. The table's plain logits
+    of c + y are ours too."""
     from rl_warmup.plan.memory import _Layers
     from rl_warmup.plan.work import Work
 
@@ -108,7 +109,7 @@ def test_activations_of_the_table():
         WELL_KNOWN["meta-llama/Llama-3.2-1B"], 1, 1, 8, 8, 0, 0, lengths, lengths, "", "bfloat16", False, True, 8
     )
     assert _Layers(todo, "bfloat16", shared=False).all() / GIB == pytest.approx(8.8, abs=0.1)
-    assert _Layers(todo, "bfloat16", shared=True).all() / GIB == pytest.approx(2.8, abs=0.2)
+    assert _Layers(todo, "bfloat16", shared=True).all() / GIB == pytest.approx(3.1, abs=0.1)
     assert plain_logits_bytes(todo) / GIB == pytest.approx(1.5, abs=0.05)
 
 
