@@ -38,25 +38,29 @@ def decoding_for(model: Any, longest: int) -> type[T5Decoding] | type[LlamaDecod
 
 
 class _Own:
-    """Keys and values of the warmups themselves: (layers, B*n, heads, max_length, width), filled step by step."""
+    """Keys and values of the warmups themselves: (layers, max_length, B*n, heads, width), filled step by step.
+
+    One query looks at them at a time, so products with them are sums of elementwise ones: as matrices of one row each, which a
+    processor multiplies one by one, they took several times as long.
+    """
 
     def __init__(self, layers: int, rows: int, max_length: int, like: Tensor) -> None:
-        self.keys = like.new_zeros(layers, rows, like.size(1), max_length, like.size(-1))
+        self.keys = like.new_zeros(layers, max_length, rows, like.size(1), like.size(-1))
         self.values = torch.zeros_like(self.keys)
 
     def add(self, layer: int, step: int, grid: _Grid, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (R, heads, width) of one step; everything so far, (B*n, heads, step + 1, width), uncopied.
+        """Store (R, heads, width) of one step; everything so far, (step + 1, B*n, heads, width), uncopied.
 
         Rows that have ended are read too: their attention costs less than copying the others together.
         """
         for buffer, new in ((self.keys, keys), (self.values, values)):
-            place = buffer[layer, :, :, step]
+            place = buffer[layer, step]
             if len(new) == len(place):
                 place.copy_(new)
             else:
                 place.index_copy_(0, grid.rows, new.to(place.dtype))  # autocast: a cache is float32, products are bf16
-        every = len(self.keys[layer]) // (grid.prompts * grid.n)  # the start token is written to a group's first row
-        return self.keys[layer, ::every, :, : step + 1], self.values[layer, ::every, :, : step + 1]
+        every = self.keys.size(2) // (grid.prompts * grid.n)  # the start token is written to a group's first row
+        return self.keys[layer, : step + 1, ::every], self.values[layer, : step + 1, ::every]
 
 
 class _Grid:
@@ -97,7 +101,7 @@ class T5Decoding:
         attention = self.decoder.block[0].layer[0].SelfAttention
         places = max_length + 1  # the start token has one too
         by_distance = attention.compute_bias(places, places, device=encoded.device)[0, :, -1]
-        self.bias = by_distance[:, None].to(encoded.dtype)  # (heads, 1, places): distances max_length to 0
+        self.bias = by_distance.t()[:, None].to(encoded.dtype)  # (places, 1, heads): distances max_length to 0
         self.own = _Own(len(self.cross), len(encoded) * num_warmups, places, self.cross[0][1])
         self.start = torch.full_like(reading.mask[:, 0], config.decoder_start_token_id)
 
@@ -113,7 +117,7 @@ class T5Decoding:
 
     def _step(self, tokens: Tensor, grid: _Grid, step: int) -> Tensor:
         hidden = self.decoder.embed_tokens(tokens)
-        bias = self.bias[..., self.bias.size(-1) - 1 - step :]
+        bias = self.bias[len(self.bias) - 1 - step :]
         for layer, block in enumerate(self.decoder.block):
             parts = block.layer
             attention, normed = parts[0].SelfAttention, parts[0].layer_norm(hidden)
@@ -122,9 +126,8 @@ class T5Decoding:
                 for project in (attention.q, attention.k, attention.v)
             )
             keys, values = self.own.add(layer, step, grid, key, value)
-            query = grid.by_prompt(query).flatten(0, 1)[:, :, None]
-            weights = (query @ keys.transpose(2, 3) + bias).softmax(-1)
-            hidden = hidden + attention.o(grid.by_row(weights @ values).flatten(1))
+            weights = ((grid.by_prompt(query).flatten(0, 1) * keys).sum(-1) + bias).softmax(0)
+            hidden = hidden + attention.o(grid.by_row((weights[..., None] * values).sum(0)).flatten(1))
             attention = parts[1].EncDecAttention
             query = attention.q(parts[1].layer_norm(hidden)).unflatten(1, (attention.n_heads, -1))
             keys, values = self.cross[layer]
@@ -133,7 +136,7 @@ class T5Decoding:
             hidden = parts[-1](hidden)
         if step == 0:  # the start token is read once per prompt, and remembered by all its warmups
             for buffer in (self.own.keys, self.own.values):
-                buffer[..., 0, :] = buffer[:, grid.rows, :, 0].repeat_interleave(self.n, 1)
+                buffer[:, 0] = buffer[:, 0, grid.rows].repeat_interleave(self.n, 1)
         return self.decoder.final_layer_norm(hidden) * self.scale
 
     def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
@@ -143,10 +146,10 @@ class T5Decoding:
         """
         owner, longest = rows // self.n, int(lengths.max())
         source = torch.arange(longest + 1, device=rows.device) - (longest - lengths[:, None])  # (R, longest + 1)
-        index = source.clamp(min=0)[:, None, :, None]
+        place = (source.clamp(min=0), rows[:, None])
         remembered = [
-            tuple(x[rows].gather(2, index.expand(-1, x.size(1), -1, x.size(3))) for x in pair)
-            for pair in zip(self.own.keys, self.own.values, strict=True)
+            (keys[place].transpose(1, 2), values[place].transpose(1, 2))
+            for keys, values in zip(self.own.keys, self.own.values, strict=True)
         ]
         cross = [(keys[owner], values[owner]) for keys, values in self.reading.layers]
         return {
@@ -199,22 +202,22 @@ class LlamaDecoding:
         `heads` queries share `kv` keys, head h reading key h // (heads/kv).
         """
         prompt_keys, prompt_values = self.prompt[layer]  # (B, kv, width, X), (B, kv, X, width)
-        query = grid.by_prompt(query.unflatten(1, (keys.size(1), -1)))  # (B, n, kv, heads/kv, width)
+        query = grid.by_prompt(query.unflatten(1, (keys.size(2), -1)))  # (B, n, kv, heads/kv, width)
         seen = query.transpose(1, 2).flatten(2, 3) @ prompt_keys + self.hidden_prompt  # (B, kv, n*heads/kv, X)
         seen = seen.unflatten(2, query.shape[1:4:2]).transpose(1, 2).flatten(0, 1)
-        scores = torch.cat([seen, query.flatten(0, 1) @ keys.transpose(2, 3)], 3)
-        of_prompt, of_own = scores.softmax(-1).split([seen.size(3), keys.size(2)], 3)
+        own = (query.flatten(0, 1) * keys[:, :, :, None]).sum(-1)  # (step, B*n, kv, heads/kv)
+        of_prompt, of_own = torch.cat([seen, own.movedim(0, 3)], 3).softmax(-1).split([seen.size(3), len(keys)], 3)
         of_prompt = of_prompt.unflatten(0, query.shape[:2]).transpose(1, 2).flatten(2, 3)
         read = (of_prompt @ prompt_values).unflatten(2, query.shape[1:4:2]).transpose(1, 2).flatten(0, 1)
-        return grid.by_row(read + of_own @ values).flatten(1)
+        return grid.by_row(read + (of_own.movedim(3, 0)[..., None] * values[:, :, :, None]).sum(0)).flatten(1)
 
     def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
         """Arguments of the stock forward that continues these rows (R,) with `inputs` (R, W)."""
         owner, longest, width = rows // self.n, int(lengths.max()), inputs.size(1)
         remembered = [
             (
-                torch.cat([prompt_keys[owner], keys[rows, :, :longest]], 2),
-                torch.cat([prompt_values[owner], values[rows, :, :longest]], 2),
+                torch.cat([prompt_keys[owner], keys[:longest, rows].permute(1, 2, 0, 3)], 2),
+                torch.cat([prompt_values[owner], values[:longest, rows].permute(1, 2, 0, 3)], 2),
             )
             for (prompt_keys, prompt_values), keys, values in zip(
                 self.reading.layers, self.own.keys, self.own.values, strict=True
