@@ -90,7 +90,8 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     if not base or not base.strip():
         raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
     model, _ = load_model(base, texts, **kwargs)
-    return PeftModel.from_pretrained(model, folder).merge_and_unload(), AutoTokenizer.from_pretrained(folder)
+    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return merged.requires_grad_(True), AutoTokenizer.from_pretrained(folder)  # peft has frozen the base model
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:

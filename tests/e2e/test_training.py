@@ -226,6 +226,11 @@ def test_a_lora_adapter_trains_alone_and_is_loaded_again(tmp_path, kind, modules
     trainer.save_model()
     rows = trainer.train_dataset[:4]
     assert Writer.load(tmp_path / "run").predict(rows) == trainer.predict_rows(rows)
+    # a run that starts from it trains what it has become: the base with the adapter merged into it
+    onward = WarmupTrainer(model=str(tmp_path / "run"), args=trainer.args, train_dataset=ledger_rows(16))
+    before = weights(onward)
+    onward.train()
+    assert not any(torch.equal(before[name], after) for name, after in weights(onward).items() if after.dim() == 2)
 
 
 def test_an_adapter_on_random_weights_is_refused(make_trainer):
