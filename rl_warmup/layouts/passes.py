@@ -139,7 +139,7 @@ def joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
 
 
 def shared_states(model: Any, head: Head, rows: Rows, one_pass: bool = False, reading: Reading | None = None) -> States:
-    """Decoder-only, every prompt read once: its rows follow in one long line each under a block mask.
+    """Decoder-only, every prompt read once: its rows follow, several in a line under a block mask where that is cheaper.
 
     A row's tokens see the prompt's cached keys and values and their own row, at the positions they would have alone. Lines
     of similar length share a pass.
