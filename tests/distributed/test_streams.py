@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from rl_warmup.cli.main import main
@@ -113,9 +114,14 @@ def on_two(launcher: list[str], *arguments: str) -> str:
 
 
 def on_one(*arguments: str) -> str:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert main(list(arguments)) == 0
+    """What a command prints here, where an earlier test's trainer may have switched products to oneDNN."""
+    printed, precision = io.StringIO(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with contextlib.redirect_stdout(printed):
+            assert main(list(arguments)) == 0
+    finally:
+        torch.set_float32_matmul_precision(precision)
     return printed.getvalue()
 
 
