@@ -71,7 +71,7 @@ def quick(repeats: int) -> list[Row]:
     from benchmarks.sampler import measure_sampling
 
     rows: list[Row] = []
-    for n in (8, 4):  # the larger first: a process that still grows pays for fresh pages, as no long training does
+    for n in (8, 4):  # the larger first: the process has grown by then, and fewer rounds pay for fresh pages
         rows += measure_steps("step_cost", "t5-d256", n, ["sft", "ours_all", "ours_k1"], repeats, memory=False)
         rows += measure_sampling("t5-d256", n, repeats, memory=False)
         variants = ["sft", "ours_all", "ours_k1", *RIVALS]

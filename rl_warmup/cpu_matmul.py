@@ -10,6 +10,7 @@ The choice follows from bits alone, never from a clock: it must come out the sam
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -74,10 +75,9 @@ def _attend_by_products_where_short() -> None:
         return
 
     def sdpa(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        longest = max(query.size(2), key.size(2))
-        if query.size(2) == 1 or longest > SHORT_ATTENTION or query.device.type != "cpu" or _settings() != SWITCHED:
-            return stock(module, query, key, *args, **kwargs)
-        with sdpa_kernel(SDPBackend.MATH):
+        is_short = 1 < query.size(2) <= SHORT_ATTENTION and key.size(2) <= SHORT_ATTENTION
+        by_onednn = query.device.type == "cpu" and _settings() == SWITCHED
+        with sdpa_kernel(SDPBackend.MATH) if is_short and by_onednn else nullcontext():
             return stock(module, query, key, *args, **kwargs)
 
     sdpa.by_products_where_short = True  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from rl_warmup import cpu_matmul
 from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
 from rl_warmup.layouts import Layout, LayoutTokens, make_layout
 from rl_warmup.layouts.law import WarmupLaw
@@ -94,6 +95,18 @@ def build_lab(kind: str, seed: int = 0, width: int = 16, layers: int = 2) -> Lab
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / parameter.size(1) ** 0.5)
     return make_lab(model, tokenizer)
+
+
+@pytest.fixture
+def default_products(monkeypatch):
+    """Matrix products as a new process makes them, where an earlier test's trainer may have switched this one to oneDNN."""
+    monkeypatch.setattr("rl_warmup.trainer.choose_cpu_matmul", lambda _: {"route": "default"})
+    switched = cpu_matmul._settings() == cpu_matmul.SWITCHED
+    if switched:  # only then: "highest" is a setting too, after which no trainer of this process would switch any more
+        torch.set_float32_matmul_precision("highest")
+    yield
+    if switched:
+        torch.set_float32_matmul_precision("medium")
 
 
 @pytest.fixture(autouse=True)

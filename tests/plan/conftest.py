@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `benchmarks` is no install
 
 from benchmarks.shapes import Shape as BenchShape
 from benchmarks.workloads import make_tokenizer
-from rl_warmup import WarmupConfig, WarmupTrainer, cpu_matmul
+from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.plan.shapes import Shape
 from rl_warmup.plan.work import Lengths, Work
 
@@ -94,15 +94,8 @@ def work_of(shape: Shape, prompts: int, n: int, k: int | None = None, lengths: L
 
 
 @pytest.fixture(autouse=True)
-def _fused_attention(monkeypatch):
+def _fused_attention(default_products):
     """A plan counts fused attention, which short rows do not take where oneDNN multiplies."""
-    monkeypatch.setattr("rl_warmup.trainer.choose_cpu_matmul", lambda _: {"route": "default"})
-    switched = cpu_matmul._settings() == cpu_matmul.SWITCHED
-    if switched:
-        torch.set_float32_matmul_precision("highest")
-    yield
-    if switched:
-        torch.set_float32_matmul_precision("medium")
 
 
 @pytest.fixture(scope="session")
