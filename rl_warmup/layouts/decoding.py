@@ -8,15 +8,15 @@ times, and goes on writing padding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from rl_warmup.layouts.passes import Reading, attention_window, prefix_cache
+from rl_warmup.layouts.passes import Reading, attention_window
 
 T5_LIKE = ("t5", "mt5")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -82,7 +82,7 @@ class _Grid:
 
 
 class T5Decoding:
-    """The decoder of T5 and mT5, token by token.
+    """The decoder of T5 and mT5, token by token, and then over all tokens of a continuation at once.
 
     Args:
         model: in eval mode.
@@ -97,11 +97,9 @@ class T5Decoding:
         scales = getattr(config, "scale_decoder_outputs", False)  # an mT5 never scales
         self.scale = model.model_dim**-0.5 if scales else 1.0
         self.cross = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
-        self.hidden_prompt = _hide(reading.mask == 0, encoded.dtype)
-        attention = self.decoder.block[0].layer[0].SelfAttention
+        self.hidden_prompt = hide(reading.mask == 0, encoded.dtype)[:, None, None]
         places = max_length + 1  # the start token has one too
-        by_distance = attention.compute_bias(places, places, device=encoded.device)[0, :, -1]
-        self.bias = by_distance.t()[:, None].to(encoded.dtype)  # (places, 1, heads): distances max_length to 0
+        self.bias = self._bias(places)[:, -1].t()[:, None]  # (places, 1, heads): distances max_length to 0
         self.own = _Own(len(self.cross), len(encoded) * num_warmups, places, self.cross[0][1])
         self.start = torch.full_like(reading.mask[:, 0], config.decoder_start_token_id)
 
@@ -109,66 +107,96 @@ class T5Decoding:
         """(B, d) states that predict the first token, the same for all warmups of a prompt."""
         prompts = len(self.start)
         everyone = torch.arange(prompts * self.n, device=self.start.device)
-        return self._step(self.start, _Grid(everyone[:: self.n], prompts, 1), 0)
+        hidden = self._step(self.start, _Grid(everyone[:: self.n], prompts, 1), 0)
+        for buffer in (self.own.keys, self.own.values):  # the start token was read once per prompt: all remember it
+            buffer[:, 0] = buffer[:, 0, :: self.n].repeat_interleave(self.n, 1)
+        return hidden
 
     def next(self, tokens: Tensor, rows: Tensor, step: int) -> Tensor:
         """(R, d) states that predict token `step` of these rows, after tokens (R,) were written at `step` - 1."""
         return self._step(tokens, _Grid(rows, len(self.start), self.n), step)
 
     def _step(self, tokens: Tensor, grid: _Grid, step: int) -> Tensor:
-        hidden = self.decoder.embed_tokens(tokens)
         bias = self.bias[len(self.bias) - 1 - step :]
+
+        def look_back(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = self.own.add(layer, step, grid, key, value)
+            weights = ((grid.by_prompt(query).flatten(0, 1) * keys).sum(-1) + bias).softmax(0)
+            return grid.by_row((weights[..., None] * values).sum(0))
+
+        def look_at_prompt(layer: int, query: Tensor) -> Tensor:
+            keys, values = self.cross[layer]
+            weights = (grid.by_prompt(query).transpose(1, 2) @ keys + self.hidden_prompt).softmax(-1)
+            return grid.by_row((weights @ values).transpose(1, 2).flatten(0, 1))
+
+        return self._layers(tokens, look_back, look_at_prompt)
+
+    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor) -> Tensor:
+        """(P*n, W, d) states that predict the token after each of `inputs` (P, W), which continue the warmups of P prompts.
+
+        A T5 counts distances by columns, so what a row remembers is moved to the right, up against its continuation.
+
+        Args:
+            prompts: (P,) which ones.
+            lengths: (P*n,) of their warmups.
+        """
+        rows, width, remembered = _rows_of(prompts, self.n), inputs.size(1), int(lengths.max()) + 1
+        source = torch.arange(remembered, device=rows.device) - (remembered - 1 - lengths[:, None])
+        place = (source.clamp(min=0), rows[:, None])
+        total = remembered + width
+        bias = self._bias(total)[:, remembered:] + _hide_later(width, total, self.bias)
+        bias = bias + hide(F.pad(source < 0, (0, width)), bias.dtype)[:, None, None]  # (P*n, heads, W, total)
+
+        def look_back(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = (
+                torch.cat([past[layer][place].to(new.dtype), new], 1).transpose(1, 2)
+                for past, new in ((self.own.keys, key), (self.own.values, value))
+            )
+            weights = (query.transpose(1, 2) @ keys.transpose(2, 3)).add_(bias).softmax(-1)
+            return (weights @ values).transpose(1, 2)
+
+        def look_at_prompt(layer: int, query: Tensor) -> Tensor:
+            keys, values = (x.index_select(0, prompts) for x in self.cross[layer])
+            queries = query.unflatten(0, (-1, self.n)).flatten(1, 2).transpose(1, 2)  # (P, heads, n*W, d_kv)
+            weights = (queries @ keys).add_(self.hidden_prompt[prompts]).softmax(-1)
+            return (weights @ values).transpose(1, 2).unflatten(1, (self.n, width)).flatten(0, 1)
+
+        return self._layers(inputs.repeat_interleave(self.n, 0), look_back, look_at_prompt)
+
+    def _layers(
+        self, tokens: Tensor, look_back: Callable[..., Tensor], look_at_prompt: Callable[..., Tensor]
+    ) -> Tensor:
+        """(..., d) states over tokens (...,); the two ways to look get a layer and projections (..., heads, d_kv)."""
+        hidden = self.decoder.embed_tokens(tokens)
         for layer, block in enumerate(self.decoder.block):
             parts = block.layer
             attention, normed = parts[0].SelfAttention, parts[0].layer_norm(hidden)
-            query, key, value = (
-                project(normed).unflatten(1, (attention.n_heads, -1))
+            projected = [
+                project(normed).unflatten(-1, (attention.n_heads, -1))
                 for project in (attention.q, attention.k, attention.v)
-            )
-            keys, values = self.own.add(layer, step, grid, key, value)
-            weights = ((grid.by_prompt(query).flatten(0, 1) * keys).sum(-1) + bias).softmax(0)
-            hidden = hidden + attention.o(grid.by_row((weights[..., None] * values).sum(0)).flatten(1))
+            ]
+            hidden = hidden + attention.o(look_back(layer, *projected).flatten(-2))
             attention = parts[1].EncDecAttention
-            query = attention.q(parts[1].layer_norm(hidden)).unflatten(1, (attention.n_heads, -1))
-            keys, values = self.cross[layer]
-            weights = (grid.by_prompt(query).transpose(1, 2) @ keys + self.hidden_prompt).softmax(-1)
-            hidden = hidden + attention.o(grid.by_row((weights @ values).transpose(1, 2).flatten(0, 1)).flatten(1))
+            query = attention.q(parts[1].layer_norm(hidden)).unflatten(-1, (attention.n_heads, -1))
+            hidden = hidden + attention.o(look_at_prompt(layer, query).flatten(-2))
             hidden = parts[-1](hidden)
-        if step == 0:  # the start token is read once per prompt, and remembered by all its warmups
-            for buffer in (self.own.keys, self.own.values):
-                buffer[:, 0] = buffer[:, 0, grid.rows].repeat_interleave(self.n, 1)
         return self.decoder.final_layer_norm(hidden) * self.scale
 
-    def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
-        """Arguments of the stock forward that continues these rows (R,) with `inputs` (R, W).
-
-        A T5 counts distances by columns, so what a row remembers is moved to the right, up against its continuation.
-        """
-        owner, longest = rows // self.n, int(lengths.max())
-        source = torch.arange(longest + 1, device=rows.device) - (longest - lengths[:, None])  # (R, longest + 1)
-        place = (source.clamp(min=0), rows[:, None])
-        remembered = [
-            (keys[place].transpose(1, 2), values[place].transpose(1, 2))
-            for keys, values in zip(self.own.keys, self.own.values, strict=True)
-        ]
-        cross = [(keys[owner], values[owner]) for keys, values in self.reading.layers]
-        return {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=self.reading.states[:1].expand(len(rows), -1, -1)),
-            "attention_mask": self.reading.mask[owner],
-            "decoder_input_ids": inputs,
-            "decoder_attention_mask": torch.cat([source >= 0, torch.ones_like(inputs, dtype=torch.bool)], 1).long(),
-            "past_key_values": EncoderDecoderCache(prefix_cache(remembered), prefix_cache(cross)),
-        }
+    def _bias(self, places: int) -> Tensor:
+        """(heads, places, places) what the decoder adds to a score by the distance of query and key."""
+        attention = self.decoder.block[0].layer[0].SelfAttention
+        bias: Tensor = attention.compute_bias(places, places, device=self.reading.mask.device)[0]
+        return bias.to(self.reading.states.dtype)
 
 
 class LlamaDecoding:
-    """Llama, Mistral, Qwen2 and Qwen3, token by token. Arguments as for `T5Decoding`."""
+    """Llama, Mistral, Qwen2 and Qwen3, as `T5Decoding`. `heads` queries share `kv` keys, head h reading key h // (heads/kv)."""
 
     def __init__(self, model: Any, reading: Reading, num_warmups: int, max_length: int) -> None:
-        self.body, self.n, self.reading = model.model, num_warmups, reading
+        self.body, self.n = model.model, num_warmups
         self.lengths, self.last = reading.mask.sum(1), reading.states
         self.prompt = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
-        self.hidden_prompt = _hide(reading.mask == 0, self.last.dtype)
+        self.hidden_prompt = hide(reading.mask == 0, self.last.dtype)[:, None, None]
         self.own = _Own(len(self.prompt), len(self.last) * num_warmups, max_length, self.prompt[0][1])
 
     def first(self) -> Tensor:
@@ -178,74 +206,81 @@ class LlamaDecoding:
     def next(self, tokens: Tensor, rows: Tensor, step: int) -> Tensor:
         """(R, d) states that predict token `step` of these rows, after tokens (R,) were written at `step` - 1."""
         grid = _Grid(rows, len(self.lengths), self.n)
+
+        def look(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = self.own.add(layer, step - 1, grid, key, value)
+            query = grid.by_prompt(query.unflatten(1, (keys.size(2), -1)))  # (B, n, kv, heads/kv, width)
+            shape = query.shape[1:4:2]
+            seen = query.transpose(1, 2).flatten(2, 3) @ self.prompt[layer][0] + self.hidden_prompt
+            seen = seen.unflatten(2, shape).transpose(1, 2).flatten(0, 1)  # (B*n, kv, heads/kv, X)
+            own = (query.flatten(0, 1) * keys[:, :, :, None]).sum(-1)  # (step, B*n, kv, heads/kv)
+            weights = torch.cat([seen, own.movedim(0, 3)], 3).softmax(-1)
+            of_prompt, of_own = weights.split([seen.size(3), len(keys)], 3)
+            of_prompt = of_prompt.unflatten(0, query.shape[:2]).transpose(1, 2).flatten(2, 3)
+            read = (of_prompt @ self.prompt[layer][1]).unflatten(2, shape).transpose(1, 2).flatten(0, 1)
+            read = read + (of_own.movedim(3, 0)[..., None] * values[:, :, :, None]).sum(0)
+            return grid.by_row(read).flatten(1, 2)
+
+        return self._layers(tokens, self.lengths.repeat_interleave(self.n)[rows] + step - 1, look)
+
+    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor) -> Tensor:
+        """As `T5Decoding.continued`."""
+        rows, width, remembered = _rows_of(prompts, self.n), inputs.size(1), int(lengths.max())
+        total = remembered + width
+        unseen = torch.arange(remembered, device=rows.device) >= lengths[:, None]
+        own = hide(F.pad(unseen, (0, width)), self.last.dtype)[:, None] + _hide_later(width, total, self.last)
+        own = own.unflatten(0, (-1, 1, self.n))[..., None, :]  # (P, 1, n, W, 1, total)
+
+        def look(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            prompt_keys, prompt_values = (x.index_select(0, prompts) for x in self.prompt[layer])
+            kv = prompt_keys.size(1)
+            keys, values = (  # (P, kv, n, total, width)
+                torch.cat([past[layer, :remembered, rows].transpose(0, 1).to(new.dtype), new], 1)
+                .unflatten(0, (-1, self.n)).permute(0, 3, 1, 2, 4)
+                for past, new in ((self.own.keys, key), (self.own.values, value))
+            )  # fmt: skip
+            # (P, kv, n, W*heads/kv, width)
+            query = query.unflatten(2, (kv, -1)).unflatten(0, (-1, self.n)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+            at_prompt = query.flatten(2, 3) @ prompt_keys + self.hidden_prompt[prompts]
+            at_own = (query @ keys.transpose(3, 4)).unflatten(3, (width, -1)).add_(own).flatten(3, 4)
+            scores = torch.cat([at_prompt.unflatten(2, at_own.shape[2:4]), at_own], 4)
+            of_prompt, of_own = scores.softmax(-1).split([at_prompt.size(3), total], 4)
+            read = (of_prompt.flatten(2, 3) @ prompt_values).unflatten(2, at_own.shape[2:4]) + of_own @ values
+            return read.unflatten(3, (width, -1)).permute(0, 2, 3, 1, 4, 5).flatten(0, 1).flatten(2, 3)
+
+        places = (self.lengths[prompts].repeat_interleave(self.n) + lengths)[:, None]
+        places = places + torch.arange(width, device=rows.device)
+        return self._layers(inputs.repeat_interleave(self.n, 0), places, look)
+
+    def _layers(self, tokens: Tensor, places: Tensor, look: Callable[..., Tensor]) -> Tensor:
+        """(..., d) states over tokens (...,) at `places` (...,); `look` gets a layer and projections (..., heads, width)."""
         hidden = self.body.embed_tokens(tokens)
-        places = self.lengths.repeat_interleave(self.n)[rows] + step - 1
-        cos, sin = (x[:, 0] for x in self.body.rotary_emb(hidden, places[:, None]))
+        cos, sin = (x.view(*places.shape, -1) for x in self.body.rotary_emb(hidden, places.view(1, -1)))
         for layer, block in enumerate(self.body.layers):
             attention, normed = block.self_attn, block.input_layernorm(hidden)
             query, key, value = (
-                project(normed).unflatten(1, (-1, attention.head_dim))
+                project(normed).unflatten(-1, (-1, attention.head_dim))
                 for project in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             if hasattr(attention, "q_norm"):  # Qwen3
                 query, key = attention.q_norm(query), attention.k_norm(key)
-            query, key = apply_rotary_pos_emb(query, key, cos, sin)
-            keys, values = self.own.add(layer, step - 1, grid, key, value)
-            read = self._attend(query * attention.scaling, keys, values, layer, grid)
-            hidden = hidden + attention.o_proj(read)
+            query, key = apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim=-2)
+            hidden = hidden + attention.o_proj(look(layer, query * attention.scaling, key, value).flatten(-2))
             hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
         return self.body.norm(hidden)
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: int, grid: _Grid) -> Tensor:
-        """(R, heads*width): one softmax over the prompt's tokens, which a group shares, and the warmup's own.
 
-        `heads` queries share `kv` keys, head h reading key h // (heads/kv).
-        """
-        prompt_keys, prompt_values = self.prompt[layer]  # (B, kv, width, X), (B, kv, X, width)
-        query = grid.by_prompt(query.unflatten(1, (keys.size(2), -1)))  # (B, n, kv, heads/kv, width)
-        seen = query.transpose(1, 2).flatten(2, 3) @ prompt_keys + self.hidden_prompt  # (B, kv, n*heads/kv, X)
-        seen = seen.unflatten(2, query.shape[1:4:2]).transpose(1, 2).flatten(0, 1)
-        own = (query.flatten(0, 1) * keys[:, :, :, None]).sum(-1)  # (step, B*n, kv, heads/kv)
-        of_prompt, of_own = torch.cat([seen, own.movedim(0, 3)], 3).softmax(-1).split([seen.size(3), len(keys)], 3)
-        of_prompt = of_prompt.unflatten(0, query.shape[:2]).transpose(1, 2).flatten(2, 3)
-        read = (of_prompt @ prompt_values).unflatten(2, query.shape[1:4:2]).transpose(1, 2).flatten(0, 1)
-        return grid.by_row(read + (of_own.movedim(3, 0)[..., None] * values[:, :, :, None]).sum(0)).flatten(1)
-
-    def continuation(self, rows: Tensor, lengths: Tensor, inputs: Tensor) -> dict[str, Any]:
-        """Arguments of the stock forward that continues these rows (R,) with `inputs` (R, W)."""
-        owner, longest, width = rows // self.n, int(lengths.max()), inputs.size(1)
-        remembered = [
-            (
-                torch.cat([prompt_keys[owner], keys[:longest, rows].permute(1, 2, 0, 3)], 2),
-                torch.cat([prompt_values[owner], values[:longest, rows].permute(1, 2, 0, 3)], 2),
-            )
-            for (prompt_keys, prompt_values), keys, values in zip(
-                self.reading.layers, self.own.keys, self.own.values, strict=True
-            )
-        ]
-        own = torch.arange(longest, device=rows.device) < lengths[:, None]
-        before = torch.cat([self.reading.mask[owner].bool(), own], 1)[:, None].expand(-1, width, -1)
-        among = torch.ones(width, width, dtype=torch.bool, device=rows.device).tril().expand(len(rows), -1, -1)
-        hidden = ~torch.cat([before, among], 2)[:, None]
-        places = (self.lengths[owner] + lengths)[:, None] + torch.arange(width, device=rows.device)
-        return {
-            "input_ids": inputs,
-            "attention_mask": torch.zeros(hidden.shape, dtype=self.last.dtype, device=rows.device).masked_fill(
-                hidden, torch.finfo(self.last.dtype).min
-            ),
-            "position_ids": places,
-            "past_key_values": prefix_cache(remembered),
-            "use_cache": True,
-        }
+def _rows_of(prompts: Tensor, n: int) -> Tensor:
+    """(P*n,) places of the warmups of P prompts."""
+    return (prompts[:, None] * n + torch.arange(n, device=prompts.device)).flatten()
 
 
-def _heads(projected: Tensor, attention: Any) -> Tensor:
-    """(B, L, heads*width) -> (B, heads, L, width)."""
-    return projected.view(*projected.shape[:2], attention.n_heads, -1).transpose(1, 2)
+def hide(padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool tensor as what is added to attention scores: the lowest number where it is true, 0 elsewhere."""
+    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, torch.finfo(dtype).min)
 
 
-def _hide(padding: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, X) bool -> (B, 1, 1, X), to be added to attention scores."""
-    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, torch.finfo(dtype).min)[
-        :, None, None
-    ]
+def _hide_later(width: int, total: int, like: Tensor) -> Tensor:
+    """(width, total): each of the last `width` of `total` places sees those before it and itself."""
+    later = torch.ones(width, total, dtype=torch.bool, device=like.device).triu(total - width + 1)
+    return hide(later, like.dtype)

@@ -33,6 +33,11 @@ class Head:
         self.shares_prompts = self.decodes = True
         self.at_hand: OutputHead | None = None
 
+    @property
+    def sharded(self) -> bool:
+        """Whether weights live in shards (ZeRO-3, FSDP2), so that every process has to make the same calls."""
+        return isinstance(self.module, FSDPModule) or hasattr(self.module.weight, "ds_id")
+
     def forward(self, hidden: Tensor, tokens: Tokens | str | None = None) -> Any:
         """What the head's module runs in place of its own forward."""
         if self.capturing:

@@ -9,10 +9,12 @@ gradient back through them.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import EncoderDecoderCache
 from transformers.cache_utils import Cache, DynamicLayer
@@ -26,6 +28,9 @@ WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.1 if torch.cuda.is_available() else 0.005,
 # Rows of a prompt share a line (`shared_states`) of up to this many square roots of the prompt's length. A longer line costs
 # attention among its rows, which is masked; another line costs a copy of the prompt's keys and values. Measured on a CPU.
 WORTH_A_LINE = 5
+
+
+Groups = list[tuple[list[int], int]]  # the rows of each pass, and how wide it is
 
 
 class Rows(NamedTuple):
@@ -60,21 +65,67 @@ class States(NamedTuple):
     where: Tensor  # (N, T) int64: hidden[where[n, t]] predicts token t of row n; arbitrary in padding
 
 
-def read_encoder_prompts(model: Any, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
-    """Encoder-decoder: the encoder's states, and for a T5 the keys and values its decoder makes of them."""
-    encoded = model.get_encoder()(input_ids=prompt_ids, attention_mask=prompt_mask).last_hidden_state
-    return Reading(prompt_mask, encoded, [] if drops_caches(model) else _cross_projections(model, encoded))
+def read_encoder_prompts(model: Any, prompt_ids: Tensor, prompt_mask: Tensor, one_pass: bool) -> Reading:
+    """Encoder-decoder: the encoder's states, and for a T5 the keys and values its decoder makes of them.
 
-
-def read_causal_prompts(head: Head, prompt_mask: Tensor, **inputs: Tensor) -> Reading:
-    """Decoder-only: one forward over the prompts, given as `input_ids` or `inputs_embeds`.
-
-    They are padded on the right, where no token of theirs looks.
+    A T5's prompts of similar length share a pass, unless `one_pass`.
     """
-    cache = Cache(layer_class_to_replicate=_Prefix)
-    read = head.capture(**inputs, past_key_values=cache, use_cache=True)
-    last = read[torch.arange(len(prompt_mask), device=read.device), prompt_mask.sum(1) - 1]
-    return Reading(prompt_mask, last, [(layer.keys, layer.values) for layer in cache.layers])
+    encoder = model.get_encoder()
+    if drops_caches(model) or _cross_attentions(model) is None:
+        encoded = encoder(input_ids=prompt_ids, attention_mask=prompt_mask).last_hidden_state
+        return Reading(prompt_mask, encoded, [])
+    groups = buckets(prompt_mask.sum(1).tolist(), one_pass)
+    passes = []
+    embedded = _embed(encoder.get_input_embeddings(), _of_groups(prompt_ids, groups))
+    for inputs_embeds, mask in zip(embedded, _of_groups(prompt_mask, groups), strict=True):
+        encoded = encoder(inputs_embeds=inputs_embeds, attention_mask=mask).last_hidden_state
+        passes.append((encoded, _cross_projections(model, encoded)))
+    return _as_reading(prompt_mask, groups, passes)
+
+
+def read_causal_prompts(head: Head, embedding: Any, prompt_ids: Tensor, prompt_mask: Tensor, one_pass: bool) -> Reading:
+    """Decoder-only: prompts, padded on the right, where no token of theirs looks; those of similar length share a pass."""
+    groups = buckets(prompt_mask.sum(1).tolist(), one_pass)
+    return _read_embedded(head, prompt_mask, groups, _embed(embedding, _of_groups(prompt_ids, groups)))
+
+
+def _read_embedded(head: Head, prompt_mask: Tensor, groups: Groups, embedded: list[Tensor]) -> Reading:
+    passes = []
+    for (chosen, _), inputs_embeds in zip(groups, embedded, strict=True):
+        cache = Cache(layer_class_to_replicate=_Prefix)
+        read = head.capture(inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True)
+        ends = prompt_mask.sum(1)[torch.tensor(chosen, device=read.device)] - 1
+        last = read[torch.arange(len(chosen), device=read.device), ends]
+        passes.append((last, [(layer.keys, layer.values) for layer in cache.layers]))
+    return _as_reading(prompt_mask, groups, passes)
+
+
+def _of_groups(values: Tensor, groups: Groups) -> list[Tensor]:
+    """Of (B, X), what each group of prompts needs."""
+    return [values[torch.tensor(chosen, device=values.device), :width] for chosen, width in groups]
+
+
+def _as_reading(
+    prompt_mask: Tensor, groups: Groups, passes: list[tuple[Tensor, list[tuple[Tensor, Tensor]]]]
+) -> Reading:
+    """Put what several passes have read into the order of the prompts."""
+    order = [row for chosen, _ in groups for row in chosen]
+    places = sorted(range(len(order)), key=order.__getitem__)
+    length = prompt_mask.size(1)
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        """Whose last dimension but one is that of the prompts' tokens, if there are more than two."""
+        padded = [F.pad(part, (0, 0, 0, length - part.size(-2))) if part.dim() > 2 else part for part in parts]
+        if len(padded) == 1:
+            return padded[0]
+        rows = [row for part in padded for row in part.split(1)]  # whose gradient is cheaper than an index's
+        return torch.cat([rows[place] for place in places])
+
+    layers = [
+        (joined([keys for keys, _ in pairs]), joined([values for _, values in pairs]))
+        for pairs in zip(*(pairs for _, pairs in passes), strict=True)
+    ]
+    return Reading(prompt_mask, joined([states for states, _ in passes]), layers)
 
 
 def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool, reading: Reading | None = None) -> States:
@@ -87,7 +138,7 @@ def decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool, reading: 
         reading: of the prompts, where there is one already.
     """
     if reading is None:
-        reading = read_encoder_prompts(model, rows.prompt_ids, rows.prompt_mask)
+        reading = read_encoder_prompts(model, rows.prompt_ids, rows.prompt_mask, one_pass)
     start = torch.full_like(rows.seq_ids[:, :1], model.config.decoder_start_token_id)
     inputs = torch.cat([start, rows.seq_ids[:, :-1]], 1)
     passes = []
@@ -165,13 +216,14 @@ def shared_states(model: Any, head: Head, rows: Rows, one_pass: bool = False, re
         return [part.view(-1, width) for part, (_, width) in zip(parts, groups, strict=True)]
 
     filler = int(rows.seq_ids[0, 0])  # any token: nothing looks at it
-    unread = [rows.prompt_ids] if reading is None else []
-    embedded = _embed(embedding, [*unread, *placed(rows.seq_ids, filler)])
+    unread = [] if reading is not None else buckets(rows.prompt_mask.sum(1).tolist(), one_pass)
+    embedded = _embed(embedding, [*_of_groups(rows.prompt_ids, unread), *placed(rows.seq_ids, filler)])
     if reading is None:
-        reading = read_causal_prompts(head, rows.prompt_mask, inputs_embeds=embedded.pop(0))
+        reading = _read_embedded(head, rows.prompt_mask, unread, embedded[: len(unread)])
     numbers = placed(torch.arange(len(begin), device=device)[:, None], -1)
     passes = []
-    for (chosen, _), of_line, row, position in zip(groups, embedded, numbers, placed(step, 0), strict=True):
+    of_lines = embedded[len(unread) :]
+    for (chosen, _), of_line, row, position in zip(groups, of_lines, numbers, placed(step, 0), strict=True):
         owner = torch.tensor([lines.prompt[line] for line in chosen], device=device)
         passes.append(_line_states(head, reading, owner, of_line, row, position))
     where = torch.cat([rows.prompt_index[:, None], len(rows.prompt_ids) + begin[:, None] + step[:-1]], 1)
@@ -251,39 +303,51 @@ def prefix_cache(pairs: list[tuple[Tensor, Tensor]]) -> Cache:
     return cache
 
 
-def _cross_projections(model: Any, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values (B, heads, X, d_kv) of every decoder layer, or [] for a decoder that is not T5's."""
+def _cross_attentions(model: Any) -> list[Any] | None:
+    """Those of every decoder layer, or None for a decoder that is not T5's."""
     try:
-        layers = [block.layer[1].EncDecAttention for block in model.get_decoder().block]
+        return [block.layer[1].EncDecAttention for block in model.get_decoder().block]
     except AttributeError:
-        return []
+        return None
+
+
+def _cross_projections(model: Any, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (B, heads, X, d_kv) of every layer of a T5's decoder."""
 
     def heads(projected: Tensor, attention: Any) -> Tensor:
         return projected.view(*projected.shape[:2], -1, attention.key_value_proj_dim).transpose(1, 2)
 
-    return [(heads(a.k(encoded), a), heads(a.v(encoded), a)) for a in layers]
+    return [(heads(a.k(encoded), a), heads(a.v(encoded), a)) for a in _cross_attentions(model) or ()]
 
 
-def buckets(lengths: list[int], one: bool) -> list[tuple[list[int], int]]:
-    """Rows of similar length, shortest first, as (rows, width): cut where that saves the most padding, while it pays."""
+def buckets(lengths: list[int], one: bool, rows: int = 1) -> Groups:
+    """Rows of similar length, shortest first, as (rows, width): cut where that saves the most padding, while it pays.
+
+    A single bucket keeps the order of the rows.
+
+    Args:
+        one: everything into one.
+        rows: what each length stands for that many times.
+    """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     ordered = [lengths[i] for i in order]
     cuts = [0, len(order)]
-    if one:
-        return [(list(range(len(lengths))), ordered[-1])]
-    enough = max(WORTH_A_PASS * len(order) * ordered[-1], TOKENS_WORTH_A_PASS, 1)
-    while True:
+    enough = max(WORTH_A_PASS * len(order) * ordered[-1], TOKENS_WORTH_A_PASS / rows, 1)
+    while not one:
         saved, cut = max(
             ((cut - low) * (ordered[high - 1] - ordered[cut - 1]), cut)
             for low, high in pairwise(cuts)
             for cut in range(low + 1, high + 1)
         )
         if saved < enough:
-            return [(order[low:high], ordered[high - 1]) for low, high in pairwise(cuts)]
+            break
         cuts = sorted([*cuts, cut])
+    if len(cuts) == 2:
+        order.sort()
+    return [(order[low:high], ordered[high - 1]) for low, high in pairwise(cuts)]
 
 
-def _starts(groups: list[tuple[list[int], int]]) -> tuple[list[int], int]:
+def _starts(groups: Groups) -> tuple[list[int], int]:
     """The slot at which each row begins when all groups stand one behind the other, and the number of slots."""
     begin = [0] * sum(len(chosen) for chosen, _ in groups)
     total = 0
@@ -294,7 +358,7 @@ def _starts(groups: list[tuple[list[int], int]]) -> tuple[list[int], int]:
     return begin, total
 
 
-def _join(passes: list[Tensor], groups: list[tuple[list[int], int]], length: int) -> States:
+def _join(passes: list[Tensor], groups: Groups, length: int) -> States:
     """(n, width, d) of every group of rows, one behind the other, and where row n's position t is."""
     hidden = torch.cat([states.flatten(0, 1) for states in passes]) if len(passes) > 1 else passes[0].flatten(0, 1)
     begin = torch.tensor(_starts(groups)[0], device=hidden.device)

@@ -117,7 +117,7 @@ def score_ahead(
 ) -> list[list[float]]:
     """log P of every target token after each warmup of its prompt, from the keys and values the sampler has left behind.
 
-    Neither prompt nor warmup is read again; the separator and the target are, by the stock forward.
+    Neither prompt nor warmup is read again; the separator and the target are.
 
     Args:
         decoding: that of `sample`, which has run with `remember`.
@@ -127,21 +127,23 @@ def score_ahead(
     Returns:
         B*n lists, prompt by prompt, in nats.
     """
-    rows_of: list[list[float]] = [[] for _ in lengths]
+    logps_of: list[list[list[float]]] = [[] for _ in targets]
     device = lengths.device
-    for chosen, width in buckets([len(targets[row // n]) for row in range(len(lengths))], one=synced):
-        size = len(chosen) if synced else max(1, TOKENS_AT_ONCE // (decoding.reading.mask.size(1) + width))
+    for chosen, width in buckets([len(target) for target in targets], one=synced, rows=n):
+        size = len(chosen) if synced else max(1, TOKENS_AT_ONCE // (n * (decoding.own.keys.size(1) + width)))
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
-            ids = pad_right([[separator_id, *targets[row // n]] for row in part], separator_id)[0].to(device)
-            rows = torch.tensor(part, device=device)
-            states = head.capture(**decoding.continuation(rows, lengths[rows], ids[:, :-1]))
-            counts = [len(targets[row // n]) for row in part]
-            real = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
-            logps = head.score(states[real], Tokens(ids[:, 1:][real]))
-            for row, values in zip(part, logps.split(counts), strict=True):
-                rows_of[row] = values.tolist()
-    return rows_of
+            ids, real = (x.to(device) for x in pad_right([targets[prompt] for prompt in part], separator_id))
+            inputs = F.pad(ids[:, :-1], (1, 0), value=separator_id)
+            prompts = torch.tensor(part, device=device)
+            states = decoding.continued(prompts, lengths.view(-1, n)[prompts].flatten(), inputs)
+            real = real.bool().repeat_interleave(n, 0)
+            logps = head.score(states[real], Tokens(ids.repeat_interleave(n, 0)[real]))
+            counts = [len(targets[prompt]) for prompt in part for _ in range(n)]
+            rows = [values.tolist() for values in logps.split(counts)]
+            for place, prompt in enumerate(part):
+                logps_of[prompt] = rows[place * n : (place + 1) * n]
+    return [values for rows in logps_of for values in rows]
 
 
 def _draw_step(head: Head, law: WarmupLaw, hidden: Tensor, step: int, rows: int) -> tuple[Tensor, Tensor]:

@@ -177,10 +177,8 @@ def _score(
 
 def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading | None) -> States:
     """The way through the network that fits its architecture and state."""
-    sharded = hasattr(head.module.weight, "ds_id")  # ZeRO-3
     if isinstance(head.module, FSDPModule):
-        # it gathers weights again for what a layer returns, not for what it left in a cache
-        shared, sharded = False, True
+        shared = False  # it gathers weights again for what a layer returns, not for what it left in a cache
     elif drops_caches(model):
         logger.warning_once(
             "rl_warmup: gradient checkpointing drops cached keys and values, so every warmup reads its prompt (a T5: "
@@ -188,12 +186,12 @@ def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading |
         )
         shared = False
     if model.config.is_encoder_decoder:
-        return decoder_states(model, head, rows, sharded, reading)
+        return decoder_states(model, head, rows, head.sharded, reading)
     width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
     shared = (shared or reading is not None) and head.shares_prompts
     if shared and width <= attention_window(model.config):
-        return shared_states(model, head, rows, sharded, reading)
-    return joined_states(model, head, rows, one_pass=sharded)
+        return shared_states(model, head, rows, head.sharded, reading)
+    return joined_states(model, head, rows, head.sharded)
 
 
 @torch.no_grad()
@@ -238,26 +236,32 @@ def _check_against_stock(model: Any) -> None:
 def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
     """Largest error of the logits that step by step decoding gives for two rows, relative where they are large.
 
-    0 where the architecture is not known and nothing is tried, inf where it fails.
+    And of a continuation of both by the first. 0 where the architecture is not known and nothing is tried, inf where it fails.
     """
-    causal = not model.config.is_encoder_decoder
-    rows, prompts = (ids[:, 1:], ids[:1, :1]) if causal else (ids, ids[:1])
+    rows = ids if model.config.is_encoder_decoder else ids[:, 1:]
     decoding = decoding_for(model, ids.size(1))
     if decoding is None:
         return 0.0
-    head, mask, both = model._warmup_head, torch.ones_like(prompts), torch.arange(2, device=ids.device)
+    head, both, ones = model._warmup_head, torch.arange(2, device=ids.device), torch.ones_like(ids[:, 0])
     try:
-        reading = (
-            read_causal_prompts(head, mask, input_ids=prompts) if causal else read_encoder_prompts(model, prompts, mask)
-        )
-        started = decoding(model, reading, 2, rows.size(1))
+        started = decoding(model, _read_first(model, head, ids), 2, rows.size(1))
         states = [started.first().expand(2, -1)]
         states += [started.next(rows[:, step - 1], both, step) for step in range(1, rows.size(1))]
-        got = torch.stack([head.logits(state) for state in states], 1)
+        continued = started.continued(both[:1], ones, rows[:1, 1:-1])
+        got = head.logits(torch.cat([torch.stack(states, 1), continued], 1).flatten(0, 1)).unflatten(0, (2, -1))
     except Exception:
         return float("inf")  # `generate` serves every architecture
     expected = logits[:, ids.size(1) - rows.size(1) :].float()
+    expected = torch.cat([expected, expected[:1, 2:].expand(2, -1, -1)], 1)
     return ((got - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+def _read_first(model: Any, head: Head, ids: Tensor) -> Reading:
+    """The first row as a prompt; of a decoder-only network its first token."""
+    if model.config.is_encoder_decoder:
+        return read_encoder_prompts(model, ids[:1], torch.ones_like(ids[:1]), one_pass=True)
+    prompt = ids[:1, :1]
+    return read_causal_prompts(head, model.get_input_embeddings(), prompt, torch.ones_like(prompt), one_pass=True)
 
 
 def _difference(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> float:

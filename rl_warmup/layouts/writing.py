@@ -106,9 +106,10 @@ def _decoding(
 def read_prompts(base: Any, layout: Layout, prompts: Sequence[list[int]]) -> Reading:
     """What a plain transformers model makes of prompts, each read once; with gradient where gradients are on."""
     ids, mask = (tensor.to(base.device) for tensor in pad_right(list(prompts), layout.tokens.pad_id))
+    one_pass = base._warmup_head.sharded
     if base.config.is_encoder_decoder:
-        return read_encoder_prompts(base, ids, mask)
-    return read_causal_prompts(base._warmup_head, mask, input_ids=ids)
+        return read_encoder_prompts(base, ids, mask, one_pass)
+    return read_causal_prompts(base._warmup_head, base.get_input_embeddings(), ids, mask, one_pass)
 
 
 def _plain(model: Any) -> Any:

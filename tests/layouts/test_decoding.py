@@ -17,22 +17,34 @@ N = 6
 
 
 class Reads:
-    """Counts what a network reads: prompts by their shape, and the rows of every decoding step."""
+    """Counts what a network reads: prompts by rows and width, the rows of every decoding step, continuations like prompts."""
 
     def __init__(self, model):
         self.steps: list[int] = []
-        self.prompts: list[tuple[int, ...]] = []
-        decoder = model.get_decoder()
-        body = model.get_encoder() if model.config.is_encoder_decoder else decoder
-        decoder.embed_tokens.register_forward_pre_hook(self._embedded)
-        body.register_forward_pre_hook(self._prompts, with_kwargs=True)
+        self.prompts: list[tuple[int, int]] = []
+        self.continued: list[tuple[int, int]] = []
+        decoder, both = model.get_decoder(), model.config.is_encoder_decoder
+        first = decoder.block[0].layer[0].SelfAttention.q if both else decoder.layers[0].self_attn.q_proj
+        first.register_forward_pre_hook(self._projected)
+        body = model.get_encoder() if both else decoder
+        body.register_forward_pre_hook(self._begun, with_kwargs=True)
+        body.register_forward_hook(self._ended)
+        self.in_prompts = False
 
-    def _embedded(self, _, args):
-        if args[0].dim() == 1:  # decoding gives one token a row; the stock forward of a prompt, a matrix
+    def _begun(self, _, args, kwargs):
+        self.in_prompts = True
+        self.prompts.append(tuple(kwargs["inputs_embeds"].shape[:2]))
+
+    def _ended(self, *_):
+        self.in_prompts = False
+
+    def _projected(self, _, args):
+        if self.in_prompts:
+            return
+        if args[0].dim() == 2:  # decoding gives one token a row
             self.steps.append(len(args[0]))
-
-    def _prompts(self, _, args, kwargs):
-        self.prompts.append(tuple(kwargs["input_ids"].shape))
+        else:
+            self.continued.append(tuple(args[0].shape[:2]))
 
 
 @pytest.fixture(params=KNOWN)
@@ -58,13 +70,11 @@ def test_prompts_are_read_once_and_ended_warmups_no_more(watched, law_of, target
     fed = [min(len(warmup.ids), limit) for warmup in warmups]
     assert reads.steps == first_step(model) + [sum(tokens > step for tokens in fed) for step in range(max(fed))]
     assert len(set(reads.steps)) > 2  # the lengths did differ
-    prompts, *later = reads.prompts
-    assert prompts == (len(PROMPTS), 5)
-    if targets is None or model.config.is_encoder_decoder:
-        assert later == []
-    else:  # the continuations pass here too, without their prompts: separator and target, without its last token
-        assert sum(rows for rows, _ in later) == len(warmups)
-        assert max(width for _, width in later) == 5
+    assert reads.prompts == [(len(PROMPTS), 5)]
+    if targets is None:
+        assert reads.continued == []
+    else:  # the separator and the target, without its last token
+        assert reads.continued == [(len(warmups), 5)]
 
 
 def test_the_loop_stops_when_all_have_ended(watched, law_of):

@@ -183,7 +183,7 @@ def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, lay
         ours, theirs, right = (getattr(scores, kind) for scores in (told, stock, truth))
         assert (ours - right).abs().mean() < 1.4 * (theirs - right).abs().mean() < 0.2
         assert (ours - theirs).abs().mean() < 0.1
-        assert (ours - theirs).abs().max() < 0.5  # nats, of a whole warmup
+        assert (ours - theirs).abs().max() < 0.6  # nats, of a whole warmup
 
 
 def test_under_autocast(known, law_of):
