@@ -269,6 +269,8 @@ def attention_window(config: Any) -> float:
 
 def _embed(embedding: Any, ids: list[Tensor]) -> list[Tensor]:
     """Embed several (n, width) at once: every look-up would cost a gradient as large as the whole embedding."""
+    if len(ids) == 1:
+        return [embedding(ids[0])]
     flat = embedding(torch.cat([part.flatten() for part in ids]))
     return [part.view(*like.shape, -1) for part, like in zip(flat.split([i.numel() for i in ids]), ids, strict=True)]
 

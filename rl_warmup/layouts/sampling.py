@@ -7,7 +7,7 @@ third of its time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ from rl_warmup.objectives.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Toke
 
 BLOCK = 64
 LOOK_EVERY = 8  # steps
+# Devices on which one step of all rows is captured and then replayed, in place of launching its kernels one by one. Meant for
+# "cuda", where it has never run (docs/log.md), so off; `benchmarks.device_steps` measures it.
+CAPTURE_ON: tuple[str, ...] = ()
 TOKENS_AT_ONCE = 1 << 14  # bounds the keys and values that `score_ahead` copies to rows
 
 
@@ -87,6 +90,8 @@ def sample(
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     logprob = torch.zeros(rows, device=device)
     running = torch.arange(rows, device=device)  # the rows that `hidden` stands for, after the first step
+    follow: Callable[[Tensor, Tensor, Any], Tensor] = decoding.next
+    captures = device.type in CAPTURE_ON and not synced
     with head.float32_at_hand():
         for step in range(law.max_length):
             tokens, logps = _draw_step(head, law, hidden, step, len(running))
@@ -98,10 +103,13 @@ def sample(
             if last and not remember:
                 break
             if device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1:  # looking makes a GPU wait
-                running = (~ended).nonzero()[:, 0]
-                if not _any_running(len(running), device, synced):
+                left = (~ended).nonzero()[:, 0]
+                if not _any_running(len(left), device, synced):
                     break
-            hidden = decoding.next(ids[running, step], running, step + 1)
+                running = running if captures else left
+            if captures and step == 0:
+                follow = captured(follow, running)
+            hidden = follow(ids[running, step], running, step + 1)
     return ids, lengths, ended, logprob
 
 
@@ -164,6 +172,32 @@ def _any_running(count: int, device: torch.device, synced: bool) -> bool:
     most = torch.tensor(count, device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return bool(most)
+
+
+def captured(follow: Callable[[Tensor, Tensor, Any], Tensor], rows: Tensor) -> Callable[[Tensor, Tensor, Any], Tensor]:
+    """A decoding's `next` for always the same rows, as a CUDA graph: each call overwrites what the one before returned.
+
+    Capturing costs about three steps, so every call of `sample` can afford its own: nothing outlives it, no shape has to recur.
+    """
+    tokens, number = torch.zeros_like(rows), torch.ones((), dtype=torch.int64, device=rows.device)
+    warming = torch.cuda.Stream()
+    warming.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(
+        warming
+    ):  # kernels are chosen and workspaces made outside the graph; step 1 is written again
+        follow(tokens, rows, number)
+    torch.cuda.current_stream().wait_stream(warming)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        states = follow(tokens, rows, number)
+
+    def replay(given: Tensor, _: Tensor, step: int) -> Tensor:
+        tokens.copy_(given)
+        number.fill_(step)
+        graph.replay()
+        return states
+
+    return replay
 
 
 def as_warmups(ids: Tensor, lengths: Tensor, ended: Tensor, logprob: Tensor) -> list[Warmup]:
