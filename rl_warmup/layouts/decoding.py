@@ -185,6 +185,10 @@ class T5Decoding:
 
         return self._layers(inputs.repeat_interleave(self.n, 0), look_back, look_at_prompt)
 
+    def scores_per_prompt(self, width: int) -> int:
+        """Attention scores of one layer when `continued` reads `width` tokens behind each of a prompt's warmups."""
+        return self.n * self.own.keys.size(3) * width * max(self.hidden_prompt.size(-1), self.own.keys.size(1) + width)
+
     def _layers(
         self, tokens: Tensor, look_back: Callable[..., Tensor], look_at_prompt: Callable[..., Tensor]
     ) -> Tensor:
@@ -215,7 +219,7 @@ class LlamaDecoding:
     """Llama, Mistral, Qwen2 and Qwen3, as `T5Decoding`. `heads` queries share `kv` keys, head h reading key h // (heads/kv)."""
 
     def __init__(self, model: Any, reading: Reading, num_warmups: int, max_length: int) -> None:
-        self.body, self.n = model.model, num_warmups
+        self.body, self.n, self.heads = model.model, num_warmups, model.config.num_attention_heads
         self.lengths, self.last = reading.mask.sum(1), reading.states
         self.prompt = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
         self.hidden_prompt = hide(reading.mask == 0, self.last.dtype)[:, None, None]
@@ -276,10 +280,15 @@ class LlamaDecoding:
         places = places + torch.arange(width, device=rows.device)
         return self._layers(inputs.repeat_interleave(self.n, 0), places, look)
 
+    def scores_per_prompt(self, width: int) -> int:
+        """As `T5Decoding.scores_per_prompt`."""
+        seen = self.hidden_prompt.size(-1) + self.own.keys.size(1) + width
+        return self.n * self.heads * width * seen
+
     def _layers(self, tokens: Tensor, places: Tensor, look: Callable[..., Tensor]) -> Tensor:
         """(..., d) states over tokens (...,) at `places` (...,); `look` gets a layer and projections (..., heads, width)."""
         hidden = self.body.embed_tokens(tokens)
-        cos, sin = (x.view(*places.shape, -1) for x in self.body.rotary_emb(hidden, places.view(1, -1)))
+        cos, sin = (x[0].unflatten(0, places.shape) for x in self.body.rotary_emb(hidden, places.view(1, -1)))
         for layer, block in enumerate(self.body.layers):
             attention, normed = block.self_attn, block.input_layernorm(hidden)
             query, key, value = (

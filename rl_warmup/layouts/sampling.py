@@ -28,7 +28,10 @@ LOOK_EVERY = 8  # steps
 # Devices on which one step of all rows is captured and then replayed, in place of launching its kernels one by one. Meant for
 # "cuda", where it has never run (docs/log.md), so off; `benchmarks.device_steps` measures it.
 CAPTURE_ON: tuple[str, ...] = ()
-TOKENS_AT_ONCE = 1 << 14  # bounds the keys and values that `score_ahead` copies to rows
+TOKENS_AT_ONCE, SCORES_AT_ONCE = (
+    1 << 14,
+    1 << 26,
+)  # of one pass of `score_ahead`: what it reads, and what a layer's heads look at
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +141,8 @@ def score_ahead(
     logps_of: list[list[list[float]]] = [[] for _ in targets]
     device = lengths.device
     for chosen, width in buckets([len(target) for target in targets], one=synced, rows=n):
-        size = len(chosen) if synced else max(1, TOKENS_AT_ONCE // (n * (decoding.own.keys.size(1) + width)))
+        most = min(TOKENS_AT_ONCE // (n * width), SCORES_AT_ONCE // decoding.scores_per_prompt(width))
+        size = len(chosen) if synced else max(1, most)
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
             ids, real = (x.to(device) for x in pad_right([targets[prompt] for prompt in part], separator_id))

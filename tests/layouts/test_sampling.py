@@ -97,11 +97,12 @@ def test_half_a_word_from_the_sampler_is_not_trusted(either, law_of, told):
     torch.testing.assert_close(cheap.token_logps, full.token_logps, rtol=0, atol=1e-5)
 
 
-def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monkeypatch):
+@pytest.mark.parametrize(("bound", "value"), [("TOKENS_AT_ONCE", 20), ("SCORES_AT_ONCE", 1)])
+def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monkeypatch, bound, value):
     (model, layout), law = known, law_of(**LAWS["tempered"])
     torch.manual_seed(5)
     whole = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
-    monkeypatch.setattr(sampling, "TOKENS_AT_ONCE", 20)
+    monkeypatch.setattr(sampling, bound, value)
     torch.manual_seed(5)
     parts = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
     assert [w.ids for w in parts] == [w.ids for w in whole]
