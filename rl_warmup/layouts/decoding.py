@@ -1,9 +1,9 @@
-"""One decoding step of the networks whose inside is known: n warmups of one prompt are n queries of one row.
+"""How networks whose inside is known go on from a prompt: token by token for n warmups, then over what follows all of them.
 
 Knows: the modules of T5 and of Llama and its kin, called one by one, so that adapters and hooks stay in effect. Must not
-know: how a token is drawn. A prompt's keys and values exist once and are never copied; every warmup's own live in a buffer
-of their final size; warmups that have ended are left out. `generate` copies prompts n times, projects an encoder's output n
-times, and goes on writing padding.
+know: how a token is drawn. n warmups of one prompt are n queries of one row, so its keys and values are not copied for them;
+every warmup's own live in a buffer of their final size; warmups that have ended are left out. `generate` copies prompts n
+times, projects an encoder's output n times, and goes on writing padding.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class T5Decoding:
         bias, hidden = self.bias, self.own.hidden_after(step)
         if hidden is None:
             bias = bias[len(bias) - 1 - step :]
-        else:  # the same turned: bias[0] to the place before all others, bias[-1] to the step's own and, hidden, to later ones
+        else:  # as many for every step: those of places to come are hidden
             places = torch.arange(len(bias), device=bias.device)
             bias = bias[(places + len(bias) - 1 - step).clamp(max=len(bias) - 1)] + hidden
 
