@@ -213,6 +213,10 @@ def _whole_fsdp2(engine: Any) -> Iterator[None]:
     finally:
         for group, mesh in zip(groups, after_forward, strict=True):
             group.post_forward_mesh_info = mesh
+        if hasattr(
+            engine, "reset_iter_state"
+        ):  # torch 2.13 has it: a group of which not every module ran would stay whole
+            engine.reset_iter_state()
         for module in sharded:
             module.reshard()
 

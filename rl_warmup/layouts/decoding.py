@@ -68,7 +68,7 @@ class _Own:
             if len(new) == len(place):
                 place.copy_(new)
             else:
-                place.index_copy_(0, grid.rows, new.to(place.dtype))  # autocast: a cache is float32, products are bf16
+                place.index_copy_(0, grid.rows, new.to(place.dtype))  # they may differ under autocast
         every = self.keys.size(2) // (grid.prompts * grid.n)  # the start token is written to a group's first row
         return self.keys[layer, : step + 1, ::every], self.values[layer, : step + 1, ::every]
 
@@ -77,7 +77,7 @@ class _Own:
         if not isinstance(step, Tensor):
             return None
         later = torch.arange(self.keys.size(1), device=step.device) > step
-        return hide(later, self.keys.dtype)[:, None, None]
+        return _hide(later, self.keys.dtype)[:, None, None]
 
 
 class _Grid:
@@ -109,12 +109,12 @@ class T5Decoding:
     """
 
     def __init__(self, model: Any, reading: Reading, num_warmups: int, max_length: int) -> None:
-        self.decoder, self.n, self.reading = model.get_decoder(), num_warmups, reading
+        self.decoder, self.n = model.get_decoder(), num_warmups
         config, encoded = model.config, reading.states
         scales = getattr(config, "scale_decoder_outputs", False)  # an mT5 never scales
         self.scale = model.model_dim**-0.5 if scales else 1.0
         self.cross = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
-        self.hidden_prompt = hide(reading.mask == 0, encoded.dtype)[:, None, None]
+        self.hidden_prompt = _hide(reading.mask == 0, encoded.dtype)[:, None, None]
         places = max_length + 1  # the start token has one too
         self.bias = self._bias(places)[:, -1].t()[:, None]  # (places, 1, heads): distances max_length to 0
         self.own = _Own(len(self.cross), len(encoded) * num_warmups, places, self.cross[0][1])
@@ -167,20 +167,20 @@ class T5Decoding:
         place = (source.clamp(min=0), rows[:, None])
         total = remembered + width
         bias = self._bias(total)[:, remembered:] + _hide_later(width, total, self.bias)
-        bias = bias + hide(F.pad(source < 0, (0, width)), bias.dtype)[:, None, None]  # (P*n, heads, W, total)
+        bias = bias + _hide(F.pad(source < 0, (0, width)), bias.dtype)[:, None, None]  # (P*n, heads, W, total)
 
         def look_back(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = (
                 torch.cat([past[layer][place].to(new.dtype), new], 1).transpose(1, 2)
                 for past, new in ((self.own.keys, key), (self.own.values, value))
             )
-            weights = (query.transpose(1, 2) @ keys.transpose(2, 3)).add_(bias).softmax(-1)
+            weights = (query.transpose(1, 2) @ keys.transpose(2, 3) + bias).softmax(-1)
             return (weights @ values).transpose(1, 2)
 
         def look_at_prompt(layer: int, query: Tensor) -> Tensor:
             keys, values = (x.index_select(0, prompts) for x in self.cross[layer])
             queries = query.unflatten(0, (-1, self.n)).flatten(1, 2).transpose(1, 2)  # (P, heads, n*W, d_kv)
-            weights = (queries @ keys).add_(self.hidden_prompt[prompts]).softmax(-1)
+            weights = (queries @ keys + self.hidden_prompt[prompts]).softmax(-1)
             return (weights @ values).transpose(1, 2).unflatten(1, (self.n, width)).flatten(0, 1)
 
         return self._layers(inputs.repeat_interleave(self.n, 0), look_back, look_at_prompt)
@@ -211,8 +211,8 @@ class T5Decoding:
     def _bias(self, places: int) -> Tensor:
         """(heads, places, places) what the decoder adds to a score by the distance of query and key."""
         attention = self.decoder.block[0].layer[0].SelfAttention
-        bias: Tensor = attention.compute_bias(places, places, device=self.reading.mask.device)[0]
-        return bias.to(self.reading.states.dtype)
+        bias: Tensor = attention.compute_bias(places, places, device=self.hidden_prompt.device)[0]
+        return bias.to(self.hidden_prompt.dtype)
 
 
 class LlamaDecoding:
@@ -222,7 +222,7 @@ class LlamaDecoding:
         self.body, self.n, self.heads = model.model, num_warmups, model.config.num_attention_heads
         self.lengths, self.last = reading.mask.sum(1), reading.states
         self.prompt = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
-        self.hidden_prompt = hide(reading.mask == 0, self.last.dtype)[:, None, None]
+        self.hidden_prompt = _hide(reading.mask == 0, self.last.dtype)[:, None, None]
         self.own = _Own(len(self.prompt), len(self.last) * num_warmups, max_length, self.prompt[0][1])
 
     def first(self) -> Tensor:
@@ -256,7 +256,7 @@ class LlamaDecoding:
         rows, width, remembered = _rows_of(prompts, self.n), inputs.size(1), int(lengths.max())
         total = remembered + width
         unseen = torch.arange(remembered, device=rows.device) >= lengths[:, None]
-        own = hide(F.pad(unseen, (0, width)), self.last.dtype)[:, None] + _hide_later(width, total, self.last)
+        own = _hide(F.pad(unseen, (0, width)), self.last.dtype)[:, None] + _hide_later(width, total, self.last)
         own = own.unflatten(0, (-1, 1, self.n))[..., None, :]  # (P, 1, n, W, 1, total)
 
         def look(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ class LlamaDecoding:
             # (P, kv, n, W*heads/kv, width)
             query = query.unflatten(2, (kv, -1)).unflatten(0, (-1, self.n)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
             at_prompt = query.flatten(2, 3) @ prompt_keys + self.hidden_prompt[prompts]
-            at_own = (query @ keys.transpose(3, 4)).unflatten(3, (width, -1)).add_(own).flatten(3, 4)
+            at_own = ((query @ keys.transpose(3, 4)).unflatten(3, (width, -1)) + own).flatten(3, 4)
             scores = torch.cat([at_prompt.unflatten(2, at_own.shape[2:4]), at_own], 4)
             of_prompt, of_own = scores.softmax(-1).split([at_prompt.size(3), total], 4)
             read = (of_prompt.flatten(2, 3) @ prompt_values).unflatten(2, at_own.shape[2:4]) + of_own @ values
@@ -308,7 +308,7 @@ def _rows_of(prompts: Tensor, n: int) -> Tensor:
     return (prompts[:, None] * n + torch.arange(n, device=prompts.device)).flatten()
 
 
-def hide(padding: Tensor, dtype: torch.dtype) -> Tensor:
+def _hide(padding: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool tensor as what is added to attention scores: the lowest number where it is true, 0 elsewhere."""
     return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, torch.finfo(dtype).min)
 
@@ -316,4 +316,4 @@ def hide(padding: Tensor, dtype: torch.dtype) -> Tensor:
 def _hide_later(width: int, total: int, like: Tensor) -> Tensor:
     """(width, total): each of the last `width` of `total` places sees those before it and itself."""
     later = torch.ones(width, total, dtype=torch.bool, device=like.device).triu(total - width + 1)
-    return hide(later, like.dtype)
+    return _hide(later, like.dtype)

@@ -68,7 +68,7 @@ class States(NamedTuple):
 def read_encoder_prompts(model: Any, prompt_ids: Tensor, prompt_mask: Tensor, one_pass: bool) -> Reading:
     """Encoder-decoder: the encoder's states, and for a T5 the keys and values its decoder makes of them.
 
-    A T5's prompts of similar length share a pass, unless `one_pass`.
+    A T5's prompts of similar length share a pass, unless `one_pass` or where caches are dropped.
     """
     encoder = model.get_encoder()
     if drops_caches(model) or _cross_attentions(model) is None:
@@ -115,7 +115,10 @@ def _as_reading(
 
     def joined(parts: Sequence[Tensor]) -> Tensor:
         """Whose last dimension but one is that of the prompts' tokens, if there are more than two."""
-        padded = [F.pad(part, (0, 0, 0, length - part.size(-2))) if part.dim() > 2 else part for part in parts]
+        padded = [
+            F.pad(part, (0, 0, 0, length - part.size(-2))) if part.dim() > 2 and part.size(-2) < length else part
+            for part in parts
+        ]
         if len(padded) == 1:
             return padded[0]
         rows = [row for part in padded for row in part.split(1)]  # whose gradient is cheaper than an index's

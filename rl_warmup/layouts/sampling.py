@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rl_warmup.batch import Warmup
-from rl_warmup.layouts.decoding import LlamaDecoding, T5Decoding
+from rl_warmup.layouts.decoding import LlamaDecoding, Step, T5Decoding
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.passes import buckets
@@ -28,10 +28,8 @@ LOOK_EVERY = 8  # steps
 # Devices on which one step of all rows is captured and then replayed, in place of launching its kernels one by one. Meant for
 # "cuda", where it has never run (docs/log.md), so off; `benchmarks.device_steps` measures it.
 CAPTURE_ON: tuple[str, ...] = ()
-TOKENS_AT_ONCE, SCORES_AT_ONCE = (
-    1 << 14,
-    1 << 26,
-)  # of one pass of `score_ahead`: what it reads, and what a layer's heads look at
+# Of one pass of `score_ahead`: tokens, and attention scores of one layer. The warmups of a prompt stay together.
+TOKENS_AT_ONCE, SCORES_AT_ONCE = 1 << 14, 1 << 26
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +91,7 @@ def sample(
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     logprob = torch.zeros(rows, device=device)
     running = torch.arange(rows, device=device)  # the rows that `hidden` stands for, after the first step
-    follow: Callable[[Tensor, Tensor, Any], Tensor] = decoding.next
+    follow: Callable[[Tensor, Tensor, Step], Tensor] = decoding.next
     captures = device.type in CAPTURE_ON and not synced
     with head.float32_at_hand():
         for step in range(law.max_length):
@@ -109,7 +107,8 @@ def sample(
                 left = (~ended).nonzero()[:, 0]
                 if not _any_running(len(left), device, synced):
                     break
-                running = running if captures else left
+                if not captures:
+                    running = left
             if captures and step == 0:
                 follow = captured(follow, running)
             hidden = follow(ids[running, step], running, step + 1)
@@ -178,24 +177,24 @@ def _any_running(count: int, device: torch.device, synced: bool) -> bool:
     return bool(most)
 
 
-def captured(follow: Callable[[Tensor, Tensor, Any], Tensor], rows: Tensor) -> Callable[[Tensor, Tensor, Any], Tensor]:
+def captured(
+    follow: Callable[[Tensor, Tensor, Step], Tensor], rows: Tensor
+) -> Callable[[Tensor, Tensor, Step], Tensor]:
     """A decoding's `next` for always the same rows, as a CUDA graph: each call overwrites what the one before returned.
 
-    Capturing costs about three steps, so every call of `sample` can afford its own: nothing outlives it, no shape has to recur.
+    Every call of `sample` captures its own: nothing outlives it, no shape has to recur. What that costs is not known yet.
     """
     tokens, number = torch.zeros_like(rows), torch.ones((), dtype=torch.int64, device=rows.device)
-    warming = torch.cuda.Stream()
-    warming.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(
-        warming
-    ):  # kernels are chosen and workspaces made outside the graph; step 1 is written again
+    apart = torch.cuda.Stream()
+    apart.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(apart):  # a first time outside the graph, to choose kernels; step 1 will be written again
         follow(tokens, rows, number)
-    torch.cuda.current_stream().wait_stream(warming)
+    torch.cuda.current_stream().wait_stream(apart)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=apart, capture_error_mode="thread_local"):
         states = follow(tokens, rows, number)
 
-    def replay(given: Tensor, _: Tensor, step: int) -> Tensor:
+    def replay(given: Tensor, _: Tensor, step: Step) -> Tensor:
         tokens.copy_(given)
         number.fill_(step)
         graph.replay()

@@ -125,8 +125,8 @@ def test_logits_in_small_parts_change_nothing(either, law_of, monkeypatch):
 def traced(follow, rows):
     """Stands in for `sampling.captured` where there is no CUDA: a step recorded once, as the operations it consists of.
 
-    What a CUDA graph cannot hold fails here too (a look at a tensor's value) or gives other numbers (a shape that depends on
-    the step).
+    Much that a CUDA graph cannot hold fails here too (a look at a tensor's value) or gives other numbers (a shape that depends
+    on the step).
     """
     recorded = make_fx(lambda tokens, step: follow(tokens, rows, step))(torch.zeros_like(rows), torch.tensor(1))
 
