@@ -8,9 +8,7 @@ gradient back through them.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -21,16 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from rl_warmup.layouts.head import Head
-
-# Another pass over the network pays when it leaves out this share of all tokens, and this many. Measured on a CPU; on an
-# accelerator, which a single pass keeps busy, the share is a guess until one is at hand.
-WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.1 if torch.cuda.is_available() else 0.005, 64
-# Rows of a prompt share a line (`shared_states`) of up to this many square roots of the prompt's length. A longer line costs
-# attention among its rows, which is masked; another line costs a copy of the prompt's keys and values. Measured on a CPU.
-WORTH_A_LINE = 5
-
-
-Groups = list[tuple[list[int], int]]  # the rows of each pass, and how wide it is
+from rl_warmup.layouts.packing import WORTH_A_LINE, Groups, buckets, first_slots, into_lines
 
 
 class Rows(NamedTuple):
@@ -205,9 +194,9 @@ def shared_states(model: Any, head: Head, rows: Rows, one_pass: bool = False, re
     device, embedding = rows.prompt_ids.device, model.get_input_embeddings()
     inputs = rows.seq_mask.sum(1) - 1  # nothing is predicted from a row's last token
     room = min(embedding.weight.size(-1), int(WORTH_A_LINE * rows.prompt_ids.size(1) ** 0.5))
-    lines = _lines(inputs.tolist(), rows.prompt_index.tolist(), room)
+    lines = into_lines(inputs.tolist(), rows.prompt_index.tolist(), room)
     groups = buckets(lines.filled, one_pass)
-    starts, total = _starts(groups)
+    starts, total = first_slots(groups)
     begin = torch.tensor([starts[line] + offset for line, offset in lines.row], device=device)
     step = torch.arange(rows.seq_ids.size(1), device=device)
     real = step < inputs[:, None]
@@ -325,78 +314,9 @@ def _cross_projections(model: Any, encoded: Tensor) -> list[tuple[Tensor, Tensor
     return [(heads(a.k(encoded), a), heads(a.v(encoded), a)) for a in _cross_attentions(model) or ()]
 
 
-def buckets(lengths: list[int], one: bool, rows: int = 1) -> Groups:
-    """Rows of similar length, shortest first, as (rows, width): cut where that saves the most padding, while it pays.
-
-    A single bucket keeps the order of the rows.
-
-    Args:
-        one: everything into one.
-        rows: what each length stands for that many times.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    ordered = [lengths[i] for i in order]
-    cuts = [0, len(order)]
-    enough = max(WORTH_A_PASS * len(order) * ordered[-1], TOKENS_WORTH_A_PASS / rows, 1)
-    while not one:
-        saved, cut = max(
-            ((cut - low) * (ordered[high - 1] - ordered[cut - 1]), cut)
-            for low, high in pairwise(cuts)
-            for cut in range(low + 1, high + 1)
-        )
-        if saved < enough:
-            break
-        cuts = sorted([*cuts, cut])
-    if len(cuts) == 2:
-        order.sort()
-    return [(order[low:high], ordered[high - 1]) for low, high in pairwise(cuts)]
-
-
-def _starts(groups: Groups) -> tuple[list[int], int]:
-    """The slot at which each row begins when all groups stand one behind the other, and the number of slots."""
-    begin = [0] * sum(len(chosen) for chosen, _ in groups)
-    total = 0
-    for chosen, width in groups:
-        for place, row in enumerate(chosen):
-            begin[row] = total + place * width
-        total += len(chosen) * width
-    return begin, total
-
-
 def _join(passes: list[Tensor], groups: Groups, length: int) -> States:
     """(n, width, d) of every group of rows, one behind the other, and where row n's position t is."""
     hidden = torch.cat([states.flatten(0, 1) for states in passes]) if len(passes) > 1 else passes[0].flatten(0, 1)
-    begin = torch.tensor(_starts(groups)[0], device=hidden.device)
+    begin = torch.tensor(first_slots(groups)[0], device=hidden.device)
     where = begin[:, None] + torch.arange(length, device=hidden.device)
     return States(hidden, where.clamp(max=len(hidden) - 1))
-
-
-class _Lines(NamedTuple):
-    """Rows behind each other in lines."""
-
-    prompt: list[int]  # of each line
-    filled: list[int]  # slots that each line needs
-    row: list[tuple[int, int]]  # line and first slot of each row
-
-
-def _lines(lengths: list[int], prompt_index: list[int], room: int) -> _Lines:
-    """Put the rows of a prompt into one line, or into several of about equal length where one would exceed `room`.
-
-    Attention looks at a whole line and masks most of it, which costs as much as the rest of a layer when a line is some
-    three times as long as the network is wide; hence `room`.
-    """
-    by_prompt: dict[int, list[int]] = defaultdict(list)
-    for row, prompt in enumerate(prompt_index):
-        by_prompt[prompt].append(row)
-    lines = _Lines([], [], [(0, 0)] * len(lengths))
-    for prompt in sorted(by_prompt):
-        rows = by_prompt[prompt]
-        count = -(-sum(lengths[row] for row in rows) // max(room, *(lengths[row] for row in rows)))
-        filled = [0] * count
-        for row in sorted(rows, key=lambda row: -lengths[row]):
-            line = filled.index(min(filled))
-            lines.row[row] = (len(lines.prompt) + line, filled[line])
-            filled[line] += lengths[row]
-        lines.prompt.extend([prompt] * count)
-        lines.filled.extend(filled)
-    return lines

@@ -19,7 +19,7 @@ from rl_warmup.batch import Warmup
 from rl_warmup.layouts.decoding import LlamaDecoding, Step, T5Decoding
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.passes import buckets
+from rl_warmup.layouts.packing import buckets
 from rl_warmup.layouts.splice import pad_right
 from rl_warmup.objectives.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Tokens
 
