@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from rl_warmup.layouts.packed import Rectangles
 from rl_warmup.layouts.passes import Reading, attention_window
 
 T5_LIKE = ("t5", "mt5")
@@ -153,16 +154,18 @@ class T5Decoding:
 
         return self._layers(tokens, look_back, look_at_prompt)
 
-    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor) -> Tensor:
-        """(P*n, W, d) states that predict the token after each of `inputs` (P, W), which continue the warmups of P prompts.
+    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor, lines: Rectangles) -> Tensor:
+        """(N, d) states that predict the token after each of `inputs` (N,), which continue the warmups of P prompts.
 
         A T5 counts distances by columns, so what a row remembers is moved to the right, up against its continuation.
 
         Args:
             prompts: (P,) which ones.
             lengths: (P*n,) of their warmups.
+            lines: a single rectangle: which of `inputs` follow each of them.
         """
-        rows, width, remembered = _rows_of(prompts, self.n), inputs.size(1), int(lengths.max()) + 1
+        ((_, width),) = lines.groups
+        rows, remembered = _rows_of(prompts, self.n), int(lengths.max()) + 1
         source = torch.arange(remembered, device=rows.device) - (remembered - 1 - lengths[:, None])
         place = (source.clamp(min=0), rows[:, None])
         total = remembered + width
@@ -171,19 +174,21 @@ class T5Decoding:
 
         def look_back(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = (
-                torch.cat([past[layer][place].to(new.dtype), new], 1).transpose(1, 2)
+                torch.cat([past[layer][place].to(new.dtype), *lines.cut(new)], 1).transpose(1, 2)
                 for past, new in ((self.own.keys, key), (self.own.values, value))
             )
-            weights = (query.transpose(1, 2) @ keys.transpose(2, 3) + bias).softmax(-1)
-            return (weights @ values).transpose(1, 2)
+            weights = (lines.cut(query)[0].transpose(1, 2) @ keys.transpose(2, 3) + bias).softmax(-1)
+            return lines.joined([(weights @ values).transpose(1, 2)])
 
         def look_at_prompt(layer: int, query: Tensor) -> Tensor:
             keys, values = (x.index_select(0, prompts) for x in self.cross[layer])
-            queries = query.unflatten(0, (-1, self.n)).flatten(1, 2).transpose(1, 2)  # (P, heads, n*W, d_kv)
+            queries = (
+                lines.cut(query)[0].unflatten(0, (-1, self.n)).flatten(1, 2).transpose(1, 2)
+            )  # (P, heads, n*W, d_kv)
             weights = (queries @ keys + self.hidden_prompt[prompts]).softmax(-1)
-            return (weights @ values).transpose(1, 2).unflatten(1, (self.n, width)).flatten(0, 1)
+            return lines.joined([(weights @ values).transpose(1, 2).unflatten(1, (self.n, width)).flatten(0, 1)])
 
-        return self._layers(inputs.repeat_interleave(self.n, 0), look_back, look_at_prompt)
+        return self._layers(inputs, look_back, look_at_prompt)
 
     def scores_per_prompt(self, width: int) -> int:
         """Attention scores of one layer when `continued` reads `width` tokens behind each of a prompt's warmups."""
@@ -251,9 +256,10 @@ class LlamaDecoding:
 
         return self._layers(tokens, self.lengths.repeat_interleave(self.n)[rows] + step - 1, look)
 
-    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor) -> Tensor:
+    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor, lines: Rectangles) -> Tensor:
         """As `T5Decoding.continued`."""
-        rows, width, remembered = _rows_of(prompts, self.n), inputs.size(1), int(lengths.max())
+        ((_, width),) = lines.groups
+        rows, remembered = _rows_of(prompts, self.n), int(lengths.max())
         total = remembered + width
         unseen = torch.arange(remembered, device=rows.device) >= lengths[:, None]
         own = _hide(F.pad(unseen, (0, width)), self.last.dtype)[:, None] + _hide_later(width, total, self.last)
@@ -263,22 +269,27 @@ class LlamaDecoding:
             prompt_keys, prompt_values = (x.index_select(0, prompts) for x in self.prompt[layer])
             kv = prompt_keys.size(1)
             keys, values = (  # (P, kv, n, total, width)
-                torch.cat([past[layer, :remembered, rows].transpose(0, 1).to(new.dtype), new], 1)
+                torch.cat([past[layer, :remembered, rows].transpose(0, 1).to(new.dtype), *lines.cut(new)], 1)
                 .unflatten(0, (-1, self.n)).permute(0, 3, 1, 2, 4)
                 for past, new in ((self.own.keys, key), (self.own.values, value))
             )  # fmt: skip
             # (P, kv, n, W*heads/kv, width)
-            query = query.unflatten(2, (kv, -1)).unflatten(0, (-1, self.n)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+            query = (
+                lines.cut(query)[0]
+                .unflatten(2, (kv, -1))
+                .unflatten(0, (-1, self.n))
+                .permute(0, 3, 1, 2, 4, 5)
+                .flatten(3, 4)
+            )
             at_prompt = query.flatten(2, 3) @ prompt_keys + self.hidden_prompt[prompts]
             at_own = ((query @ keys.transpose(3, 4)).unflatten(3, (width, -1)) + own).flatten(3, 4)
             scores = torch.cat([at_prompt.unflatten(2, at_own.shape[2:4]), at_own], 4)
             of_prompt, of_own = scores.softmax(-1).split([at_prompt.size(3), total], 4)
             read = (of_prompt.flatten(2, 3) @ prompt_values).unflatten(2, at_own.shape[2:4]) + of_own @ values
-            return read.unflatten(3, (width, -1)).permute(0, 2, 3, 1, 4, 5).flatten(0, 1).flatten(2, 3)
+            return lines.joined([read.unflatten(3, (width, -1)).permute(0, 2, 3, 1, 4, 5).flatten(0, 1).flatten(2, 3)])
 
-        places = (self.lengths[prompts].repeat_interleave(self.n) + lengths)[:, None]
-        places = places + torch.arange(width, device=rows.device)
-        return self._layers(inputs.repeat_interleave(self.n, 0), places, look)
+        before = self.lengths[prompts].repeat_interleave(self.n) + lengths
+        return self._layers(inputs, lines.place + before.index_select(0, lines.line), look)
 
     def scores_per_prompt(self, width: int) -> int:
         """As `T5Decoding.scores_per_prompt`."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from rl_warmup.layouts.packed import Packing, attending
 from rl_warmup.objectives.logprobs import OutputHead, Tokens, token_logps, weighted_logps
 
 LOGITS = "logits"
@@ -29,8 +30,8 @@ class Head:
         self.after = _after_head(model.config)
         self.captured: Tensor | None = None
         self.capturing = False
-        # what `scoring.enable_scoring` finds out: whether warmups may continue one cached prompt, and be decoded by our own loop
-        self.shares_prompts = self.decodes = True
+        # what `scoring.enable_scoring` finds out: whether rows may go without padding, and warmups be decoded by our own loop
+        self.packs = self.decodes = True
         self.at_hand: OutputHead | None = None
 
     @property
@@ -53,8 +54,12 @@ class Head:
             return weighted_logps(hidden, tokens, head)
         return token_logps(hidden, tokens, head)
 
-    def capture(self, **inputs: Any) -> Tensor:
-        """Hidden states right before the head, after whatever scaling the model applies to them."""
+    def capture(self, packing: Packing | None = None, **inputs: Any) -> Tensor:
+        """Hidden states right before the head, after whatever scaling the model applies to them.
+
+        Args:
+            packing: what tokens look at, where rows are not padded.
+        """
         if self.model.get_output_embeddings() is not self.module:
             raise ValueError(
                 "The output head was replaced after scoring was enabled, so it would be left out of the log-probabilities. "
@@ -62,7 +67,11 @@ class Head:
             )
         self.capturing = True
         try:
-            self.stock_model(**inputs)
+            if packing is None:
+                self.stock_model(**inputs)
+            else:
+                with attending(self.model, packing) as extra:
+                    self.stock_model(**inputs, **extra)
         finally:
             self.capturing = False
         hidden, self.captured = self.captured, None

@@ -8,6 +8,7 @@ third of its time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rl_warmup.batch import Warmup
+from rl_warmup.layouts.buckets import WORTH_A_RECTANGLE, buckets
 from rl_warmup.layouts.decoding import LlamaDecoding, Step, T5Decoding
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.packing import buckets
-from rl_warmup.layouts.splice import pad_right
+from rl_warmup.layouts.packed import Rectangles
 from rl_warmup.objectives.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Tokens
 
 BLOCK = 64
@@ -139,21 +140,20 @@ def score_ahead(
     """
     logps_of: list[list[list[float]]] = [[] for _ in targets]
     device = lengths.device
-    for chosen, width in buckets([len(target) for target in targets], one=synced, rows=n):
+    for chosen, width in buckets([len(target) for target in targets], inf if synced else WORTH_A_RECTANGLE):
         most = min(TOKENS_AT_ONCE // (n * width), SCORES_AT_ONCE // decoding.scores_per_prompt(width))
         size = len(chosen) if synced else max(1, most)
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
-            ids, real = (x.to(device) for x in pad_right([targets[prompt] for prompt in part], separator_id))
-            inputs = F.pad(ids[:, :-1], (1, 0), value=separator_id)
             prompts = torch.tensor(part, device=device)
-            states = decoding.continued(prompts, lengths.view(-1, n)[prompts].flatten(), inputs)
-            real = real.bool().repeat_interleave(n, 0)
-            logps = head.score(states[real], Tokens(ids.repeat_interleave(n, 0)[real]))
-            counts = [len(targets[prompt]) for prompt in part for _ in range(n)]
-            rows = [values.tolist() for values in logps.split(counts)]
+            rows = [targets[prompt] for prompt in part for _ in range(n)]
+            inputs = torch.tensor([token for row in rows for token in (separator_id, *row[:-1])], device=device)
+            lines = Rectangles([len(row) for row in rows], device, width)
+            states = decoding.continued(prompts, lengths.view(-1, n)[prompts].flatten(), inputs, lines)
+            found = head.score(states, Tokens(torch.tensor([token for row in rows for token in row], device=device)))
+            logps = [values.tolist() for values in found.split([len(row) for row in rows])]
             for place, prompt in enumerate(part):
-                logps_of[prompt] = rows[place * n : (place + 1) * n]
+                logps_of[prompt] = logps[place * n : (place + 1) * n]
     return [values for rows in logps_of for values in rows]
 
 

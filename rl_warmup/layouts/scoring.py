@@ -19,9 +19,10 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from rl_warmup.batch import RowWeights, Scores, WarmupBatch
-from rl_warmup.layouts.decoding import LLAMA_LIKE, decoding_for
+from rl_warmup.layouts.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.packed import Rectangles
 from rl_warmup.layouts.passes import (
     Reading,
     Rows,
@@ -30,8 +31,10 @@ from rl_warmup.layouts.passes import (
     decoder_states,
     drops_caches,
     joined_states,
-    read_causal_prompts,
-    read_encoder_prompts,
+    packs,
+    padded_decoder_states,
+    padded_joined_states,
+    read_prompts,
     shared_states,
 )  # fmt: skip
 from rl_warmup.objectives.logprobs import Tokens
@@ -65,7 +68,7 @@ def enable_scoring(model: nn.Module) -> None:
     model.forward = types.MethodType(forward, model)
     head.module.forward = head.forward
     if not all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here: nothing can be tried
-        head.shares_prompts = head.model.config.model_type in LLAMA_LIKE
+        head.packs = head.model.config.model_type in (*LLAMA_LIKE, *T5_LIKE) and packs(model)
     else:
         try:
             _check_against_stock(model)
@@ -177,21 +180,25 @@ def _score(
 
 def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading | None) -> States:
     """The way through the network that fits its architecture and state."""
+    packed = head.packs
     if isinstance(head.module, FSDPModule):
-        shared = False  # it gathers weights again for what a layer returns, not for what it left in a cache
+        packed = False  # it gathers weights again for what a layer returns, not for keys and values kept from it
     elif drops_caches(model):
         logger.warning_once(
-            "rl_warmup: gradient checkpointing drops cached keys and values, so every warmup reads its prompt (a T5: "
-            "projects it) again. The numbers are the same, a step is slower; switch it off where memory allows."
+            "rl_warmup: gradient checkpointing computes layers twice, so every warmup reads its prompt (a T5: projects it) "
+            "again, and rows are padded. The numbers are the same, a step is slower; switch it off where memory allows."
         )
-        shared = False
+        packed = False
     if model.config.is_encoder_decoder:
-        return decoder_states(model, head, rows, head.sharded, reading)
+        if packed:
+            return decoder_states(model, head, rows, reading)
+        return padded_decoder_states(model, head, rows, head.sharded)
     width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
-    shared = (shared or reading is not None) and head.shares_prompts
-    if shared and width <= attention_window(model.config):
-        return shared_states(model, head, rows, head.sharded, reading)
-    return joined_states(model, head, rows, head.sharded)
+    if not packed or width > attention_window(model.config):
+        return padded_joined_states(model, head, rows, head.sharded)
+    if shared or reading is not None:
+        return shared_states(model, head, rows, reading)
+    return joined_states(model, head, rows)
 
 
 @torch.no_grad()
@@ -214,23 +221,25 @@ def _check_against_stock(model: Any) -> None:
             f"transformers 5.17 has this fault for UMT5; newer versions do not."
         )
     expected = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    ways = [False] if model.config.is_encoder_decoder else [False, True]
-    worst = {shared: _difference(model, ids, expected, shared) for shared in ways}
+    head, nats = model._warmup_head, {}
+    for packed in (False, True):
+        head.packs = packed and packs(model)
+        nats[packed] = max(_difference(model, ids, expected, shared) for shared in (False, packed))
     model.train(was_training)
-    if not worst[False] < tolerance:
+    if not nats[False] < tolerance:
         raise ValueError(
             f"{type(model).__name__} changes its logits after the head in a way rl_warmup does not know: log-probabilities "
-            f"differ from the stock model's by {worst[False]:.3g} nats. Use a T5, Llama, Qwen, Gemma, Granite or Cohere style "
+            f"differ from the stock model's by {nats[False]:.3g} nats. Use a T5, Llama, Qwen, Gemma, Granite or Cohere style "
             f"model."
         )
-    if not worst.get(True, 0.0) < tolerance:
-        model._warmup_head.shares_prompts = False
+    if not nats[True] < tolerance:
+        head.packs = False
         logger.warning_once(
-            f"rl_warmup: {type(model).__name__} cannot continue one cached prompt several times (log-probabilities differ by "
-            f"{worst[True]:.3g} nats), so every warmup reads its prompt again: the same numbers, slower."
+            f"rl_warmup: {type(model).__name__} cannot read rows without padding and continue a prompt several times "
+            f"(log-probabilities differ by {nats[True]:.3g} nats), so every warmup reads its prompt again: the same numbers, "
+            f"slower."
         )
-    if not _decoding_difference(model, ids, logits) < tolerance:
-        model._warmup_head.decodes = False  # `write_warmups` says so
+    head.decodes = head.packs and _decoding_difference(model, ids, logits) < tolerance  # `write_warmups` says so
 
 
 def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
@@ -239,30 +248,27 @@ def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
     Also of those that `continued` gives at once for the first row, behind none and behind one of its tokens. 0 where the
     architecture is not known and nothing is tried, inf where it fails.
     """
-    rows = ids if model.config.is_encoder_decoder else ids[:, 1:]
+    first = 0 if model.config.is_encoder_decoder else 1  # a decoder-only row begins with its prompt of one token
+    rows, prompt = ids[:, first:], ids[:1] if first == 0 else ids[:1, :1]
     decoding = decoding_for(model, ids.size(1))
     if decoding is None:
         return 0.0
     head, both, ones = model._warmup_head, torch.arange(2, device=ids.device), torch.ones_like(ids[:, 0])
     try:
-        started = decoding(model, _read_first(model, head, ids), 2, rows.size(1))
+        started = decoding(model, read_prompts(model, head, prompt, torch.ones_like(prompt)), 2, rows.size(1))
         states = [started.first().expand(2, -1)]
         states += [started.next(rows[:, step - 1], both, step) for step in range(1, rows.size(1))]
-        at_once = [started.continued(both[:1], past * ones, rows[:1, past:-1]) for past in (0, 1)]
+        at_once = []
+        for past in (0, 1):
+            after = rows[:1, past:-1].expand(2, -1)
+            lines = Rectangles([after.size(1)] * 2, ids.device, after.size(1))
+            at_once.append(started.continued(both[:1], past * ones, after.flatten(), lines).view(*after.shape, -1))
         got = head.logits(torch.cat([torch.stack(states, 1), *at_once], 1).flatten(0, 1)).unflatten(0, (2, -1))
     except Exception:
         return float("inf")  # `generate` serves every architecture
     expected = logits[:, ids.size(1) - rows.size(1) :].float()
     expected = torch.cat([expected, *(expected[:1, 1 + past :].expand(2, -1, -1) for past in (0, 1))], 1)
     return ((got - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
-
-
-def _read_first(model: Any, head: Head, ids: Tensor) -> Reading:
-    """The first row as a prompt; of a decoder-only network its first token."""
-    if model.config.is_encoder_decoder:
-        return read_encoder_prompts(model, ids[:1], torch.ones_like(ids[:1]), one_pass=True)
-    prompt = ids[:1, :1]
-    return read_causal_prompts(head, model.get_input_embeddings(), prompt, torch.ones_like(prompt), one_pass=True)
 
 
 def _difference(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> float:
@@ -278,7 +284,7 @@ def _difference(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> floa
             warmup_mask=torch.zeros_like(rows), target_mask=ones, law=law,
         )["token_logps"]  # fmt: skip
     except Exception:
-        if not shared:
+        if not model._warmup_head.packs:
             raise
-        return float("inf")  # caches and masks of its own; the other way serves every architecture
+        return float("inf")  # an attention of its own kind; the other way serves every architecture
     return (got - expected[:, first:]).abs().max().item()

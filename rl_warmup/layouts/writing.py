@@ -17,10 +17,10 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, Lo
 from transformers.utils import logging
 
 from rl_warmup.batch import Warmup
-from rl_warmup.layouts import Layout
+from rl_warmup.layouts import Layout, passes
 from rl_warmup.layouts.decoding import LLAMA_LIKE, T5_LIKE, LlamaDecoding, T5Decoding, decoding_for
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.passes import Reading, read_causal_prompts, read_encoder_prompts
+from rl_warmup.layouts.passes import Reading
 from rl_warmup.layouts.sampling import as_warmups, sample, score_ahead
 from rl_warmup.layouts.scoring import enable_scoring
 from rl_warmup.layouts.splice import pad_right
@@ -89,7 +89,7 @@ def read_for_training(
         model: in eval mode, scoring enabled.
     """
     base = _plain(model)
-    if _decoding(base, law, prompts, targets) is None or not base._warmup_head.shares_prompts:
+    if _decoding(base, law, prompts, targets) is None:
         return None
     return read_prompts(base, layout, prompts)
 
@@ -106,10 +106,7 @@ def _decoding(
 def read_prompts(base: Any, layout: Layout, prompts: Sequence[list[int]]) -> Reading:
     """What a plain transformers model makes of prompts, each read once; with gradient where gradients are on."""
     ids, mask = (tensor.to(base.device) for tensor in pad_right(list(prompts), layout.tokens.pad_id))
-    one_pass = base._warmup_head.sharded
-    if base.config.is_encoder_decoder:
-        return read_encoder_prompts(base, ids, mask, one_pass)
-    return read_causal_prompts(base._warmup_head, base.get_input_embeddings(), ids, mask, one_pass)
+    return passes.read_prompts(base, base._warmup_head, ids, mask)
 
 
 def _plain(model: Any) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rl_warmup.plan.shapes import Shape
 from rl_warmup.plan.work import Lengths, Work
 
-# Of objectives.logprobs and layouts.packing; a test keeps them alike.
+# Of objectives.logprobs and layouts.buckets; a test keeps them alike.
 KEPT_LOGITS, LOGITS_PER_CHUNK, ROWS_PER_CHUNK, WORTH_A_LINE = 1 << 26, 1 << 21, 256, 5
 
 
@@ -195,7 +195,7 @@ class _Network:
 
 
 def lines_of(shape: Shape, x: float, groups: list[RowGroup]) -> list[float]:
-    """Widths of the lines into which `layouts.packing` puts the rows of a prompt of x tokens."""
+    """Widths of the lines into which `layouts.buckets` puts the rows of a prompt of x tokens."""
     inputs = sum(g.count * (g.tokens - 1) for g in groups)
     longest = max(g.tokens - 1 for g in groups)
     rows = max(1.0, sum(g.count for g in groups))

@@ -17,12 +17,11 @@ N = 6
 
 
 class Reads:
-    """Counts what a network reads: prompts by rows and width, the rows of every decoding step, continuations like prompts."""
+    """Counts what a network reads: tokens of prompts, rows of every decoding step, tokens of continuations."""
 
     def __init__(self, model):
         self.steps: list[int] = []
-        self.prompts: list[tuple[int, int]] = []
-        self.continued: list[tuple[int, int]] = []
+        self.prompts: list[int] = []
         decoder, both = model.get_decoder(), model.config.is_encoder_decoder
         first = decoder.block[0].layer[0].SelfAttention.q if both else decoder.layers[0].self_attn.q_proj
         first.register_forward_pre_hook(self._projected)
@@ -33,7 +32,7 @@ class Reads:
 
     def _begun(self, _, args, kwargs):
         self.in_prompts = True
-        self.prompts.append(tuple(kwargs["inputs_embeds"].shape[:2]))
+        self.prompts.append(kwargs["inputs_embeds"].shape[:2].numel())
 
     def _ended(self, *_):
         self.in_prompts = False
@@ -41,10 +40,7 @@ class Reads:
     def _projected(self, _, args):
         if self.in_prompts:
             return
-        if args[0].dim() == 2:  # decoding gives one token a row
-            self.steps.append(len(args[0]))
-        else:
-            self.continued.append(tuple(args[0].shape[:2]))
+        self.steps.append(len(args[0]))
 
 
 @pytest.fixture(params=KNOWN)
@@ -68,13 +64,12 @@ def test_prompts_are_read_once_and_ended_warmups_no_more(watched, law_of, target
     warmups = write_warmups(model, layout, law, PROMPTS, N, targets=targets)
     limit = law.max_length - 1 if targets is None else law.max_length
     fed = [min(len(warmup.ids), limit) for warmup in warmups]
-    assert reads.steps == first_step(model) + [sum(tokens > step for tokens in fed) for step in range(max(fed))]
-    assert len(set(reads.steps)) > 2  # the lengths did differ
-    assert reads.prompts == [(len(PROMPTS), 5)]
-    if targets is None:
-        assert reads.continued == []
-    else:  # the separator and the target, without its last token
-        assert reads.continued == [(len(warmups), 5)]
+    steps = first_step(model) + [sum(tokens > step for tokens in fed) for step in range(max(fed))]
+    assert len(set(steps)) > 2  # the lengths did differ
+    if targets is not None:  # then all tokens of the separators and targets at once, but each target's last
+        steps.append(N * sum(len(target) for target in targets))
+    assert reads.steps == steps
+    assert reads.prompts == [sum(len(prompt) for prompt in PROMPTS)]
 
 
 def test_the_loop_stops_when_all_have_ended(watched, law_of):

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts import packing, passes, scoring
+from rl_warmup.layouts import buckets, packed, passes, scoring
 from rl_warmup.layouts.scoring import enable_scoring, score
 from rl_warmup.layouts.splice import splice
 
@@ -56,7 +56,7 @@ def relative(one, other) -> float:
 def ways(monkeypatch):
     """The ways that were taken, by name."""
     taken = []
-    for name in ("shared_states", "joined_states", "decoder_states"):
+    for name in ("shared_states", "joined_states", "decoder_states", "padded_joined_states", "padded_decoder_states"):
         stock = getattr(scoring, name)
 
         def spied(*args, name=name, stock=stock, **kwargs):
@@ -101,14 +101,14 @@ def assert_equals_stock(scores, batch, expected_of):
 
 
 def test_a_window_that_is_too_short_needs_its_own_mask(build, layout_of, law_of, ways, stock):
-    """A Gemma 2 looks back 4 tokens in every other layer; a block mask would undo that."""
+    """A Gemma 2 looks back 4 tokens in every other layer; masks of ours would undo that."""
     untouched = build("gemma2")
     model = copy.deepcopy(untouched)
     enable_scoring(model)
     batch = random_batch(layout_of(model), 0)
     ways.clear()
     scores = score(model, batch, law_of(max_length=6))
-    assert ways == ["joined_states"]
+    assert ways == ["padded_joined_states"]
     assert_equals_stock(scores, batch, lambda row: stock(untouched, batch, row))
 
 
@@ -125,9 +125,9 @@ def test_gradient_checkpointing_takes_the_other_way_and_says_so_once(name, build
     ways.clear()
     for _ in range(2):
         assert relative(gradient(model, weighted(score(model, batch, law))), expected) < 2e-5
-    assert ways == ["decoder_states" if name == "t5" else "joined_states"] * 2
-    assert len([text for text in warnings_of() if "gradient checkpointing drops cached keys" in text]) == 1
-    with torch.no_grad():  # a layer in training mode drops its cache also where it has nothing to compute twice
+    assert ways == ["padded_decoder_states" if name == "t5" else "padded_joined_states"] * 2
+    assert len([text for text in warnings_of() if "gradient checkpointing computes layers twice" in text]) == 1
+    with torch.no_grad():
         torch.testing.assert_close(score(model, batch, law).token_logps, plain.token_logps, rtol=0, atol=1e-5)
     model.eval()
     ways.clear()
@@ -136,23 +136,21 @@ def test_gradient_checkpointing_takes_the_other_way_and_says_so_once(name, build
 
 
 class Forgetful(LlamaForCausalLM):
-    """Continues a cache wherever it ends, whatever positions it is told."""
+    """Counts positions for itself, whatever it is told."""
 
     def forward(self, *args, position_ids=None, **kwargs):
         return super().forward(*args, **kwargs)
 
 
-class Cacheless(LlamaForCausalLM):
-    """Has no use for caches."""
+class Narrow(LlamaForCausalLM):
+    """Hands nothing on to its attention."""
 
-    def forward(self, *args, past_key_values=None, **kwargs):
-        if past_key_values is not None:
-            raise NotImplementedError("no caches here")
+    def forward(self, *args, packing=None, implementation=None, **kwargs):
         return super().forward(*args, **kwargs)
 
 
-@pytest.mark.parametrize(("kind", "nats"), [(Forgetful, r"0\.\d+|\d"), (Cacheless, "inf")])
-def test_a_network_that_cannot_continue_one_prompt_several_times_is_noticed(
+@pytest.mark.parametrize(("kind", "nats"), [(Forgetful, r"0\.\d+|\d"), (Narrow, "inf")])
+def test_a_network_that_cannot_go_without_padding_is_noticed(
     kind, nats, configs, layout_of, law_of, ways, warnings_of, stock
 ):
     model = kind(copy.deepcopy(configs["llama-grouped"])).eval()
@@ -162,38 +160,63 @@ def test_a_network_that_cannot_continue_one_prompt_several_times_is_noticed(
     untouched = LlamaForCausalLM(configs["llama-grouped"]).eval()
     untouched.load_state_dict(model.state_dict())
     enable_scoring(model)
-    assert not model._warmup_head.shares_prompts
+    assert not model._warmup_head.packs
+    assert not model._warmup_head.decodes
+    assert model.config._attn_implementation == untouched.config._attn_implementation
     (said,) = warnings_of()
-    assert f"{kind.__name__} cannot continue one cached prompt several times" in said
+    assert f"{kind.__name__} cannot read rows without padding" in said
     assert ("inf nats" in said) == (nats == "inf")
-    assert model._warmup_head.decodes == (kind is Forgetful)  # the sampler reads the first cache, and only that
     batch = random_batch(layout_of(model), 2)
     ways.clear()
     scores = score(model, batch, law_of(max_length=6))
-    assert ways == ["joined_states"]
+    assert ways == ["padded_joined_states"]
     assert_equals_stock(scores, batch, lambda row: stock(untouched, batch, row))
+
+
+@pytest.mark.parametrize("name", ["llama-grouped", "gpt2", "gemma2"])
+def test_rows_alone_have_the_gradient_of_padded_ones(name, build, layout_of, law_of, ways):
+    model = build(name, **({"sliding_window": 64} if name == "gemma2" else {}))
+    enable_scoring(model)
+    batch, law = replace(random_batch(layout_of(model), 4), group_size=0), law_of(temperature=1.3, max_length=6)
+    ways.clear()
+    alone = score(model, batch, law)
+    expected = gradient(model, weighted(alone))
+    model._warmup_head.packs = False
+    padded = score(model, batch, law)
+    assert ways == ["joined_states", "padded_joined_states"]
+    torch.testing.assert_close(alone.token_logps, padded.token_logps, rtol=0, atol=1e-5)
+    assert relative(gradient(model, weighted(padded)), expected) < 1e-5
 
 
 # ---------------------------------------------------------------------- encoder-decoder
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["one-pass", "many-passes"])
-@pytest.mark.parametrize("name", ["t5", "t5-v1.1", "mt5", "bart"])
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("name", ["t5", "t5-v1.1", "mt5", "padded t5", "bart"])
 def test_decoder_rows_have_the_gradient_of_the_stock_model(
     name, many, build, layout_of, monkeypatch, stock_with_gradient, law_of
 ):
-    """One unpadded row at a time. Under a law that forbids nothing, actions are tokens like all others."""
+    """One unpadded row at a time. Under a law that forbids nothing, actions are tokens like all others.
+
+    `many`: of rectangles, or where rows are padded, of passes.
+    """
     if many:
-        monkeypatch.setattr(packing, "WORTH_A_PASS", 0)
-        monkeypatch.setattr(packing, "TOKENS_WORTH_A_PASS", 0)
-    untouched = build(name)
+        for module, share in (
+            (passes, "WORTH_A_PASS"),
+            (packed, "WORTH_A_RECTANGLE"),
+            (buckets, "TOKENS_WORTH_A_PASS"),
+        ):
+            monkeypatch.setattr(module, share, 0)
+    untouched = build(name.split()[-1])
     model = copy.deepcopy(untouched)
     enable_scoring(model)
+    model._warmup_head.packs &= not name.startswith("padded")
+    assert model._warmup_head.packs == (name not in ("padded t5", "bart"))
     batch, law = random_batch(layout_of(model), 3), law_of(allowed=range(20), max_length=6)
     rows, seen = len(batch.warmups), []
     model.get_decoder().register_forward_hook(lambda *_: seen.append(1))
     scores = score(model, batch, law)
-    assert len(seen) == (len(set(batch.seq_mask.sum(1).tolist())) if many else 1)
+    assert len(seen) == (len(set(batch.seq_mask.sum(1).tolist())) if many and not model._warmup_head.packs else 1)
     loss = 0
     weights = torch.randn(2, rows, generator=torch.Generator().manual_seed(7))
     for row in range(rows):
@@ -203,21 +226,16 @@ def test_decoder_rows_have_the_gradient_of_the_stock_model(
     assert relative(gradient(model, weighted(scores)), gradient(untouched, loss)) < 1e-4
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["one-pass", "many-passes"])
 @pytest.mark.parametrize("name", ["t5", "t5-v1.1", "mt5"])
-def test_a_t5_projects_every_prompt_once(name, many, build, layout_of, law_of, monkeypatch):
-    """Eleven rows, three prompts: each reaches the projections of the encoder's output once, in every layer, unpadded there."""
-    if many:
-        monkeypatch.setattr(packing, "WORTH_A_PASS", 0)
-        monkeypatch.setattr(packing, "TOKENS_WORTH_A_PASS", 0)
+def test_a_t5_projects_every_prompt_once(name, build, layout_of, law_of):
+    """Eleven rows, three prompts: each reaches the projections of the encoder's output once, in every layer, unpadded."""
     model, seen = build(name), []
     enable_scoring(model)
     for block in model.get_decoder().block:
         attention = block.layer[1].EncDecAttention
         for project in (attention.k, attention.v):
-            project.register_forward_hook(lambda _, args, out: seen.append(tuple(args[0].shape[:2])))
+            project.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
     batch = random_batch(layout_of(model), 1)
     assert batch.prompt_mask.sum(1).tolist() == [2, 3, 7]
     score(model, batch, law_of(max_length=6))
-    once = [(1, 2), (1, 3), (1, 7)] if many else [(3, 7)]
-    assert seen == [shape for shape in once for _ in range(4)]  # two layers, keys and values
+    assert seen == [2 + 3 + 7] * 4  # two layers, keys and values

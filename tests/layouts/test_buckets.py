@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
-from rl_warmup.layouts import packing
-from rl_warmup.layouts.packing import buckets, into_lines
+from rl_warmup.layouts.buckets import WORTH_A_PASS, WORTH_A_RECTANGLE, buckets, into_lines
 
 # ---------------------------------------------------------------------- buckets
 
@@ -34,25 +34,23 @@ def slots(lengths, groups) -> int:
 )
 def test_buckets_by_hand(lengths, expected, monkeypatch):
     """A pass must save 64 tokens and a tenth of all, whatever has been measured since."""
-    monkeypatch.setattr(packing, "WORTH_A_PASS", 0.1)
-    monkeypatch.setattr(packing, "TOKENS_WORTH_A_PASS", 64)
-    assert buckets(lengths, one=False) == expected
-    assert buckets(lengths, one=True) == [(list(range(len(lengths))), max(lengths))]
+    monkeypatch.setattr("rl_warmup.layouts.buckets.TOKENS_WORTH_A_PASS", 64)
+    assert buckets(lengths, 0.1) == expected
+    assert buckets(lengths, math.inf) == [(list(range(len(lengths))), max(lengths))]
 
 
-@pytest.mark.parametrize("free", [False, True], ids=["as-measured", "passes-for-nothing"])
-def test_buckets_of_random_lengths(monkeypatch, free):
-    if free:
-        monkeypatch.setattr(packing, "WORTH_A_PASS", 0)
-        monkeypatch.setattr(packing, "TOKENS_WORTH_A_PASS", 0)
+@pytest.mark.parametrize("worth", [WORTH_A_PASS, WORTH_A_RECTANGLE, 0])
+def test_buckets_of_random_lengths(monkeypatch, worth):
+    if not worth:
+        monkeypatch.setattr("rl_warmup.layouts.buckets.TOKENS_WORTH_A_PASS", 0)
     generator = random.Random(0)
     for _ in range(200):
         lengths = [generator.choice([1, 3, 20, generator.randint(1, 200)]) for _ in range(generator.randint(1, 30))]
-        groups = buckets(lengths, one=False)
+        groups = buckets(lengths, worth)
         total = slots(lengths, groups)
-        assert total <= slots(lengths, buckets(lengths, one=True))
+        assert total <= slots(lengths, buckets(lengths, math.inf))
         assert [width for _, width in groups] == sorted({max(lengths[row] for row in rows) for rows, _ in groups})
-        if free:
+        if not worth:
             assert total == sum(lengths)
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import pairwise
+from math import inf
 from typing import NamedTuple
 
 import torch
 
-# Another pass over the network pays when it leaves out this share of all tokens, and this many. Measured on a CPU; on an
+# Another pass over a network pays when it leaves out this share of all tokens, and this many. Measured on a CPU; on an
 # accelerator, which a single pass keeps busy, the share is a guess until one is at hand.
 WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.1 if torch.cuda.is_available() else 0.005, 64
+# The same of another rectangle, where only attention is padded. Measured on a CPU.
+WORTH_A_RECTANGLE = 0.2
 # Rows of a prompt share a line (`shared_states`) of up to this many square roots of the prompt's length. A longer line costs
 # attention among its rows, which is masked; another line costs a copy of the prompt's keys and values. Measured on a CPU.
 WORTH_A_LINE = 5
@@ -22,20 +25,19 @@ WORTH_A_LINE = 5
 Groups = list[tuple[list[int], int]]  # the rows of each pass, and how wide it is
 
 
-def buckets(lengths: list[int], one: bool, rows: int = 1) -> Groups:
+def buckets(lengths: list[int], worth: float) -> Groups:
     """Rows of similar length, shortest first, as (rows, width): cut where that saves the most padding, while it pays.
 
     A single bucket keeps the order of the rows.
 
     Args:
-        one: everything into one.
-        rows: what each length stands for that many times.
+        worth: the share of all slots that a cut has to save; infinite for a single bucket.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     ordered = [lengths[i] for i in order]
     cuts = [0, len(order)]
-    enough = max(WORTH_A_PASS * len(order) * ordered[-1], TOKENS_WORTH_A_PASS / rows, 1)
-    while not one:
+    enough = max(worth * len(order) * ordered[-1], TOKENS_WORTH_A_PASS, 1)
+    while enough < inf:
         saved, cut = max(
             ((cut - low) * (ordered[high - 1] - ordered[cut - 1]), cut)
             for low, high in pairwise(cuts)
