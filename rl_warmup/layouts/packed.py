@@ -24,9 +24,7 @@ NAME = "rl_warmup_packed"  # in transformers' table
 IMPLEMENTATIONS = ("sdpa", "eager")  # that take any mask
 
 Layers = list[tuple[Tensor, Tensor]]  # keys and values of every layer
-Attention = Callable[
-    [Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Any]
-]  # of transformers' table, for one module
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Any]  # of transformers' table, for one module
 
 
 class Rectangles:
@@ -68,7 +66,8 @@ class Rectangles:
 
 
 class _Moved(torch.autograd.Function):
-    """values[index], of which the reverse is known: index[reverse[i]] = i. An index past the end stands for padding.
+    """values[index], where each value goes to one place of its own, reverse[i], or past the end to none. What else `index`
+    names is padding, and its gradient is left out.
 
     Torch's own gradient adds every row to where it came from, which takes several times as long.
     """
@@ -76,12 +75,12 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Tensor, reverse: Tensor) -> Tensor:
         ctx.save_for_backward(reverse)
-        return values.index_select(0, index.clamp(max=len(values) - 1))
+        return values.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (reverse,) = gradients, ctx.saved_tensors
-        if len(reverse) > len(gradient):  # what went into padding came from nowhere
+        if len(reverse) > len(gradient):  # what went to none has none
             gradient = torch.cat([gradient, torch.zeros_like(gradient[:1])])
         return gradient.index_select(0, reverse), None, None
 
@@ -116,6 +115,7 @@ class Packing:
             assert seen_before is not None
             self.owners = lines.of_lines(owners)
             self.seen_before = [seen_before[owner][:, None, None] for owner in self.owners]
+            self.in_order = len(self.owners) == 1 and owners.tolist() == list(range(len(seen_before)))
 
     def attend(
         self, call: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, says_causal: bool
@@ -130,13 +130,10 @@ class Packing:
             for keys, values in zip(self.lines.cut(key), self.lines.cut(value), strict=True)
         ]
         if self.before:
-            old_keys, old_values = self.before[len(self.kept)]
+            earlier = self._owned(*self.before[len(self.kept)])
             pairs = [
-                (
-                    torch.cat([old_keys.index_select(0, owner), k], 2),
-                    torch.cat([old_values.index_select(0, owner), v], 2),
-                )
-                for owner, (k, v) in zip(self.owners, pairs, strict=True)
+                (torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2))
+                for (old_keys, old_values), (keys, values) in zip(earlier, pairs, strict=True)
             ]
         self.kept.append((key, value))
         has_bias = getattr(module, "has_relative_attention_bias", False)  # layers of a T5 without one take the first's
@@ -152,10 +149,15 @@ class Packing:
         """The same, of keys and values that are a pair of `before`."""
         if not self.masks:
             self.masks = [_hide(seen, query.dtype) for seen in self.seen_before]
-        pairs = [(key.index_select(0, owner), value.index_select(0, owner)) for owner in self.owners]
-        return self._called(call, query, pairs)
+        return self._called(call, query, self._owned(key, value))
 
-    def _called(self, call: Attention, query: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _owned(self, keys: Tensor, values: Tensor) -> Layers:
+        """Of a layer of `before`, what the lines of every rectangle see."""
+        if self.in_order:
+            return [(keys, values)]
+        return [(keys.index_select(0, owner), values.index_select(0, owner)) for owner in self.owners]
+
+    def _called(self, call: Attention, query: Tensor, pairs: Layers) -> Tensor:
         queries = [part.transpose(1, 2) for part in self.lines.cut(query)]
         return self.lines.joined([call(q, k, v, m)[0] for q, (k, v), m in zip(queries, pairs, self.masks, strict=True)])
 
