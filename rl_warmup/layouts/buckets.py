@@ -1,4 +1,4 @@
-"""How rows are arranged before they go through a network: into passes of similar length, and into lines.
+"""How rows are arranged before they go through a network: into groups of similar length, and into lines.
 
 Knows: lengths, and from when on a pass or a line pays. Must not know: tensors, models.
 """
@@ -22,7 +22,7 @@ WORTH_A_RECTANGLE = 0.2
 WORTH_A_LINE = 5
 
 
-Groups = list[tuple[list[int], int]]  # the rows of each pass, and how wide it is
+Groups = list[tuple[list[int], int]]  # the rows of each pass or rectangle, and how wide it is
 
 
 def buckets(lengths: list[int], worth: float) -> Groups:
@@ -51,15 +51,15 @@ def buckets(lengths: list[int], worth: float) -> Groups:
     return [(order[low:high], ordered[high - 1]) for low, high in pairwise(cuts)]
 
 
-def first_slots(groups: Groups) -> tuple[list[int], int]:
-    """The slot at which each row begins when all groups stand one behind the other, and the number of slots."""
+def first_slots(groups: Groups) -> list[int]:
+    """The slot at which each row begins when all groups stand one behind the other."""
     begin = [0] * sum(len(chosen) for chosen, _ in groups)
     total = 0
     for chosen, width in groups:
         for place, row in enumerate(chosen):
             begin[row] = total + place * width
         total += len(chosen) * width
-    return begin, total
+    return begin
 
 
 class Lines(NamedTuple):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from rl_warmup.layouts.packed import Rectangles
+from rl_warmup.layouts.packed import Rectangles, hide
 from rl_warmup.layouts.passes import Reading, attention_window
 
 T5_LIKE = ("t5", "mt5")
@@ -78,7 +78,7 @@ class _Own:
         if not isinstance(step, Tensor):
             return None
         later = torch.arange(self.keys.size(1), device=step.device) > step
-        return _hide(later, self.keys.dtype)[:, None, None]
+        return hide(later, self.keys.dtype)[:, None, None]
 
 
 class _Grid:
@@ -115,7 +115,7 @@ class T5Decoding:
         scales = getattr(config, "scale_decoder_outputs", False)  # an mT5 never scales
         self.scale = model.model_dim**-0.5 if scales else 1.0
         self.cross = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
-        self.hidden_prompt = _hide(reading.mask == 0, encoded.dtype)[:, None, None]
+        self.hidden_prompt = hide(reading.mask == 0, encoded.dtype)[:, None, None]
         places = max_length + 1  # the start token has one too
         self.bias = self._bias(places)[:, -1].t()[:, None]  # (places, 1, heads): distances max_length to 0
         self.own = _Own(len(self.cross), len(encoded) * num_warmups, places, self.cross[0][1])
@@ -170,7 +170,7 @@ class T5Decoding:
         place = (source.clamp(min=0), rows[:, None])
         total = remembered + width
         bias = self._bias(total)[:, remembered:] + _hide_later(width, total, self.bias)
-        bias = bias + _hide(F.pad(source < 0, (0, width)), bias.dtype)[:, None, None]  # (P*n, heads, W, total)
+        bias = bias + hide(F.pad(source < 0, (0, width)), bias.dtype)[:, None, None]  # (P*n, heads, W, total)
 
         def look_back(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = (
@@ -182,9 +182,8 @@ class T5Decoding:
 
         def look_at_prompt(layer: int, query: Tensor) -> Tensor:
             keys, values = (x.index_select(0, prompts) for x in self.cross[layer])
-            queries = (
-                lines.cut(query)[0].unflatten(0, (-1, self.n)).flatten(1, 2).transpose(1, 2)
-            )  # (P, heads, n*W, d_kv)
+            # (P, heads, n*W, d_kv)
+            queries = lines.cut(query)[0].unflatten(0, (-1, self.n)).flatten(1, 2).transpose(1, 2)
             weights = (queries @ keys + self.hidden_prompt[prompts]).softmax(-1)
             return lines.joined([(weights @ values).transpose(1, 2).unflatten(1, (self.n, width)).flatten(0, 1)])
 
@@ -227,7 +226,7 @@ class LlamaDecoding:
         self.body, self.n, self.heads = model.model, num_warmups, model.config.num_attention_heads
         self.lengths, self.last = reading.mask.sum(1), reading.states
         self.prompt = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
-        self.hidden_prompt = _hide(reading.mask == 0, self.last.dtype)[:, None, None]
+        self.hidden_prompt = hide(reading.mask == 0, self.last.dtype)[:, None, None]
         self.own = _Own(len(self.prompt), len(self.last) * num_warmups, max_length, self.prompt[0][1])
 
     def first(self) -> Tensor:
@@ -262,7 +261,7 @@ class LlamaDecoding:
         rows, remembered = _rows_of(prompts, self.n), int(lengths.max())
         total = remembered + width
         unseen = torch.arange(remembered, device=rows.device) >= lengths[:, None]
-        own = _hide(F.pad(unseen, (0, width)), self.last.dtype)[:, None] + _hide_later(width, total, self.last)
+        own = hide(F.pad(unseen, (0, width)), self.last.dtype)[:, None] + _hide_later(width, total, self.last)
         own = own.unflatten(0, (-1, 1, self.n))[..., None, :]  # (P, 1, n, W, 1, total)
 
         def look(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -273,14 +272,9 @@ class LlamaDecoding:
                 .unflatten(0, (-1, self.n)).permute(0, 3, 1, 2, 4)
                 for past, new in ((self.own.keys, key), (self.own.values, value))
             )  # fmt: skip
+            (query,) = lines.cut(query)
             # (P, kv, n, W*heads/kv, width)
-            query = (
-                lines.cut(query)[0]
-                .unflatten(2, (kv, -1))
-                .unflatten(0, (-1, self.n))
-                .permute(0, 3, 1, 2, 4, 5)
-                .flatten(3, 4)
-            )
+            query = query.unflatten(2, (kv, -1)).unflatten(0, (-1, self.n)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
             at_prompt = query.flatten(2, 3) @ prompt_keys + self.hidden_prompt[prompts]
             at_own = ((query @ keys.transpose(3, 4)).unflatten(3, (width, -1)) + own).flatten(3, 4)
             scores = torch.cat([at_prompt.unflatten(2, at_own.shape[2:4]), at_own], 4)
@@ -319,12 +313,7 @@ def _rows_of(prompts: Tensor, n: int) -> Tensor:
     return (prompts[:, None] * n + torch.arange(n, device=prompts.device)).flatten()
 
 
-def _hide(padding: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool tensor as what is added to attention scores: the lowest number where it is true, 0 elsewhere."""
-    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, torch.finfo(dtype).min)
-
-
 def _hide_later(width: int, total: int, like: Tensor) -> Tensor:
     """(width, total): each of the last `width` of `total` places sees those before it and itself."""
     later = torch.ones(width, total, dtype=torch.bool, device=like.device).triu(total - width + 1)
-    return _hide(later, like.dtype)
+    return hide(later, like.dtype)

@@ -148,7 +148,7 @@ class Packing:
     def attend_across(self, call: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The same, of keys and values that are a pair of `before`."""
         if not self.masks:
-            self.masks = [_hide(seen, query.dtype) for seen in self.seen_before]
+            self.masks = [hide(~seen, query.dtype) for seen in self.seen_before]
         return self._called(call, query, self._owned(key, value))
 
     def _owned(self, keys: Tensor, values: Tensor) -> Layers:
@@ -171,7 +171,7 @@ class Packing:
                 torch.cat([before.expand(-1, -1, own.size(2), -1), own], 3)
                 for before, own in zip(self.seen_before, seen, strict=True)
             ]
-        return [_hide(part, dtype) for part in seen]
+        return [hide(~part, dtype) for part in seen]
 
 
 @contextmanager
@@ -216,9 +216,9 @@ def _attend(
     return found.view(query.transpose(1, 2).shape), None
 
 
-def _hide(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """As what is added to attention scores: 0 where it is true, the lowest number elsewhere."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+def hide(unseen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool tensor as what is added to attention scores: the lowest number where it is true, 0 elsewhere."""
+    return torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill(unseen, torch.finfo(dtype).min)
 
 
 AttentionInterface.register(NAME, _attend)

@@ -297,6 +297,6 @@ def packs(model: Any) -> bool:
 def _join(passes: list[Tensor], groups: Groups, length: int) -> States:
     """(n, width, d) of every group of rows, one behind the other, and where row n's position t is."""
     hidden = torch.cat([states.flatten(0, 1) for states in passes]) if len(passes) > 1 else passes[0].flatten(0, 1)
-    begin = torch.tensor(first_slots(groups)[0], device=hidden.device)
+    begin = torch.tensor(first_slots(groups), device=hidden.device)
     where = begin[:, None] + torch.arange(length, device=hidden.device)
     return States(hidden, where.clamp(max=len(hidden) - 1))
