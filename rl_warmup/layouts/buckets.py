@@ -62,6 +62,19 @@ def first_slots(groups: Groups) -> list[int]:
     return begin
 
 
+def consecutive(sizes: list[int], most: int) -> list[range]:
+    """Cut into ranges of about equal sums, as few as about `most` of each allow. No range sums to 0, unless all do."""
+    total = sum(sizes)
+    share = total / max(1, -(-total // most))
+    parts, begin, before = [], 0, 0
+    for i, size in enumerate(sizes):
+        if size and any(sizes[begin:i]) and before + size / 2 > share * (len(parts) + 1):
+            parts.append(range(begin, i))
+            begin = i
+        before += size
+    return [*parts, range(begin, len(sizes))]
+
+
 class Lines(NamedTuple):
     """Rows behind each other in lines."""
 

@@ -7,6 +7,8 @@ token. A prompt's keys and values are computed once and every warmup of its grou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import accumulate
 from math import inf
 from typing import Any, NamedTuple
 
@@ -16,9 +18,13 @@ from transformers import EncoderDecoderCache
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from rl_warmup.layouts.buckets import WORTH_A_LINE, WORTH_A_PASS, Groups, buckets, first_slots, into_lines
+from rl_warmup.layouts.buckets import WORTH_A_LINE, WORTH_A_PASS, Groups, buckets, consecutive, first_slots, into_lines
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.packed import IMPLEMENTATIONS, Layers, Packing, Rectangles, attending
+
+# Most that goes through a network in one pass. On a CPU, numbers of the widest tensor, 16 MiB of float32: the C library hands
+# tensors above 32 MiB back after each use, and the system clears every page of the next one. On an accelerator, tokens; a guess.
+NUMBERS_AT_ONCE, TOKENS_AT_ONCE = 1 << 22, 1 << 14
 
 
 class Rows(NamedTuple):
@@ -42,6 +48,14 @@ class Reading(NamedTuple):
         """The same without the graph behind it."""
         pairs = [(keys.detach(), values.detach()) for keys, values in self.layers]
         return Reading(self.mask, self.states.detach(), pairs)
+
+    def split(self, counts: list[int]) -> list[Reading]:
+        """Of so many prompts each."""
+        if len(counts) == 1:
+            return [self]
+        layers = zip(*(zip(k.split(counts), v.split(counts), strict=True) for k, v in self.layers), strict=True)
+        rest = self.mask.split(counts), self.states.split(counts)
+        return [Reading(*part) for part in zip(*rest, map(list, layers), strict=True)]
 
 
 class States(NamedTuple):
@@ -92,24 +106,31 @@ def decoder_states(model: Any, head: Head, rows: Rows, reading: Reading | None =
     device, prompts, lengths = rows.seq_ids.device, rows.prompt_index.tolist(), rows.seq_mask.sum(1).tolist()
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
     index = torch.tensor(order, device=device)
-    lines = Rectangles([lengths[row] for row in order], device)
-    tokens_of: dict[int, int] = {}
-    for row in order:
-        tokens_of[prompts[row]] = tokens_of.get(prompts[row], 0) + lengths[row]
-    across = Packing(
-        Rectangles(list(tokens_of.values()), device), None, reading.layers,
-        torch.tensor(list(tokens_of), device=device), reading.mask.bool(),
-    )  # fmt: skip
+    tokens_of = [0] * len(rows.prompt_ids)
+    for prompt, length in zip(prompts, lengths, strict=True):
+        tokens_of[prompt] += length
     ids = _decoder_inputs(model, rows)[index][rows.seq_mask[index].bool()]
-    hidden = head.capture(
-        Packing(lines, across=across),
-        encoder_outputs=BaseModelOutput(last_hidden_state=reading.states[:1]),  # not read: keys and values are there
-        decoder_inputs_embeds=model.get_decoder().get_input_embeddings()(ids)[:, None],
-        past_key_values=EncoderDecoderCache(Cache(layer_class_to_replicate=_Once), _filled(reading.layers)),
-    )[:, 0]
-    begin = torch.empty_like(index).index_copy(0, index, lines.begin)
+    embedded = model.get_decoder().get_input_embeddings()(ids)[:, None]
+    hidden = []
+    for part, read, inputs in _parts(head, tokens_of, reading, embedded):
+        owners = [prompt for prompt in part if tokens_of[prompt]]
+        across = Packing(
+            Rectangles([tokens_of[prompt] for prompt in owners], device), None, read.layers,
+            torch.tensor(owners, device=device) - part.start, read.mask.bool(),
+        )  # fmt: skip
+        lines = Rectangles([lengths[row] for row in order if prompts[row] in part], device)
+        states = head.capture(
+            Packing(lines, across=across),
+            encoder_outputs=BaseModelOutput(last_hidden_state=read.states[:1]),  # not read: keys and values are there
+            decoder_inputs_embeds=inputs,
+            past_key_values=EncoderDecoderCache(Cache(layer_class_to_replicate=_Once), _filled(read.layers)),
+        )
+        hidden.append(states[:, 0])
+    starts = torch.tensor([0, *accumulate(lengths[row] for row in order[:-1])], device=device)
+    begin = torch.empty_like(index).index_copy(0, index, starts)
     where = begin[:, None] + torch.arange(rows.seq_ids.size(1), device=device)
-    return States(hidden, where.clamp(max=len(hidden) - 1))
+    states = torch.cat(hidden)
+    return States(states, where.clamp(max=len(states) - 1))
 
 
 def shared_states(model: Any, head: Head, rows: Rows, reading: Reading | None = None) -> States:
@@ -124,8 +145,7 @@ def shared_states(model: Any, head: Head, rows: Rows, reading: Reading | None = 
     inputs = rows.seq_mask.sum(1) - 1  # nothing is predicted from a row's last token
     room = min(embedding.weight.size(-1), int(WORTH_A_LINE * rows.prompt_ids.size(1) ** 0.5))
     packed = into_lines(inputs.tolist(), rows.prompt_index.tolist(), room)
-    lines = Rectangles(packed.filled, device)
-    starts = lines.begin.tolist()
+    starts = [0, *accumulate(packed.filled)]
     begin = torch.tensor([starts[line] + offset for line, offset in packed.row], device=device)
     step = torch.arange(rows.seq_ids.size(1), device=device)
     real = step < inputs[:, None]
@@ -141,18 +161,28 @@ def shared_states(model: Any, head: Head, rows: Rows, reading: Reading | None = 
     if reading is None:
         reading = _read(model, head, rows.prompt_mask, before)
     number, position = placed(torch.arange(len(begin), device=device)[:, None]), placed(step)
-    seen = [
-        ((row[:, :, None] == row[:, None]) & (place[:, :, None] >= place[:, None]) & real[:, None])[:, None]
-        for row, place, real in zip(lines.cut(number), lines.cut(position), lines.real, strict=True)
-    ]
-    owners = torch.tensor(packed.prompt, device=device)
-    hidden = head.capture(
-        Packing(lines, seen, reading.layers, owners, reading.mask.bool()),
-        inputs_embeds=of_lines,
-        position_ids=(reading.mask.sum(1)[rows.prompt_index][number] + position)[None],
-    )[0]
+    place = reading.mask.sum(1)[rows.prompt_index][number] + position
+    tokens_of = [0] * len(rows.prompt_ids)
+    for prompt, filled in zip(packed.prompt, packed.filled, strict=True):
+        tokens_of[prompt] += filled
+    hidden = [reading.states]
+    for part, read, inputs, *of_tokens in _parts(head, tokens_of, reading, of_lines[0], number, position, place):
+        owners = [prompt for prompt in packed.prompt if prompt in part]
+        lines = Rectangles(
+            [n for prompt, n in zip(packed.prompt, packed.filled, strict=True) if prompt in part], device
+        )
+        seen = [
+            ((row[:, :, None] == row[:, None]) & (step[:, :, None] >= step[:, None]) & real[:, None])[:, None]
+            for row, step, real in zip(lines.cut(of_tokens[0]), lines.cut(of_tokens[1]), lines.real, strict=True)
+        ]
+        states = head.capture(
+            Packing(lines, seen, read.layers, torch.tensor(owners, device=device) - part.start, read.mask.bool()),
+            inputs_embeds=inputs[None],
+            position_ids=of_tokens[2][None],
+        )
+        hidden.append(states[0])
     where = torch.cat([rows.prompt_index[:, None], len(rows.prompt_ids) + begin[:, None] + step[:-1]], 1)
-    states = torch.cat([reading.states, hidden])
+    states = torch.cat(hidden)
     return States(states, where.clamp(max=len(states) - 1))
 
 
@@ -165,6 +195,26 @@ def joined_states(model: Any, head: Head, rows: Rows) -> States:
     hidden = head.capture(Packing(lines), inputs_embeds=embedded[None], position_ids=lines.place[None])[0]
     where = (lines.begin + before)[:, None] - 1 + torch.arange(rows.seq_ids.size(1), device=ids.device)
     return States(hidden, where.clamp(max=len(hidden) - 1))
+
+
+def _parts(head: Head, tokens_of: list[int], reading: Reading, *values: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Prompts whose rows go through in one pass: their range, what was read of them, and their share of all `values`.
+
+    Args:
+        tokens_of: how many tokens the rows of each prompt have.
+        values: (N, ...) of these tokens, prompt by prompt.
+    """
+    # for parameters that live in shards every process has to make the same calls
+    parts = consecutive(tokens_of, sum(tokens_of) if head.sharded else tokens_at_once(head.model, values[0].device))
+    counts = [sum(tokens_of[prompt] for prompt in part) for part in parts]
+    readings = reading.split([len(part) for part in parts])
+    yield from zip(parts, readings, *(every.split(counts) for every in values), strict=True)
+
+
+def tokens_at_once(model: Any, device: torch.device) -> int:
+    """Most tokens of one pass; its widest tensors are those of the feed-forward layers, some four times as wide as states."""
+    width = model.config.get_text_config(decoder=True).hidden_size
+    return max(1, NUMBERS_AT_ONCE // (4 * width)) if device.type == "cpu" else TOKENS_AT_ONCE
 
 
 def padded_decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:

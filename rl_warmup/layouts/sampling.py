@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rl_warmup.batch import Warmup
-from rl_warmup.layouts.buckets import WORTH_A_RECTANGLE, buckets
+from rl_warmup.layouts.buckets import WORTH_A_RECTANGLE, buckets, consecutive
 from rl_warmup.layouts.decoding import LlamaDecoding, Step, T5Decoding
 from rl_warmup.layouts.head import Head
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.packed import Rectangles
+from rl_warmup.layouts.passes import tokens_at_once
 from rl_warmup.objectives.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Tokens
 
 BLOCK = 64
@@ -29,8 +30,8 @@ LOOK_EVERY = 8  # steps
 # Devices on which one step of all rows is captured and then replayed, in place of launching its kernels one by one. Meant for
 # "cuda", where it has never run (docs/log.md), so off; `benchmarks.device_steps` measures it.
 CAPTURE_ON: tuple[str, ...] = ()
-# Of one pass of `score_ahead`: tokens, and attention scores of one layer. The warmups of a prompt stay together.
-TOKENS_AT_ONCE, SCORES_AT_ONCE = 1 << 14, 1 << 26
+# Of one pass of `score_ahead`: attention scores of one layer. The warmups of a prompt stay together.
+SCORES_AT_ONCE = 1 << 26
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,10 +142,11 @@ def score_ahead(
     logps_of: list[list[list[float]]] = [[] for _ in targets]
     device = lengths.device
     for chosen, width in buckets([len(target) for target in targets], inf if synced else WORTH_A_RECTANGLE):
-        most = min(TOKENS_AT_ONCE // (n * width), SCORES_AT_ONCE // decoding.scores_per_prompt(width))
-        size = len(chosen) if synced else max(1, most)
-        for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
+        most = min(
+            tokens_at_once(head.model, device) // (n * width), SCORES_AT_ONCE // decoding.scores_per_prompt(width)
+        )
+        for share in consecutive([1] * len(chosen), len(chosen) if synced else max(1, most)):
+            part = chosen[share.start : share.stop]
             prompts = torch.tensor(part, device=device)
             rows = [targets[prompt] for prompt in part for _ in range(n)]
             inputs = torch.tensor([token for row in rows for token in (separator_id, *row[:-1])], device=device)

@@ -22,7 +22,7 @@ from rl_warmup.plan.work import Work
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 MAX_LIVE = 1_000_000_000  # stage3_max_live_parameters of the shipped configurations
-TOKENS_AT_ONCE, SCORES_AT_ONCE = 1 << 14, 1 << 26  # of layouts.sampling
+TOKENS_AT_ONCE, SCORES_AT_ONCE = 1 << 14, 1 << 26  # of layouts.passes and layouts.sampling
 PLAIN_LOGIT_BYTES = 12.1  # measured for log_softmax(logits.float()).gather, forward and backward
 
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rl_warmup.layouts.buckets import WORTH_A_PASS, WORTH_A_RECTANGLE, buckets, into_lines
+from rl_warmup.layouts.buckets import WORTH_A_PASS, WORTH_A_RECTANGLE, buckets, consecutive, into_lines
 
 # ---------------------------------------------------------------------- buckets
 
@@ -52,6 +52,25 @@ def test_buckets_of_random_lengths(monkeypatch, worth):
         assert [width for _, width in groups] == sorted({max(lengths[row] for row in rows) for rows, _ in groups})
         if not worth:
             assert total == sum(lengths)
+
+
+# ---------------------------------------------------------------------- ranges
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "expected"),
+    [
+        ([3, 3, 3, 3], 12, [[3, 3, 3, 3]]),
+        ([3, 3, 3, 3], 11, [[3, 3], [3, 3]]),  # two are enough, and then of equal size
+        ([3, 3, 3, 3], 3, [[3], [3], [3], [3]]),
+        ([1, 9, 1], 4, [[1], [9], [1]]),  # what is too large stands alone
+        ([0, 4, 0, 4, 0], 4, [[0, 4, 0], [4, 0]]),
+        ([0, 0], 4, [[0, 0]]),
+        ([1] * 7, 3, [[1, 1], [1, 1, 1], [1, 1]]),
+    ],
+)
+def test_ranges_by_hand(sizes, most, expected):
+    assert [[sizes[i] for i in part] for part in consecutive(sizes, most)] == expected
 
 
 # ---------------------------------------------------------------------- lines

@@ -91,6 +91,29 @@ def test_prompts_read_once_or_with_every_row(name, room, build, layout_of, law_o
     assert all(count == 3 if room is None else count > 3 for count in counts)
 
 
+@pytest.mark.parametrize("name", ["t5", "llama-grouped", "gpt2"])
+def test_rows_in_several_passes_say_what_one_pass_says(name, build, layout_of, law_of, monkeypatch):
+    """Also where the middle prompt has no rows: its share of the reading goes along with the first."""
+    model = build(name)
+    enable_scoring(model)
+    head, law, forwards = model._warmup_head, law_of(temperature=1.3, max_length=6), []
+    stock = head.stock_model
+    head.stock_model = lambda *args, **kwargs: (forwards.append(1), stock(*args, **kwargs))[1]
+    for seed in range(3):
+        batch = random_batch(layout_of(model), seed)
+        some = replace(batch.select([8, 2, 10, 6, 0]), group_size=2)
+        for part, most in ((batch, 3), (some, 2)):
+            whole = score(model, part, law)
+            expected = gradient(model, weighted(whole))
+            forwards.clear()
+            with monkeypatch.context() as patched:
+                patched.setattr(passes, "NUMBERS_AT_ONCE", 1)
+                several = score(model, part, law)
+            assert len(forwards) == most + (name != "t5")  # a decoder-only network reads its prompts besides
+            torch.testing.assert_close(several.token_logps, whole.token_logps, rtol=0, atol=1e-5)
+            assert relative(gradient(model, weighted(several)), expected) < 1e-5
+
+
 def assert_equals_stock(scores, batch, expected_of):
     """Target log-probabilities, row by row, against the untouched model's."""
     for row in range(len(batch.warmups)):

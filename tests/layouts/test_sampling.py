@@ -9,7 +9,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts import sampling, writing
+from rl_warmup.layouts import passes, sampling, writing
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import write_warmups
@@ -97,12 +97,12 @@ def test_half_a_word_from_the_sampler_is_not_trusted(either, law_of, told):
     torch.testing.assert_close(cheap.token_logps, full.token_logps, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("bound", "value"), [("TOKENS_AT_ONCE", 20), ("SCORES_AT_ONCE", 1)])
-def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monkeypatch, bound, value):
+@pytest.mark.parametrize("bound", [(passes, "NUMBERS_AT_ONCE"), (sampling, "SCORES_AT_ONCE")], ids=["tokens", "scores"])
+def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monkeypatch, bound):
     (model, layout), law = known, law_of(**LAWS["tempered"])
     torch.manual_seed(5)
     whole = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
-    monkeypatch.setattr(sampling, bound, value)
+    monkeypatch.setattr(*bound, 1)
     torch.manual_seed(5)
     parts = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
     assert [w.ids for w in parts] == [w.ids for w in whole]

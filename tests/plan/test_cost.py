@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.measure import count_flops as counted
-from rl_warmup.layouts import buckets, sampling
+from rl_warmup.layouts import buckets, passes, sampling
 from rl_warmup.objectives import logprobs
 from rl_warmup.plan import cost, memory, planned_cost
 from rl_warmup.plan.cost import count_flops
@@ -57,7 +57,7 @@ def test_constants_are_those_of_the_code_they_describe():
     for name in ("KEPT_LOGITS", "LOGITS_PER_CHUNK", "ROWS_PER_CHUNK"):
         assert getattr(cost, name) == getattr(logprobs, name)
     assert cost.WORTH_A_LINE == buckets.WORTH_A_LINE
-    assert (memory.TOKENS_AT_ONCE, memory.SCORES_AT_ONCE) == (sampling.TOKENS_AT_ONCE, sampling.SCORES_AT_ONCE)
+    assert (memory.TOKENS_AT_ONCE, memory.SCORES_AT_ONCE) == (passes.TOKENS_AT_ONCE, sampling.SCORES_AT_ONCE)
 
 
 def test_the_whole_run_for_a_sweep():
