@@ -66,7 +66,8 @@ def consecutive(sizes: list[int], most: int) -> list[range]:
     """Cut into ranges of about equal sums, as few as about `most` of each allow. No range sums to 0, unless all do."""
     total = sum(sizes)
     share = total / max(1, -(-total // most))
-    parts, begin, before = [], 0, 0
+    parts: list[range] = []
+    begin = before = 0
     for i, size in enumerate(sizes):
         if size and any(sizes[begin:i]) and before + size / 2 > share * (len(parts) + 1):
             parts.append(range(begin, i))
