@@ -139,7 +139,8 @@ def step_cost(batch: WarmupBatch, trained: WarmupBatch, num_parameters: int, sam
     """Tokens a micro-batch trains on, and an estimate of its floating point operations.
 
     Six per parameter and token for the forward and backward of the rows that carry the gradient and, once each, of their
-    prompts; two for every token that was read to sample a warmup or to choose rows. Attention is left out.
+    prompts, two for every token that was read to sample a warmup or to choose rows; a row that repeats another costs nothing.
+    Attention is left out.
 
     Args:
         batch: all rows.
@@ -148,13 +149,14 @@ def step_cost(batch: WarmupBatch, trained: WarmupBatch, num_parameters: int, sam
     """
     prompts = int(batch.prompt_mask.sum())
     tokens = int(trained.seq_mask.sum()) + prompts
+    gone_through = int(trained.seq_mask[trained.distinct()[0]].sum()) + prompts
     group = batch.warmups[: batch.num_prompts * batch.group_size]
     forward = prompts + sum(len(warmup.ids) for warmup in group) if sampled else 0
     if trained is not batch:
         ahead = [warmup.target_logps is not None for warmup in batch.warmups]  # the sampler has read prompt and warmup
         forward += int(batch.seq_mask.sum()) + (0 if all(ahead) else prompts)
         forward -= sum(len(warmup.ids) for warmup, known in zip(batch.warmups, ahead, strict=True) if known)
-    return tokens, float(num_parameters) * (6 * tokens + 2 * forward)
+    return tokens, float(num_parameters) * (6 * gone_through + 2 * forward)
 
 
 def token_overlap(warmup: list[int], other: list[int]) -> float:

@@ -81,32 +81,22 @@ def enable_scoring(model: nn.Module) -> None:
 def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw, weights: RowWeights | None = None) -> Scores:
     """log P(c|x) and log P(y|x,c) of every row of a batch, from one forward that keeps the gradient.
 
-    Prompts are read once, not once per row, wherever the network allows it. Shapes: see `batch`.
+    Prompts are read once, not once per row, wherever the network allows it; a warmup that a prompt has several times goes
+    through once. Shapes: see `batch`.
 
     Args:
         weights: where they are known already; the gradient is then formed in the forward and sits in `Scores.objective`,
             which costs less time and memory than leaving it to the log-probabilities.
     """
-    known = {}
+    chosen, repeats = batch.distinct()
+    given = {"shared": batch.group_size > 1, "reading": batch.reading}
+    for name in ("prompt_index", "seq_ids", "seq_mask", "warmup_mask", "target_mask"):
+        given[name] = getattr(batch, name).index_select(0, chosen)
     if weights is not None:
-        known["token_weights"] = (
-            weights.policy[:, None] * batch.warmup_mask + weights.target[:, None] * batch.target_mask
-        )
-    out = model(
-        input_ids=batch.prompt_ids,
-        attention_mask=batch.prompt_mask,
-        warmup_scoring=True,
-        prompt_index=batch.prompt_index,
-        seq_ids=batch.seq_ids,
-        seq_mask=batch.seq_mask,
-        warmup_mask=batch.warmup_mask,
-        target_mask=batch.target_mask,
-        law=law,
-        shared=batch.group_size > 1,
-        reading=batch.reading,
-        **known,
-    )
-    logps = out["token_logps"]
+        every = weights.policy[:, None] * batch.warmup_mask + weights.target[:, None] * batch.target_mask
+        given["token_weights"] = torch.zeros_like(every[: len(chosen)]).index_add(0, repeats, every)
+    out = model(input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask, warmup_scoring=True, law=law, **given)
+    logps = out["token_logps"].index_select(0, repeats)
     return Scores(
         warmup_logprob=(logps * batch.warmup_mask).sum(1),
         target_logprob=(logps * batch.target_mask).sum(1),

@@ -150,3 +150,38 @@ def test_weights_of_selected_rows_give_the_gradient_of_all(network):
     some = weights_of([POLICY[row] for row in kept], [TARGET[row] for row in kept])
     chosen = gradients(model, score(model, batch.select(kept), law, some).objective)
     assert relative(chosen, gradients(model, score(model, batch, law, weights_of()).objective)) < 1e-5
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "open"])
+def test_a_warmup_that_comes_twice_goes_through_once(network, known, layout_of, monkeypatch):
+    """Of eight rows three repeat others; the same ids that ended otherwise, or behind another prompt, do not."""
+    model, once, law = network
+    again = [(0, RowKind.GROUP, Warmup([14], "proposal")), (0, RowKind.ANCHOR, Warmup([14, 15, 16], "length"))]
+    again += [(1, RowKind.EMPTY, Warmup([], "empty"))]
+    batch = splice(layout_of(model), PROMPTS, [ROWS[0], ROWS[1], *again[:1], *ROWS[2:], *again[1:]], 3)
+    assert [rows.tolist() for rows in batch.distinct()] == [[0, 1, 3, 4, 5], [0, 1, 1, 2, 3, 4, 0, 4]]
+    assert (
+        len(
+            splice(
+                layout_of(model), PROMPTS, [*ROWS[:1], (0, RowKind.GROUP, Warmup([14, 15, 16], "separator"))], 2
+            ).distinct()[0]
+        )
+        == 2
+    )
+    weights = weights_of([0.7, -1.0, -0.3, 0.0, 2.0, 0.0, 0.4, 0.0], [0.25, 0.5, 0.25, 0.0, 1.0, 3.0, 0.5, 1.0])
+    together = weights_of([1.1, -1.3, 0.0, 2.0, 0.0], [0.75, 0.75, 0.0, 1.0, 4.0])
+
+    def objective(part, of_part) -> tuple[Tensor, Tensor]:
+        scores = score(model, part, law, of_part if known else None)
+        if known:
+            return scores.objective, scores.token_logps
+        policy, target = weighted_loss(scores, of_part, torch.tensor(1.0))
+        return -(policy + target), scores.token_logps
+
+    sizes, stock = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: (sizes.append(len(k["seq_ids"])), stock(*a, **k))[1])
+    (value, logps), (expected, expected_logps) = objective(batch, weights), objective(once, together)
+    assert sizes == [5, 5]
+    torch.testing.assert_close(logps, expected_logps[[0, 1, 1, 2, 3, 4, 0, 4]], rtol=0, atol=1e-5)
+    torch.testing.assert_close(value, expected)
+    assert relative(gradients(model, value), gradients(model, expected)) < 1e-5
