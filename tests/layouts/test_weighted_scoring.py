@@ -154,20 +154,14 @@ def test_weights_of_selected_rows_give_the_gradient_of_all(network):
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "open"])
 def test_a_warmup_that_comes_twice_goes_through_once(network, known, layout_of, monkeypatch):
-    """Of eight rows three repeat others; the same ids that ended otherwise, or behind another prompt, do not."""
+    """Of eight rows three repeat others; the same ids behind another prompt, or cut by the limit, do not."""
     model, once, law = network
+    cut = [(0, RowKind.GROUP, Warmup([14], "length")), (1, RowKind.GROUP, Warmup([14], "separator"))]
+    assert splice(layout_of(model), PROMPTS, [ROWS[1], *cut], 0).distinct()[0].tolist() == [0, 1, 2]
     again = [(0, RowKind.GROUP, Warmup([14], "proposal")), (0, RowKind.ANCHOR, Warmup([14, 15, 16], "length"))]
     again += [(1, RowKind.EMPTY, Warmup([], "empty"))]
     batch = splice(layout_of(model), PROMPTS, [ROWS[0], ROWS[1], *again[:1], *ROWS[2:], *again[1:]], 3)
     assert [rows.tolist() for rows in batch.distinct()] == [[0, 1, 3, 4, 5], [0, 1, 1, 2, 3, 4, 0, 4]]
-    assert (
-        len(
-            splice(
-                layout_of(model), PROMPTS, [*ROWS[:1], (0, RowKind.GROUP, Warmup([14, 15, 16], "separator"))], 2
-            ).distinct()[0]
-        )
-        == 2
-    )
     weights = weights_of([0.7, -1.0, -0.3, 0.0, 2.0, 0.0, 0.4, 0.0], [0.25, 0.5, 0.25, 0.0, 1.0, 3.0, 0.5, 1.0])
     together = weights_of([1.1, -1.3, 0.0, 2.0, 0.0], [0.75, 0.75, 0.0, 1.0, 4.0])
 
