@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from benchmarks.results import Row
 
 Call = Callable[[], Any]
+Name = TypeVar("Name", bound=Hashable)
 aten = torch.ops.aten
 # Shapes of the arguments -> operations, for what torch's table lacks: the attention kernel of a CPU, and products that add
 # in place, which would make code that uses them look cheaper than it is.
@@ -48,7 +49,9 @@ class Cost:
         return statistics.median(self.ms)
 
 
-def measure(calls: dict[str, Call], repeats: int, memory: bool = True, slow: Collection[str] = ()) -> dict[str, Cost]:
+def measure(
+    calls: dict[Name, Call], repeats: int, memory: bool = True, slow: Collection[Name] = ()
+) -> dict[Name, Cost]:
     """Count every call's operations and memory, then time all of them in interleaved rounds.
 
     Args:

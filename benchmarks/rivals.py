@@ -78,11 +78,10 @@ def main() -> None:
 
     rows: list[Row] = []
     for name in args.shapes:
-        for n in args.n:
-            if SHAPES[name].kind == "t5":
-                raise SystemExit(f"rivals: TRL trains decoder-only models alone, {name} is none. Use llama-d256.")
-            variants = ["sft", "ours_all", "ours_k1", "trl_grpo", "latro"]
-            rows += measure_steps("rivals", name, n, variants, args.repeats)
+        if SHAPES[name].kind == "t5":
+            raise SystemExit(f"rivals: TRL trains decoder-only models alone, {name} is none. Use llama-d256.")
+        variants = ["sft", "ours_all", "ours_k1", "trl_grpo", "latro"]
+        rows += measure_steps("rivals", name, dict.fromkeys(args.n, variants), args.repeats)
     save(args.out, "rivals", rows, compare(rows))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from benchmarks.results import Row, arguments, plot, save, write_csv
@@ -19,35 +19,43 @@ from benchmarks.targets import compare
 
 VARIANTS = ("sft", "sft_ours", "naive", "ours_all", "ours_k2", "ours_k1")
 RIVALS = ("trl_grpo", "latro")
+Key = tuple[int, str]  # n and variant
+Wanted = dict[int, Sequence[str]]  # n -> variants
 
 
-def make_steps(workload: Any, folder: str, n: int, variants: Sequence[str]) -> dict[str, Any]:
-    """The steps of all variants that make sense at this n. Stock variants share one model, ours another."""
+def make_steps(workload: Any, folder: str, wanted: Wanted) -> dict[Key, Any]:
+    """The steps that make sense. Stock variants share one model, ours another, rivals have their own for every n."""
     from benchmarks.ours import ours
     from benchmarks.rivals import rival_steps
     from benchmarks.stock import adamw, naive, sft
 
     stock, patched = workload.model(), workload.model()
     stock_adam, patched_adam = adamw(stock), adamw(patched)
-    makers = {
-        "sft": lambda: sft(workload, stock, stock_adam),
-        "sft_ours": lambda: ours(workload, patched, patched_adam, folder, n, objective="sft"),
-        "naive": lambda: naive(workload, stock, stock_adam, n),
-        "ours_all": lambda: ours(workload, patched, patched_adam, folder, n),
-        "ours_k2": lambda: ours(workload, patched, patched_adam, folder, n, backward_samples=2),
-        "ours_k1": lambda: ours(workload, patched, patched_adam, folder, n, backward_samples=1),
-    }
-    fewer = {"ours_k2": 2, "ours_k1": 1}
-    steps = {name: make() for name, make in makers.items() if name in variants and fewer.get(name, 0) < n}
-    if set(RIVALS) & set(variants):
-        steps |= {name: step for name, step in rival_steps(workload, folder, n).items() if name in variants}
+    steps: dict[Key, Any] = {}
+    for n, variants in wanted.items():
+        settings = {
+            "sft_ours": {"objective": "sft"},
+            "ours_all": {},
+            "ours_k2": {"backward_samples": 2},
+            "ours_k1": {"backward_samples": 1},
+        }
+        rivals = rival_steps(workload, folder, n) if set(RIVALS) & set(variants) else {}
+        for name in variants:
+            if name == "sft":
+                steps[n, name] = sft(workload, stock, stock_adam)
+            elif name == "naive":
+                steps[n, name] = naive(workload, stock, stock_adam, n)
+            elif name in RIVALS:
+                steps[n, name] = rivals[name]
+            elif settings[name].get("backward_samples", 0) < n:
+                steps[n, name] = ours(workload, patched, patched_adam, folder, n, **settings[name])
     return steps
 
 
 def measure_steps(
-    bench: str, shape: str, n: int, variants: Sequence[str], repeats: int, memory: bool = True, slow: Sequence[str] = ()
+    bench: str, shape: str, wanted: Wanted, repeats: int, memory: bool = True, slow: Collection[Key] = ()
 ) -> list[Row]:
-    """Rows of one shape and one group size, ratios to SFT; prints how long its warmups are and how it goes."""
+    """Rows of one shape, ratios to the SFT step timed beside the same n; prints how long its warmups are and how it goes."""
     import torch
 
     from benchmarks.measure import measure, rows
@@ -56,13 +64,14 @@ def measure_steps(
     torch.set_num_threads(1)
     began = time.perf_counter()
     workload = make_workload(SHAPES[shape])
-    length = mean_warmup_length(workload, workload.model())
+    print(f"{shape}, mean warmup {mean_warmup_length(workload, workload.model()):.1f} tokens", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        costs = measure(make_steps(workload, folder, n, variants), repeats, memory, slow)
-    found = rows(bench, shape, n, costs, "sft")
-    ratios = "  ".join(f"{row.variant} {row.ratio:.2f}" for row in found)
-    spent = time.perf_counter() - began
-    print(f"{shape} n={n}, mean warmup {length:.1f} tokens: {ratios}  ({spent:.0f} s)", flush=True)
+        costs = measure(make_steps(workload, folder, wanted), repeats, memory, slow)
+    found = []
+    for n in wanted:
+        found += rows(bench, shape, n, {name: cost for (of, name), cost in costs.items() if of == n}, "sft")
+        print(f"  n={n}: " + "  ".join(f"{row.variant} {row.ratio:.2f}" for row in found if row.n == n), flush=True)
+    print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
     return found
 
 
@@ -70,13 +79,13 @@ def quick(repeats: int) -> list[Row]:
     """What the targets need, and no more: without peak memory, which the tests watch."""
     from benchmarks.sampler import measure_sampling
 
-    rows: list[Row] = []
-    for n in (8, 4):  # the larger first: the process has grown by then, and fewer rounds pay for fresh pages
-        rows += measure_steps("step_cost", "t5-d256", n, ["sft", "ours_all", "ours_k1"], repeats, memory=False)
+    own = ["sft", "ours_all", "ours_k1"]
+    rows = measure_steps("step_cost", "t5-d256", {4: own, 8: own, 16: own}, repeats, memory=False)
+    for n in (4, 8):
         rows += measure_sampling("t5-d256", n, repeats, memory=False)
-        variants = ["sft", "ours_all", "ours_k1", *RIVALS]
-        rows += measure_steps("step_cost", "llama-d256", n, variants, repeats, memory=False, slow=RIVALS)
-    return sorted(rows, key=lambda row: row.n or 0)
+    slow = {(n, name) for n in (4, 8) for name in RIVALS}
+    wanted = {4: [*own, *RIVALS], 8: [*own, *RIVALS], 16: own}
+    return rows + measure_steps("step_cost", "llama-d256", wanted, repeats, memory=False, slow=slow)
 
 
 def main() -> None:
@@ -90,10 +99,10 @@ def main() -> None:
         save(args.out, "quick", rows, compare(rows))
         return
     rows = []
+    variants = list(dict.fromkeys(["sft", *args.variants]))
     for shape in args.shapes:
-        for n in args.n:
-            rows += measure_steps("step_cost", shape, n, ["sft", *args.variants], args.repeats)
-            write_csv(args.out / "step_cost.csv", rows)  # hours of work: keep what there is
+        rows += measure_steps("step_cost", shape, dict.fromkeys(args.n, variants), args.repeats)
+        write_csv(args.out / "step_cost.csv", rows)  # hours of work: keep what there is
     plot(args.out / "step_cost.png", rows)
     save(args.out, "step_cost", rows, compare(rows))
 

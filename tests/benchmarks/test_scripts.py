@@ -16,22 +16,27 @@ def tiny_llama(monkeypatch):
     return "tiny"
 
 
-def test_every_stock_variant_and_rival_gives_a_row(tiny_llama):
+def test_every_stock_variant_and_rival_gives_a_row(tiny_llama, capsys):
     variants = ["sft", "sft_ours", "naive", "ours_all", *step_cost.RIVALS]
-    rows = step_cost.measure_steps("step_cost", tiny_llama, 2, variants, repeats=1, slow=step_cost.RIVALS)
-    assert [row.variant for row in rows] == variants
-    assert {(row.bench, row.shape, row.n) for row in rows} == {("step_cost", "tiny", 2)}
+    slow = {(2, name) for name in step_cost.RIVALS}
+    rows = step_cost.measure_steps("step_cost", tiny_llama, {2: variants, 4: ["sft", "ours_all"]}, 1, slow=slow)
+    assert [(row.n, row.variant) for row in rows] == [*((2, name) for name in variants), (4, "sft"), (4, "ours_all")]
+    assert {(row.bench, row.shape) for row in rows} == {("step_cost", "tiny")}
     assert all(row.ratio and row.cpu_ms for row in rows)
     assert [row.variant for row in rows if row.flop_ratio is None] == list(step_cost.RIVALS)
-    by_variant = {row.variant: row for row in rows}
-    assert by_variant["naive"].flop_ratio > by_variant["ours_all"].flop_ratio > by_variant["sft"].flop_ratio
+    flops = {(row.n, row.variant): row.flop_ratio for row in rows}
+    assert flops[2, "naive"] > flops[2, "ours_all"] > flops[2, "sft"] == 1
+    assert flops[4, "ours_all"] > flops[2, "ours_all"]
+    assert "n=4: sft 1.00  ours_all " in capsys.readouterr().out
 
 
 def test_training_on_fewer_warmups_than_there_are_needs_more_than_one(tiny_llama, tmp_path):
     from benchmarks.workloads import make_workload
 
-    steps = step_cost.make_steps(make_workload(SHAPES[tiny_llama]), str(tmp_path), 1, step_cost.VARIANTS)
-    assert list(steps) == ["sft", "sft_ours", "naive", "ours_all"]
+    wanted = dict.fromkeys((1, 2), step_cost.VARIANTS)
+    steps = step_cost.make_steps(make_workload(SHAPES[tiny_llama]), str(tmp_path), wanted)
+    assert [name for n, name in steps if n == 1] == ["sft", "sft_ours", "naive", "ours_all"]
+    assert [name for n, name in steps if n == 2] == ["sft", "sft_ours", "naive", "ours_all", "ours_k1"]
 
 
 def test_heads_agree_and_give_rows():
