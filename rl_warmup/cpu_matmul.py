@@ -10,6 +10,7 @@ The choice follows from bits alone, never from a clock: it must come out the sam
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,10 +23,14 @@ SHAPES = ((64, 64, 64), (200, 96, 1000), (512, 256, 512))  # rows, inputs, outpu
 FP32_ERROR = 1e-5  # relative; fp32 leaves 2e-7 to 1e-6, tf32 3e-4, bf16 3e-3
 UNTOUCHED = ("none", "none")  # torch's settings as they are before anyone has set one
 SWITCHED = ("bf16", "tf32")
-# Queries and keys up to which attention under oneDNN goes by plain products. The fused kernel makes a small product per 32
-# queries and head, each of which oneDNN prepares anew: forward and backward of 40 queries took 25 ms, against 4 by products
-# and 4 by the fused kernel under MKL; at 128 25 and 10 ms, from about 250 on the fused kernel is quicker and smaller.
-SHORT_ATTENTION = 200
+# Scores (queries times keys) up to which attention under oneDNN goes by plain products. The fused kernel makes a small product per
+# head and 32 or 64 queries, which oneDNN prepares anew each time: forward and backward of 40 queries and keys took 25 ms, against 4
+# by products and 4 by the fused kernel under MKL; at 128 25 and 10 ms, for 560 queries and 32 keys 26 and 9. From about 250 of
+# both on the fused kernel is quicker and smaller.
+SHORT_ATTENTION = 200 * 200
+# oneDNN compiles products anew for every number of rows, and rows without padding have another number at every update. Its 1024
+# latest, where the environment says nothing, were 600 MB; with 256 updates take as long.
+KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 _taken: dict[str, Any] | None = None  # the outcome, once it was oneDNN: torch's flag belongs to the process
 
@@ -51,6 +56,7 @@ def choose_cpu_matmul(device_type: str) -> dict[str, Any]:
         return _taken
     if _settings() != UNTOUCHED:
         return _default(f"the precision of products was set before (oneDNN {_settings()[0]}, CUDA {_settings()[1]})")
+    os.environ.setdefault(*KERNELS)
     try:
         error, same_bits = _probe()
     except RuntimeError as fault:  # a run does not stop for a faster product
@@ -75,7 +81,7 @@ def _attend_by_products_where_short() -> None:
         return
 
     def sdpa(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        is_short = 1 < query.size(2) <= SHORT_ATTENTION and key.size(2) <= SHORT_ATTENTION
+        is_short = query.size(2) > 1 and query.size(2) * key.size(2) <= SHORT_ATTENTION
         by_onednn = query.device.type == "cpu" and _settings() == SWITCHED
         with sdpa_kernel(SDPBackend.MATH) if is_short and by_onednn else nullcontext():
             return stock(module, query, key, *args, **kwargs)

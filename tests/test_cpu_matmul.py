@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from rl_warmup import cpu_matmul
-from rl_warmup.cpu_matmul import FP32_ERROR, SWITCHED, UNTOUCHED, _probe, _settings, choose_cpu_matmul
+from rl_warmup.cpu_matmul import FP32_ERROR, KERNELS, SWITCHED, UNTOUCHED, _probe, _settings, choose_cpu_matmul
 from rl_warmup.run_folder import environment
 
 FP32, BF16 = 4e-7, 3e-3
@@ -28,6 +29,7 @@ def _process(monkeypatch):
     before, chosen, attention = _settings(), cpu_matmul._taken, AttentionInterface()["sdpa"]
     untouched()
     monkeypatch.setattr(cpu_matmul, "_taken", None)
+    monkeypatch.setenv(KERNELS[0], "as the user wants")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield
     untouched()
@@ -165,6 +167,36 @@ def test_short_attention_goes_by_products_under_onednn_alone(probed):
     cpu_matmul._taken = None
     choose_cpu_matmul("cpu")
     assert AttentionInterface()["sdpa"] is registered
+
+
+def test_attention_is_short_by_queries_times_keys(probed):
+    probed(FP32, same_bits=False)
+    choose_cpu_matmul("cpu")
+    attend, module = AttentionInterface()["sdpa"], SimpleNamespace(is_causal=False, num_key_value_groups=1)
+
+    def fused(queries: int, keys: int) -> bool:
+        query, key = torch.randn(1, 1, queries, 8), torch.randn(1, 1, keys, 8)
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            attend(module, query, key, key, torch.zeros(1, 1, 1, keys))
+        return any(event.key == FUSED for event in found.key_averages())
+
+    assert not fused(600, 32)
+    assert fused(600, 80)
+    assert fused(1, 600)
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_compiled_products_are_not_kept_without_end(probed, monkeypatch, given):
+    """Only so many of them, unless the environment asks for another number."""
+    probed(FP32, same_bits=False)
+    monkeypatch.delenv(KERNELS[0])
+    if given:
+        monkeypatch.setenv(KERNELS[0], given)
+    choose_cpu_matmul("cpu")
+    assert os.environ[KERNELS[0]] == (given or KERNELS[1])
+    monkeypatch.delenv(KERNELS[0])
+    choose_cpu_matmul("cuda")
+    assert KERNELS[0] not in os.environ
 
 
 # ---------------------------------------------------------------------- this machine
