@@ -1,6 +1,7 @@
 """What an optimizer step costs beside an SFT step on the same prompts: SFT, the naive loop, ours with k = all, 2, 1.
 
-    python -m benchmarks.step_cost --quick      # the project's targets, under 4 minutes on one core
+    python -m benchmarks.step_cost --quick      # the project's targets at n = 4 and 8, under 4 minutes on one core
+    python -m benchmarks.step_cost --shapes t5-d256 llama-d256 --variants ours_all ours_k1 --n 4 16      # growth with n
     python -m benchmarks.step_cost              # every shape and group size: an hour or more
 
 `ours_k2` trains on 2 of the n warmups (`backward_samples`), `ours_all` on all; `sft_ours` is our trainer as SFT.
@@ -80,11 +81,11 @@ def quick(repeats: int) -> list[Row]:
     from benchmarks.sampler import measure_sampling
 
     own = ["sft", "ours_all", "ours_k1"]
-    rows = measure_steps("step_cost", "t5-d256", {4: own, 8: own, 16: own}, repeats, memory=False)
+    rows = measure_steps("step_cost", "t5-d256", dict.fromkeys((4, 8), own), repeats, memory=False)
     for n in (4, 8):
         rows += measure_sampling("t5-d256", n, repeats, memory=False)
     slow = {(n, name) for n in (4, 8) for name in RIVALS}
-    wanted = {4: [*own, *RIVALS], 8: [*own, *RIVALS], 16: own}
+    wanted = dict.fromkeys((4, 8), [*own, *RIVALS])
     return rows + measure_steps("step_cost", "llama-d256", wanted, repeats, memory=False, slow=slow)
 
 

@@ -23,10 +23,10 @@ SHAPES = ((64, 64, 64), (200, 96, 1000), (512, 256, 512))  # rows, inputs, outpu
 FP32_ERROR = 1e-5  # relative; fp32 leaves 2e-7 to 1e-6, tf32 3e-4, bf16 3e-3
 UNTOUCHED = ("none", "none")  # torch's settings as they are before anyone has set one
 SWITCHED = ("bf16", "tf32")
-# Scores (queries times keys) up to which attention under oneDNN goes by plain products. The fused kernel makes a small product per
-# head and 32 or 64 queries, which oneDNN prepares anew each time: forward and backward of 40 queries and keys took 25 ms, against 4
-# by products and 4 by the fused kernel under MKL; at 128 25 and 10 ms, for 560 queries and 32 keys 26 and 9. From about 250 of
-# both on the fused kernel is quicker and smaller.
+# Scores (queries times keys) up to which attention under oneDNN goes by plain products. The fused kernel makes a small product
+# per head and 32 or 64 queries, which oneDNN prepares anew each time: forward and backward of 40 queries and keys took 25 ms,
+# against 4 by products and 4 by the fused kernel under MKL; at 128 25 and 10 ms, for 560 queries and 32 keys 26 and 9. From about
+# 250 of both on the fused kernel is quicker and smaller.
 SHORT_ATTENTION = 200 * 200
 # oneDNN compiles products anew for every number of rows, and rows without padding have another number at every update. Its 1024
 # latest, where the environment says nothing, were 600 MB; with 256 updates take as long.
