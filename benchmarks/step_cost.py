@@ -85,7 +85,7 @@ def quick(repeats: int) -> list[Row]:
     for n in (4, 8):
         rows += measure_sampling("t5-d256", n, repeats, memory=False)
     slow = {(n, name) for n in (4, 8) for name in RIVALS}
-    wanted = dict.fromkeys((4, 8), [*own, *RIVALS])
+    wanted = {n: [*own, *RIVALS] for n in (4, 8)}
     return rows + measure_steps("step_cost", "llama-d256", wanted, repeats, memory=False, slow=slow)
 
 
