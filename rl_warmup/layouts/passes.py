@@ -116,7 +116,7 @@ def decoder_states(model: Any, head: Head, rows: Rows, reading: Reading | None =
         owners = [prompt for prompt in part if tokens_of[prompt]]
         across = Packing(
             Rectangles([tokens_of[prompt] for prompt in owners], device), None, read.layers,
-            torch.tensor(owners, device=device) - part.start, read.mask.bool(),
+            torch.tensor([prompt - part.start for prompt in owners], device=device), read.mask.bool(),
         )  # fmt: skip
         lines = Rectangles([lengths[row] for row in order if prompts[row] in part], device)
         states = head.capture(
@@ -166,19 +166,20 @@ def shared_states(model: Any, head: Head, rows: Rows, reading: Reading | None = 
     for prompt, filled in zip(packed.prompt, packed.filled, strict=True):
         tokens_of[prompt] += filled
     hidden = [reading.states]
-    for part, read, inputs, *of_tokens in _parts(head, tokens_of, reading, of_lines[0], number, position, place):
-        owners = [prompt for prompt in packed.prompt if prompt in part]
-        lines = Rectangles(
-            [n for prompt, n in zip(packed.prompt, packed.filled, strict=True) if prompt in part], device
-        )
+    for part, read, inputs, numbers, spots, places in _parts(
+        head, tokens_of, reading, of_lines[0], number, position, place
+    ):
+        chosen = [line for line, prompt in enumerate(packed.prompt) if prompt in part]
+        owners = torch.tensor([packed.prompt[line] - part.start for line in chosen], device=device)
+        lines = Rectangles([packed.filled[line] for line in chosen], device)
         seen = [
-            ((row[:, :, None] == row[:, None]) & (step[:, :, None] >= step[:, None]) & real[:, None])[:, None]
-            for row, step, real in zip(lines.cut(of_tokens[0]), lines.cut(of_tokens[1]), lines.real, strict=True)
+            ((row[:, :, None] == row[:, None]) & (spot[:, :, None] >= spot[:, None]) & real[:, None])[:, None]
+            for row, spot, real in zip(lines.cut(numbers), lines.cut(spots), lines.real, strict=True)
         ]
         states = head.capture(
-            Packing(lines, seen, read.layers, torch.tensor(owners, device=device) - part.start, read.mask.bool()),
+            Packing(lines, seen, read.layers, owners, read.mask.bool()),
             inputs_embeds=inputs[None],
-            position_ids=of_tokens[2][None],
+            position_ids=places[None],
         )
         hidden.append(states[0])
     where = torch.cat([rows.prompt_index[:, None], len(rows.prompt_ids) + begin[:, None] + step[:-1]], 1)

@@ -196,8 +196,9 @@ class _Gradients:
         self.work = work
         self.dtypes = [hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype]
         shapes = [hidden.shape, weight.shape, None if bias is None else bias.shape]
+        make = torch.empty if work.pieces else torch.zeros  # the first piece writes where the others add
         self.sums = [
-            torch.zeros(shape, dtype=torch.float32, device=hidden.device) if shape is not None and wanted else None
+            make(shape, dtype=torch.float32, device=hidden.device) if shape is not None and wanted else None
             for shape, wanted in zip(shapes, needed, strict=False)
         ]
 
@@ -221,10 +222,10 @@ class _Gradients:
             torch.mm(probs, head.weight, out=to_hidden[piece])
             to_hidden[piece].sub_(head.weight[ids] * chosen[:, None]).mul_(factor)
         if to_weight is not None:
-            to_weight.addmm_(probs.t(), states)
+            to_weight.addmm_(probs.t(), states, beta=int(piece.start > 0))
             to_weight.index_add_(0, ids, states * -chosen[:, None])
         if to_bias is not None:
-            to_bias.addmv_(probs.t(), factor[:, 0])
+            to_bias.addmv_(probs.t(), factor[:, 0], beta=int(piece.start > 0))
             to_bias.index_add_(0, ids, factor[:, 0] * -chosen)
 
     def as_given(self) -> list[Tensor | None]:
