@@ -44,14 +44,14 @@ Step = int | Tensor
 
 
 class _Own:
-    """Keys and values of the warmups themselves: (layers, max_length, B*n, heads, width), filled step by step.
+    """Keys and values of the warmups themselves: (layers, places, B*n, heads, width), filled step by step.
 
     One query looks at them at a time, so products with them are sums of elementwise ones: as matrices of one row each, which a
     processor multiplies one by one, they took several times as long.
     """
 
-    def __init__(self, layers: int, rows: int, max_length: int, like: Tensor) -> None:
-        self.keys = like.new_zeros(layers, max_length, rows, like.size(1), like.size(-1))
+    def __init__(self, layers: int, rows: int, places: int, like: Tensor) -> None:
+        self.keys = like.new_zeros(layers, places, rows, like.size(1), like.size(-1))
         self.values = torch.zeros_like(self.keys)
 
     def add(self, layer: int, step: Step, grid: _Grid, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ class _Own:
         return self.keys[layer, : step + 1, ::every], self.values[layer, : step + 1, ::every]
 
     def hidden_after(self, step: Step) -> Tensor | None:
-        """(max_length, 1, 1), to be added to attention scores: hides places that `add` returns too early, if it does."""
+        """(places, 1, 1), to be added to attention scores: hides places that `add` returns too early, if it does."""
         if not isinstance(step, Tensor):
             return None
         later = torch.arange(self.keys.size(1), device=step.device) > step
@@ -106,7 +106,7 @@ class T5Decoding:
         model: in eval mode.
         reading: of B prompts, without gradient.
         num_warmups: n.
-        max_length: steps that will be taken.
+        max_length: tokens that will be drawn.
     """
 
     def __init__(self, model: Any, reading: Reading, num_warmups: int, max_length: int) -> None:
@@ -116,9 +116,9 @@ class T5Decoding:
         self.scale = model.model_dim**-0.5 if scales else 1.0
         self.cross = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
         self.hidden_prompt = hide(reading.mask == 0, encoded.dtype)[:, None, None]
-        places = max_length + 1  # the start token has one too
-        self.bias = self._bias(places)[:, -1].t()[:, None]  # (places, 1, heads): distances max_length to 0
-        self.own = _Own(len(self.cross), len(encoded) * num_warmups, places, self.cross[0][1])
+        # places of the start token and of all tokens but the last one, which nothing is drawn after
+        self.bias = self._bias(max_length)[:, -1].t()[:, None]  # (max_length, 1, heads): distances max_length - 1 to 0
+        self.own = _Own(len(self.cross), len(encoded) * num_warmups, max_length, self.cross[0][1])
         self.start = torch.full_like(reading.mask[:, 0], config.decoder_start_token_id)
 
     def first(self) -> Tensor:
@@ -227,7 +227,7 @@ class LlamaDecoding:
         self.lengths, self.last = reading.mask.sum(1), reading.states
         self.prompt = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
         self.hidden_prompt = hide(reading.mask == 0, self.last.dtype)[:, None, None]
-        self.own = _Own(len(self.prompt), len(self.last) * num_warmups, max_length, self.prompt[0][1])
+        self.own = _Own(len(self.prompt), len(self.last) * num_warmups, max_length - 1, self.prompt[0][1])
 
     def first(self) -> Tensor:
         """(B, d) states that predict the first token: those of the prompts' last tokens."""

@@ -73,18 +73,12 @@ def sample(
     prompts: int,
     n: int,
     synced: bool = False,
-    remember: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw n warmups for each of B prompts, until every one of them has ended.
+) -> list[Warmup]:
+    """Draw n warmups for each of B prompts, until every one of them has ended: B*n, prompt by prompt.
 
     Args:
         decoding: made for these prompts.
         synced: every process takes as many steps as the longest of all needs; for weights that live in shards.
-        remember: let the network read a warmup's last token too, so that it can be continued.
-
-    Returns:
-        ids (B*n, max_length), of which the first `lengths` (B*n,) are the warmup; `ended` (B*n,) bool, by the separator;
-        logprob (B*n,) log P(c|x) with the separator where it was drawn.
     """
     hidden = decoding.first()
     device, rows = hidden.device, prompts * n
@@ -102,8 +96,7 @@ def sample(
             ids[running, step] = tokens
             ended[running] |= tokens == law.separator_id
             lengths += ~ended
-            last = step + 1 == law.max_length
-            if last and not remember:
+            if step + 1 == law.max_length:  # nothing is drawn after these tokens, so they are not read
                 break
             if device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1:  # looking makes a GPU wait
                 left = (~ended).nonzero()[:, 0]
@@ -114,7 +107,11 @@ def sample(
             if captures and step == 0:
                 follow = captured(follow, running)
             hidden = follow(ids[running, step], running, step + 1)
-    return ids, lengths, ended, logprob
+    columns: Sequence[list[Any]] = [t.tolist() for t in (ids, lengths, ended, logprob)]
+    return [
+        Warmup(row[:length], "separator" if by_separator else "length", logp)
+        for row, length, by_separator, logp in zip(*columns, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -122,39 +119,50 @@ def score_ahead(
     decoding: T5Decoding | LlamaDecoding,
     head: Head,
     separator_id: int,
-    lengths: Tensor,
+    warmups: list[Warmup],
     targets: Sequence[list[int]],
     n: int,
     synced: bool = False,
 ) -> list[list[float]]:
     """log P of every target token after each warmup of its prompt, from the keys and values the sampler has left behind.
 
-    Neither prompt nor warmup is read again; the separator and the target are.
+    Neither prompt nor warmup is read again; the separator and the target are, and before them the last token of a warmup that
+    was cut by the limit, as `sample` does not read that.
 
     Args:
-        decoding: that of `sample`, which has run with `remember`.
-        lengths: (B*n,) of the warmups.
+        decoding: that of `sample`.
+        warmups: B*n, what it returned.
         targets: B lists of ids, end token included.
 
     Returns:
         B*n lists, prompt by prompt, in nats.
     """
     logps_of: list[list[list[float]]] = [[] for _ in targets]
-    device = lengths.device
+    device = decoding.hidden_prompt.device
     for chosen, width in buckets([len(target) for target in targets], inf if synced else WORTH_A_RECTANGLE):
         most = min(
             tokens_at_once(head.model, device) // (n * width), SCORES_AT_ONCE // decoding.scores_per_prompt(width)
         )
         for share in consecutive([1] * len(chosen), len(chosen) if synced else max(1, most)):
-            part = chosen[share.start : share.stop]
-            prompts = torch.tensor(part, device=device)
-            rows = [targets[prompt] for prompt in part for _ in range(n)]
-            inputs = torch.tensor([token for row in rows for token in (separator_id, *row[:-1])], device=device)
-            lines = Rectangles([len(row) for row in rows], device, width)
-            states = decoding.continued(prompts, lengths.view(-1, n)[prompts].flatten(), inputs, lines)
-            found = head.score(states, Tokens(torch.tensor([token for row in rows for token in row], device=device)))
-            logps = [values.tolist() for values in found.split([len(row) for row in rows])]
-            for place, prompt in enumerate(part):
+            prompts = chosen[share.start : share.stop]
+            group = [
+                (warmup, targets[prompt]) for prompt in prompts for warmup in warmups[prompt * n : (prompt + 1) * n]
+            ]
+            unread = [warmup.ids[-1:] if warmup.finish == "length" else [] for warmup, _ in group]
+            rows = [[*last, separator_id, *target[:-1]] for last, (_, target) in zip(unread, group, strict=True)]
+            read = [len(warmup.ids) - len(last) for last, (warmup, _) in zip(unread, group, strict=True)]
+            lines = Rectangles([len(row) for row in rows], device, max(map(len, rows)))
+            states = decoding.continued(
+                torch.tensor(prompts, device=device), torch.tensor(read, device=device),
+                torch.tensor([token for row in rows for token in row], device=device), lines,
+            )  # fmt: skip
+            after = torch.tensor(
+                [len(last) for last in unread], device=device
+            )  # from there on states predict the target
+            states = states[lines.place >= after[lines.line]]
+            found = head.score(states, Tokens(torch.tensor([i for _, target in group for i in target], device=device)))
+            logps = [values.tolist() for values in found.split([len(target) for _, target in group])]
+            for place, prompt in enumerate(prompts):
                 logps_of[prompt] = logps[place * n : (place + 1) * n]
     return [values for rows in logps_of for values in rows]
 
@@ -203,12 +211,3 @@ def captured(
         return states
 
     return replay
-
-
-def as_warmups(ids: Tensor, lengths: Tensor, ended: Tensor, logprob: Tensor) -> list[Warmup]:
-    """What `sample` returns, row by row."""
-    columns: Sequence[list[Any]] = [t.tolist() for t in (ids, lengths, ended, logprob)]
-    return [
-        Warmup(row[:length], "separator" if by_separator else "length", logp)
-        for row, length, by_separator, logp in zip(*columns, strict=True)
-    ]

@@ -21,7 +21,7 @@ from rl_warmup.layouts import Layout, passes
 from rl_warmup.layouts.decoding import LLAMA_LIKE, T5_LIKE, LlamaDecoding, T5Decoding, decoding_for
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.passes import Reading
-from rl_warmup.layouts.sampling import as_warmups, sample, score_ahead
+from rl_warmup.layouts.sampling import sample, score_ahead
 from rl_warmup.layouts.scoring import enable_scoring
 from rl_warmup.layouts.splice import pad_right
 
@@ -71,12 +71,10 @@ def write_warmups(
     if reading is None:
         reading = read_prompts(base, layout, prompts)
     started, head = decoding(base, reading.detach(), num_warmups, law.max_length), base._warmup_head
-    remember = targets is not None
-    drawn = sample(started, head, law, len(prompts), num_warmups, synced_gpus, remember)
-    warmups = as_warmups(*drawn)
+    warmups = sample(started, head, law, len(prompts), num_warmups, synced_gpus)
     if targets is None:
         return warmups
-    ahead = score_ahead(started, head, law.separator_id, drawn[1], targets, num_warmups, synced_gpus)
+    ahead = score_ahead(started, head, law.separator_id, warmups, targets, num_warmups, synced_gpus)
     return [warmup._replace(target_logps=logps) for warmup, logps in zip(warmups, ahead, strict=True)]
 
 

@@ -16,7 +16,7 @@ from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.decoding import decoding_for
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.sampling import as_warmups, sample, score_ahead
+from rl_warmup.layouts.sampling import sample, score_ahead
 from rl_warmup.layouts.scoring import enable_scoring
 from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.layouts.writing import read_prompts
@@ -24,7 +24,7 @@ from rl_warmup.layouts.writing import read_prompts
 PROMPTS, TARGETS, N, LIMIT = [[6, 7, 8], [9]], [[7, 8, 1], [9, 1]], 3, 5
 
 
-def draw_both(kind: str, law: WarmupLaw, remember: bool) -> dict:
+def draw_both(kind: str, law: WarmupLaw) -> dict:
     """Synced and not, from the same seed: warmups, target log-probabilities and the number of decoding steps."""
     size = {"width": 16, "layers": 2, "heads": 2, "tokenizer": "words"}
     model, tokenizer = load_model(kind, lambda: ["a b c d e f g h"] * 3, size, 0)
@@ -48,11 +48,9 @@ def draw_both(kind: str, law: WarmupLaw, remember: bool) -> dict:
             return following(given, rows, step)
 
         decoding.next = counted
-        drawn = sample(decoding, model._warmup_head, law, len(PROMPTS), N, synced=synced, remember=remember)
-        ahead = None
-        if remember:
-            ahead = score_ahead(decoding, model._warmup_head, law.separator_id, drawn[1], TARGETS, N, synced=synced)
-        out["synced" if synced else "alone"] = {"warmups": as_warmups(*drawn), "ahead": ahead, "steps": steps}
+        warmups = sample(decoding, model._warmup_head, law, len(PROMPTS), N, synced=synced)
+        ahead = score_ahead(decoding, model._warmup_head, law.separator_id, warmups, TARGETS, N, synced=synced)
+        out["synced" if synced else "alone"] = {"warmups": warmups, "ahead": ahead, "steps": steps}
     return out
 
 
@@ -63,10 +61,9 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=2)
     results = {}
     for kind in ("scratch-t5", "scratch-llama"):
-        for remember in (False, True):
-            for slow in (0, 1):
-                law = WarmupLaw(0, torch.empty(0), min_length=LIMIT if rank == slow else 0, max_length=LIMIT)
-                results[f"{kind} remember={remember} slow={slow}"] = draw_both(kind, law, remember)
+        for slow in (0, 1):
+            law = WarmupLaw(0, torch.empty(0), min_length=LIMIT if rank == slow else 0, max_length=LIMIT)
+            results[f"{kind} slow={slow}"] = draw_both(kind, law)
     json.dump(results, sys.stdout)
     dist.destroy_process_group()
 

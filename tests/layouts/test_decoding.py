@@ -58,16 +58,15 @@ def first_step(model) -> list[int]:
 
 @pytest.mark.parametrize("targets", [None, TARGETS], ids=["warmups", "targets"])
 def test_prompts_are_read_once_and_ended_warmups_no_more(watched, law_of, targets):
-    """A warmup of L tokens is fed L tokens, not its separator; the last before the limit only where a target follows."""
+    """A warmup of L tokens is fed L tokens, not its separator; the last before the limit only with a target behind it."""
     model, layout, reads = watched
     law = law_of(temperature=2.5, max_length=6)
     warmups = write_warmups(model, layout, law, PROMPTS, N, targets=targets)
-    limit = law.max_length - 1 if targets is None else law.max_length
-    fed = [min(len(warmup.ids), limit) for warmup in warmups]
+    fed = [min(len(warmup.ids), law.max_length - 1) for warmup in warmups]
     steps = first_step(model) + [sum(tokens > step for tokens in fed) for step in range(max(fed))]
     assert len(set(steps)) > 2  # the lengths did differ
     if targets is not None:  # then all tokens of the separators and targets at once, but each target's last
-        steps.append(N * sum(len(target) for target in targets))
+        steps.append(N * sum(len(target) for target in targets) + sum(warmup.finish == "length" for warmup in warmups))
     assert reads.steps == steps
     assert reads.prompts == [sum(len(prompt) for prompt in PROMPTS)]
 
