@@ -145,9 +145,7 @@ def score_ahead(
         )
         for share in consecutive([1] * len(chosen), len(chosen) if synced else max(1, most)):
             prompts = chosen[share.start : share.stop]
-            group = [
-                (warmup, targets[prompt]) for prompt in prompts for warmup in warmups[prompt * n : (prompt + 1) * n]
-            ]
+            group = [(w, targets[prompt]) for prompt in prompts for w in warmups[prompt * n : (prompt + 1) * n]]
             unread = [warmup.ids[-1:] if warmup.finish == "length" else [] for warmup, _ in group]
             rows = [[*last, separator_id, *target[:-1]] for last, (_, target) in zip(unread, group, strict=True)]
             read = [len(warmup.ids) - len(last) for last, (warmup, _) in zip(unread, group, strict=True)]
@@ -156,10 +154,8 @@ def score_ahead(
                 torch.tensor(prompts, device=device), torch.tensor(read, device=device),
                 torch.tensor([token for row in rows for token in row], device=device), lines,
             )  # fmt: skip
-            after = torch.tensor(
-                [len(last) for last in unread], device=device
-            )  # from there on states predict the target
-            states = states[lines.place >= after[lines.line]]
+            first = torch.tensor([*map(len, unread)], device=device)  # place in a line whose state predicts the target
+            states = states[lines.place >= first[lines.line]]
             found = head.score(states, Tokens(torch.tensor([i for _, target in group for i in target], device=device)))
             logps = [values.tolist() for values in found.split([len(target) for _, target in group])]
             for place, prompt in enumerate(prompts):
