@@ -32,14 +32,14 @@ def make_steps(workload: Any, folder: str, wanted: Wanted) -> dict[Key, Any]:
 
     stock, patched = workload.model(), workload.model()
     stock_adam, patched_adam = adamw(stock), adamw(patched)
+    settings = {
+        "sft_ours": {"objective": "sft"},
+        "ours_all": {},
+        "ours_k2": {"backward_samples": 2},
+        "ours_k1": {"backward_samples": 1},
+    }
     steps: dict[Key, Any] = {}
     for n, variants in wanted.items():
-        settings = {
-            "sft_ours": {"objective": "sft"},
-            "ours_all": {},
-            "ours_k2": {"backward_samples": 2},
-            "ours_k1": {"backward_samples": 1},
-        }
         rivals = rival_steps(workload, folder, n) if set(RIVALS) & set(variants) else {}
         for name in variants:
             if name == "sft":

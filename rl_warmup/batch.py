@@ -82,15 +82,17 @@ class WarmupBatch:
 
     def distinct(self) -> tuple[Tensor, Tensor]:
         """Rows (U,) of which no two are the same warmup of the same prompt, and (N,) which of these U every row repeats."""
-        seen: dict[tuple[Any, ...], int] = {}
         keys = [
             (prompt, warmup.separator_is_action, *warmup.ids)
             for prompt, warmup in zip(self.prompt_index.tolist(), self.warmups, strict=True)
         ]
-        repeated = [seen.setdefault(key, len(seen)) for key in keys]
-        first = {number: row for row, number in reversed([*enumerate(repeated)])}
-        rows, device = [first[number] for number in range(len(seen))], self.seq_ids.device
-        return torch.tensor(rows, device=device), torch.tensor(repeated, device=device)
+        first: dict[tuple[Any, ...], int] = {}
+        for row, key in enumerate(keys):
+            first.setdefault(key, row)
+        number, device = {key: i for i, key in enumerate(first)}, self.seq_ids.device
+        return torch.tensor([*first.values()], device=device), torch.tensor(
+            [number[key] for key in keys], device=device
+        )
 
     def to(self, device: torch.device) -> WarmupBatch:
         """The same batch with every tensor on `device`."""

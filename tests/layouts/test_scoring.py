@@ -87,9 +87,8 @@ def test_the_encoder_reads_every_prompt_once(t5):
     )
     score(t5.model, batch, t5.law(max_length=3))
     hook.remove()
-    assert [shape[:2].numel() for shape in seen] == [
-        int(batch.prompt_mask.sum())
-    ]  # two prompts, though five rows are scored
+    tokens = int(batch.prompt_mask.sum())  # of two prompts, though five rows are scored
+    assert [shape[:2].numel() for shape in seen] == [tokens]
 
 
 def test_only_counted_positions_reach_the_head(lab):
