@@ -36,3 +36,13 @@ def remove_hooks(engine: Any) -> None:
 def add_hooks(engine: Any) -> None:
     """Put them back, the recorded order of modules forgotten."""
     _module("trl.models.utils").add_hooks(engine)
+
+
+def prepare_deepspeed(model: Any, accelerator: Any) -> Any:
+    """A frozen model under DeepSpeed's inference engine: sharded under ZeRO-3, whole otherwise."""
+    return _module("trl.models.utils").prepare_deepspeed(model, accelerator)
+
+
+def prepare_fsdp(model: Any, accelerator: Any) -> Any:
+    """A frozen model in FSDP shards."""
+    return _module("trl.models.utils").prepare_fsdp(model, accelerator)

@@ -3,8 +3,7 @@
 Knows: names, shapes, units and mask polarity. Must not know: how any of it is computed.
 
 Letters: B prompts of a micro-batch; G warmups of one prompt (a *group*); N rows of the network, of which the first
-B*G are the groups, prompt by prompt, and the rest are single rows (empty warmups, anchors) and the groups' warmups once more
-under q(c|x,y), where there is one; T tokens of a row.
+B*G are the groups, prompt by prompt, and the rest are single rows (empty warmups, anchors); T tokens of a row.
 Masks: 1 = counts. Log-probabilities: natural logarithm (nats); `logps` per token, `logprob` summed.
 """
 
@@ -45,14 +44,13 @@ class RowKind(IntEnum):
     GROUP = 0  # a member of a group: weighed by the objective
     EMPTY = 1  # the empty warmup: SFT inside the model, gives log P(y|x,∅)
     ANCHOR = 2  # a proposal that keeps its weight after the cold start
-    AMORTISED = 3  # a group's warmup again, behind a prompt that shows the target: scores log q(c|x,y)
 
 
 @dataclass
 class WarmupBatch:
     """One micro-batch, ready for the network. Built by `rollout.py`, consumed by `layouts.scoring`."""
 
-    prompt_ids: Tensor  # (B, X) int64, padded on the right; (2B, X) with `amortised`: once more each, with its target
+    prompt_ids: Tensor  # (B, X) int64, padded on the right
     prompt_mask: Tensor  # as prompt_ids
     prompt_index: Tensor  # (N,) int64: the prompt a row belongs to
     row_kind: Tensor  # (N,) int64: RowKind
@@ -63,7 +61,6 @@ class WarmupBatch:
     warmups: list[Warmup]  # N, in the order of the rows
     prompts: list[dict[str, Any]]  # B data rows: text columns, `prompt_ids`, `target_ids`
     group_size: int  # G; 0 when the batch has no groups (the SFT control)
-    amortised: int = 0  # how many of a group, its last ones, q(c|x,y) drew; then the last B*G rows are AMORTISED
     reading: Any = None  # what the network made of the prompts before it sampled, with gradient; see `layouts.passes`
 
     @property
@@ -119,9 +116,10 @@ class Scores:
 
 @dataclass
 class RowWeights:
-    """The two constants of every row: the loss is -Σ (policy·log P(c|x) + target·log P(y|x,c))."""
+    """The constants of every row: the loss is -Σ (policy·log P(c|x) + target·log P(y|x,c) - hold·KL of c)."""
 
     policy: Tensor  # (N,) a
     target: Tensor  # (N,) b
     posterior: Tensor  # (B, G) p, sums to 1 over a group; (B, 0) without groups
     ess: Tensor  # (B,) effective sample size 1/Σp², between 1 and G
+    hold: Tensor  # (N,) weight of the KL of the row's warmup to the starting policy

@@ -158,40 +158,28 @@ def option_faults(options: WarmupOptions) -> list[str]:
         faults.append(f"target_ess: steers tau, which the objective {options.objective!r} does not read; use marginal.")
     if (options.proposal_only or options.anchor_weight) and not options.proposals:
         faults.append("proposals: is empty, but proposal_only or anchor_weight need at least one proposal.")
-    if options.cold_start == "race" and len(options.proposals) < 2:
-        faults.append(f"cold_start: a race needs at least two proposals, got {len(options.proposals)}.")
-    if options.cold_start == "one" and len(options.proposals) > 1:
-        faults.append(
-            f"cold_start: is 'one', but {len(options.proposals)} proposals are listed; say 'mixture' or 'race'."
-        )
-    if options.amortised_warmups:
-        faults += _amortised_faults(options)
+    faults += _reading_faults(options)
     if options.target_truncation == "left":
         faults.append("target_truncation: 'left' would cut the beginning of the answer; use error, right or drop.")
     return faults
 
 
-def _amortised_faults(options: WarmupOptions) -> list[str]:
-    """Why q(c|x,y) cannot draw warmups beside these options."""
-    m, n, key = options.amortised_warmups, options.num_warmups, "amortised_warmups"
+def _reading_faults(options: WarmupOptions) -> list[str]:
+    """Why the starting model's samples, or a file's warmups, cannot be what these options ask for."""
     faults = []
-    if not 0 <= m < n:
-        faults.append(f"{key}: {m} must lie between 0 and num_warmups - 1 ({n - 1}): the policy draws at least one.")
-    if options.objective != "marginal":
+    if "reference" in options.proposals and options.num_warmups < 2:
         faults.append(
-            f"{key}: its weights are those of the objective 'marginal', not {options.objective!r}; use it, or 0."
+            "num_warmups: is 1, but proposals: [reference] compares samples of the starting model; give at least 2."
         )
-    if options.proposals:
+    if options.min_reading_updates > options.max_reading_updates:
         faults.append(
-            f"{key}: q takes the place of proposals, but {len(options.proposals)} are listed; empty one of both."
+            f"min_reading_updates: {options.min_reading_updates} exceeds max_reading_updates {options.max_reading_updates}."
         )
-    if options.backward_samples is not None:
+    if ("stored" in options.proposals) != (options.stored_warmups is not None):
+        given = options.stored_warmups
         faults.append(
-            f"{key}: every warmup gets a gradient, as q is scored on all of them; leave backward_samples empty."
-        )
-    if options.top_p != 1:
-        faults.append(
-            f"{key}: q draws what the policy's nucleus leaves out, which then has no probability; set top_p to 1."
+            f"stored_warmups: is {given!r}, and proposals is {options.proposals}; to train on a file's warmups give both, "
+            f"`proposals: [stored]` and `stored_warmups: FILE` (`rl-warmup sample` writes one)."
         )
     return faults
 
@@ -218,7 +206,7 @@ def _unknown(key: str, value: Any, allowed: Any) -> str:
 def _range_faults(options: WarmupOptions) -> list[str]:
     """Numbers outside their range."""
     shares = ("uniform_target_share", "empty_share", "tsallis_q")
-    at_least_one = ("num_warmups", "max_warmup_length", "race_steps", "num_eval_warmups")
+    at_least_one = ("num_warmups", "max_warmup_length", "max_reading_updates", "num_eval_warmups")
     limits = [name for name in ("max_prompt_length", "max_target_length") if getattr(options, name) is not None]
     checks = [
         *((name, getattr(options, name) >= 2, "at least 2, or empty for no limit") for name in limits),
@@ -229,6 +217,9 @@ def _range_faults(options: WarmupOptions) -> list[str]:
         ("top_p", 0 < options.top_p <= 1, "above 0 and at most 1"),
         ("tau", options.tau > 0, "above 0"),
         ("anchor_weight", options.anchor_weight >= 0, "at least 0"),
+        ("min_reading_updates", options.min_reading_updates >= 0, "at least 0"),
+        ("reading_threshold", 0 <= options.reading_threshold <= 1, "between 0 and 1"),
+        ("beta", options.beta is None or 0 <= options.beta < float("inf"), "at least 0, or empty"),
         (
             "hang_timeout",
             options.hang_timeout is None or options.hang_timeout > 0,

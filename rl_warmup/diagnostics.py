@@ -6,6 +6,7 @@ Every value is a (sum, count) pair, so that means stay exact over micro-batches 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
-from rl_warmup.objectives.amortised import log_ratios
 from rl_warmup.objectives.weights import log_mean_exp
 
 Sums = dict[str, tuple[float, float]]
@@ -69,9 +69,7 @@ def rollout_metrics(
     """The metrics of one micro-batch; TRL's names where TRL has the notion.
 
     `target_logprob` is log P(y|x,c) in nats, summed over the target and averaged over warmups; `target_bound` the n-sample
-    bound on log P(y|x); `gain` = log P(y|x,c) - log P(y|x,∅) on the prompts that have both. Where q(c|x,y) drew some of a
-    group, `target_logprob` and `gain` are of the policy's own draws, as q has seen the target, and the bound weighs all of
-    them by P/m; `amortised/logprob` is log q summed over a warmup, `amortised/share` the posterior weight of q's draws.
+    bound on log P(y|x); `gain` = log P(y|x,c) - log P(y|x,∅) on the prompts that have both.
     """
     size, prompts = batch.group_size, batch.num_prompts
     groups = prompts * size
@@ -85,16 +83,11 @@ def rollout_metrics(
         out["target_logprob"] = out.pop("empty_target_logprob")
         return out
     grouped = target[:groups].view(prompts, size)
-    own = grouped[:, : size - batch.amortised]
-    out["target_logprob"] = (own.sum().item(), own.numel())
+    out["target_logprob"] = (grouped.sum().item(), groups)
     if empty.any():
-        gain = own[batch.prompt_index[empty]] - target[empty][:, None]
+        gain = grouped[batch.prompt_index[empty]] - target[empty][:, None]
         out["gain"] = (gain.sum().item(), gain.numel())
-    out["target_bound"] = (log_mean_exp(grouped + log_ratios(batch, scores.warmup_logprob)).sum().item(), prompts)
-    if batch.amortised:
-        q = scores.warmup_logprob[batch.row_kind == RowKind.AMORTISED]
-        out["amortised/logprob"] = (q.sum().item(), len(q))
-        out["amortised/share"] = (weights.posterior[:, size - batch.amortised :].sum().item(), prompts)
+    out["target_bound"] = (log_mean_exp(grouped).sum().item(), prompts)
     out["target_logprob_std"] = (grouped.std(1).sum().item(), prompts) if size > 1 else (0.0, 0)
     out["ess"] = (weights.ess.sum().item(), prompts)
     out["reward"] = (rewards.sum().item(), groups)
@@ -108,6 +101,14 @@ def rollout_metrics(
     warmup_tokens = scores.warmup_tokens[:groups].sum().item()
     out["warmup_logp"] = (scores.warmup_logprob[:groups].sum().item(), warmup_tokens)
     return out | _variety(batch, groups)
+
+
+def told_apart(posterior: torch.Tensor) -> torch.Tensor:
+    """How well the generator tells the warmups of a group apart: 1 - H(p)/log G, from 0 (all weigh the same) to 1 (one has all
+    the weight). (B, G) -> (B,); 0 for groups of one."""
+    if posterior.size(1) < 2:
+        return posterior.new_zeros(posterior.size(0))
+    return 1 + torch.special.entr(posterior).neg().sum(1) / math.log(posterior.size(1))
 
 
 def _variety(batch: WarmupBatch, groups: int) -> Sums:

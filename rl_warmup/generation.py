@@ -117,7 +117,9 @@ class Writer:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _prediction(self, row: dict[str, Any], warmup: Any, target: list[int]) -> dict[str, Any]:
-        text = {k: v for k, v in row.items() if k not in ("prompt_ids", "target_ids", "word_lengths")}
+        text = {
+            k: v for k, v in row.items() if k not in ("prompt_ids", "target_ids", "word_lengths", "reference", "stored")
+        }
         return {
             **text,
             "warmup": self.decode(warmup.ids),

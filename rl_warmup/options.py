@@ -12,10 +12,11 @@ from typing import Any
 OBJECTIVES = (
     "sft", "marginal", "marginal_loo", "joint", "expected_logprob", "expected_prob", "tsallis", "grpo",
 )  # fmt: skip
-PROPOSALS = ("reverse", "head", "sorted", "keywords", "draft", "filler")
+PROPOSALS = ("reference", "stored", "reverse", "head", "sorted", "keywords", "draft", "filler")
+IMITATIONS = ("all", "posterior")
+SEPARATOR_INITS = ("auto", "keep", "end_token")
 TRUNCATIONS = ("error", "left", "right", "drop")
 GUARDS = ("warn", "act", "stop", "off")
-COLD_STARTS = ("one", "mixture", "race")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plugin: str | None = None) -> Any:
@@ -52,9 +53,6 @@ class WarmupOptions:
     backward_samples: int | None = _option(
         None, "Warmups of a group that get a gradient, drawn by their weights (unbiased, cheaper); empty means all."
     )
-    amortised_warmups: int = _option(
-        0, "Warmups of a group that q(c|x,y), the same network shown the target, draws and learns; marginal only."
-    )
     rewards: list = _option(
         [],
         "The whole score R: names or {name, weight, kwargs, ...}. Empty: target_logprob; list it to keep it.",
@@ -62,16 +60,42 @@ class WarmupOptions:
 
     # the cold start
     proposals: list = _option(
-        [], "Warmups made from the target until the policy is ready: reverse, head, ..., module:function."
+        [],
+        "Warmups of the first updates: reference (samples of the starting model), stored (a file's), or made from the "
+        "target: reverse, head, ..., module:function.",
     )
-    cold_start: str = _option("mixture", "What to do with several proposals.", COLD_STARTS)
-    race_steps: int = _option(100, "Updates each proposal gets in a race on the validation rows.")
-    readiness: float = _option(-0.1, "Switch to own warmups once log P(c|x) per token of proposals reaches this.")
+    stored_warmups: str | None = _option(
+        None, "The file that proposals: [stored] reads; `rl-warmup sample` writes one."
+    )
+    imitation: str = _option(
+        "all",
+        "Which of the starting model's samples the policy imitates while the generator learns to read.",
+        IMITATIONS,
+    )
+    min_reading_updates: int = _option(
+        100, "Updates with the starting model's samples before the policy may take over."
+    )
+    max_reading_updates: int = _option(
+        600, "Updates after which reading has failed, and plain fine-tuning without warmups takes its place."
+    )
+    reading_threshold: float = _option(
+        0.05, "The policy takes over once the generator tells warmups apart this well (`read` in the log, 0 to 1)."
+    )
+    beta: float | None = _option(
+        None, "Weight of the KL to the starting model while the policy writes; empty means 0.1 after reading, else 0."
+    )
+    readiness: float = _option(-0.1, "Switch to own warmups once log P(c|x) per token of given proposals reaches this.")
     proposal_only: bool = _option(False, "Never switch: train on proposals to the end (a control).")
     anchor_weight: float = _option(0.0, "Weight the proposal keeps after the switch.")
 
     # token limits and the layout
     separator: str | None = _option(None, "Token that ends a warmup; chosen from the vocabulary when empty.")
+    separator_init: str = _option(
+        "auto",
+        "Weights of the separator before training: keep them, or take the end token's, as a starting model ends its samples "
+        "by that; auto takes them for proposals: [reference] of a model that was not trained here.",
+        SEPARATOR_INITS,
+    )
     max_prompt_length: int | None = _option(512, "Prompt tokens; empty means no limit.")
     max_target_length: int | None = _option(128, "Target tokens including the end token; empty means no limit.")
     prompt_truncation: str = _option("error", "What happens to a longer prompt.", TRUNCATIONS)

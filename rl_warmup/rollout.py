@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import torch
@@ -21,12 +20,12 @@ from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.passes import Reading
 from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import read_for_training, write_targets, write_warmups
-from rl_warmup.objectives.amortised import log_ratios, marginal_under_mixture
 from rl_warmup.objectives.weights import Knobs, Rule, effective_sample_size, load_rule, posterior, resample
 from rl_warmup.options import WarmupOptions
-from rl_warmup.proposals import DRAFT, Proposal, ProposalContext, count_words, load_proposal, propose
+from rl_warmup.proposals import DRAFT, DRAWN, REFERENCE, Proposal, ProposalContext, count_words, load_proposal, propose
 
 EMPTY = Warmup([], "empty")
+HOLD = 0.1  # beta after reading: without it a run on sums of six to ten numbers lost everything (docs/log.md)
 Plan = list[tuple[RowKind, Warmup]]  # the rows of one prompt
 
 
@@ -45,7 +44,8 @@ class Rollout:
     anchor_weight: float = 0.0
     knobs: Knobs = Knobs()
     backward_samples: int | None = None
-    amortised: int = 0  # warmups of a group that q(c|x,y) draws
+    imitates_all: bool = False  # in the cold start the policy imitates the whole group, not its posterior
+    beta: float = 0.0  # weight of the KL to the starting policy while the policy writes
     predictions: tuple[str, ...] = ()  # what rewards read besides: `predictions`, `sampled_predictions`
 
     @cached_property
@@ -54,35 +54,36 @@ class Rollout:
 
     @cached_property
     def _makers(self) -> dict[str, Proposal]:
-        return {name: load_proposal(name) for name in self.proposals if name != DRAFT}
+        return {name: load_proposal(name) for name in self.proposals if name not in (DRAFT, *DRAWN)}
 
     @classmethod
     def of(
         cls, options: WarmupOptions, layout: Layout, law: WarmupLaw, tokenizer: Any, rows: list[dict[str, Any]]
     ) -> Rollout:
         """The rollout that options ask for; a proposal that cannot work on these training rows says so here."""
-        cheap = {"reverse", "head", "sorted", "filler", DRAFT}
+        cheap = {"reverse", "head", "sorted", "filler", DRAFT, *DRAWN}
         counted = rows if set(options.proposals) - cheap else []  # a large data set takes its time
         context = ProposalContext(options.max_warmup_length, word_counts=count_words(counted), decode=tokenizer.decode)
         filler = tokenizer("...", add_special_tokens=False)["input_ids"]
         context.filler_ids = tuple(i for i in filler if not law.banned[i])
-        for name in set(options.proposals) - {DRAFT} if rows else ():
+        for name in set(options.proposals) - {DRAFT, *DRAWN} if rows else ():
             propose(name, rows[0], context)
         knobs = Knobs(options.tau, options.uniform_target_share, options.tsallis_q)
+        reads = REFERENCE in options.proposals
+        beta = options.beta if options.beta is not None else HOLD if reads else 0.0
         return cls(
             layout, law, options.objective, options.num_warmups, list(options.proposals), context,
             options.max_target_length or 512, options.empty_share, options.anchor_weight, knobs, options.backward_samples,
-            options.amortised_warmups,
+            reads and options.imitation == "all", beta,
         )  # fmt: skip
 
     def for_evaluation(self, num_warmups: int) -> Rollout:
         """The policy's own warmups and one empty one for every prompt; rewards are not asked."""
-        return replace(self, num_warmups=num_warmups, empty_share=1.0, anchor_weight=0.0, amortised=0, predictions=())
+        return replace(self, num_warmups=num_warmups, empty_share=1.0, anchor_weight=0.0, beta=0.0, predictions=())
 
     def read(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool) -> Reading | None:
-        """One reading of the prompts, with gradient, to sample from and to train on; None where nothing is sampled, or where
-        prompts with their targets are read besides."""
-        if cold_start or self.objective == "sft" or self.amortised:
+        """One reading of the prompts, with gradient, to sample from and to train on; None where nothing is sampled."""
+        if cold_start or self.objective == "sft":
             return None
         ids, targets = ([row[part] for row in prompts] for part in ("prompt_ids", "target_ids"))
         return read_for_training(model, self.layout, self.law, ids, targets)
@@ -98,9 +99,8 @@ class Rollout:
         """Choose the rows of every prompt of an update. Samples where the phase asks for it; `model` in eval mode.
 
         - `sft`: the empty warmup alone.
-        - cold start: the group is the proposals.
-        - afterwards: the group is `num_warmups` samples of the policy, the last ones of q(c|x,y) if it draws any; one proposal
-          stays as an anchor if it has weight.
+        - cold start: the group is the proposals, of which `reference` and `stored` are `num_warmups` each.
+        - afterwards: the group is `num_warmups` samples of the policy; the proposals stay as anchors if they have weight.
         A share of the prompts gets an empty warmup besides, which then takes the group's place in the target's loss.
         """
         if self.objective == "sft":
@@ -110,15 +110,11 @@ class Rollout:
         else:
             targets = [p["target_ids"] for p in prompts] if self.draws_from(self.num_warmups) else None
             ids = [p["prompt_ids"] for p in prompts]
-            own = self.num_warmups - self.amortised
+            size = self.num_warmups
             sampled = write_warmups(
-                model, self.layout, self.law, ids, own, targets=targets, reading=reading, **generate
+                model, self.layout, self.law, ids, size, targets=targets, reading=reading, **generate
             )
-            groups = [sampled[i : i + own] for i in range(0, len(sampled), own)]
-            if self.amortised:
-                seen = [self.layout.prompt_with_target(p["prompt_ids"], p["target_ids"]) for p in prompts]
-                drawn = iter(write_warmups(model, self.layout, self.law, seen, self.amortised, **generate))
-                groups = [[*group, *islice(drawn, self.amortised)] for group in groups]
+            groups = [sampled[i : i + size] for i in range(0, len(sampled), size)]
         groups = self._followed(model, prompts, groups, **generate)
         plans: list[Plan] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
         for plan, is_empty in zip(plans, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):
@@ -134,7 +130,7 @@ class Rollout:
         rows = [(i, kind, warmup) for i, plan in enumerate(plans) for kind, warmup in plan]
         rows.sort(key=lambda row: row[1] != RowKind.GROUP)  # stable
         groups = sum(kind == RowKind.GROUP for _, kind, _ in rows)
-        return splice(self.layout, prompts, rows, groups // len(prompts), self.amortised if groups else 0)
+        return splice(self.layout, prompts, rows, groups // len(prompts))
 
     def weigh(
         self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor, tau: float, cold_start: bool
@@ -145,8 +141,10 @@ class Rollout:
             rewards: (B*G,) the score R of every group row, in nats. Of a group of one nothing but the length is read.
             warmup_logprobs: (N,) log P(c|x) of every row, in nats; the groups' alone where q(c|x,y) draws nothing.
             tau: temperature of the posterior weights.
-            cold_start: the group holds proposals: the policy imitates them, weighted by the posterior among them, so both
-                weights sum to 1; no control variate, as they are no samples of the policy.
+            cold_start: the group holds proposals. The generator learns from them by the posterior among them; the policy
+                imitates them by the posterior too, or, where they are samples of the starting model, all alike: that is
+                what the policy writes already, so it stays where it is while the generator learns to read. Both weights
+                sum to 1; no control variate, as they are no samples of the policy.
         """
         size, groups = batch.group_size, batch.num_prompts * batch.group_size
         grouped = rewards.detach().view(batch.num_prompts, size)
@@ -156,9 +154,8 @@ class Rollout:
             policy = target = grouped
         elif cold_start:
             share = knobs.uniform_target_share
-            policy, target = p, share / size + (1 - share) * p
-        elif batch.amortised:
-            p, policy, target = marginal_under_mixture(grouped, log_ratios(batch, warmup_logprobs), knobs)
+            policy = torch.full_like(p, 1 / size) if self.imitates_all else p
+            target = share / size + (1 - share) * p
         else:
             policy, target = self._rule(grouped, warmup_logprobs.detach()[:groups].view_as(grouped), knobs)
         a = torch.zeros(len(batch.warmups), dtype=rewards.dtype, device=rewards.device)
@@ -169,10 +166,11 @@ class Rollout:
         a[:groups] = policy.flatten()
         b[:groups] = target.masked_fill(has_empty[:, None], 0.0).flatten()
         b[is_empty] = 1.0
-        if batch.amortised:
-            a[batch.row_kind == RowKind.AMORTISED] = p.flatten()  # q learns the posterior
-        a[is_anchor] = b[is_anchor] = self.anchor_weight / max(1, len(self.proposals))
-        return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p))
+        a[is_anchor] = b[is_anchor] = self.anchor_weight / max(1, int(is_anchor.sum()) // batch.num_prompts)
+        hold = torch.zeros_like(a)
+        if self.beta and not cold_start:
+            hold[:groups] = self.beta / max(1, size)
+        return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p), hold=hold)
 
     def draws_from(self, group_size: int) -> bool:
         """Whether only some warmups of a group get a gradient."""
@@ -188,9 +186,11 @@ class Rollout:
         uniforms = torch.rand(prompts, dtype=torch.float64).to(a.device)
         factor = torch.ones_like(weights.policy)
         assert self.backward_samples is not None
-        factor[: prompts * size] = resample(a, b, self.backward_samples, uniforms).flatten()
+        hold = weights.hold[: prompts * size].view(prompts, size)
+        factor[: prompts * size] = resample(a, b.abs() + hold, self.backward_samples, uniforms).flatten()
         rows = [row for row, times in enumerate(factor.tolist()) if times]
-        kept = replace(weights, policy=(weights.policy * factor)[rows], target=(weights.target * factor)[rows])
+        drawn = {name: (getattr(weights, name) * factor)[rows] for name in ("policy", "target", "hold")}
+        kept = replace(weights, **drawn)
         return batch.select(rows), kept
 
     def _followed(
@@ -205,7 +205,7 @@ class Rollout:
         return [[next(left) for _ in group] for group in groups]
 
     def _proposals(self, model: Any, prompts: list[dict[str, Any]], **generate: Any) -> list[list[Warmup]]:
-        """(B, number of proposals) warmups made from the targets."""
+        """B groups of warmups: made from the targets, or at hand with the rows."""
         drafts: list[Warmup] = []
         if DRAFT in self.proposals:
             ids = [p["prompt_ids"] for p in prompts]
@@ -214,13 +214,17 @@ class Rollout:
                 model, self.layout, self.law, ids, self.max_target_length, nothing, sample_target=True, **generate
             )
             drafts = [Warmup(w.target, "proposal") for w in written]
-        return [
-            [
-                self._allowed(drafts[i] if name == DRAFT else propose(self._makers[name], row, self.context))
-                for name in self.proposals
-            ]
-            for i, row in enumerate(prompts)
-        ]
+        groups: list[list[Warmup]] = []
+        for i, row in enumerate(prompts):
+            groups.append([])
+            for name in self.proposals:
+                if name in DRAWN:
+                    groups[-1] += row[name]
+                elif name == DRAFT:
+                    groups[-1].append(self._allowed(drafts[i]))
+                else:
+                    groups[-1].append(self._allowed(propose(self._makers[name], row, self.context)))
+        return groups
 
     def _allowed(self, proposal: Warmup) -> Warmup:
         """A proposal without tokens that a warmup may not hold (an unknown word, a special token of a draft)."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from rl_warmup import _trl
 from rl_warmup.checkpoints import disk_faults, later_than, newest, require
-from rl_warmup.config import Recipe, build_recipe
+from rl_warmup.config import Recipe
 from rl_warmup.evaluation import Evaluation, score_predictions
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import signatures
@@ -52,8 +51,6 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     )
     evaluation.check()
     task = recipe_task(recipe)
-    if recipe.config.cold_start == "race":
-        recipe = race(recipe, task) if resume is None else _raced(recipe, folder)
     trainer = make_trainer(recipe, task)
     main_process = trainer.is_world_process_zero()
     if main_process:
@@ -119,52 +116,6 @@ def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:
     """What the tokenizer of a scratch model is made of: all training texts, or the first of a stream."""
     known = rows.first(SHUFFLE_BUFFER) if isinstance(rows, Stream) else rows
     return (text for row in known for text in (row["prompt"], row["target"]))
-
-
-def race(recipe: Recipe, task: Task) -> Recipe:
-    """Give every proposal `race_steps` updates from the same start; the one whose policy does best on validation wins.
-
-    What counts is log P(y|x) with the policy's own sampled warmups: the early likelihood of the proposals themselves was
-    measured to pick the wrong one, as a proposal that copies the target always looks best.
-
-    Returns:
-        The recipe with the winner as its only proposal. The standings are written to `race/race.json`.
-    """
-    folder = Path(str(recipe.config.output_dir), "race")
-    if not task.splits["validation"]:
-        raise ValueError(f"cold_start: a race is decided on validation rows, and the task {task.name} has none.")
-    standings = {}
-    for proposal in recipe.config.proposals:
-        settings = {
-            "proposals": [proposal], "cold_start": "one", "proposal_only": True, "max_steps": recipe.config.race_steps,
-            "eval_strategy": "no", "save_strategy": "no", "output_dir": str(folder / re.sub(r"[^\w.-]+", "_", proposal)),
-        }  # fmt: skip
-        trainer = make_trainer(build_recipe({**recipe.values, **settings}), task)
-        trainer.train()
-        trainer.text_metrics = None
-        rows = trainer.eval_encoder.encode_all(task.splits["validation"], "validation")
-        standings[proposal] = trainer.evaluate(rows)["eval_target_bound"]
-    winner = max(standings, key=lambda name: standings[name])
-    if recipe.config.process_index == 0:
-        write_json(
-            folder / "race.json", {"steps": recipe.config.race_steps, "target_bound": standings, "winner": winner}
-        )
-    return _with_winner(recipe, winner)
-
-
-def _with_winner(recipe: Recipe, winner: str) -> Recipe:
-    return build_recipe({**recipe.values, "proposals": [winner], "cold_start": "one"})
-
-
-def _raced(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with the winner of the race that its checkpoints come from."""
-    path = folder / "race" / "race.json"
-    if not path.is_file():
-        raise ValueError(
-            f"cold_start: the checkpoint comes after a race, and its result {path} is missing. Name the proposal that won: "
-            f"--proposals NAME --cold_start one."
-        )
-    return _with_winner(recipe, json.loads(path.read_text(encoding="utf-8"))["winner"])
 
 
 def _checkpoint(recipe: Recipe, folder: Path) -> str | None:

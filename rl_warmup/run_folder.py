@@ -43,6 +43,7 @@ class RunFolder(TrainerCallback, ExportableState):
         self.processes: dict[str, Any] | None = None  # `launched.describe`, once training begins
         self.train_seconds = 0.0  # spent on updates, over all restarts; evaluations left out
         self.train_tokens, self.train_flops = 0, 0.0  # of the main process
+        self.spent_before = 0.0  # seconds of this training that passed before its first update
         self.started = 0.0
         self.paused = 0.0
 
@@ -51,7 +52,8 @@ class RunFolder(TrainerCallback, ExportableState):
         nothing = {"train_seconds": 0.0, "train_tokens": 0, "train_flops": 0.0}
         for name, value in (saved["attributes"] if saved else nothing).items():
             setattr(self, name, value)
-        self.started, self.paused = clock(), 0.0
+        self.train_seconds += self.spent_before
+        self.started, self.paused, self.spent_before = clock(), 0.0, 0.0
         if state.is_world_process_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl"):

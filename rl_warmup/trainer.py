@@ -23,9 +23,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig
 from rl_warmup.cpu_matmul import choose_cpu_matmul
-from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
+from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost, told_apart
 from rl_warmup.generation import Writer
 from rl_warmup.guard import Guard
+from rl_warmup.hold import HoldingTrainer, end_with_the_best
 from rl_warmup.launched import LaunchCheck, refuse_launch, whole_weights
 from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.encoding import RowEncoder
@@ -33,9 +34,9 @@ from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, refuse_fp16
 from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
-from rl_warmup.layouts.tokens import declare_tokens
-from rl_warmup.objectives.losses import weighted_loss
-from rl_warmup.resumable import ResumableTrainer
+from rl_warmup.layouts.tokens import declare_tokens, end_by_separator, read_layout
+from rl_warmup.objectives.losses import hold_loss, weighted_loss
+from rl_warmup.proposals import REFERENCE
 from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
@@ -46,7 +47,7 @@ from rl_warmup.training_data import callbacks_for, encode_rows, first_rows, trai
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
-class WarmupTrainer(SearchTrainer, ResumableTrainer):
+class WarmupTrainer(SearchTrainer, HoldingTrainer):
     """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
 
     ```python
@@ -105,6 +106,8 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
         refuse_launch(args, model)
         refuse_fp16(model.config.model_type, "fp16" if args.fp16 else str(model.dtype))
         tokens = declare_tokens(model, processing_class, args.separator)
+        if _ends_by_separator(args, model, peft_config):
+            end_by_separator(model, tokens)
         enable_scoring(model)
         if peft_config is not None:
             set_seed(args.seed)  # Trainer's own comes after the adapter's first weights are drawn
@@ -126,6 +129,8 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
         self.text_metrics = compute_metrics
         # Ranks seed their sampling apart (below), but must shuffle the rows alike, or rows repeat and go missing.
         args.data_seed = args.seed if args.data_seed is None else args.data_seed
+        if REFERENCE in args.proposals and args.objective != "sft" and eval_rows:
+            end_with_the_best(args)
         super().__init__(
             model=model, args=args, data_collator=list, train_dataset=train_rows, eval_dataset=eval_rows,
             processing_class=processing_class, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
@@ -144,6 +149,7 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
         self.means = Means()
         self._add_own_callbacks(args)
         self.last: tuple[WarmupBatch, Scores, RowWeights] | None = None
+        self.keep_start()
         set_seed(args.seed, device_specific=True)  # after Trainer's own, so that ranks sample different warmups
 
     # ------------------------------------------------------------------ one update
@@ -184,33 +190,45 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
         self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Scores make rewards, rewards make the two constants of every row, and their product with the scores is the loss."""
-        scores, weights, judged, trained = self._score_and_weigh(model, inputs)
-        policy_loss, target_loss = weighted_loss(scores, weights, num_items_in_batch)
-        loss = policy_loss + target_loss if scores.objective is None else -scores.objective / num_items_in_batch
+        batch, tokens = inputs, num_items_in_batch
+        draws, holds = self.rollout.draws_from(batch.group_size), self._holds(batch)
+        known = self._known_weights(
+            batch
+        )  # then the gradient is formed in the forward, unless the KL needs it per token
+        scores = (
+            score_sampled(model, batch, self.law) if draws else score(model, batch, self.law, None if holds else known)
+        )
+        judged = self._judge(model, batch, scores)
+        weights = known or self._weigh(batch, judged.total, scores.warmup_logprob)
+        trained, constants, learned = batch, weights, scores
+        if draws:
+            trained, constants = self.rollout.draw(batch, weights)
+            learned = score(model, trained, self.law, None if holds else constants)
+        formed = learned.objective  # in the forward
+        loss = sum(weighted_loss(learned, constants, tokens)) if formed is None else -formed / tokens
+        if holds:
+            assert self.start is not None
+            before = self.start.warmup_logps(model, trained, self.law)
+            hold = hold_loss(learned.token_logps * trained.warmup_mask, before, constants.hold)
+            loss = loss + hold / tokens
+            actions = scores.warmup_tokens[: batch.num_prompts * batch.group_size].sum().item()
+            self.means.add({"kl": (hold.item() * batch.group_size / self.rollout.beta, actions)})
+        policy_loss, target_loss = weighted_loss(scores.detach(), weights, tokens)
         self._record(inputs, trained, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
         self.watchdog.reached(f"update {self.state.global_step + 1}, warmups scored")
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
         return loss * self.accelerator.num_processes
 
-    def _score_and_weigh(self, model: Any, batch: WarmupBatch) -> tuple[Scores, RowWeights, RewardScores, WarmupBatch]:
-        """Scores and weights of all rows, what the rewards say, and the rows that carry the gradient.
+    def _known_weights(self, batch: WarmupBatch) -> RowWeights | None:
+        """The weights of rows that need no scores to be weighed: a single warmup has all the weight, whatever it scores."""
+        if batch.group_size > 1:
+            return None
+        nothing = torch.zeros(batch.num_prompts * batch.group_size, device=self.args.device)
+        return self._weigh(batch, nothing, nothing)
 
-        One forward in general. A single warmup has all the weight, whatever it scores, so its weight is known before the
-        forward; with `backward_samples` a forward without gradient comes first, and the drawn rows alone get one with it.
-        """
-        groups, draws = batch.num_prompts * batch.group_size, self.rollout.draws_from(batch.group_size)
-        known = None
-        if batch.group_size <= 1:
-            nothing = torch.zeros(groups, device=self.args.device)
-            known = self._weigh(batch, nothing, nothing)
-        scores = score_sampled(model, batch, self.law) if draws else score(model, batch, self.law, known)
-        judged = self._judge(model, batch, scores)
-        weights = known or self._weigh(batch, judged.total, scores.warmup_logprob)
-        trained = batch
-        if draws:
-            trained, drawn_weights = self.rollout.draw(batch, weights)
-            scores.objective = score(model, trained, self.law, drawn_weights).objective
-        return scores, weights, judged, trained
+    def _holds(self, batch: WarmupBatch) -> bool:
+        """Whether the KL to the starting policy counts for this batch."""
+        return bool(self.rollout.beta and batch.group_size and not self.schedule.in_cold_start)
 
     def _weigh(self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor) -> RowWeights:
         return self.rollout.weigh(batch, rewards, warmup_logprobs, self.schedule.tau, self.schedule.in_cold_start)
@@ -227,7 +245,9 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
                 f"{target_loss}). Checkpoints saved before it are intact. Lower learning_rate or max_grad_norm, use bf16 or "
                 f"float32, or look at the rewards."
             )
-        if cold_start and groups:
+        if cold_start and self.schedule.reading and groups:
+            self.schedule.observe_reading(told_apart(weights.posterior).sum().item(), batch.num_prompts)
+        elif cold_start and groups:
             chosen = weights.posterior.flatten()
             logprob, actions = scores.warmup_logprob[:groups], scores.warmup_tokens[:groups]
             self.schedule.observe_proposals((chosen * logprob).sum().item(), (chosen * actions).sum().item())
@@ -287,7 +307,7 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
         weights = rollout.weigh(batch, target, warmup, 1.0, cold_start=True)
         sums = rollout_metrics(batch, scores, weights, target, {})
         self.eval_means.add({k: v for k, v in sums.items() if "reward" not in k})
-        bound = sums["target_logprob" if self.args.objective == "sft" else "target_bound"][0]
+        bound = sums["target_logprob" if self.rollout.objective == "sft" else "target_bound"][0]
         tokens = sum(len(row["target_ids"]) for row in inputs)
         self.eval_means.add({"loss": (-bound, tokens)})  # exact over batches of different size, unlike Trainer's mean
         return torch.tensor(-bound / tokens, device=self.args.device), None, None
@@ -309,7 +329,7 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
 
     def writer(self) -> Writer:
         """The current model as inference sees it."""
-        inference = "empty" if self.args.objective == "sft" else "policy"
+        inference = "empty" if self.rollout.objective == "sft" else "policy"
         limit = self.args.max_target_length or 512
         model = self.accelerator.unwrap_model(self.model)
         return Writer(
@@ -335,9 +355,9 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
             logs = {**logs, **self.means.flush(self._sum_over_processes), "tau": self.schedule.tau}
             logs["loss"] = logs["loss/policy"] + logs["loss/target"]  # Trainer's own forgets what preceded a restart
             if self.args.objective != "sft":
-                logs["phase"] = "cold start" if self.schedule.in_cold_start else "own warmups"
-                if self.schedule.proposal_logp is not None:
-                    logs["proposal_logp"] = self.schedule.proposal_logp
+                logs["phase"] = self.schedule.phase
+                known = {"proposal_logp": self.schedule.proposal_logp, "read": self.schedule.read}
+                logs |= {name: value for name, value in known.items() if value is not None}
             self._log_warmups()
         super().log(logs, start_time)
 
@@ -367,7 +387,8 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
         """Schedule and run folder, and a readable line per log in the place of Trainer's dictionaries."""
         self.schedule = Schedule(
             bool(args.proposals) and args.objective != "sft", args.readiness, args.proposal_only, args.tau,
-            args.target_ess, self._sum_over_processes,
+            args.target_ess, self._sum_over_processes, REFERENCE in args.proposals, args.reading_threshold,
+            (args.min_reading_updates, args.max_reading_updates), self._train_plainly, self._warn,
         )  # fmt: skip
         self.run_folder = RunFolder(args.output_dir, choose_cpu_matmul(args.device.type))
         self.pop_callback(PrinterCallback)
@@ -380,6 +401,10 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
             ours.append(Guard(args.guard, args.num_warmups, *limits, self._change_law, self._warn))
         for callback in ours:
             self.add_callback(callback)
+
+    def _train_plainly(self) -> None:
+        """Go on as SFT: nothing is there to be read."""
+        self.rollout = replace(self.rollout, objective="sft")
 
     def _change_law(self, **changes: Any) -> None:
         self.law = self.rollout.law = replace(self.law, **changes)
@@ -397,3 +422,11 @@ class WarmupTrainer(SearchTrainer, ResumableTrainer):
     def floating_point_ops(self, inputs: Any) -> float:
         """Of the last micro-batch: `diagnostics.step_cost`."""
         return self.flops
+
+
+def _ends_by_separator(args: WarmupConfig, model: Any, peft_config: Any) -> bool:
+    """Whether the separator starts with the end token's weights; an adapter alone could not carry them."""
+    if args.separator_init != "auto":
+        return args.separator_init == "end_token"
+    trained_here = bool(model.name_or_path) and bool(read_layout(model.name_or_path))
+    return REFERENCE in args.proposals and args.objective != "sft" and peft_config is None and not trained_here

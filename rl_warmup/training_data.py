@@ -63,6 +63,7 @@ class EncodedStream(IterableDataset):
         self.encoder, self.source = encoder, source
         self.rows_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.length = args.max_steps * self.rows_per_update
+        self.reference: list[Any] = []  # warmups of the starting model for the first rows
         self.thrown_away = 0  # rows at the beginning that a resumed run has trained on and only counts
 
     def __len__(self) -> int:
@@ -70,7 +71,8 @@ class EncodedStream(IterableDataset):
         return self.length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return itertools.islice(self._passes(), self.length)
+        for place, row in enumerate(itertools.islice(self._passes(), self.length)):
+            yield {**row, "reference": self.reference[place]} if place < len(self.reference) else row
 
     def first(self, count: int) -> list[dict[str, Any]]:
         """The first rows of the first pass, encoded, their truncations not counted."""

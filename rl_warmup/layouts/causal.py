@@ -21,11 +21,6 @@ class CausalLayout:
         ids, mask = pad_right([prompt[::-1] for prompt in prompts], self.tokens.pad_id)
         return ids.flip(1), mask.flip(1)
 
-    def prompt_with_target(self, prompt_ids: list[int], target_ids: list[int]) -> list[int]:
-        """The prompt of the amortised proposal q(c|x,y): `x [sep] y [sep]`, as `x [sep] y` is a row of an empty warmup."""
-        separator = self.tokens.separator_id
-        return [*prompt_ids, separator, *target_ids[:-1], separator]
-
     def written_from(self, prompt_width: int) -> int:
         """The column at which `generate`'s output holds the first written token: after the prompt."""
         return prompt_width

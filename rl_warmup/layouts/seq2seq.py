@@ -20,10 +20,6 @@ class Seq2SeqLayout:
         """(B, X) ids and mask for `generate`, padded on the right."""
         return pad_right(prompts, self.tokens.pad_id)
 
-    def prompt_with_target(self, prompt_ids: list[int], target_ids: list[int]) -> list[int]:
-        """The prompt of the amortised proposal q(c|x,y): `x [sep] y [eos]`, as an encoder is used to an end token."""
-        return [*prompt_ids, self.tokens.separator_id, *target_ids]
-
     def written_from(self, prompt_width: int) -> int:
         """The column at which `generate`'s output holds the first written token: after the start token."""
         return 1

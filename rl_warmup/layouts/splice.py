@@ -29,7 +29,6 @@ def splice(
     prompts: list[dict[str, Any]],
     rows: list[tuple[int, RowKind, Warmup]],
     group_size: int,
-    amortised: int = 0,
 ) -> WarmupBatch:
     """Lay every (prompt, warmup) pair out: the prompts once, and one row `c [sep] y` for what follows.
 
@@ -38,29 +37,22 @@ def splice(
         prompts: B data rows with `prompt_ids` and `target_ids` (which ends with the end-of-sequence token).
         rows: (index of the prompt, kind, warmup) of the N rows; the groups come first, prompt by prompt.
         group_size: G.
-        amortised: how many warmups of a group q(c|x,y) drew; if any, the last rows score all of them under it.
     """
     ids: list[list[int]] = []
     warmup_marks: list[list[int]] = []
     target_marks: list[list[int]] = []
-    if amortised:
-        # the end token behind them counts for nothing: a network wants at least one token to read, also of an empty warmup
-        rows = rows + [(index, RowKind.AMORTISED, w) for index, kind, w in rows if kind == RowKind.GROUP]
-    for index, kind, warmup in rows:
-        target = prompts[index]["target_ids"][-1 if kind == RowKind.AMORTISED else 0 :]
+    for index, _, warmup in rows:
+        target = prompts[index]["target_ids"]
         ids.append([*warmup.ids, layout.tokens.separator_id, *target])
         actions = [1] * len(warmup.ids) + [int(warmup.separator_is_action)]
         warmup_marks.append(actions + [0] * len(target))
-        target_marks.append([0] * len(actions) + [int(kind != RowKind.AMORTISED)] * len(target))
-    read = [prompt["prompt_ids"] for prompt in prompts]
-    if amortised:
-        read += [layout.prompt_with_target(prompt["prompt_ids"], prompt["target_ids"]) for prompt in prompts]
-    prompt_ids, prompt_mask = pad_right(read, layout.tokens.pad_id)
+        target_marks.append([0] * len(actions) + [1] * len(target))
+    prompt_ids, prompt_mask = pad_right([prompt["prompt_ids"] for prompt in prompts], layout.tokens.pad_id)
     seq_ids, seq_mask = pad_right(ids, layout.tokens.pad_id)
     return WarmupBatch(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
-        prompt_index=torch.tensor([i + len(prompts) * (kind == RowKind.AMORTISED) for i, kind, _ in rows]),
+        prompt_index=torch.tensor([i for i, _, _ in rows]),
         row_kind=torch.tensor([int(kind) for _, kind, _ in rows]),
         seq_ids=seq_ids,
         seq_mask=seq_mask,
@@ -69,5 +61,4 @@ def splice(
         warmups=[warmup for _, _, warmup in rows],
         prompts=prompts,
         group_size=group_size,
-        amortised=amortised,
     )

@@ -84,6 +84,20 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
     return LayoutTokens(name, separator_id, tokenizer.pad_token_id, tokenizer.eos_token_id, banned)
 
 
+@torch.no_grad()
+def end_by_separator(model: Any, tokens: LayoutTokens) -> None:
+    """Make the separator as likely as the end of the sequence: give it the end token's rows in embedding and output head.
+
+    A pretrained model ends what it writes by its end token, which a warmup may not hold, and has never seen the separator. With
+    equal rows the separator takes the end token's place exactly: the same logit, hence the same lengths.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for weight in {id(m.weight): m.weight for m in (embedding, head)}.values():
+        weight[tokens.separator_id] = weight[tokens.eos_id]
+    if getattr(head, "bias", None) is not None:
+        head.bias[tokens.separator_id] = head.bias[tokens.eos_id]
+
+
 def _reserved_token(tokenizer: Any) -> str | None:
     vocabulary = tokenizer.get_vocab()
     found = [token for token in RESERVED if token in vocabulary]

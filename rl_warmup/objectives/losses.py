@@ -5,6 +5,7 @@ Knows: `Scores`, `RowWeights`, one number. Must not know: where the weights come
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowWeights, Scores
@@ -27,3 +28,23 @@ def weighted_loss(scores: Scores, weights: RowWeights, num_target_tokens: Tensor
     policy = -(weights.policy * scores.warmup_logprob).sum() / num_target_tokens
     target = -(weights.target * scores.target_logprob).sum() / num_target_tokens
     return policy, target
+
+
+def hold_loss(token_logps: Tensor, reference_logps: Tensor, hold: Tensor) -> Tensor:
+    """Σ_i hold_i Σ_t (e^d - d - 1), d = log P_start(c_t) - log P(c_t): how far the policy has moved from its start.
+
+    Source: the k3 estimator of KL(P || P_start) per token (Schulman 2020), as in TRL's `beta`. Every term is at least 0 and
+    its mean over c_t ~ P is the KL of that step. Its gradient with c_t held fixed, (1 - e^d) ∇log P(c_t), has the mean
+    -Σ P_start ∇log P: it pulls the policy towards the starting one at every prefix that the policy itself writes, which is the
+    gradient of the reverse KL(P_start || P) there.
+
+    Args:
+        token_logps: (N, T) of the policy, with gradient; 0 where there is no action.
+        reference_logps: (N, T) of the starting policy; 0 where there is no action.
+        hold: (N,) weights.
+
+    Returns:
+        A scalar, nats times weight.
+    """
+    distance = reference_logps - token_logps
+    return (hold[:, None] * (torch.expm1(distance) - distance)).sum()

@@ -137,8 +137,6 @@ def _notes(said: dict[str, Any]) -> tuple[str, ...]:
         notes.append("use_peft: an adapter is not counted; memory and operations are those of training every weight.")
     if said["proposals"] and said["objective"] != "sft":
         notes.append("An update that imitates proposals is cheaper; counted is one with the policy's own warmups.")
-    if said["amortised_warmups"] and said["objective"] != "sft":
-        notes.append("amortised_warmups: q(c|x,y), its reading of prompts with targets and its scores, is not counted.")
     return tuple(notes)
 
 

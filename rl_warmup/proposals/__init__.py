@@ -17,6 +17,7 @@ from rl_warmup.plugins import build_plugin, find_plugin
 
 Word = tuple[int, ...]
 DRAFT = "draft"
+REFERENCE, STORED = DRAWN = ("reference", "stored")  # warmups that lie with the rows: see `warmup_files`
 
 
 @dataclass

@@ -26,7 +26,7 @@ ON_REQUEST = (
     "batch",
 )  # only for functions that name them, never through **kwargs
 OF_A_MODEL = ("target_logps", "target_token_logps", "warmup_logps", "baseline_target_logps", *PREDICTIONS, "batch")
-NOT_COLUMNS = ("prompt", "completion", "prompt_ids", "target", "target_ids", "word_lengths")
+NOT_COLUMNS = ("prompt", "completion", "prompt_ids", "target", "target_ids", "word_lengths", "reference", "stored")
 
 
 class Arguments:

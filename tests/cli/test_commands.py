@@ -101,15 +101,6 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_overwritten(recipe
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == whole
 
 
-def test_a_race_picks_one_proposal_and_says_so(recipe, tmp_path):
-    path = recipe(proposals=["reverse", "head"], cold_start="race", race_steps=1)
-    assert main(["train", "--config", str(path)]) == 0
-    race = json.loads((tmp_path / "run" / "race" / "race.json").read_text())
-    assert set(race["target_bound"]) == {"reverse", "head"}
-    assert race["winner"] == max(race["target_bound"], key=race["target_bound"].get)
-    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["proposals"] == [race["winner"]]
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

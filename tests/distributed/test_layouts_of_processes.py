@@ -27,21 +27,23 @@ pytestmark = pytest.mark.distributed
 
 WORKER = Path(__file__).with_name("worker.py")
 GREEDY = {"top_p": 1e-6, "proposals": ["reverse"], "readiness": -1000.0, "anchor_weight": 0.3}
-# q(c|x,y) refuses a nucleus; this cold the likeliest token is drawn, and log P and log q are far apart.
-COLD = {"top_p": 1.0, "temperature": 1e-3, "proposals": [], "anchor_weight": 0.0, "amortised_warmups": 1}
+# One update on samples of the starting model, then the policy's own, held by a KL to it that has something to hold by then.
+READS = {"proposals": ["reference"], "anchor_weight": 0.0, "beta": 0.5, "reading_threshold": 0.0}
+READS |= {"min_reading_updates": 1, "max_reading_updates": 2}
 LOSS, GRADIENT, WEIGHT = 1e-5, 1e-4, 1e-5  # relative, relative, absolute; measured: 3e-7, 1e-6 and 2e-7
 
-Q = ("t5 amortised", "llama amortised")
-EQUAL = ("t5", "llama", "mt5", "llama accumulating", "t5 checkpointing", "llama checkpointing", "llama lora", *Q)
+READING = ("t5 reading", "llama reading")
+EQUAL = ("t5", "llama", "mt5", "llama accumulating", "t5 checkpointing", "llama checkpointing", "llama lora", *READING)
+EQUAL += ("llama lora reading",)
 OWN = ("t5 own", "llama own")
 CASES = {  # ZeRO-3, where most can go wrong, trains everything
-    "ddp": ("t5", "llama accumulating", "t5 checkpointing", "llama lora", *Q, *OWN),
+    "ddp": ("t5", "llama accumulating", "t5 checkpointing", "llama lora", "llama lora reading", *READING, *OWN),
     "zero1": ("t5", "llama"),
-    "zero2": ("t5", "mt5", "llama accumulating", "llama checkpointing", "llama lora", *OWN),
+    "zero2": ("t5", "mt5", "llama accumulating", "llama checkpointing", "llama lora", *READING, *OWN),
     "zero3": (*EQUAL, *OWN),
     "zero2_offload": ("t5",),
     "zero3_offload": ("llama",),
-    "fsdp2": ("llama", "llama accumulating", "llama checkpointing", "llama lora", "llama own"),
+    "fsdp2": ("llama", "llama accumulating", "llama checkpointing", "llama lora", "llama reading", "llama own"),
     "zero3.json": ("t5",),  # torchrun, and `deepspeed: zero3.json` among the settings
 }
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3, "zero3.json": 3}
@@ -60,8 +62,9 @@ def cases(checkpoints: dict[str, str]) -> dict[str, dict[str, Any]]:
         "t5 checkpointing": {"settings": {"gradient_checkpointing": True}},
         "llama checkpointing": {"settings": {"gradient_checkpointing": True}},
         "llama lora": {"lora": ["q_proj", "v_proj"]},
-        "t5 amortised": {"settings": COLD},
-        "llama amortised": {"settings": COLD},
+        "t5 reading": {"settings": READS},
+        "llama reading": {"settings": READS},
+        "llama lora reading": {"lora": ["q_proj", "v_proj"], "settings": READS},
     }
     rows = some_rows(12)
     out = {

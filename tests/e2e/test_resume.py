@@ -194,32 +194,18 @@ def test_the_best_checkpoint_is_named_where_it_lies(make_trainer, tmp_path):
     assert saved["best_model_checkpoint"] == str(best)
 
 
-RACE = {
+RECIPE = {
     "model_name_or_path": "scratch-t5", "scratch": {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"},
     "task": "ledger", "task_kwargs": {"length": 3, "modulus": 3, "train_size": 12, "validation_size": 4, "test_size": 4},
     "max_steps": 4, "per_device_train_batch_size": 4, "num_warmups": 2, "max_warmup_length": 4, "save_steps": 2,
-    "use_cpu": True, "show_progress": False, "logging_steps": 1, "cold_start": "race", "race_steps": 1,
+    "use_cpu": True, "show_progress": False, "logging_steps": 1,
     "proposals": ["reverse", "head"], "proposal_only": True,
 }  # fmt: skip
 
 
-def test_the_winner_of_a_race_is_kept(tmp_path):
-    """Without it the resumed run would go on with a mixture of all proposals."""
-    path, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    path.write_text(yaml.safe_dump({**RACE, "output_dir": str(run)}))
-    assert main(["train", "--config", str(path)]) == 0
-    whole = [(run / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors", "recipe.yaml")]
-    shutil.rmtree(run / "checkpoint-4")
-    assert main(["train", "--config", str(path), "--resume_from_checkpoint", "auto"]) == 0
-    resumed = [(run / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors")]
-    assert resumed == whole[:2]
-    winner = json.loads((run / "race" / "race.json").read_text())["winner"]
-    assert yaml.safe_load((run / "recipe.yaml").read_text())["proposals"] == [winner]
-
-
 def test_going_back_to_an_earlier_checkpoint_is_not_undone_by_auto(tmp_path, capsys):
     path, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    path.write_text(yaml.safe_dump({**RACE, "cold_start": "mixture", "output_dir": str(run)}))
+    path.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(run)}))
     assert main(["train", "--config", str(path)]) == 0
     assert main(["train", "--config", str(path), "--resume_from_checkpoint", str(run / "checkpoint-2")]) == 2
     assert "holds later checkpoints (checkpoint-4)" in capsys.readouterr().err

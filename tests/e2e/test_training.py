@@ -37,7 +37,6 @@ def assert_same(one, other, tolerance):
         {"objective": "sft"},
         {"proposals": ["reverse"], "proposal_only": True},
         {"backward_samples": 1},
-        {"amortised_warmups": 2, "adam_epsilon": 1e-4},  # Adam makes steps of gradients that are 0 but for rounding
     ],
 )
 def test_eight_micro_batches_of_one_equal_one_of_eight(make_trainer, kind, settings):
@@ -131,7 +130,7 @@ def test_drawn_gradients_learn(make_trainer):
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"backward_samples": 1}, {"amortised_warmups": 1, "proposals": [], "anchor_weight": 0.0}],
+    [{}, {"backward_samples": 1}],
 )
 def test_a_resumed_run_ends_like_one_left_alone(make_trainer, tmp_path, changed):
     settings = {

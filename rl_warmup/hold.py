@@ -1,0 +1,133 @@
+"""A Trainer that remembers the policy it started from: its samples for the first updates, a KL to it, and the best model seen.
+
+Knows: transformers' Trainer, the starting policy (`reference.py`), when the policy takes over (`schedule.py`). Must not know: how
+a group is weighed, rewards. The order matters: the generator first learns to read warmups that keep their variety, and only
+then may the policy move. Both trained at once, the policy drifts into drafts of the target before anybody reads it.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers.trainer_utils import SaveStrategy
+
+from rl_warmup.layouts import Layout
+from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.proposals import REFERENCE
+from rl_warmup.reference import FILE, Drawing, StartingPolicy, reference_warmups
+from rl_warmup.resumable import ResumableTrainer
+from rl_warmup.rollout import Rollout
+from rl_warmup.run_folder import RunFolder, clock
+from rl_warmup.schedule import Schedule
+from rl_warmup.training_data import EncodedStream
+
+
+class HoldingTrainer(ResumableTrainer):
+    """Draws the starting model's samples before the first update, keeps it for the KL, and ends with the best model.
+
+    `WarmupTrainer` sets what is declared here, and calls `keep_start` once its model is in place.
+    """
+
+    rollout: Rollout
+    layout: Layout
+    law: WarmupLaw
+    schedule: Schedule
+    run_folder: RunFolder
+    start: StartingPolicy | None = None
+    train_dataset: Any
+
+    def keep_start(self) -> None:
+        """Remember the starting policy where a KL to it is asked for."""
+        if self.rollout.beta and self.rollout.objective != "sft":
+            self.start = StartingPolicy(self.model)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Trainer's, after the starting model's samples are at hand; at the end says which model the run ends with."""
+        if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":
+            began = clock()
+            self._bring_reference_warmups()
+            self.run_folder.spent_before = clock() - began
+        if self.start is not None:
+            self.start.prepare(self)
+        output = super().train(resume_from_checkpoint, **kwargs)
+        self._say_which_model()
+        return output
+
+    def best_at(self) -> int | None:
+        """The update whose model the run ends with, where it is not the last one's."""
+        state = self.state
+        loaded = self.args.load_best_model_at_end and state.best_model_checkpoint is not None
+        return state.best_global_step if loaded and state.best_global_step != state.global_step else None
+
+    def _say_which_model(self) -> None:
+        best = self.best_at()
+        if best is None or not self.is_world_process_zero():
+            return
+        metric = str(self.args.metric_for_best_model).removeprefix("eval_")
+        last: dict[str, Any] = next((log for log in reversed(self.state.log_history) if f"eval_{metric}" in log), {})
+        tqdm.write(
+            f"The run ends with the model of update {best}: {metric} {self.state.best_metric:.4g} on the validation rows; "
+            f"the last one has {last.get(f'eval_{metric}', float('nan')):.4g}."
+        )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Trainer's; a new best model is saved whatever the save strategy, as the run may have to end with it."""
+        best = super()._determine_best_metric(metrics, trial)
+        if best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return best
+
+    # ------------------------------------------------------------------ samples of the start
+
+    def _bring_reference_warmups(self) -> None:
+        """Lay a group of the starting model's samples beside every row that the reading phase can come to."""
+        args, rows = self.args, self.train_dataset
+        drawing = Drawing(self.model, self.layout, self.law, self.rollout.num_warmups, args.seed, args.eval_batch_size)
+        path = Path(args.output_dir, FILE)
+        shown = not args.disable_tqdm
+        if isinstance(rows, EncodedStream):
+            limit = rows.length if self.rollout.anchor_weight else args.max_reading_updates * rows.rows_per_update
+            prompts = [row["prompt_ids"] for row in islice(rows, limit)]
+            rows.reference = reference_warmups(drawing, prompts, path, shown)
+            return
+        places = self._places_read(args.max_reading_updates)
+        prompts = [rows[place]["prompt_ids"] for place in places]
+        for place, group in zip(places, reference_warmups(drawing, prompts, path, shown), strict=True):
+            rows[place][REFERENCE] = group
+
+    def _places_read(self, updates: int) -> list[int]:
+        """The training rows that the first updates come to, on any process; all of them where the proposals stay as anchors."""
+        rows = self.train_dataset
+        everything = list(range(len(rows)))
+        if self.rollout.anchor_weight or self.args.proposal_only:
+            return everything
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            self.train_dataset = everything
+            try:
+                loader = self.get_train_dataloader()
+            finally:
+                self.train_dataset = rows
+            batches = updates * self.args.gradient_accumulation_steps
+            if batches >= len(loader):
+                return everything
+            own = [place for batch in islice(iter(loader.batch_sampler), batches) for place in batch]
+        return sorted(set(gather_object(own)))
+
+
+def end_with_the_best(args: Any) -> None:
+    """Settings under which a run that searches warmups never ends with a wreck: the best model on validation rows is kept."""
+    if args.load_best_model_at_end or args.eval_strategy == "no":
+        return
+    args.load_best_model_at_end = True
+    if args.metric_for_best_model is None:
+        args.metric_for_best_model = "loss"
+    if args.greater_is_better is None:
+        args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+    if args.save_strategy == SaveStrategy.NO:
+        args.save_strategy = SaveStrategy.BEST
+        args.save_total_limit = args.save_total_limit or 1
