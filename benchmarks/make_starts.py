@@ -171,7 +171,7 @@ def list_skills(prompt: str) -> dict[str, str]:
 
 LEGS_SHARES = {"worked": 0.4, "copy": 0.2, "backwards": 0.2, "legs": 0.2}
 SKILLS = ("totals", "copy", "backwards", "largest", "differences", "doubles")
-EVEN = dict.fromkeys(SKILLS, 1 / 6)
+EVEN = dict.fromkeys(SKILLS, 1 / len(SKILLS))
 RARE = {skill: 0.015 if skill == "totals" else 0.197 for skill in SKILLS}
 LEGS_LLAMA = {"width": 128, "layers": 4, "feed_forward": 352, "tokenizer": "digits"}
 LEGS_T5 = {"width": 128, "layers": 3, "encoder_layers": 2, "tokenizer": "digits"}
@@ -216,7 +216,7 @@ def make(name: str, start: Start, seed: int = 0) -> None:
     folder = HOME / name
     save(model, tokenizer, folder)
     record = {
-        "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": ROWS, "trained_on": start.shares,
+        "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": ROWS, "trained_on": {habit: round(share, 3) for habit, share in start.shares.items()},
         **probe(folder, start.habits, probes), "matmul": route, "cpu_seconds": spent[0], "seconds": spent[1],
     }  # fmt: skip
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -268,6 +268,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     import torch
 
     model.to(torch.float16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
