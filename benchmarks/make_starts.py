@@ -216,7 +216,8 @@ def make(name: str, start: Start, seed: int = 0) -> None:
     folder = HOME / name
     save(model, tokenizer, folder)
     record = {
-        "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": ROWS, "trained_on": {habit: round(share, 3) for habit, share in start.shares.items()},
+        "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": ROWS,
+        "trained_on": {habit: round(share, 3) for habit, share in start.shares.items()},
         **probe(folder, start.habits, probes), "matmul": route, "cpu_seconds": spent[0], "seconds": spent[1],
     }  # fmt: skip
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

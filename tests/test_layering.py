@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "metrics": {"plugins"},
     "config": {"_trl", "launched", "options", "plugins", "recipe_file"},
     "launched": {"_trl", "layouts"},
-    "plan": {"options", "tasks"},
+    "plan": {"options", "starts", "tasks"},
     "objectives": {"batch", "plugins"},
     "layouts": {"batch", "objectives", "starts"},
     "proposals": {"batch", "plugins"},

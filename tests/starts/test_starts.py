@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from benchmarks.make_starts import RECORD, STARTS, SUMS, list_skills, probe
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.layouts.tokens import declare_tokens
+from rl_warmup.plan.work import read_work
 from rl_warmup.starts import HOME, names, resolve
 from rl_warmup.tasks import load_task
 from rl_warmup.tasks.legs import AFTER, BEFORE, worked
@@ -66,6 +67,13 @@ def test_an_unknown_start_is_one_sentence():
     with pytest.raises(ValueError, match=r"there is no start 'leg-llama'.*Give one of .*start:legs-llama"):
         load_model("start:leg-llama")
     assert resolve("some/model") == "some/model"
+
+
+@pytest.mark.parametrize("name", names())
+def test_plan_reads_its_shape_and_counts_its_tokens(name):
+    task = "legs" if name.startswith("legs") else "ledger"
+    work = read_work({"model_name_or_path": f"start:{name}", "task": task, "task_kwargs": {"train_size": 50}})
+    assert work.shape.parameters == record(name)["parameters"]
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name.startswith("legs")])
