@@ -27,15 +27,16 @@ ARROWS: dict[str, set[str]] = {
     "interruptions": set(),
     "resumable": {"checkpoints", "interruptions"},
     "sharing": set(),
+    "starts": set(),
     "report": {"metrics", "run_folder"},
     "recipe_file": set(),
     "tasks": {"plugins"},
     "metrics": {"plugins"},
     "config": {"_trl", "launched", "options", "plugins", "recipe_file"},
     "launched": {"_trl", "layouts"},
-    "plan": {"options", "tasks"},
+    "plan": {"options", "starts", "tasks"},
     "objectives": {"batch", "plugins"},
-    "layouts": {"batch", "objectives"},
+    "layouts": {"batch", "objectives", "starts"},
     "proposals": {"batch", "plugins"},
     "rewards": {"batch", "layouts", "metrics", "plugins"},
     "diagnostics": {"batch", "objectives"},
@@ -62,7 +63,7 @@ ARROWS: dict[str, set[str]] = {
 # What a room may take from outside the standard library, where DESIGN.md limits it.
 OUTSIDE = {"batch": {"torch"}, "objectives": {"torch"}, "options": set(), "proposals": set()}
 OUTSIDE |= {"cpu_matmul": {"torch", "transformers"}, "plan": {"tokenizers"}, "recipe_file": {"yaml"}, "plugins": set()}
-NO_TORCH = ("options", "plan", "plugins", "recipe_file", "tasks", "report")
+NO_TORCH = ("options", "plan", "plugins", "recipe_file", "starts", "tasks", "report")
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rl_warmup.layouts.stored import check_head
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
+from rl_warmup.starts import PREFIX, resolve
 
 ADAPTER_FILE = "adapter_config.json"
 SCRATCH = {"scratch-t5": "t5", "scratch-llama": "llama"}
@@ -33,7 +34,8 @@ def load_model(
     """A model and its tokenizer. Under ZeRO-3 and FSDP too every process loads it whole; the engine shards it afterwards.
 
     Args:
-        name: a folder, a hub name, or `scratch-t5` / `scratch-llama` for random weights.
+        name: a folder, a hub name, `scratch-t5` / `scratch-llama` for random weights, or `start:<name>` for a small
+            pretrained model of this package, which is loaded in float32 unless another dtype is asked for.
         texts: gives the training text from which the tokenizer of a scratch model is made.
         scratch: sizes of a scratch model (`layouts.tiny.TinySize`).
         seed: of the random weights.
@@ -46,6 +48,9 @@ def load_model(
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
         return build_model(SCRATCH[name], tokenizer, size, seed), tokenizer
+    if name.startswith(PREFIX):
+        name = resolve(name)
+        kwargs = {"dtype": "float32", **kwargs}
     if Path(name, ADAPTER_FILE).is_file():
         return _load_adapted(name, texts, **kwargs)
     try:

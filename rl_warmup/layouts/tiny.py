@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 from transformers.trainer_utils import set_seed
 
@@ -19,7 +19,11 @@ PAD, END, UNKNOWN, BEGIN, SEPARATOR, FILLER = "<pad>", "</s>", "<unk>", "<s>", "
 
 @dataclass(frozen=True)
 class TinySize:
-    """Sizes of a model built from scratch; `tokenizer` is `words` (whitespace) or `subwords` (byte-level BPE)."""
+    """Sizes of a model built from scratch.
+
+    `tokenizer` is `words` (whitespace), `digits` (words too, but every digit is a token of its own) or `subwords`
+    (byte-level BPE).
+    """
 
     width: int = 128
     layers: int = 2  # of the decoder
@@ -38,8 +42,8 @@ class TinySize:
         if unknown:
             raise ValueError(f"scratch: unknown {', '.join(map(repr, unknown))}. Allowed: {', '.join(known)}.")
         size = cls(**values)
-        if size.tokenizer not in ("words", "subwords"):
-            raise ValueError(f"scratch: tokenizer is {size.tokenizer!r}; allowed: words, subwords.")
+        if size.tokenizer not in ("words", "digits", "subwords"):
+            raise ValueError(f"scratch: tokenizer is {size.tokenizer!r}; allowed: words, digits, subwords.")
         if size.width % size.heads:
             raise ValueError(f"scratch: width {size.width} is not a multiple of heads {size.heads}.")
         return size
@@ -48,9 +52,13 @@ class TinySize:
 def build_tokenizer(texts: Iterable[str], size: TinySize, encoder_decoder: bool) -> PreTrainedTokenizerFast:
     """A tokenizer over the given texts, with the separator `<extra_id_0>` reserved and the filler word `...` known."""
     special = [PAD, END, UNKNOWN, BEGIN, SEPARATOR]
-    if size.tokenizer == "words":
+    if size.tokenizer in ("words", "digits"):
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        if size.tokenizer == "digits":  # a token knows whether a space comes before it: "38" is not "3 8"
+            digits = pre_tokenizers.Split(Regex("▁?[0-9]"), "isolated")
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), digits])
+            tokenizer.decoder = decoders.Metaspace()
         trainer: Any = trainers.WordLevelTrainer(
             vocab_size=size.vocab_size, special_tokens=special, show_progress=False
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from rl_warmup.options import OBJECTIVES, TaskOptions, WarmupOptions
 from rl_warmup.plan.shapes import Shape, read_shape
+from rl_warmup.starts import resolve
 from rl_warmup.tasks import Task, load_task
 
 SAMPLED_ROWS = 256
@@ -82,6 +83,7 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
         raise ValueError(
             "model_name_or_path is missing. Give a folder, a well-known name, scratch-t5 or scratch-llama."
         )
+    said["model_name_or_path"] = resolve(str(said["model_name_or_path"]))
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_warmups", "max_warmup_length"):
         said[key] = _whole(key, said[key])
     sft = said["objective"] == "sft"

@@ -18,6 +18,7 @@ __all__ = ["SPLITS", "TASKS", "Row", "Task", "load_task", "rows_hash"]
 
 TASKS = {
     "ledger": "rl_warmup.tasks.ledger:load",
+    "legs": "rl_warmup.tasks.legs:load",
     "translation": "rl_warmup.tasks.translation:load",
     "summarization": "rl_warmup.tasks.summarization:load",
     "multiple_choice": "rl_warmup.tasks.multiple_choice:load",

@@ -21,7 +21,7 @@ def test_the_seed_decides_the_weights(name):
 
 
 @pytest.mark.parametrize("name", ["scratch-t5", "scratch-llama"])
-@pytest.mark.parametrize("kind", ["words", "subwords"])
+@pytest.mark.parametrize("kind", ["words", "digits", "subwords"])
 def test_the_tokenizer_reads_and_writes_its_texts(name, kind):
     model, tokenizer = load_model(name, lambda: TEXTS, {**SIZE, "tokenizer": kind})
     ids = tokenizer("das Haus", add_special_tokens=False)["input_ids"]
@@ -32,6 +32,14 @@ def test_the_tokenizer_reads_and_writes_its_texts(name, kind):
     assert "<extra_id_0>" in tokenizer.all_special_tokens
     assert "..." in tokenizer.decode(tokenizer("...", add_special_tokens=False)["input_ids"])
     assert model.get_input_embeddings().num_embeddings == len(tokenizer)
+
+
+@pytest.mark.parametrize("name", ["scratch-t5", "scratch-llama"])
+def test_digits_are_tokens_of_their_own_and_numbers_come_back_whole(name):
+    _, tokenizer = load_model(name, lambda: ["4 ants , 12 bees", "0 34 4"], {**SIZE, "tokenizer": "digits"})
+    ids = tokenizer("12 ants , 4 bees 34", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["▁1", "2", "▁ants", "▁,", "▁4", "▁bees", "▁3", "4"]
+    assert tokenizer.decode(ids) == "12 ants , 4 bees 34"
 
 
 def test_both_models_take_the_same_sizes():
@@ -46,7 +54,7 @@ def test_both_models_take_the_same_sizes():
     ("values", "complaint"),
     [
         ({"widht": 8}, "scratch: unknown 'widht'. Allowed: width, layers"),
-        ({"tokenizer": "bytes"}, "tokenizer is 'bytes'; allowed: words, subwords"),
+        ({"tokenizer": "bytes"}, "tokenizer is 'bytes'; allowed: words, digits, subwords"),
         ({"width": 10, "heads": 4}, "width 10 is not a multiple of heads 4"),
     ],
 )
