@@ -100,7 +100,9 @@ def reference_warmups(
             part = missing[start : start + BATCHES_AT_ONCE]
             drawn = spread(lambda batch: drawing.draw(prompts, batch), part)
             new = {
-                place: group
+                place: [
+                    warmup._replace(logprob=None) for warmup in group
+                ]  # it was the start's, not the current policy's
                 for batch, members in zip(part, drawn, strict=True)
                 for place, group in zip(batch, members, strict=True)
             }
@@ -124,8 +126,9 @@ def weights_hash(model: Any) -> str:
 
 
 def _line(place: int, group: list[Warmup]) -> str:
-    warmups = [{"ids": w.ids, "finish": w.finish, "logprob": w.logprob} for w in group]
-    return json.dumps({"row": place, "warmups": warmups}, separators=(",", ":")) + "\n"
+    cut = [i for i, warmup in enumerate(group) if warmup.finish == "length"]
+    record = {"row": place, "ids": [warmup.ids for warmup in group], "cut": cut}
+    return json.dumps(record, separators=(",", ":")) + "\n"
 
 
 def _read(path: Path, header: dict[str, Any]) -> dict[int, list[Warmup]]:
@@ -139,11 +142,11 @@ def _read(path: Path, header: dict[str, Any]) -> dict[int, list[Warmup]]:
         return {}
     if whole != text and is_main():
         path.write_text(whole, encoding="utf-8")
-    # the log-probability was the starting model's, and would be taken for the current policy's
-    return {
-        record["row"]: [Warmup(w["ids"], w["finish"]) for w in record["warmups"]]
-        for record in lines
-    }  # fmt: skip
+    groups = {}
+    for record in lines:
+        ends = ["length" if i in record["cut"] else "separator" for i in range(len(record["ids"]))]
+        groups[record["row"]] = [Warmup(ids, end) for ids, end in zip(record["ids"], ends, strict=True)]
+    return groups
 
 
 def _records(text: str) -> Iterator[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +17,14 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
 
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig
 from rl_warmup.cpu_matmul import choose_cpu_matmul
 from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost, told_apart
-from rl_warmup.generation import Writer
 from rl_warmup.guard import Guard
 from rl_warmup.hold import HoldingTrainer, end_with_the_best
-from rl_warmup.launched import LaunchCheck, refuse_launch, whole_weights
+from rl_warmup.launched import LaunchCheck, refuse_launch
 from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.law import WarmupLaw
@@ -39,15 +36,14 @@ from rl_warmup.objectives.losses import hold_loss, weighted_loss
 from rl_warmup.proposals import REFERENCE
 from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
-from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, clock
+from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
 from rl_warmup.schedule import Schedule
 from rl_warmup.search import SearchTrainer, first_model
 from rl_warmup.training_data import callbacks_for, encode_rows, first_rows, training_rows
+from rl_warmup.validation import TextMetrics, ValidatingTrainer
 
-TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
-
-class WarmupTrainer(SearchTrainer, HoldingTrainer):
+class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
     """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
 
     ```python
@@ -277,75 +273,6 @@ class WarmupTrainer(SearchTrainer, HoldingTrainer):
             baseline_target_logps=baseline,
             trainer_state=self.state,
         )
-
-    @contextmanager
-    def _writing(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """The model in eval mode, ready for `generate`, and the settings `generate` needs under this distribution."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            # sample under the precision that scores; every weight is whole, so ranks may stop at different lengths
-            with whole_weights(self.model_wrapped), self.accelerator.autocast():
-                yield self.accelerator.unwrap_model(self.model), {"synced_gpus": False}
-        finally:
-            self.model.train(was_training)
-
-    # ------------------------------------------------------------------ evaluation
-
-    def prediction_step(
-        self, model: Any, inputs: list, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """The n-sample bound on log P(y|x) per target token, its negative as loss, and the gain over no warmup."""
-        rollout = self.rollout.for_evaluation(self.args.num_eval_warmups)
-        with torch.no_grad(), self._writing() as (writer, settings):
-            plans = rollout.plan(writer, inputs, cold_start=False, **settings)
-        batch = rollout.batch(inputs, plans).to(self.args.device)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            scores = score(model, batch, self.law)
-        groups = batch.num_prompts * batch.group_size
-        target, warmup = scores.target_logprob[:groups], scores.warmup_logprob[:groups]
-        weights = rollout.weigh(batch, target, warmup, 1.0, cold_start=True)
-        sums = rollout_metrics(batch, scores, weights, target, {})
-        self.eval_means.add({k: v for k, v in sums.items() if "reward" not in k})
-        bound = sums["target_logprob" if self.rollout.objective == "sft" else "target_bound"][0]
-        tokens = sum(len(row["target_ids"]) for row in inputs)
-        self.eval_means.add({"loss": (-bound, tokens)})  # exact over batches of different size, unlike Trainer's mean
-        return torch.tensor(-bound / tokens, device=self.args.device), None, None
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's loop under a random state of its own, so that evaluating more often changes no training run."""
-        began = clock()
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        self.eval_means = Means()
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(self.args.seed + self.args.process_index)
-            output = super().evaluation_loop(*args, **kwargs)
-            means = self.eval_means.flush(self._sum_over_processes)
-            if self.text_metrics is not None:
-                means |= self.text_metrics(self.predict_rows(self.eval_dataset))
-            output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
-        self.run_folder.pause(clock() - began)
-        return output
-
-    def writer(self) -> Writer:
-        """The current model as inference sees it."""
-        inference = "empty" if self.rollout.objective == "sft" else "policy"
-        limit = self.args.max_target_length or 512
-        model = self.accelerator.unwrap_model(self.model)
-        return Writer(
-            model, self.processing_class, self.layout, self.law, limit, inference, self.args.max_prompt_length
-        )
-
-    @contextmanager
-    def shared_writer(self) -> Iterator[Writer]:
-        """The current model for all processes together: each predicts its share. All must enter, and do the same inside."""
-        with torch.no_grad(), self._writing() as (model, settings):
-            yield replace(self.writer(), model=model, shared=True, generate=settings)
-
-    def predict_rows(self, rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
-        """Predictions for encoded rows, with the policy's likeliest warmup; all processes call it, and all get all of them."""
-        with self.shared_writer() as writer:
-            return writer.predict(rows, batch_size=self.args.per_device_eval_batch_size, **settings)
 
     # ------------------------------------------------------------------ logs and checkpoints
 

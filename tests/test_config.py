@@ -30,7 +30,7 @@ def recipe_of(**values):
 
 def test_lists_of_names_agree():
     """`options` imports nothing, so its lists are copies."""
-    assert set(options.PROPOSALS) == {*proposals.PROPOSALS, proposals.DRAFT}
+    assert set(options.PROPOSALS) == {*proposals.PROPOSALS, *proposals.DRAWN, proposals.DRAFT}
     assert set(options.OBJECTIVES) == {"sft", *RULES}
     assert set(SINGLE_GROUP_OBJECTIVES) == set(options.OBJECTIVES) - NEEDS_TWO
 
@@ -82,8 +82,14 @@ def test_defaults_are_usable():
             "min_reading_updates: 9 exceeds max_reading_updates 8.",
         ),
         ({"proposals": ["reference"], "num_warmups": 1}, "compares samples of the starting model; give at least 2."),
-        ({"proposals": ["stored"]}, "stored_warmups: is None, and proposals is ['stored']; to train on a file's warmups"),
-        ({"stored_warmups": "c.jsonl"}, "stored_warmups: is 'c.jsonl', and proposals is []; to train on a file's warmups"),
+        (
+            {"proposals": ["stored"]},
+            "stored_warmups: is None, and proposals is ['stored']; to train on a file's warmups",
+        ),
+        (
+            {"stored_warmups": "c.jsonl"},
+            "stored_warmups: is 'c.jsonl', and proposals is []; to train on a file's warmups",
+        ),
         ({"beta": -0.1}, "beta: is -0.1, must be at least 0, or empty."),
         ({"reading_threshold": 1.5}, "reading_threshold: is 1.5, must be between 0 and 1."),
         ({"imitation": "both"}, "imitation: 'both' is not one of all, posterior."),

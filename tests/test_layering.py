@@ -46,9 +46,10 @@ ARROWS: dict[str, set[str]] = {
     "hold": {"layouts", "proposals", "reference", "resumable", "rollout", "run_folder", "schedule", "training_data"},
     "rollout": {"batch", "layouts", "objectives", "options", "proposals", "rewards"},
     "trainer": {
-        "_trl", "batch", "config", "cpu_matmul", "diagnostics", "generation", "guard", "hold", "launched", "layouts",
-        "objectives", "proposals", "rewards", "rollout", "run_folder", "schedule", "search", "training_data",
+        "_trl", "batch", "config", "cpu_matmul", "diagnostics", "guard", "hold", "launched", "layouts", "objectives",
+        "proposals", "rewards", "rollout", "run_folder", "schedule", "search", "training_data", "validation",
     },
+    "validation": {"diagnostics", "generation", "hold", "launched", "layouts", "run_folder"},
     "likelihood": {"batch", "diagnostics", "generation", "layouts", "objectives", "sharing"},
     "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "sharing", "tasks"},
     "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout"},

@@ -50,7 +50,9 @@ def network(request, build, layout_of, law_of):
 
 
 def weights_of(policy=POLICY, target=TARGET) -> RowWeights:
-    return RowWeights(torch.tensor(policy), torch.tensor(target), torch.empty(2, 0), torch.empty(2), torch.zeros(len(policy)))
+    return RowWeights(
+        torch.tensor(policy), torch.tensor(target), torch.empty(2, 0), torch.empty(2), torch.zeros(len(policy))
+    )
 
 
 def gradients(model, value: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,9 @@ def scores_of(warmup: list[float], target: list[float]) -> Scores:
 
 
 def weights_of(policy: list[float], target: list[float]) -> RowWeights:
-    return RowWeights(torch.tensor(policy), torch.tensor(target), torch.ones(1, 1), torch.ones(1), torch.zeros(len(policy)))
+    return RowWeights(
+        torch.tensor(policy), torch.tensor(target), torch.ones(1, 1), torch.ones(1), torch.zeros(len(policy))
+    )
 
 
 def test_by_hand():
