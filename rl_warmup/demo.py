@@ -1,4 +1,4 @@
-"""The demo: every arm of three small experiments, side by side, and one page of what came out.
+"""The demo: small experiments, each arm beside its controls, and one page of what came out.
 
 Knows: the recipes in recipes/demo, what each arm changes of them, and how many processors there are. Must not know: how
 a run works. Runs go through a pool of processes with one thread each, as tiny models gain nothing from more.
@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +22,32 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl_warmup.demo_words import EXPLANATIONS
 from rl_warmup.report import NAMES, plot_curves, spread, text_table, write_report
 from rl_warmup.run_folder import read_jsonl
+from rl_warmup.tasks.legs import worked
 
-COLUMNS = ("task", "model", "arm", "control", "seed", "metric", "value", "updates", "train_seconds")
-COMPUTE_MARGIN = 1.2  # SFT at equal compute gets at least the warmup arm's seconds, so err on its side
+COLUMNS = ("task", "model", "arm", "control", "seed", "metric", "value", "updates", "train_seconds", "switched_at")
+COMPUTE_MARGIN = 1.2  # SFT at equal compute gets at least the main arm's seconds, so err on its side
+SEEDS = (1, 2, 3)
+HEADLINE = "exact_match"
+Curves = dict[str, list[list[tuple[float, float]]]]  # arm -> a line per seed
 
-# what an arm changes of the recipe; the recipe itself is the warmup arm
-ARMS: dict[str, dict[str, Any]] = {
-    "sft": {"objective": "sft"},
-    "sft_equal_compute": {"objective": "sft"},
-    "filler": {"proposals": ["filler"], "proposal_only": True, "empty_share": 0.0, "anchor_weight": 0.0},
+SFT = {"objective": "sft", "proposals": []}
+FILLER = {"proposals": ["filler"], "proposal_only": True, "empty_share": 0.0, "anchor_weight": 0.0}
+# What an arm changes of the recipe; the recipe itself is the arm `reading`, or `warmup` where a proposal is given.
+SEARCHING: dict[str, dict[str, Any]] = {
+    "sft": SFT,
+    "sft_equal_compute": SFT,
+    "filler": FILLER,
+    "marginal": {"proposals": [], "beta": 0.0},
+    "marginal_kl": {"proposals": [], "beta": 0.1},
+    "reading": {},
+}
+GIVEN: dict[str, dict[str, Any]] = {
+    "sft": SFT,
+    "sft_equal_compute": SFT,
+    "filler": FILLER,
     "proposal": {"proposal_only": True, "anchor_weight": 0.0},
     "warmup": {},
 }
@@ -39,29 +55,81 @@ ARMS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Experiment:
-    """One recipe with the arms and seeds to run. `start`: arms that continue from a run of `sft_start` first."""
+    """One recipe, and how often each of its arms runs.
+
+    `name`: task and model, the folder of its runs. `arms`: seeds by arm. `sft`: settings of the SFT arms beside the recipe's,
+    as they have their own best ones.
+    """
 
     name: str
     recipe: Path
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
+    arms: dict[str, tuple[int, ...]]
     changes: dict[str, Any] = field(default_factory=dict)
-    sft_start: float = 0.0  # share of the warmup arm's updates that are plain SFT, in a run of their own
+    sft: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def headline(self) -> str:
-        """The metric of its table and picture."""
-        return "exact_match" if self.name.startswith("ledger") else "chrf++"
+    def task(self) -> str:
+        """Its name in results.csv, without the model's."""
+        return self.name.rpartition("-")[0]
+
+    @property
+    def main(self) -> str:
+        """The arm that is compared with the others."""
+        return "reading" if "reading" in self.arms else "warmup"
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What each arm changes of the recipe."""
+        return SEARCHING if self.main == "reading" else GIVEN
 
 
-def experiments(recipes: Path) -> list[Experiment]:
-    """(a) ledger with a T5, (b) ledger with a Llama, (c) real translation with a Llama."""
-    small = {"model_name_or_path": "scratch-llama"}
-    return [
-        Experiment("ledger-t5", recipes / "ledger.yaml", tuple(ARMS), (1, 2, 3)),
-        Experiment("ledger-llama", recipes / "ledger.yaml", ("sft", "filler", "warmup"), (1,), small),
-        Experiment("translation-llama", recipes / "translation.yaml", ("sft", "sft_equal_compute", "warmup"), (1,)),
-    ]
+def _searching(name: str, recipes: Path, seeds: dict[str, tuple[int, ...]] | None = None) -> Experiment:
+    """An experiment from an embedded starting model; all arms on three seeds unless told otherwise."""
+    task = name.rpartition("-")[0]
+    recipe = recipes / ("legs.yaml" if task == "legs" else "skills.yaml")
+    arms: dict[str, tuple[int, ...]] = seeds or dict.fromkeys(SEARCHING, SEEDS)
+    return Experiment(name, recipe, arms, {"model_name_or_path": f"start:{name}"}, {"disable_dropout": False})
+
+
+def _ledger(kind: str, recipes: Path, seeds: dict[str, tuple[int, ...]]) -> Experiment:
+    return Experiment(f"ledger-{kind}", recipes / "ledger.yaml", seeds, {"model_name_or_path": f"scratch-{kind}"})
+
+
+PARTS: dict[str, Callable[[Path], list[Experiment]]] = {
+    "quick": lambda recipes: [
+        _searching(
+            "legs-llama", recipes,
+            dict.fromkeys(("sft", "sft_equal_compute", "reading"), SEEDS)
+            | dict.fromkeys(("filler", "marginal", "marginal_kl"), SEEDS[:1]),
+        ),
+        _ledger("t5", recipes, dict.fromkeys(("sft", "filler", "warmup"), SEEDS[:1])),
+    ],
+    "legs": lambda recipes: [_searching("legs-llama", recipes)],
+    "legs-t5": lambda recipes: [_searching("legs-t5", recipes)],
+    "skills": lambda recipes: [_searching(f"skills-{kind}", recipes) for kind in ("llama", "t5")],
+    "copies": lambda recipes: [
+        _searching(f"copies-{kind}", recipes, dict.fromkeys(("sft", "reading"), SEEDS)) for kind in ("llama", "t5")
+    ],
+    "rare": lambda recipes: [_searching("rare-llama", recipes, dict.fromkeys(("sft", "reading"), SEEDS))],
+    "ledger": lambda recipes: [
+        _ledger("t5", recipes, dict.fromkeys(GIVEN, SEEDS)),
+        _ledger("llama", recipes, dict.fromkeys(("sft", "filler", "warmup"), SEEDS[:1])),
+    ],
+}  # fmt: skip
+
+
+def experiments(recipes: Path, parts: list[str]) -> list[Experiment]:
+    """The experiments of these parts, none twice.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    chosen: dict[str, Experiment] = {}
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"parts: {part!r} is not a part of the demo. Allowed: {', '.join(PARTS)}.")
+        chosen |= {experiment.name: experiment for experiment in PARTS[part](recipes)}
+    return list(chosen.values())
 
 
 @dataclass
@@ -78,7 +146,7 @@ class Job:
         return f"{self.experiment.name}/{self.arm}-{self.seed}"
 
 
-def run_demo(recipes: Path, output: Path, processes: int) -> str:
+def run_demo(recipes: Path, output: Path, processes: int, parts: list[str]) -> str:
     """Run everything, write results.csv, curves and RESULTS.md into `output`; the page as text.
 
     Finished runs found in `output` are kept, so an interrupted demo goes on where it stopped.
@@ -86,7 +154,7 @@ def run_demo(recipes: Path, output: Path, processes: int) -> str:
     Raises:
         ValueError: the recipes are not there, or a run failed (its log is named).
     """
-    plan = experiments(recipes)
+    plan = experiments(recipes, parts)
     for experiment in plan:
         if not experiment.recipe.is_file():
             raise ValueError(f"{experiment.recipe} does not exist. Run the demo from the root of the repository.")
@@ -107,10 +175,10 @@ def run_demo(recipes: Path, output: Path, processes: int) -> str:
 
 def _jobs(experiment: Experiment) -> list[Job]:
     jobs = []
-    for seed in experiment.seeds:
-        for arm in experiment.arms:
+    for arm, seeds in experiment.arms.items():
+        for seed in seeds:
             base = f"{experiment.name}/%s-{seed}"
-            after = (base % "sft", base % "warmup") if arm == "sft_equal_compute" else ()
+            after = (base % "sft", base % experiment.main) if arm == "sft_equal_compute" else ()
             jobs.append(Job(experiment, arm, seed, after))
     return jobs
 
@@ -118,7 +186,7 @@ def _jobs(experiment: Experiment) -> list[Job]:
 def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[str, Any]]:
     """Results by job key. Long arms first; a job waits for the ones it depends on."""
     results: dict[str, dict[str, Any]] = {}
-    waiting = sorted(jobs, key=lambda job: (job.arm != "warmup", job.experiment.name.startswith("ledger")))
+    waiting = sorted(jobs, key=lambda job: (job.arm != job.experiment.main, job.seed))
     running: dict[Future, Job] = {}
     context = multiprocessing.get_context("spawn")
     workers = ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread)
@@ -143,14 +211,15 @@ def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[s
 def _settings(job: Job, output: Path, results: dict[str, dict[str, Any]]) -> list[str]:
     """The flags of one run over its recipe."""
     values = {
-        **job.experiment.changes, **ARMS[job.arm], "seed": job.seed, "output_dir": str(output / job.key),
+        **job.experiment.changes, **job.experiment.settings[job.arm],
+        **(job.experiment.sft if job.arm.startswith("sft") else {}), "seed": job.seed, "output_dir": str(output / job.key),
         "show_progress": False, "overwrite": True,
     }  # fmt: skip
     if job.arm == "sft_equal_compute":
-        sft, warmup = (results[key] for key in job.after)
-        ratio = COMPUTE_MARGIN * warmup["train_seconds"] / sft["train_seconds"]
+        sft, main = (results[key] for key in job.after)
+        ratio = COMPUTE_MARGIN * main["train_seconds"] / sft["train_seconds"]
         values["max_steps"] = max(sft["updates"], math.ceil(ratio * sft["updates"]))
-        values["eval_steps"] = max(1, values["max_steps"] // 6)
+        values["eval_steps"] = max(1, values["max_steps"] // 10)
     return ["--config", str(job.experiment.recipe), *(f"{key}={json.dumps(value)}" for key, value in values.items())]
 
 
@@ -179,9 +248,9 @@ def _run(flags: list[str], folder: Path) -> dict[str, Any]:
 
 
 def _line(job: Job, result: dict[str, Any]) -> str:
-    value = result["metrics"][""][job.experiment.headline]
+    value = result["metrics"][""][HEADLINE]
     name = f"{job.experiment.name} {job.arm} seed {job.seed}"
-    return f"{name:<40} {job.experiment.headline} {value:.3f}  {result['updates']} updates, {result['train_seconds']:.0f} s"
+    return f"{name:<40} {HEADLINE} {value:.3f}  {result['updates']} updates, {result['train_seconds']:.0f} s"
 
 
 def _write_csv(path: Path, plan: list[Experiment], results: dict[str, dict[str, Any]]) -> None:
@@ -191,27 +260,49 @@ def _write_csv(path: Path, plan: list[Experiment], results: dict[str, dict[str, 
         for experiment in plan:
             for job in _jobs(experiment):
                 result = results[job.key]
-                fixed = [result["updates"], result["train_seconds"]]
+                fixed = [result["updates"], result["train_seconds"], result["switched_at"]]
+                task, _, model = experiment.name.rpartition("-")
                 for control, metrics in result["metrics"].items():
                     for metric, value in metrics.items():
-                        model = result["model"].removeprefix("scratch-")
-                        writer.writerow([result["task"], model, job.arm, control, job.seed, metric, value, *fixed])
+                        writer.writerow([task, model, job.arm, control, job.seed, metric, value, *fixed])
 
 
 def _plot(experiment: Experiment, output: Path) -> None:
-    """Learning curves on validation rows, where the recipe evaluates during training."""
-    curves: dict[str, list[list[tuple[float, float]]]] = {}
+    """Learning curves on validation rows, and, where warmups are searched, how many of the sampled ones are worked out."""
+    quality: Curves = {}
+    found: Curves = {}
+    marks = []
     for job in _jobs(experiment):
-        points = [
-            (record["step"], record[f"eval_{experiment.headline}"])
-            for record in read_jsonl(output / job.key / "metrics.jsonl")
-            if f"eval_{experiment.headline}" in record
-        ]
+        folder = output / job.key
+        logs = read_jsonl(folder / "metrics.jsonl")
+        points = [(log["step"], log[f"eval_{HEADLINE}"]) for log in logs if f"eval_{HEADLINE}" in log]
         if points:
-            curves.setdefault(job.arm, []).append([(0, 0.0), *points])
-    if curves:
-        title = f"{experiment.name}: the model's own warmup, validation rows"
-        plot_curves(curves, output / f"{experiment.name}.png", title, "updates", experiment.headline.replace("_", " "))
+            quality.setdefault(job.arm, []).append(points)
+        if shares := _worked_out(experiment, folder):
+            found.setdefault(job.arm, []).append(shares)
+        if job.arm == "reading":
+            marks += [step for step in [json.loads((folder / "metrics.json").read_text())["switched_at"]] if step]
+    panels = [(quality, f"{experiment.name}: the model's own warmup, validation rows", HEADLINE.replace("_", " "))]
+    if found:
+        panels.append((found, "worked out, of the warmups that an update trains on", "share"))
+    if quality:
+        plot_curves(panels, output / f"{experiment.name}.png", "updates", marks, "the policy takes over")
+
+
+def _worked_out(experiment: Experiment, folder: Path) -> list[tuple[float, float]]:
+    """(update, share of the logged warmups that are worked out right); nothing for an experiment that knows no such thing."""
+    if experiment.main != "reading":
+        return []
+    right: dict[int, list[bool]] = {}
+    for row in read_jsonl(folder / "warmups.jsonl"):
+        gold = _gold(experiment, row)
+        right.setdefault(row["step"], []).extend(" ".join(w["warmup"].split()) == gold for w in row["warmups"])
+    return [(step, sum(values) / len(values)) for step, values in right.items()]
+
+
+def _gold(experiment: Experiment, row: dict[str, Any]) -> str:
+    """The warmup that works a row out: products and running sums of the legs, or the ledger's totals oldest first."""
+    return worked(row["prompt"]) if experiment.task == "legs" else " ".join(reversed(row["target"].split()))
 
 
 def _page(plan: list[Experiment], results: dict[str, dict[str, Any]], output: Path) -> str:
@@ -219,11 +310,12 @@ def _page(plan: list[Experiment], results: dict[str, dict[str, Any]], output: Pa
     for experiment in plan:
         header = ["arm", "warmup at test", *_metrics(experiment, results), "updates", "train seconds"]
         rows = [row for arm in experiment.arms for row in _rows(experiment, arm, results)]
-        seeds = f"{len(experiment.seeds)} seeds, mean ± standard deviation" if len(experiment.seeds) > 1 else "one seed"
+        most = max(map(len, experiment.arms.values()))
+        seeds = f"{most} seeds, mean ± standard deviation; one where none is given" if most > 1 else "one seed"
         table = indent("\n".join(line.rstrip() for line in text_table(header, rows).splitlines()), "    ")
         parts.append(f"\n## {experiment.name} ({seeds}; test rows)\n\n{table}")
         parts.append(_examples(experiment, output))
-        parts.append(EXPLANATIONS[experiment.name])
+        parts.append(EXPLANATIONS[experiment.task])
     return "\n".join(parts) + "\n"
 
 
@@ -245,29 +337,12 @@ def _rows(experiment: Experiment, arm: str, results: dict[str, dict[str, Any]]) 
     return rows
 
 
-def _examples(experiment: Experiment, output: Path, count: int = 2) -> str:
-    """A few test rows of the warmup arm's first seed."""
-    folder = output / Job(experiment, "warmup", experiment.seeds[0]).key
-    lines = [f"\nWhat the warmup arm writes (seed {experiment.seeds[0]}, first test rows):\n"]
+def _examples(experiment: Experiment, output: Path) -> str:
+    """The first test rows of the main arm's first seed."""
+    arm, count = experiment.main, 10 if experiment.task == "legs" else 2
+    seed = experiment.arms[arm][0]
+    folder = output / Job(experiment, arm, seed).key
+    lines = [f"\nWhat the arm {arm} writes (seed {seed}, first test rows):\n"]
     for row in read_jsonl(folder / "predictions.jsonl")[:count]:
         lines += [f"    {name:<10} {row[name]}" for name in ("prompt", "warmup", "prediction", "target")] + [""]
     return "\n".join(lines)
-
-
-EXPLANATIONS = {
-    "ledger-t5": """\
-What this proves: a warmup can carry computation. The target lists running totals newest first, so its first word needs
-the whole sum at once; SFT, also at the warmup arm's training time, and the filler (the same number of extra positions,
-without content) stay low, and shuffling warmups across prompts destroys the result: the warmup is what is read. What it
-does not prove: that a warmup is discovered from nothing. The proposal (the target's words reversed) contains the easy
-order; `proposal` only imitates it, and `warmup` goes on from there with its own samples, so compare these two for what
-the objective adds.""",
-    "ledger-llama": """\
-The same recipe with the model line changed: a decoder-only model behaves alike. One seed, so differences of a few points
-mean nothing.""",
-    "translation-llama": """\
-Real text, a few minutes of training from random weights on a few thousand sentences: none of these is a usable
-translator, one seed has no error bar, and the figures are printed as they come out, better or worse. Compare `warmup`
-with `sft_equal_compute`, which trained for at least as many seconds, and its own warmup with the shuffled one: where they score
-alike, the warmup is not read. (A T5 of this size learned less in the same time, so this part uses the Llama.)""",
-}

@@ -8,10 +8,24 @@ from pathlib import Path
 
 from rl_warmup.cli.main import quick_imports
 
+PARTS = """\
+parts:
+  quick    legs with a Llama (3 seeds of reading and SFT, one of the other arms) and one seed of the ledger; the default
+  legs     questions about legs, all arms, 3 seeds: a useful warmup is found among the start's habits
+  legs-t5  the same with a T5
+  skills   list skills, Llama and T5, all arms, 3 seeds
+  copies   a start without a useful skill: nothing is found, and the run says so
+  rare     a start whose useful skill is rare
+  ledger   a given proposal instead of a starting model, T5 (3 seeds) and Llama
+"""
+
 
 def command(args: list[str]) -> None:
     """Run the demo and print its page."""
-    parser = argparse.ArgumentParser(prog="rl-warmup demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="rl-warmup demo", description=__doc__, epilog=PARTS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", default="quick", help="what to run, separated by commas; default quick")
     parser.add_argument("--output", default="runs/demo", help="folder for the results; default runs/demo")
     parser.add_argument("--recipes", default="recipes/demo", help="folder of the demo's recipes; default recipes/demo")
     parser.add_argument(
@@ -24,4 +38,5 @@ def command(args: list[str]) -> None:
 
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    print(run_demo(Path(options.recipes), output, options.processes))
+    parts = [part.strip() for part in options.parts.split(",")]
+    print(run_demo(Path(options.recipes), output, options.processes, parts))

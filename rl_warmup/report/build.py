@@ -69,6 +69,6 @@ def _pictures(part: Part, folder: Path) -> list[str]:
                 continue
             points = {curve.arm: curve.points(axis) for curve in chart.curves}
             unit = f"{chart.title} ({chart.unit})" if chart.unit else chart.title
-            plot_curves(points, folder / f"{short}.png", title(part.section), curves.AXES[axis], unit)
+            plot_curves([(points, title(part.section), unit)], folder / f"{short}.png", curves.AXES[axis])
             names.append(f"{short}.png")
     return names
