@@ -15,6 +15,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77" wheel
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,metrics,peft,deepspeed,sweeps]"
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable ".[reasoning_gym]" \
+	  || echo "reasoning-gym could not be installed (a part of it needs a C compiler): its tests will be skipped."
 	touch $@
 
 demo: venv

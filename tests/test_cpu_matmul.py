@@ -1,13 +1,20 @@
-"""Every outcome of the choice by a probe that is made up, and the real probe on this machine."""
+"""Every outcome of the choice by a probe that is made up, and the real probe on this machine.
+
+Each test runs twice: on the processor at hand, and with products rounded as a processor with AMX rounds them under the flag.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from rl_warmup import cpu_matmul
@@ -15,6 +22,31 @@ from rl_warmup.cpu_matmul import FP32_ERROR, KERNELS, SWITCHED, UNTOUCHED, _prob
 from rl_warmup.run_folder import environment
 
 FP32, BF16 = 4e-7, 3e-3
+ATEN = torch.ops.aten
+FACTORS = {
+    ATEN.mm.default: 0,
+    ATEN.bmm.default: 0,
+    ATEN.addmm.default: 1,
+    ATEN.baddbmm.default: 1,
+}  # op -> place of the first
+TO_ONEDNN = 16**3  # torch leaves products of so many multiplications and fewer to the default route
+
+
+class Rounding(TorchDispatchMode):
+    """fp32 factors of a product lose the digits that bfloat16 lacks, while torch's flag allows it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (first := FACTORS.get(func)) is not None and torch.backends.mkldnn.matmul.fp32_precision == "bf16":
+            a, b = args[first : first + 2]
+            if a.dtype == torch.float32 and a.numel() * b.size(-1) > TO_ONEDNN:
+                args = (*args[:first], a.bfloat16().float(), b.bfloat16().float(), *args[first + 2 :])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True, params=["as it is", "rounding"])
+def _processor(request: pytest.FixtureRequest) -> Iterator[None]:
+    with Rounding() if request.param == "rounding" else nullcontext():
+        yield
 
 
 def untouched() -> None:
@@ -151,14 +183,15 @@ def test_short_attention_goes_by_products_under_onednn_alone(probed):
     probed(FP32, same_bits=False)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=30, num_hidden_layers=1, **sizes)).eval()
+    # In float64, which no processor rounds: the probe is made up, so fp32 products may really lose digits behind it.
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=30, num_hidden_layers=1, **sizes)).double().eval()
     before, fused = fused_kernels(model, 40)
     assert fused
     choose_cpu_matmul("cpu")
     registered = AttentionInterface()["sdpa"]
     logits, fused = fused_kernels(model, 40)
     assert not fused
-    assert torch.allclose(logits, before, atol=1e-5)
+    assert torch.allclose(logits, before, rtol=1e-9, atol=1e-12)
     assert fused_kernels(model, 201)[1]  # where products would be slower, and hold a number for every pair of tokens
     assert fused_kernels(model, 1)[1]
     torch.set_float32_matmul_precision("highest")  # somebody took the flag back
@@ -209,6 +242,14 @@ def test_the_probe_finds_the_same_every_time_and_leaves_no_trace():
     assert 0 < error < 0.1
     assert _settings() == UNTOUCHED
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_real_probe_finds_out_a_processor_that_rounds():
+    with Rounding():
+        chosen = choose_cpu_matmul("cpu")
+    assert (chosen["route"], chosen["reason"]) == ("default", "oneDNN rounds to fewer digits than fp32 here")
+    assert 1e-3 < chosen["relative_error"] < 1e-2
+    assert _settings() == UNTOUCHED
 
 
 def test_whatever_is_chosen_here_products_keep_the_error_of_fp32():

@@ -97,6 +97,8 @@ def test_a_recipe_is_read_as_it_is(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_for_two_updates_and_scores_its_test_rows(name, models, tmp_path):
     values = read(RECIPES[name]).values
+    if values["task"] == "reasoning_gym":
+        pytest.importorskip("reasoning_gym", reason="needs pip install 'rl_warmup[reasoning_gym]'")
     result = train_run(build_recipe(small(values, models, tmp_path / "run")))
     assert result["updates"] == 2
     assert set(result["metrics"]) == {"", *values.get("controls", ("shuffled", "empty_warmup"))}

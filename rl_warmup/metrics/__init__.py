@@ -3,7 +3,7 @@
     compute(["chrf++", "bleu"], predictions, targets)  # {"chrf++": 41.3, "bleu": 17.9}
     compute([{"name": "bertscore", "kwargs": {"model": "roberta-large", "num_layers": 17}}], predictions, targets)
 
-Scales: exact_match, accuracy and macro_f1 are shares from 0 to 1; bleu, chrf++ and rouge run from 0 to 100, as
+Scales: exact_match, accuracy, macro_f1 and reasoning_gym_score go from 0 to 1; bleu, chrf++ and rouge run from 0 to 100, as
 published tables do; bertscore and comet are as their libraries give them; `unparsed` is a number of predictions.
 Libraries are imported on use: `pip install 'rl_warmup[metrics]'`. Is a difference real? `metrics/significance.py`.
 """
@@ -26,6 +26,11 @@ from rl_warmup.metrics.ngrams import (
     sacrebleu_score,
     sacrebleu_segments,
     sacrebleu_signature,
+)
+from rl_warmup.metrics.reasoning_gym import (
+    reasoning_gym_score,
+    reasoning_gym_segments,
+    reasoning_gym_signature,
 )
 from rl_warmup.metrics.segments import Segments
 from rl_warmup.plugins import build_plugin, find_plugin
@@ -67,6 +72,9 @@ METRICS = {
     "rouge2": Metric(rouge, ("rouge2",), rouge_signature, rouge_segments),
     "rougeL": Metric(rouge, ("rougeL",), rouge_signature, rouge_segments),
     "bertscore": Metric(bertscore, None, bertscore_signature, bertscore_segments, bertscore_label),
+    "reasoning_gym_score": Metric(
+        reasoning_gym_score, signature=reasoning_gym_signature, segments=reasoning_gym_segments
+    ),
     "comet": Metric(comet, None, comet_signature, comet_segments, comet_label),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 from rl_warmup.plugins import OWN, build_plugin, find_plugin, nearest, short_name
 from rl_warmup.rewards.arguments import CHEAP, ON_REQUEST
 from rl_warmup.rewards.classifier import Classifier
+from rl_warmup.rewards.reasoning_gym import ReasoningGymScore, SampledReasoningGymScore
 from rl_warmup.rewards.reward import TIMEOUT, Reward
 from rl_warmup.rewards.shaping import FormatRegex, LengthPenalty, Repetition, prompt_overlap, target_overlap
 from rl_warmup.rewards.target_logprob import TargetLogProb, gain, target_logprob_per_token
@@ -22,6 +23,8 @@ BUILT_IN: dict[str, Callable[..., Any]] = {
     "gain": gain,
     "prediction_metric": PredictionMetric,
     "sampled_prediction_metric": SampledPredictionMetric,
+    "reasoning_gym_score": ReasoningGymScore,
+    "sampled_reasoning_gym_score": SampledReasoningGymScore,
     "classifier": Classifier,
     "length_penalty": LengthPenalty,
     "repetition": Repetition,

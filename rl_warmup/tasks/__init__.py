@@ -24,6 +24,7 @@ TASKS = {
     "multiple_choice": "rl_warmup.tasks.multiple_choice:load",
     "file": "rl_warmup.tasks.files:load",
     "hub": "rl_warmup.tasks.hub:load",
+    "reasoning_gym": "rl_warmup.tasks.reasoning_gym:load",
 }
 
 

@@ -23,7 +23,7 @@ def own_module(tmp_path, monkeypatch, text):
 def test_every_embedded_task_loads_by_name():
     sizes = {"train_size": 4, "validation_size": 3, "test_size": 2}
     for name in TASKS:
-        if name not in ("file", "hub"):
+        if name not in ("file", "hub", "reasoning_gym"):
             task = load_task(name, **sizes)
             assert [len(task.splits[split]) for split in ("train", "validation", "test")] == [4, 3, 2]
 
@@ -79,3 +79,18 @@ def test_importing_tasks_and_metrics_imports_no_heavy_library():
     code = f"import sys, rl_warmup.tasks, rl_warmup.metrics; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch):
+    from rl_warmup.metrics import signatures
+    from rl_warmup.rewards import load_reward
+
+    for module in ("reasoning_gym", "reasoning_gym.factory"):
+        monkeypatch.setitem(sys.modules, module, None)
+    words = r"needs the package reasoning-gym .*; pip install 'rl_warmup\[reasoning_gym\]'$"
+    with pytest.raises(ImportError, match="task 'reasoning_gym' " + words):
+        load_task("reasoning_gym", name="leg_counting")
+    with pytest.raises(ImportError, match="reasoning_gym_score " + words):
+        signatures(["reasoning_gym_score"])
+    with pytest.raises(ValueError, match="The reward 'reasoning_gym_score' cannot be made .*" + words):
+        load_reward("reasoning_gym_score")
