@@ -171,6 +171,10 @@ def _reading_faults(options: WarmupOptions) -> list[str]:
         faults.append(
             "num_warmups: is 1, but proposals: [reference] compares samples of the starting model; give at least 2."
         )
+    if "reference" in options.proposals and len(options.proposals) > 1:
+        faults.append(
+            f"proposals: reference stands alone, as the policy imitates all of its samples; {options.proposals} mixes it."
+        )
     if options.min_reading_updates > options.max_reading_updates:
         faults.append(
             f"min_reading_updates: {options.min_reading_updates} exceeds max_reading_updates {options.max_reading_updates}."

@@ -6,7 +6,6 @@ Every value is a (sum, count) pair, so that means stay exact over micro-batches 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -101,14 +100,6 @@ def rollout_metrics(
     warmup_tokens = scores.warmup_tokens[:groups].sum().item()
     out["warmup_logp"] = (scores.warmup_logprob[:groups].sum().item(), warmup_tokens)
     return out | _variety(batch, groups)
-
-
-def told_apart(posterior: torch.Tensor) -> torch.Tensor:
-    """How well the generator tells the warmups of a group apart: 1 - H(p)/log G, from 0 (all weigh the same) to 1 (one has all
-    the weight). (B, G) -> (B,); 0 for groups of one."""
-    if posterior.size(1) < 2:
-        return posterior.new_zeros(posterior.size(0))
-    return 1 + torch.special.entr(posterior).neg().sum(1) / math.log(posterior.size(1))
 
 
 def _variety(batch: WarmupBatch, groups: int) -> Sums:

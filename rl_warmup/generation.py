@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from rl_warmup.layouts import Layout, make_layout
+from rl_warmup.layouts.encoding import ADDED
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.layouts.tokens import declare_tokens, read_layout
@@ -117,9 +118,7 @@ class Writer:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _prediction(self, row: dict[str, Any], warmup: Any, target: list[int]) -> dict[str, Any]:
-        text = {
-            k: v for k, v in row.items() if k not in ("prompt_ids", "target_ids", "word_lengths", "reference", "stored")
-        }
+        text = {k: v for k, v in row.items() if k not in ADDED}
         return {
             **text,
             "warmup": self.decode(warmup.ids),

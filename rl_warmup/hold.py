@@ -16,9 +16,10 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers.trainer_utils import SaveStrategy
 
+from rl_warmup.batch import Warmup
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.proposals import REFERENCE
+from rl_warmup.proposals import ANOTHERS, REFERENCE
 from rl_warmup.reference import FILE, Drawing, StartingPolicy, reference_warmups
 from rl_warmup.resumable import ResumableTrainer
 from rl_warmup.rollout import Rollout
@@ -93,12 +94,14 @@ class HoldingTrainer(ResumableTrainer):
         if isinstance(rows, EncodedStream):
             limit = rows.length if self.rollout.anchor_weight else args.max_reading_updates * rows.rows_per_update
             prompts = [row["prompt_ids"] for row in islice(rows, limit)]
-            rows.reference = reference_warmups(drawing, prompts, path, shown)
+            groups = reference_warmups(drawing, prompts, path, shown)
+            rows.reference = list(zip(groups, _anothers(groups), strict=True))
             return
         places = self._places_read(args.max_reading_updates)
         prompts = [rows[place]["prompt_ids"] for place in places]
-        for place, group in zip(places, reference_warmups(drawing, prompts, path, shown), strict=True):
-            rows[place][REFERENCE] = group
+        groups = reference_warmups(drawing, prompts, path, shown)
+        for place, group, another in zip(places, groups, _anothers(groups), strict=True):
+            rows[place] |= {REFERENCE: group, ANOTHERS: another}
 
     def _places_read(self, updates: int) -> list[int]:
         """The training rows that the first updates come to, on any process; all of them where the proposals stay as anchors."""
@@ -117,6 +120,11 @@ class HoldingTrainer(ResumableTrainer):
                 return everything
             own = [place for batch in islice(iter(loader.batch_sampler), batches) for place in batch]
         return sorted(set(gather_object(own)))
+
+
+def _anothers(groups: list[list[Warmup]]) -> list[list[Warmup]]:
+    """For every prompt the group of another one, to see whether a group's content is read at all."""
+    return [*groups[1:], *groups[:1]]
 
 
 def end_with_the_best(args: Any) -> None:

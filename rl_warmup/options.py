@@ -79,7 +79,7 @@ class WarmupOptions:
         600, "Updates after which reading has failed, and plain fine-tuning without warmups takes its place."
     )
     reading_threshold: float = _option(
-        0.05, "The policy takes over once the generator tells warmups apart this well (`read` in the log, 0 to 1)."
+        0.15, "The policy takes over once samples take away this share of the target's surprise (`read` in the log)."
     )
     beta: float | None = _option(
         None, "Weight of the KL to the starting model while the policy writes; empty means 0.1 after reading, else 0."

@@ -22,7 +22,17 @@ from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import read_for_training, write_targets, write_warmups
 from rl_warmup.objectives.weights import Knobs, Rule, effective_sample_size, load_rule, posterior, resample
 from rl_warmup.options import WarmupOptions
-from rl_warmup.proposals import DRAFT, DRAWN, REFERENCE, Proposal, ProposalContext, count_words, load_proposal, propose
+from rl_warmup.proposals import (
+    ANOTHERS,
+    DRAFT,
+    DRAWN,
+    REFERENCE,
+    Proposal,
+    ProposalContext,
+    count_words,
+    load_proposal,
+    propose,
+)
 
 EMPTY = Warmup([], "empty")
 HOLD = 0.1  # beta after reading: without it a run on sums of six to ten numbers lost everything (docs/log.md)
@@ -131,6 +141,13 @@ class Rollout:
         rows.sort(key=lambda row: row[1] != RowKind.GROUP)  # stable
         groups = sum(kind == RowKind.GROUP for _, kind, _ in rows)
         return splice(self.layout, prompts, rows, groups // len(prompts))
+
+    def against(self, batch: WarmupBatch) -> WarmupBatch:
+        """The same prompts with the starting model's warmups of another prompt in the group's place, and an empty one each."""
+        plans: list[Plan] = [
+            [*((RowKind.GROUP, warmup) for warmup in row[ANOTHERS]), (RowKind.EMPTY, EMPTY)] for row in batch.prompts
+        ]
+        return self.batch(batch.prompts, plans)
 
     def weigh(
         self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor, tau: float, cold_start: bool

@@ -9,23 +9,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 SMOOTHING = 0.9
+MEASURED_EVERY = 4  # updates between two looks at how well warmups are read, as a look costs a forward
 TAU_RATE = 0.1
 TAU_RANGE = (1e-2, 1e4)
-KEPT = ("tau", "proposal_logp", "read", "switched_at", "gave_up_at")
+KEPT = ("tau", "proposal_logp", "read", "helped", "switched_at", "gave_up_at")
 
 NOTHING_HELPS = (
-    "nothing that the starting model writes helps this target: after {updates} updates of reading its samples, the generator "
-    "tells them apart by no more than {read:.3f} (read; {threshold} was asked for). From here on the run is plain fine-tuning "
-    "without warmups. A starting model with a useful habit, or stored warmups (docs/method.md), may change that; a higher "
-    "max_reading_updates gives the reader more time"
+    "nothing that the starting model writes helps this target: after {updates} updates of reading its samples, they take away "
+    "{helped:.1%} of the target's surprise beyond another prompt's samples or none, and {threshold:.0%} were asked for"
 )
+PLAIN = "From here on the run is plain fine-tuning without warmups"
+CHANGE = "start from a model that has a useful habit, give `stored_warmups`, or raise max_reading_updates where the habit is rare"
+
+
+class Worth(NamedTuple):
+    """log P(y|x) of some prompts in nats, summed: what their warmups are worth while the generator learns to read them."""
+
+    bound: float = 0.0  # over the group of each prompt
+    mean: float = 0.0  # of log P(y|x,c), over the same group
+    other: float = 0.0  # the bound over the group of another prompt
+    none: float = 0.0  # without a warmup
+
+    def shares(self) -> tuple[float, float]:
+        """Two shares of the target's surprise (minus its log-probability) that a group takes away.
+
+        `read`: beyond its own average member, another prompt's group, and none. Each of these stands for one way to be fooled.
+        Early on warmups differ in length and kind, which makes targets more or less likely whatever the prompt (`other`);
+        a reader may lean on copies of the prompt, which help nobody (`mean`, as copies are all alike); and a reader that
+        is misled by a wrong warmup need not be helped by a right one (`none`).
+        `helped`: beyond another prompt's group and none.
+        """
+        return 1 - self.bound / max(self.mean, self.other, self.none), 1 - self.bound / max(self.other, self.none)
 
 
 class Schedule(TrainerCallback, ExportableState):
@@ -36,7 +57,9 @@ class Schedule(TrainerCallback, ExportableState):
 
     With given proposals the switch waits until the policy can write them: log P(c|x) per token, smoothed over updates, has to
     reach `readiness`. With samples of the starting model (`reading`) the policy can write them from the beginning; there the
-    switch waits until the generator reads them: `read`, smoothed, has to reach `threshold` between the two bounds in updates.
+    switch waits until the generator reads them: `read` (see `Worth.shares`), smoothed, has to reach `threshold` between the two
+    bounds in updates. At the upper one it is enough that warmups help at all, as a habit that nearly all samples show cannot be
+    told from others.
 
     Args:
         has_proposals: False starts in the main phase.
@@ -72,7 +95,8 @@ class Schedule(TrainerCallback, ExportableState):
         self.target_ess, self.reduce = target_ess, reduce
         self.tau = tau
         self.proposal_logp: float | None = None  # smoothed log P(c|x) per token of the proposals
-        self.read: float | None = None  # smoothed: how well the generator tells the warmups of a group apart
+        self.read: float | None = None  # smoothed, see `Worth.shares`
+        self.helped: float | None = None
         self.switched_at: int | None = None
         self.gave_up_at: int | None = None
         self.reset_sums()
@@ -94,17 +118,21 @@ class Schedule(TrainerCallback, ExportableState):
 
     def reset_sums(self) -> None:
         """Forget what the current update has reported so far."""
-        self.logprob = self.tokens = self.ess = self.groups = self.apart = self.judged = 0.0
+        self.logprob = self.tokens = self.ess = self.groups = 0.0
+        self.seen = Worth()
 
     def observe_proposals(self, logprob: float, tokens: float) -> None:
         """Report Σ log P(c|x) and the number of actions of a micro-batch's proposals."""
         self.logprob += logprob
         self.tokens += tokens
 
-    def observe_reading(self, apart: float, groups: float) -> None:
-        """Report the summed `diagnostics.told_apart` of a micro-batch's groups."""
-        self.apart += apart
-        self.judged += groups
+    def measures_reading(self, step: int) -> bool:
+        """Whether `observe_reading` is wanted in the update after `step`."""
+        return self.in_cold_start and self.reading and step % MEASURED_EVERY == 0
+
+    def observe_reading(self, reading: Worth) -> None:
+        """Report a micro-batch's."""
+        self.seen = Worth(*(a + b for a, b in zip(self.seen, reading, strict=True)))
 
     def observe_ess(self, ess: float, groups: float) -> None:
         """Report the summed effective sample size of a micro-batch's groups."""
@@ -112,12 +140,15 @@ class Schedule(TrainerCallback, ExportableState):
         self.groups += groups
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        sums = [self.logprob, self.tokens, self.ess, self.groups, self.apart, self.judged]
-        logprob, tokens, ess, groups, apart, judged = self.reduce(sums)
+        logprob, tokens, ess, groups, *seen = self.reduce(
+            [self.logprob, self.tokens, self.ess, self.groups, *self.seen]
+        )
         self.reset_sums()
-        if self.in_cold_start and self.reading and judged:
-            self.read = _smoothed(self.read, apart / judged)
-            self._end_reading(state, control)
+        if self.in_cold_start and self.reading:
+            if seen[0]:
+                told, helped = Worth(*seen).shares()
+                self.read, self.helped = _smoothed(self.read, told), _smoothed(self.helped, helped)
+            self._end_reading(args, state, control)
         elif self.in_cold_start and tokens:
             self.proposal_logp = _smoothed(self.proposal_logp, logprob / tokens)
             if self.proposal_logp >= self.readiness and not self.proposal_only:
@@ -126,26 +157,28 @@ class Schedule(TrainerCallback, ExportableState):
             self.tau *= math.exp(TAU_RATE * (math.log(self.target_ess) - math.log(ess / groups)))
             self.tau = min(max(self.tau, TAU_RANGE[0]), TAU_RANGE[1])
 
-    def _end_reading(self, state: Any, control: Any) -> None:
-        """Switch, or give up, where the bounds allow it; the model is evaluated as it is then."""
-        assert self.read is not None
-        if self.proposal_only or state.global_step < self.updates[0]:
+    def _end_reading(self, args: Any, state: Any, control: Any) -> None:
+        """Switch, or give up, where the bounds allow it; either way the model is evaluated as it is then."""
+        if self.read is None or self.helped is None or self.proposal_only or state.global_step < self.updates[0]:
             return
-        if self.read >= self.threshold:
+        ended = state.global_step >= self.updates[1]
+        if self.read >= self.threshold or (ended and self.helped >= self.threshold):
             self.switched_at = state.global_step
-        elif state.global_step >= self.updates[1]:
+        elif ended:
             self.gave_up_at = state.global_step
-            self.gave_up()
-            said = NOTHING_HELPS.format(updates=state.global_step, read=self.read, threshold=self.threshold)
-            if state.is_world_process_zero:
-                tqdm.write(f"Warning at update {state.global_step}: {said}.")
-            sees, _, change = said.partition(". ")
-            self.warn(
-                {
-                    "step": state.global_step, "rule": "nothing_to_read", "sees": sees, "means": "warmups cannot pay here",
-                    "change": change, "done": "plain fine-tuning from here on",
-                }
-            )  # fmt: skip
+            self._give_up(state)
+        control.should_evaluate |= not self.in_cold_start and args.eval_strategy != "no"
+
+    def _give_up(self, state: Any) -> None:
+        self.gave_up()
+        # What the model is worth so far was measured with warmups, which the rest of the run does without.
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        sees = NOTHING_HELPS.format(updates=state.global_step, helped=self.helped, threshold=self.threshold)
+        if state.is_world_process_zero:
+            tqdm.write(f"Warning at update {state.global_step}: {sees}. {PLAIN}. To change it: {CHANGE}.")
+        means = "warmups cannot pay from this start"
+        told = {"step": state.global_step, "rule": "nothing_to_read", "sees": sees, "means": means, "change": CHANGE}
+        self.warn({**told, "done": PLAIN})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = (state.stateful_callbacks or {}).get("Schedule")

@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig
 from rl_warmup.cpu_matmul import choose_cpu_matmul
-from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost, told_apart
+from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.guard import Guard
 from rl_warmup.hold import HoldingTrainer, end_with_the_best
 from rl_warmup.launched import LaunchCheck, refuse_launch
@@ -33,11 +33,12 @@ from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.tokens import declare_tokens, end_by_separator, read_layout
 from rl_warmup.objectives.losses import hold_loss, weighted_loss
+from rl_warmup.objectives.weights import log_mean_exp
 from rl_warmup.proposals import REFERENCE
 from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
-from rl_warmup.schedule import Schedule
+from rl_warmup.schedule import Schedule, Worth
 from rl_warmup.search import SearchTrainer, first_model
 from rl_warmup.training_data import callbacks_for, encode_rows, first_rows, training_rows
 from rl_warmup.validation import TextMetrics, ValidatingTrainer
@@ -209,6 +210,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             loss = loss + hold / tokens
             actions = scores.warmup_tokens[: batch.num_prompts * batch.group_size].sum().item()
             self.means.add({"kl": (hold.item() * batch.group_size / self.rollout.beta, actions)})
+        if self.schedule.measures_reading(self.state.global_step):
+            self._measure_reading(model, batch, scores)
         policy_loss, target_loss = weighted_loss(scores.detach(), weights, tokens)
         self._record(inputs, trained, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
         self.watchdog.reached(f"update {self.state.global_step + 1}, warmups scored")
@@ -241,13 +244,11 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
                 f"{target_loss}). Checkpoints saved before it are intact. Lower learning_rate or max_grad_norm, use bf16 or "
                 f"float32, or look at the rewards."
             )
-        if cold_start and self.schedule.reading and groups:
-            self.schedule.observe_reading(told_apart(weights.posterior).sum().item(), batch.num_prompts)
-        elif cold_start and groups:
+        if cold_start and groups and not self.schedule.reading:
             chosen = weights.posterior.flatten()
             logprob, actions = scores.warmup_logprob[:groups], scores.warmup_tokens[:groups]
             self.schedule.observe_proposals((chosen * logprob).sum().item(), (chosen * actions).sum().item())
-        elif groups:
+        elif groups and not cold_start:
             self.schedule.observe_ess(weights.ess.sum().item(), batch.num_prompts)
         self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name, judged.failed))
         ranks, share = self.accelerator.num_processes, 1 / len(self.update)  # parts of one update, on every rank
@@ -256,6 +257,15 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         tokens, self.flops = step_cost(batch, trained, size, sampled)
         self.run_folder.count(tokens, self.flops)
         self.last = (batch, scores, weights)
+
+    @torch.no_grad()
+    def _measure_reading(self, model: Any, batch: WarmupBatch, scores: Scores) -> None:
+        """Tell the schedule what the group's warmups give over another prompt's, and over none."""
+        prompts, size = batch.num_prompts, batch.group_size
+        other = score(model, self.rollout.against(batch).to(self.args.device), self.law).target_logprob
+        own, others = (logprobs[: prompts * size].view(prompts, size) for logprobs in (scores.target_logprob, other))
+        numbers = log_mean_exp(own), own.mean(1), log_mean_exp(others), other[prompts * size :]
+        self.schedule.observe_reading(Worth(*(number.sum().item() for number in numbers)))
 
     def _judge(self, model: Any, batch: WarmupBatch, scores: Scores) -> RewardScores:
         groups = batch.num_prompts * batch.group_size

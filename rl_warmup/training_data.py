@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
 from rl_warmup.layouts.encoding import RowEncoder
+from rl_warmup.proposals import ANOTHERS, REFERENCE
 
 COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
 
@@ -63,7 +64,7 @@ class EncodedStream(IterableDataset):
         self.encoder, self.source = encoder, source
         self.rows_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.length = args.max_steps * self.rows_per_update
-        self.reference: list[Any] = []  # warmups of the starting model for the first rows
+        self.reference: list[tuple[Any, Any]] = []  # of the first rows: the starting model's warmups, and another row's
         self.thrown_away = 0  # rows at the beginning that a resumed run has trained on and only counts
 
     def __len__(self) -> int:
@@ -72,7 +73,10 @@ class EncodedStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for place, row in enumerate(itertools.islice(self._passes(), self.length)):
-            yield {**row, "reference": self.reference[place]} if place < len(self.reference) else row
+            if place < len(self.reference):
+                group, another = self.reference[place]
+                row = {**row, REFERENCE: group, ANOTHERS: another}
+            yield row
 
     def first(self, count: int) -> list[dict[str, Any]]:
         """The first rows of the first pass, encoded, their truncations not counted."""

@@ -40,10 +40,10 @@ ARROWS: dict[str, set[str]] = {
     "proposals": {"batch", "plugins"},
     "rewards": {"batch", "layouts", "metrics", "plugins"},
     "diagnostics": {"batch", "objectives"},
-    "training_data": {"layouts"},
+    "training_data": {"layouts", "proposals"},
     "generation": {"batch", "layouts", "sharing"},
     "reference": {"_trl", "batch", "layouts", "sharing"},
-    "hold": {"layouts", "proposals", "reference", "resumable", "rollout", "run_folder", "schedule", "training_data"},
+    "hold": {"batch", "layouts", "proposals", "reference", "resumable", "rollout", "run_folder", "schedule", "training_data"},
     "rollout": {"batch", "layouts", "objectives", "options", "proposals", "rewards"},
     "trainer": {
         "_trl", "batch", "config", "cpu_matmul", "diagnostics", "guard", "hold", "launched", "layouts", "objectives",
@@ -54,7 +54,8 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "sharing", "tasks"},
     "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout"},
     "run": {"_trl", "checkpoints", "config", "evaluation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
-    "demo": {"config", "report", "run", "run_folder"},
+    "demo": {"config", "demo_words", "report", "run", "run_folder", "tasks"},
+    "demo_words": set(),
     "sweeps": {"config", "metrics", "plan", "recipe_file", "report", "run_folder", "tasks"},
     "cli": {
         "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "report", "run", "run_folder",

@@ -78,7 +78,7 @@ def test_readiness_is_per_token_over_all_micro_batches():
 def test_processes_decide_together():
     """Each adds what the other has seen, so both switch at the same update."""
     schedule = Schedule(
-        True, readiness=-0.3, reduce=lambda mine: [a + b for a, b in zip(mine, [-8, 20, 0, 0, 0, 0], strict=True)]
+        True, readiness=-0.3, reduce=lambda mine: [a + b for a, b in zip(mine, [-8, 20, 0, 0, 0, 0, 0, 0], strict=True)]
     )
     schedule.observe_proposals(-1, 10)
     end_step(schedule)

@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+# What encoding and training add to a row of data, beside its own columns.
+ADDED = ("prompt_ids", "target_ids", "word_lengths", "reference", "reference of another prompt", "stored")
 TOGETHER = 64  # rows whose texts go to the tokenizer in one call: a call for each text takes more than twice as long
 
 

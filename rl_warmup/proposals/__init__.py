@@ -17,7 +17,8 @@ from rl_warmup.plugins import build_plugin, find_plugin
 
 Word = tuple[int, ...]
 DRAFT = "draft"
-REFERENCE, STORED = DRAWN = ("reference", "stored")  # warmups that lie with the rows: see `warmup_files`
+REFERENCE, STORED = DRAWN = ("reference", "stored")  # columns of encoded rows that hold warmups
+ANOTHERS = "reference of another prompt"  # a column too: the warmups of the start for some other row
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from rl_warmup.batch import WarmupBatch
+from rl_warmup.layouts.encoding import ADDED
 
 CHEAP = (
     "prompts", "prompt_ids", "completions", "completion_ids", "target", "target_ids", "target_logps",
@@ -26,7 +27,7 @@ ON_REQUEST = (
     "batch",
 )  # only for functions that name them, never through **kwargs
 OF_A_MODEL = ("target_logps", "target_token_logps", "warmup_logps", "baseline_target_logps", *PREDICTIONS, "batch")
-NOT_COLUMNS = ("prompt", "completion", "prompt_ids", "target", "target_ids", "word_lengths", "reference", "stored")
+NOT_COLUMNS = ("prompt", "completion", "target", *ADDED)
 
 
 class Arguments:
