@@ -7,6 +7,7 @@ then may the policy move. Both trained at once, the policy drifts into drafts of
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,14 @@ class HoldingTrainer(ResumableTrainer):
         """Trainer's, after the starting model's samples are at hand; at the end says which model the run ends with."""
         if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":
             began = clock()
-            self._bring_reference_warmups()
+            self._bring_reference_warmups(bool(resume_from_checkpoint))
             self.run_folder.spent_before = clock() - began
         if self.start is not None:
             self.start.prepare(self)
         output = super().train(resume_from_checkpoint, **kwargs)
+        gave_up, best = self.schedule.gave_up_at, self.best_at()
+        if gave_up is not None and best is not None and best < gave_up:
+            self.rollout = replace(self.rollout, objective=self.args.objective)  # that model writes warmups
         self._say_which_model()
         return output
 
@@ -85,7 +89,7 @@ class HoldingTrainer(ResumableTrainer):
 
     # ------------------------------------------------------------------ samples of the start
 
-    def _bring_reference_warmups(self) -> None:
+    def _bring_reference_warmups(self, resumed: bool) -> None:
         """Lay a group of the starting model's samples beside every row that the reading phase can come to."""
         args, rows = self.args, self.train_dataset
         drawing = Drawing(self.model, self.layout, self.law, self.rollout.num_warmups, args.seed, args.eval_batch_size)
@@ -94,12 +98,12 @@ class HoldingTrainer(ResumableTrainer):
         if isinstance(rows, EncodedStream):
             limit = rows.length if self.rollout.anchor_weight else args.max_reading_updates * rows.rows_per_update
             prompts = [row["prompt_ids"] for row in islice(rows, limit)]
-            groups = reference_warmups(drawing, prompts, path, shown)
+            groups = reference_warmups(drawing, prompts, path, shown, resumed)
             rows.reference = list(zip(groups, _anothers(groups), strict=True))
             return
         places = self._places_read(args.max_reading_updates)
         prompts = [rows[place]["prompt_ids"] for place in places]
-        groups = reference_warmups(drawing, prompts, path, shown)
+        groups = reference_warmups(drawing, prompts, path, shown, resumed)
         for place, group, another in zip(places, groups, _anothers(groups), strict=True):
             rows[place] |= {REFERENCE: group, ANOTHERS: another}
 

@@ -73,13 +73,15 @@ class WarmupOptions:
         IMITATIONS,
     )
     min_reading_updates: int = _option(
-        100, "Updates with the starting model's samples before the policy may take over."
+        100, "Updates with the starting model's samples, at least, before the policy takes over."
     )
     max_reading_updates: int = _option(
-        600, "Updates after which reading has failed, and plain fine-tuning without warmups takes its place."
+        600, "Updates by which warmups must help, or the run goes on as plain fine-tuning without them."
     )
     reading_threshold: float = _option(
-        0.15, "The policy takes over once samples take away this share of the target's surprise (`read` in the log)."
+        0.015,
+        "The policy takes over once the content of the samples takes away this share of the target's surprise (`read` in the "
+        "log); 0 neither waits nor gives up.",
     )
     beta: float | None = _option(
         None, "Weight of the KL to the starting model while the policy writes; empty means 0.1 after reading, else 0."

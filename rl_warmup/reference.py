@@ -65,7 +65,7 @@ class Drawing:
 
 
 def reference_warmups(
-    drawing: Drawing, prompts: Sequence[list[int]], path: Path, show_progress: bool = False
+    drawing: Drawing, prompts: Sequence[list[int]], path: Path, show_progress: bool = False, resumed: bool = False
 ) -> list[list[Warmup]]:
     """A group of the starting model's samples for every prompt, from the file or drawn into it.
 
@@ -75,14 +75,24 @@ def reference_warmups(
     Args:
         drawing: `model` in any mode, whole on every process; it is sampled in eval mode.
         prompts: token ids; prompts of similar length are drawn together.
+        resumed: the updates so far were made with the file's samples, so another drawing must not take their place.
 
     Returns:
         One list of `num_warmups` warmups per prompt, in the order of `prompts`.
+
+    Raises:
+        ValueError: `resumed`, and the file is of another drawing.
     """
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     batches = [order[i : i + drawing.batch_size] for i in range(0, len(order), drawing.batch_size)]
     header = drawing.header(prompts)
     groups = _read(path, header)
+    if resumed and path.is_file() and not groups:
+        raise ValueError(
+            f"{path} holds samples of another starting model, seed, batch size or set of prompts than this run would draw, and "
+            f"the updates so far were made with them. Give the run the model and settings it was started with, or start anew in "
+            f"another output_dir."
+        )
     missing = [batch for batch in batches if any(place not in groups for place in batch)]
     if not missing:
         return [groups[place] for place in range(len(prompts))]

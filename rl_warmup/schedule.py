@@ -19,11 +19,12 @@ SMOOTHING = 0.9
 MEASURED_EVERY = 4  # updates between two looks at how well warmups are read, as a look costs a forward
 TAU_RATE = 0.1
 TAU_RANGE = (1e-2, 1e4)
-KEPT = ("tau", "proposal_logp", "read", "helped", "switched_at", "gave_up_at")
+KEPT = ("tau", "proposal_logp", "read", "helped", "switched_at", "gave_up_at", "decided")
 
+HELPS = 0.1  # of the target's surprise: what warmups have to take away by the end of the search, or it was in vain
 NOTHING_HELPS = (
-    "nothing that the starting model writes helps this target: after {updates} updates of reading its samples, they take away "
-    "{helped:.1%} of the target's surprise beyond another prompt's samples or none, and {threshold:.0%} were asked for"
+    "nothing that the starting model writes helps this target: after {updates} updates warmups take away {helped:.1%} of the "
+    "target's surprise beyond another prompt's or none, and less than {least:.0%} does not pay"
 )
 PLAIN = "From here on the run is plain fine-tuning without warmups"
 CHANGE = "start from a model that has a useful habit, give `stored_warmups`, or raise max_reading_updates where the habit is rare"
@@ -57,22 +58,22 @@ class Schedule(TrainerCallback, ExportableState):
 
     With given proposals the switch waits until the policy can write them: log P(c|x) per token, smoothed over updates, has to
     reach `readiness`. With samples of the starting model (`reading`) the policy can write them from the beginning; there the
-    switch waits until the generator reads them: `read` (see `Worth.shares`), smoothed, has to reach `threshold` between the two
-    bounds in updates. At the upper one it is enough that warmups help at all, as a habit that nearly all samples show cannot be
-    told from others.
+    switch waits until the generator begins to read them: `read` (see `Worth.shares`), smoothed, has to reach `threshold` after
+    the first bound in updates. By the second one warmups must help, whoever writes them by then: if they do and nearly all
+    samples are useful, so that none stands out, the policy takes over now; if they do not, the run becomes plain fine-tuning.
 
     Args:
         has_proposals: False starts in the main phase.
         readiness: nats per token (negative).
         proposal_only: never switch.
         reading: the group holds samples of the starting model.
-        threshold: of `read`, between 0 and 1.
-        updates: the switch may come after the first, and reading has failed after the second.
+        threshold: of `read`, between 0 and 1; 0 neither waits nor gives up.
+        updates: the switch may come after the first, and must have been worth it by the second.
         tau: the starting τ; it stays there when `target_ess` is None.
         target_ess: between 1 and the group size.
         reduce: sums a list of floats over all processes.
-        gave_up: called once when reading has failed.
-        warn: called with {step, rule, sees, means, change, done} when reading has failed.
+        gave_up: called when the search has failed, also on the way back to a checkpoint behind that.
+        warn: called once then with {step, rule, sees, means, change, done}.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Schedule(TrainerCallback, ExportableState):
         self.helped: float | None = None
         self.switched_at: int | None = None
         self.gave_up_at: int | None = None
+        self.decided = False
         self.reset_sums()
 
     @property
@@ -106,6 +108,11 @@ class Schedule(TrainerCallback, ExportableState):
         """Whether the groups of the next update are proposals."""
         ended = self.switched_at is not None or self.gave_up_at is not None
         return self.has_proposals and (self.proposal_only or not ended)
+
+    @property
+    def searches(self) -> bool:
+        """Whether it is still open if warmups help."""
+        return self.reading and not self.decided and not self.proposal_only
 
     @property
     def phase(self) -> str:
@@ -128,7 +135,7 @@ class Schedule(TrainerCallback, ExportableState):
 
     def measures_reading(self, step: int) -> bool:
         """Whether `observe_reading` is wanted in the update after `step`."""
-        return self.in_cold_start and self.reading and step % MEASURED_EVERY == 0
+        return self.searches and step % MEASURED_EVERY == 0
 
     def observe_reading(self, reading: Worth) -> None:
         """Report a micro-batch's."""
@@ -144,11 +151,11 @@ class Schedule(TrainerCallback, ExportableState):
             [self.logprob, self.tokens, self.ess, self.groups, *self.seen]
         )
         self.reset_sums()
-        if self.in_cold_start and self.reading:
+        if self.searches:
             if seen[0]:
                 told, helped = Worth(*seen).shares()
                 self.read, self.helped = _smoothed(self.read, told), _smoothed(self.helped, helped)
-            self._end_reading(args, state, control)
+            self._decide(args, state, control)
         elif self.in_cold_start and tokens:
             self.proposal_logp = _smoothed(self.proposal_logp, logprob / tokens)
             if self.proposal_logp >= self.readiness and not self.proposal_only:
@@ -157,23 +164,22 @@ class Schedule(TrainerCallback, ExportableState):
             self.tau *= math.exp(TAU_RATE * (math.log(self.target_ess) - math.log(ess / groups)))
             self.tau = min(max(self.tau, TAU_RANGE[0]), TAU_RANGE[1])
 
-    def _end_reading(self, args: Any, state: Any, control: Any) -> None:
+    def _decide(self, args: Any, state: Any, control: Any) -> None:
         """Switch, or give up, where the bounds allow it; either way the model is evaluated as it is then."""
-        if self.read is None or self.helped is None or self.proposal_only or state.global_step < self.updates[0]:
+        if self.read is None or self.helped is None or state.global_step < self.updates[0]:
             return
-        ended = state.global_step >= self.updates[1]
-        if self.read >= self.threshold or (ended and self.helped >= self.threshold):
-            self.switched_at = state.global_step
-        elif ended:
+        before = self.phase
+        self.decided = state.global_step >= self.updates[1]
+        if self.decided and self.threshold and self.helped < HELPS:
             self.gave_up_at = state.global_step
             self._give_up(state)
-        control.should_evaluate |= not self.in_cold_start and args.eval_strategy != "no"
+        elif self.in_cold_start and (self.decided or not self.threshold or self.read >= self.threshold):
+            self.switched_at = state.global_step
+        control.should_evaluate |= self.phase != before and args.eval_strategy != "no"
 
     def _give_up(self, state: Any) -> None:
         self.gave_up()
-        # What the model is worth so far was measured with warmups, which the rest of the run does without.
-        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-        sees = NOTHING_HELPS.format(updates=state.global_step, helped=self.helped, threshold=self.threshold)
+        sees = NOTHING_HELPS.format(updates=state.global_step, helped=self.helped, least=HELPS)
         if state.is_world_process_zero:
             tqdm.write(f"Warning at update {state.global_step}: {sees}. {PLAIN}. To change it: {CHANGE}.")
         means = "warmups cannot pay from this start"

@@ -1,0 +1,193 @@
+"""Reading, then writing, in whole runs: phases, the switch, giving up, ending with the best, and a kill in between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from rl_warmup.generation import Writer
+from rl_warmup.proposals import ANOTHERS, REFERENCE
+from rl_warmup.reference import FILE
+from rl_warmup.run_folder import read_jsonl
+from rl_warmup.tasks.stream import Stream
+
+from .conftest import ledger_rows
+
+READS = {
+    "proposals": ["reference"], "num_warmups": 2, "max_steps": 6, "min_reading_updates": 3, "max_reading_updates": 4,
+    "reading_threshold": 0.0, "learning_rate": 1e-2,
+}  # fmt: skip
+FAILS = READS | {"reading_threshold": 1.0}
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def phases(folder):
+    """Of the update to come, at every log."""
+    return [log["phase"] for log in read_jsonl(folder / "metrics.jsonl") if "phase" in log]
+
+
+@pytest.mark.parametrize("kind", ["scratch-t5", "scratch-llama"])
+@pytest.mark.parametrize(
+    "more", [{}, {"backward_samples": 1}, {"imitation": "posterior"}, {"gradient_accumulation_steps": 2}]
+)
+def test_first_the_starts_samples_then_the_policys_own(make_trainer, tmp_path, kind, more):
+    trainer = make_trainer(kind, **(READS | more))
+    trainer.train()
+    assert phases(tmp_path / "run") == ["reading"] * 2 + ["own warmups"] * 4
+    logs = [log for log in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "phase" in log]
+    assert ["kl" in log for log in logs] == [False] * 3 + [True] * 3
+    assert logs[3]["kl"] >= 0
+    assert trainer.schedule.switched_at == 3
+    assert all("read" in log for log in logs)
+    assert {tuple(sorted(row)) for row in trainer.train_dataset} == {
+        tuple(sorted(("prompt", "target", "id", "prompt_ids", "target_ids", "word_lengths", REFERENCE, ANOTHERS)))
+    }
+
+
+def test_only_the_rows_that_reading_comes_to_are_sampled(make_trainer, tmp_path):
+    """Four updates of three rows out of 32: twelve lines behind the header, and no update asks for another."""
+    trainer = make_trainer(**(READS | {"per_device_train_batch_size": 3}))
+    trainer.train()
+    assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 13
+    assert sum(REFERENCE in row for row in trainer.train_dataset) == 12
+
+
+def test_streams_bring_their_first_rows(make_trainer, tmp_path):
+    rows = ledger_rows(40)
+    trainer = make_trainer(rows=Stream("train", lambda: iter(rows), 1), **READS)
+    trainer.train()
+    assert phases(tmp_path / "run") == ["reading"] * 2 + ["own warmups"] * 4
+    assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 1 + 4 * 8
+
+
+def test_without_a_kl_no_second_model_is_kept(make_trainer):
+    assert make_trainer(**READS, beta=0.0).start is None
+    assert make_trainer(**READS).start.model is not None
+    assert make_trainer(proposals=["reverse"]).start is None
+    assert make_trainer(proposals=[], beta=0.2).start.model is not None
+
+
+def test_an_adapter_needs_no_second_model(tmp_path, tiny):
+    from rl_warmup import WarmupConfig, WarmupTrainer
+
+    model, tokenizer = tiny()
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = WarmupConfig(
+        output_dir=str(tmp_path / "run"), use_cpu=True, per_device_train_batch_size=8, logging_steps=1, disable_tqdm=True,
+        save_strategy="no", report_to="none", max_warmup_length=4, **READS,
+    )  # fmt: skip
+    trainer = WarmupTrainer(
+        str(tmp_path / "base"), config, ledger_rows(32), peft_config=LoraConfig(r=2, target_modules=["q", "v"])
+    )
+    assert trainer.start is not None
+    assert trainer.start.model is None
+    trainer.train()
+    logs = [log for log in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "kl" in log]
+    assert [log["step"] for log in logs] == [4, 5, 6]
+    assert logs[-1]["kl"] > 0  # the adapter has moved the policy, and is switched off to see it
+
+
+# ---------------------------------------------------------------------- nothing to read
+
+
+def test_a_start_that_helps_nobody_ends_as_plain_fine_tuning(make_trainer, tmp_path, capsys):
+    trainer = make_trainer(eval_dataset=ledger_rows(8, 1), eval_strategy="steps", eval_steps=1, **FAILS)
+    trainer.train()
+    assert phases(tmp_path / "run") == ["reading"] * 3 + ["plain"] * 3
+    assert (trainer.schedule.switched_at, trainer.schedule.gave_up_at) == (None, 4)
+    (warning,) = [w for w in read_jsonl(tmp_path / "run" / "warnings.jsonl") if w["rule"] == "nothing_to_read"]
+    assert warning["step"] == 4
+    logs = [log for log in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "phase" in log]
+    assert "ess" not in logs[-1]
+    assert trainer.state.best_global_step in (4, 5, 6)  # what was measured with warmups counts no more
+    trainer.save_model()
+    assert Writer.load(tmp_path / "run").inference == "empty"
+
+
+def test_plain_updates_are_those_of_sft(make_trainer):
+    """From the same weights and rows an update after giving up is the control's."""
+    gave_up = make_trainer(folder="one", lr_scheduler_type="constant", **(FAILS | {"max_steps": 5, "optim": "sgd"}))
+    kept = {}
+
+    def keep(trainer, step):
+        if trainer.state.global_step == step:
+            kept.update(weights(trainer))
+
+    original = gave_up.get_batch_samples
+
+    def watched(*args):
+        keep(gave_up, 4)
+        return original(*args)
+
+    gave_up.get_batch_samples = watched
+    gave_up.train()
+    rows = [row for part in gave_up.update for row in part]
+    control = make_trainer(folder="two", objective="sft", rows=rows, max_steps=1, lr_scheduler_type="constant", optim="sgd",
+                           learning_rate=1e-2)  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in control.model.named_parameters():
+            parameter.copy_(kept[name])
+    control.train()
+    for name, value in weights(control).items():
+        torch.testing.assert_close(value, weights(gave_up)[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_run_ends_with_its_best_model(make_trainer, tmp_path, capsys):
+    """The metric is made up: best after update 4, then worse."""
+    worth = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.9, 5: 0.3, 6: 0.0}
+    trainer = make_trainer(
+        eval_dataset=ledger_rows(8, 1), eval_strategy="steps", eval_steps=1, metric_for_best_model="worth",
+        compute_metrics=lambda predictions: {"worth": worth[trainer.state.global_step]}, **READS,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.best_at() == 4
+    assert "update 4" in capsys.readouterr().out
+    at_four = make_trainer(folder="four", **(READS | {"max_steps": 6}))
+    at_four.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    from safetensors.torch import load_file
+
+    saved = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
+    mine = trainer.model.state_dict()
+    assert all(torch.equal(mine[name], tensor) for name, tensor in saved.items())
+
+
+# ---------------------------------------------------------------------- restarts
+
+
+@pytest.mark.parametrize("kind", ["scratch-t5", "scratch-llama"])
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_resumed_bit_for_bit_inside_reading_at_the_switch_and_after_it(make_trainer, tmp_path, kind, step):
+    settings = READS | {"save_strategy": "steps", "save_steps": 1, "backward_samples": 1}
+    whole = make_trainer(kind, folder="whole", **settings)
+    whole.train()
+    (tmp_path / "cut").mkdir()
+    for name in (f"checkpoint-{step}", FILE, "metrics.jsonl"):
+        source = tmp_path / "whole" / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / "cut" / name)
+    again = make_trainer(kind, folder="cut", **settings)
+    again.train(resume_from_checkpoint="auto")
+    mine, others = weights(again), weights(whole)
+    assert all(torch.equal(value, others[name]) for name, value in mine.items())
+    assert read_jsonl(tmp_path / "cut" / "metrics.jsonl") == read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_resumed_after_giving_up_it_stays_plain(make_trainer, tmp_path):
+    settings = FAILS | {"save_strategy": "steps", "save_steps": 1}
+    whole = make_trainer(folder="whole", **settings)
+    whole.train()
+    for later in ("checkpoint-6",):
+        shutil.rmtree(tmp_path / "whole" / later)
+    again = make_trainer(folder="whole", **settings)
+    again.train(resume_from_checkpoint="auto")
+    assert again.rollout.objective == "sft"
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(again).items())
+    state = json.loads((tmp_path / "whole" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["Schedule"]["attributes"]["gave_up_at"] == 4
