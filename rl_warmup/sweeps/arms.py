@@ -22,7 +22,7 @@ from rl_warmup.report.differences import better
 from rl_warmup.sweeps.question import OWN, Question
 from rl_warmup.tasks import load_task
 
-ASKED = "asked.yaml"  # beside the run's own recipe.yaml, which a race changes
+ASKED = "asked.yaml"  # beside the run's own recipe.yaml, which holds every default too
 INCIDENTAL = ("output_dir", "show_progress", "resume_from_checkpoint", "overwrite")
 HEAVY_METRICS = ("bertscore", "comet")
 SEARCHED = "trial-"  # names of arms that the study makes
