@@ -33,8 +33,8 @@ def test_weights_are_those_that_were_recorded_and_small():
     assert sum(folders) < 9 * MEGABYTE
 
 
-def test_every_start_that_can_be_made_is_there():
-    assert names() == sorted(STARTS)
+def test_every_start_can_be_made_again():
+    assert set(names()) <= set(STARTS)
 
 
 @pytest.mark.parametrize("name", names())
