@@ -142,12 +142,13 @@ class Rollout:
         groups = sum(kind == RowKind.GROUP for _, kind, _ in rows)
         return splice(self.layout, prompts, rows, groups // len(prompts))
 
-    def against(self, batch: WarmupBatch) -> WarmupBatch:
-        """The same prompts with the starting model's warmups of another prompt in the group's place, and an empty one each."""
+    def against(self, prompts: list[dict[str, Any]], with_group: bool) -> WarmupBatch:
+        """These prompts with an empty warmup each; `with_group`: behind the starting model's warmups of another prompt."""
         plans: list[Plan] = [
-            [*((RowKind.GROUP, warmup) for warmup in row[ANOTHERS]), (RowKind.EMPTY, EMPTY)] for row in batch.prompts
+            [*((RowKind.GROUP, warmup) for warmup in (row[ANOTHERS] if with_group else ())), (RowKind.EMPTY, EMPTY)]
+            for row in prompts
         ]
-        return self.batch(batch.prompts, plans)
+        return self.batch(prompts, plans)
 
     def weigh(
         self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor, tau: float, cold_start: bool

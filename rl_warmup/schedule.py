@@ -8,7 +8,7 @@ so that it cannot be torn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
@@ -16,10 +16,13 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 SMOOTHING = 0.9
-MEASURED_EVERY = 4  # updates between two looks at how well warmups are read, as a look costs a forward
+MEASURED_EVERY = 4  # updates between two looks at what warmups are worth, as a look costs a forward
+WINDOW = 12  # looks that are averaged
+STILL_LEARNING = 0.1  # share of the target's surprise that goes away within a window without any reading
+TRIAL = 200  # updates that the policy has after the switch to become worth it
 TAU_RATE = 0.1
 TAU_RANGE = (1e-2, 1e4)
-KEPT = ("tau", "proposal_logp", "read", "helped", "switched_at", "gave_up_at", "decided")
+KEPT = ("tau", "proposal_logp", "looks", "switched_at", "gave_up_at", "decided")
 
 HELPS = 0.1  # of the target's surprise: what warmups have to take away by the end of the search, or it was in vain
 NOTHING_HELPS = (
@@ -38,16 +41,31 @@ class Worth(NamedTuple):
     other: float = 0.0  # the bound over the group of another prompt
     none: float = 0.0  # without a warmup
 
-    def shares(self) -> tuple[float, float]:
-        """Two shares of the target's surprise (minus its log-probability) that a group takes away.
+    @property
+    def unread(self) -> float:
+        """What the target costs a reader who reads nothing."""
+        return max(self.other, self.none)
 
-        `read`: beyond its own average member, another prompt's group, and none. Each of these stands for one way to be fooled.
-        Early on warmups differ in length and kind, which makes targets more or less likely whatever the prompt (`other`);
+    @property
+    def read(self) -> float:
+        """The share of the target's surprise (minus its log-probability) that the content of a group takes away.
+
+        That is beyond its own average member, another prompt's group, and no warmup. Each of these stands for one way to be
+        fooled. Early on warmups differ in length and kind, which makes targets more or less likely whatever the prompt (`other`);
         a reader may lean on copies of the prompt, which help nobody (`mean`, as copies are all alike); and a reader that
         is misled by a wrong warmup need not be helped by a right one (`none`).
-        `helped`: beyond another prompt's group and none.
         """
-        return 1 - self.bound / max(self.mean, self.other, self.none), 1 - self.bound / max(self.other, self.none)
+        return 1 - self.bound / max(self.mean, self.unread)
+
+    @property
+    def helped(self) -> float:
+        """The same share beyond another prompt's group and no warmup; also where all warmups of a group are as good."""
+        return 1 - self.bound / self.unread
+
+    @classmethod
+    def over(cls, looks: Sequence[Sequence[float]]) -> Worth:
+        """The sums over several looks."""
+        return cls(*map(sum, zip(*looks, strict=True)))
 
 
 class Schedule(TrainerCallback, ExportableState):
@@ -58,9 +76,10 @@ class Schedule(TrainerCallback, ExportableState):
 
     With given proposals the switch waits until the policy can write them: log P(c|x) per token, smoothed over updates, has to
     reach `readiness`. With samples of the starting model (`reading`) the policy can write them from the beginning; there the
-    switch waits until the generator begins to read them: `read` (see `Worth.shares`), smoothed, has to reach `threshold` after
-    the first bound in updates. By the second one warmups must help, whoever writes them by then: if they do and nearly all
-    samples are useful, so that none stands out, the policy takes over now; if they do not, the run becomes plain fine-tuning.
+    switch waits, at least for the first bound in updates, until the generator begins to read them (`read` over a window reaches
+    `threshold`) and what can be learned without reading has been learned: before that, the target's term moves the policy
+    more than a KL can hold. At the second bound it is enough that warmups help at all, as a habit that nearly all samples show
+    does not stand out. If they do not help then, or some updates after the switch, the run becomes plain fine-tuning.
 
     Args:
         has_proposals: False starts in the main phase.
@@ -68,7 +87,7 @@ class Schedule(TrainerCallback, ExportableState):
         proposal_only: never switch.
         reading: the group holds samples of the starting model.
         threshold: of `read`, between 0 and 1; 0 neither waits nor gives up.
-        updates: the switch may come after the first, and must have been worth it by the second.
+        updates: the switch may come after the first, and comes after the second or never.
         tau: the starting τ; it stays there when `target_ess` is None.
         target_ess: between 1 and the group size.
         reduce: sums a list of floats over all processes.
@@ -96,8 +115,7 @@ class Schedule(TrainerCallback, ExportableState):
         self.target_ess, self.reduce = target_ess, reduce
         self.tau = tau
         self.proposal_logp: float | None = None  # smoothed log P(c|x) per token of the proposals
-        self.read: float | None = None  # smoothed, see `Worth.shares`
-        self.helped: float | None = None
+        self.looks: list[Any] = []  # what warmups were worth, over the last two windows
         self.switched_at: int | None = None
         self.gave_up_at: int | None = None
         self.decided = False
@@ -113,6 +131,17 @@ class Schedule(TrainerCallback, ExportableState):
     def searches(self) -> bool:
         """Whether it is still open if warmups help."""
         return self.reading and not self.decided and not self.proposal_only
+
+    @property
+    def worth(self) -> Worth | None:
+        """What warmups were worth over the last window."""
+        return Worth.over(self.looks[-WINDOW:]) if self.looks else None
+
+    @property
+    def still_learning(self) -> bool:
+        """Whether targets have become so much likelier since the window before, without being read, that the switch can wait."""
+        before, now = self.looks[:-WINDOW][-WINDOW:], self.looks[-WINDOW:]
+        return len(before) < WINDOW or 1 - Worth.over(now).unread / Worth.over(before).unread > STILL_LEARNING
 
     @property
     def phase(self) -> str:
@@ -153,8 +182,7 @@ class Schedule(TrainerCallback, ExportableState):
         self.reset_sums()
         if self.searches:
             if seen[0]:
-                told, helped = Worth(*seen).shares()
-                self.read, self.helped = _smoothed(self.read, told), _smoothed(self.helped, helped)
+                self.looks = [*self.looks, seen][-2 * WINDOW :]
             self._decide(args, state, control)
         elif self.in_cold_start and tokens:
             self.proposal_logp = _smoothed(self.proposal_logp, logprob / tokens)
@@ -166,20 +194,26 @@ class Schedule(TrainerCallback, ExportableState):
 
     def _decide(self, args: Any, state: Any, control: Any) -> None:
         """Switch, or give up, where the bounds allow it; either way the model is evaluated as it is then."""
-        if self.read is None or self.helped is None or state.global_step < self.updates[0]:
+        worth, step = self.worth, state.global_step
+        if worth is None or step < self.updates[0]:
             return
         before = self.phase
-        self.decided = state.global_step >= self.updates[1]
-        if self.decided and self.threshold and self.helped < HELPS:
-            self.gave_up_at = state.global_step
-            self._give_up(state)
-        elif self.in_cold_start and (self.decided or not self.threshold or self.read >= self.threshold):
-            self.switched_at = state.global_step
+        if self.switched_at is None:
+            waits = bool(self.threshold) and (worth.read < self.threshold or self.still_learning)
+            if not waits or (step >= self.updates[1] and worth.helped >= HELPS):
+                self.switched_at = step
+            elif step >= self.updates[1]:
+                self._give_up(state, worth)
+        elif not self.threshold or step >= self.switched_at + TRIAL:
+            self.decided = True
+            if self.threshold and worth.helped < HELPS:
+                self._give_up(state, worth)
         control.should_evaluate |= self.phase != before and args.eval_strategy != "no"
 
-    def _give_up(self, state: Any) -> None:
+    def _give_up(self, state: Any, worth: Worth) -> None:
+        self.gave_up_at, self.decided = state.global_step, True
         self.gave_up()
-        sees = NOTHING_HELPS.format(updates=state.global_step, helped=self.helped, least=HELPS)
+        sees = NOTHING_HELPS.format(updates=state.global_step, helped=worth.helped, least=HELPS)
         if state.is_world_process_zero:
             tqdm.write(f"Warning at update {state.global_step}: {sees}. {PLAIN}. To change it: {CHANGE}.")
         means = "warmups cannot pay from this start"

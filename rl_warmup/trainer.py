@@ -260,12 +260,14 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
     @torch.no_grad()
     def _measure_reading(self, model: Any, batch: WarmupBatch, scores: Scores) -> None:
-        """Tell the schedule what the group's warmups give over another prompt's, and over none."""
+        """Tell the schedule what the group's warmups give over another prompt's (of the starting model's), and over none."""
         prompts, size = batch.num_prompts, batch.group_size
-        other = score(model, self.rollout.against(batch).to(self.args.device), self.law).target_logprob
-        own, others = (logprobs[: prompts * size].view(prompts, size) for logprobs in (scores.target_logprob, other))
-        numbers = log_mean_exp(own), own.mean(1), log_mean_exp(others), other[prompts * size :]
-        self.schedule.observe_reading(Worth(*(number.sum().item() for number in numbers)))
+        others = self.rollout.against(batch.prompts, with_group=self.schedule.in_cold_start).to(self.args.device)
+        got = score(model, others, self.law).target_logprob
+        own = scores.target_logprob[: prompts * size].view(prompts, size)
+        bound, mean, none = log_mean_exp(own), own.mean(1), got[-prompts:]
+        other = log_mean_exp(got[:-prompts].view(prompts, -1)) if len(got) > prompts else none
+        self.schedule.observe_reading(Worth(*(part.sum().item() for part in (bound, mean, other, none))))
 
     def _judge(self, model: Any, batch: WarmupBatch, scores: Scores) -> RewardScores:
         groups = batch.num_prompts * batch.group_size
@@ -293,7 +295,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             logs["loss"] = logs["loss/policy"] + logs["loss/target"]  # Trainer's own forgets what preceded a restart
             if self.args.objective != "sft":
                 logs["phase"] = self.schedule.phase
-                known = {"proposal_logp": self.schedule.proposal_logp, "read": self.schedule.read}
+                worth = self.schedule.worth
+                known = {"proposal_logp": self.schedule.proposal_logp, "read": worth and worth.read}
                 logs |= {name: value for name, value in known.items() if value is not None}
             self._log_warmups()
         super().log(logs, start_time)
