@@ -110,7 +110,7 @@ class Sampler:
         Raises:
             ValueError: the file is another drawing's, or nobody's; on every process.
         """
-        prompts = [row["prompt_ids"] for row in self.encoder.encode_all(rows, "rows", show_progress)]
+        prompts = [row["prompt_ids"] for row in self.encoder.encode_all(rows, "rows", show_progress and is_main())]
         header = {**self.drawing.header(prompts), "rows_hash": rows_hash(rows)}
         begun = spread(lambda known: _begin(path, known, about, overwrite), [header])[0]  # the main process alone
         if isinstance(begun, str):
