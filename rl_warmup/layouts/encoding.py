@@ -6,7 +6,7 @@ Knows: a tokenizer and the limits. Must not know: networks, warmups. Every fault
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -24,7 +24,8 @@ class RowEncoder:
     """Turns rows with `prompt` and `target` (or TRL's `completion`) into rows that also hold ids.
 
     Added columns: `prompt_ids`, `target_ids` (ends with the end token) and `word_lengths` (tokens of each target word, so
-    that proposals can move words, not pieces of them). `counts` tells what was truncated or dropped.
+    that proposals can move words, not pieces of them). `counts` tells what was truncated or dropped. `beside` gives further
+    columns of a row by its number in the data set, dropped rows counted, and by how an error calls it.
     """
 
     tokenizer: Any
@@ -35,6 +36,7 @@ class RowEncoder:
     target_truncation: str = "error"
     encoder_decoder: bool = True
     counts: Counter = field(default_factory=Counter)
+    beside: Callable[[int, str], dict[str, Any]] | None = None
     _ahead: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False)  # (part, text) -> tokens
 
     def encode_all(
@@ -58,11 +60,12 @@ class RowEncoder:
             ahead = self._read_ahead(together)
             for row in together:
                 self._ahead = ahead
-                ids = self.encode(row, f"{name} row {index} (id {row.get('id', index)})")
+                where = f"{name} row {index} (id {row.get('id', index)})"
+                ids = self.encode(row, where)
                 self._ahead = {}  # the next row may be taken much later, and others be encoded meanwhile
                 index += 1
                 if ids is not None:
-                    yield ids
+                    yield ids if self.beside is None else {**ids, **self.beside(index - 1, where)}
 
     def encode(self, row: dict[str, Any], where: str) -> dict[str, Any] | None:
         """One row with its ids, or None where a policy drops it."""
