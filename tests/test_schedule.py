@@ -201,7 +201,7 @@ def looks(schedule: Schedule, *worths: Worth, start: int = 1, evaluates: str = "
         schedule.observe_reading(worth)
         state = SimpleNamespace(global_step=step, is_world_process_zero=False)
         control = SimpleNamespace(should_evaluate=False)
-        schedule.on_step_end(SimpleNamespace(eval_strategy=evaluates), state, control)
+        schedule.on_step_end(SimpleNamespace(eval_strategy=evaluates, disable_tqdm=True), state, control)
         asked += [step] * control.should_evaluate
     return asked
 
