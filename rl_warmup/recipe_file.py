@@ -1,14 +1,17 @@
 """A recipe as text: one YAML file and the flags over it become one flat mapping.
 
-Knows: YAML and how flags are written. Must not know: which settings there are (`config` checks them), torch, transformers.
+Knows: YAML, how flags are written, and which values nobody else may read. Must not know: which settings there are (`config` checks them), torch, transformers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+VOCABULARY = tuple(f"{kind}_token" for kind in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "separator"))
 
 
 def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -22,6 +25,36 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
         ValueError: there is no such file, it is no mapping, or a flag cannot be read.
     """
     return {**(read_yaml(Path(path)) if path is not None else {}), **_read_flags(list(overrides))}
+
+
+def masked(values: Mapping[str, Any], inside: bool = False) -> dict[str, Any]:
+    """The settings as they may be written down: what `*_token` (hub_token) holds is replaced by `<HUB_TOKEN>`.
+
+    Inside of other mappings (`task_kwargs`, the kwargs of a reward) texts called password, secret or API key go too, while a
+    vocabulary's tokens stay.
+    """
+    out = {}
+    for key, value in values.items():
+        secret = _is_secret(str(key).lower(), inside) and (isinstance(value, str) or not inside)
+        out[key] = f"<{str(key).upper()}>" if secret and value is not None else _opened(value)
+    return out
+
+
+def is_masked(key: str, value: Any) -> bool:
+    """Whether a value is what `masked` leaves of a secret."""
+    return value == f"<{key.upper()}>"
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return masked(value, inside=True)
+    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_secret(name: str, inside: bool) -> bool:
+    if not inside:
+        return name.endswith("_token")
+    return name.endswith(("token", "password", "secret", "api_key", "apikey")) and name not in VOCABULARY
 
 
 def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> dict[str, Any]:

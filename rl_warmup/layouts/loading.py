@@ -54,11 +54,11 @@ def load_model(
     if Path(name, ADAPTER_FILE).is_file():
         return _load_adapted(name, texts, **kwargs)
     try:
-        config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=kwargs.get("revision"))
+        config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=kwargs.get("revision"), trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with whole_on_every_process():
-            model = auto.from_pretrained(name, **kwargs)
+            model = auto.from_pretrained(name, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:
         looks_local = Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
         what = f"{name!r} is no folder" if looks_local and not Path(name).is_dir() else f"{name!r} could not be loaded"
@@ -95,8 +95,9 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     if not base or not base.strip():
         raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
     model, _ = load_model(base, texts, **kwargs)
-    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    return merged.requires_grad_(True), AutoTokenizer.from_pretrained(folder)  # peft has frozen the base model
+    merged = PeftModel.from_pretrained(model, folder, trust_remote_code=False).merge_and_unload()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return merged.requires_grad_(True), tokenizer  # peft has frozen the base model
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:
@@ -109,7 +110,9 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     """
     from peft import get_peft_model
 
-    saved = AutoConfig.from_pretrained(model.name_or_path) if model.name_or_path else None
+    saved = (
+        AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False) if model.name_or_path else None
+    )
     if saved is None or saved.get_text_config(decoder=True).vocab_size != model.get_input_embeddings().num_embeddings:
         why = "has random weights" if saved is None else "was grown by a separator token"
         raise ValueError(

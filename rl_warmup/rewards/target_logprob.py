@@ -53,7 +53,7 @@ class TargetLogProb:
 
         path = self.model_name_or_path
         try:
-            config = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         except Exception as error:
             raise ValueError(f"No model configuration can be read from {path!r} ({error}). Check the name.") from error
         is_encoder_decoder = isinstance(layout, Seq2SeqLayout)
@@ -67,7 +67,8 @@ class TargetLogProb:
         try:
             with whole_on_every_process():
                 model = auto.from_pretrained(
-                    path, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True
+                    path, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True,
+                    trust_remote_code=False,
                 )
         except Exception as error:
             raise ValueError(f"The weights of {path!r} cannot be loaded as safetensors ({error}).") from error
@@ -128,7 +129,8 @@ def _check_vocabulary(path: str, rows: int, tokenizer: Any, policy_rows: int) ->
             )
         return
     own = tokenizer.get_vocab()
-    for token, index in AutoTokenizer.from_pretrained(path).get_vocab().items():
+    beside = AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
+    for token, index in beside.items():
         if own.get(token) != index:
             raise ValueError(
                 f"The generator {path!r} has another vocabulary: its token {token!r} is {index}, the policy's is "

@@ -1,6 +1,6 @@
 """Knows how to fetch a data set by name through Hugging Face `datasets`; must not know file formats.
 
-Code that a data set may carry is never run (`trust_remote_code` is not passed). A local folder of files works as a
+Code that a data set may carry is never run (`trust_remote_code=False`). A local folder of files works as a
 name too.
 """
 
@@ -203,7 +203,7 @@ def _load_dataset(
     }
     settings |= {"streaming": True} if stream else {}
     try:
-        return dict(datasets.load_dataset(dataset_name, **settings))
+        return dict(datasets.load_dataset(dataset_name, trust_remote_code=False, **settings))
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         raise ValueError(
