@@ -24,8 +24,8 @@ from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.recipe_file import is_masked, masked, read_values
 
 REMOTE_CODE = (
-    "trust_remote_code: is {value!r}, but code that lies beside a model or a data set is never run. Leave the setting out; for an "
-    "architecture that is not part of transformers, load the model yourself and give it to WarmupTrainer(model=...)."
+    "trust_remote_code: is {value!r}, but code that lies beside a model or a data set is never run. Leave the setting out; for "
+    "an architecture that is not part of transformers, load the model yourself and give it to WarmupTrainer(model=...)."
 )
 SINGLE_GROUP_OBJECTIVES = ("sft", "marginal", "joint")  # the rules of every other one compare warmups of a group
 

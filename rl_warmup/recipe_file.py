@@ -1,6 +1,7 @@
 """A recipe as text: one YAML file and the flags over it become one flat mapping.
 
-Knows: YAML, how flags are written, and which values nobody else may read. Must not know: which settings there are (`config` checks them), torch, transformers.
+Knows: YAML, how flags are written, and which values nobody else may read.
+Must not know: which settings there are (`config` checks them), torch, transformers.
 """
 
 from __future__ import annotations

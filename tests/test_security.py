@@ -52,7 +52,11 @@ def unsafe_calls(text: str) -> list[int]:
 
 
 def test_every_load_says_that_no_code_is_trusted():
-    assert unsafe_calls("AutoModel.from_pretrained(x)\nload_dataset(x, trust_remote_code=True)\na.pipeline()") == [1, 2, 3]
+    assert unsafe_calls("AutoModel.from_pretrained(x)\nload_dataset(x, trust_remote_code=True)\na.pipeline()") == [
+        1,
+        2,
+        3,
+    ]
     assert not unsafe_calls("AutoModel.from_pretrained(x, trust_remote_code=False)")
     calls = {str(path.relative_to(ROOT)): unsafe_calls(path.read_text("utf-8")) for path in FILES}
     assert not {path: lines for path, lines in calls.items() if lines}

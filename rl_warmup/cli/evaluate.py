@@ -28,8 +28,8 @@ def command(args: list[str]) -> None:
     parser.add_argument("--metrics", nargs="*", type=_metric, metavar="METRIC",
                         help="in place of the recipe's: bleu, chrf++, ..., or '{name: bertscore, kwargs: {...}}'")  # fmt: skip
     parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
-                        help="run code that the run's recipe names as its task or a metric (module:function, file.py:function, a "
-                             "command): only these, or with no NAME all, after saying which; without it, such a run is refused")  # fmt: skip
+                        help="run code that the run's recipe names as its task or a metric (module:function, file.py:function, "
+                             "a command): only these, or with no NAME all, saying which; without it, refused")  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")

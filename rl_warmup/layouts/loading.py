@@ -110,9 +110,7 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     """
     from peft import get_peft_model
 
-    saved = (
-        AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False) if model.name_or_path else None
-    )
+    saved = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False) if model.name_or_path else None
     if saved is None or saved.get_text_config(decoder=True).vocab_size != model.get_input_embeddings().num_embeddings:
         why = "has random weights" if saved is None else "was grown by a separator token"
         raise ValueError(

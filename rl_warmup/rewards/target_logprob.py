@@ -67,7 +67,10 @@ class TargetLogProb:
         try:
             with whole_on_every_process():
                 model = auto.from_pretrained(
-                    path, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True,
+                    path,
+                    config=config,
+                    dtype=getattr(torch, self.dtype),
+                    use_safetensors=True,
                     trust_remote_code=False,
                 )
         except Exception as error:
