@@ -52,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
     "validation": {"diagnostics", "generation", "hold", "launched", "layouts", "run_folder"},
     "likelihood": {"batch", "diagnostics", "generation", "layouts", "objectives", "sharing"},
     "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "sharing", "tasks"},
-    "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout"},
+    "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout", "tasks"},
     "run": {"_trl", "checkpoints", "config", "evaluation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
     "demo": {"config", "demo_words", "report", "run", "run_folder", "tasks"},
     "demo_words": set(),

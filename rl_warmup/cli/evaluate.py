@@ -100,9 +100,9 @@ def _refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
 
 def _metric(text: str) -> Any:
     """A metric's name, or its mapping of name and kwargs as in a recipe."""
-    import yaml
+    from rl_warmup.recipe_file import load_yaml
 
-    return yaml.safe_load(text) if text.startswith("{") else text
+    return load_yaml(text) if text.startswith("{") else text
 
 
 def _names(asked: list[str], other_run: str | None) -> list[str]:
