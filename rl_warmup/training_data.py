@@ -14,9 +14,10 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
-from rl_warmup.layouts.encoding import RowEncoder
-from rl_warmup.proposals import ANOTHERS, REFERENCE
+from rl_warmup.layouts.encoding import UNSPACED, RowEncoder
+from rl_warmup.proposals import ANOTHERS, DRAFT, REFERENCE
 
+UNCUT = 4  # letters of a target without spaces from which on it should have more than one word
 COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
 
 
@@ -27,6 +28,10 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
     encoded = encoder.encode_all(rows, name, show_progress=not args.disable_tqdm)
     if encoder.counts:
         print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
+    if said := encoder.writable.say(name):
+        print(said)
+    if name == "train":
+        _refuse_words(encoded, args.proposals)
     return encoded
 
 
@@ -104,6 +109,22 @@ class EncodedStream(IterableDataset):
                 raise ValueError(
                     f"train: no row is left to use ({dict(self.encoder.counts) or 'the stream is empty'})."
                 )
+
+
+def _refuse_words(rows: list[dict[str, Any]], proposals: list[Any]) -> None:
+    """Proposals move words; where the tokenizer makes one token of a whole text without spaces, they are the target itself.
+
+    Raises:
+        ValueError: for such rows, if they are most.
+    """
+    moving = [name for name in proposals if name not in (REFERENCE, "stored", DRAFT, "filler")]
+    whole = [row for row in rows if len(row["word_lengths"]) == 1 and len(UNSPACED.findall(row["target"])) >= UNCUT]
+    if moving and len(whole) > len(rows) / 2:
+        raise ValueError(
+            f"proposals: {moving[0]} moves the target's words, but the tokenizer makes one token of all of it in {len(whole)} of "
+            f"{len(rows)} training rows (id {whole[0]['id']}, {whole[0]['target'][:40]!r}), so a proposal would be the target "
+            f"itself. Use a tokenizer of pieces (scratch: {{tokenizer: subwords}}), or other proposals."
+        )
 
 
 def callbacks_for(rows: Any) -> list[TrainerCallback]:
