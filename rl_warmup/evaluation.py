@@ -12,6 +12,7 @@ from typing import Any
 
 from rl_warmup.generation import CONTROLS, FORCED, Writer, control_warmups
 from rl_warmup.layouts.encoding import RowEncoder
+from rl_warmup.layouts.positions import Positions
 from rl_warmup.likelihood import rank_choices, rerank, target_likelihood
 from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.run_folder import read_jsonl, write_jsonl
@@ -141,7 +142,8 @@ def _ceiling(task: Task, rows: list[dict[str, Any]], writer: Writer) -> dict[str
 
 def inference_encoder(writer: Writer) -> RowEncoder:
     """Encodes rows for a loaded model as training did; over-long prompts are cut, as nothing is lost by predicting."""
+    positions = Positions.of(writer.model, writer.law.max_length, writer.inference == "policy")
     return RowEncoder(
         writer.tokenizer, writer.law.separator_id, writer.max_prompt_length, None, prompt_truncation="right",
-        encoder_decoder=writer.model.config.is_encoder_decoder,
+        encoder_decoder=writer.model.config.is_encoder_decoder, positions=positions,
     )  # fmt: skip

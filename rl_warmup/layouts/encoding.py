@@ -16,6 +16,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl_warmup.layouts.positions import Positions
+
 # What encoding and training add to a row of data, beside its own columns.
 ADDED = ("prompt_ids", "target_ids", "word_lengths", "reference", "reference of another prompt", "stored")
 # Letters and signs of scripts that put no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese.
@@ -61,6 +63,7 @@ class RowEncoder:
     prompt_truncation: str = "error"
     target_truncation: str = "error"
     encoder_decoder: bool = True
+    positions: Positions | None = None
     counts: Counter = field(default_factory=Counter)
     writable: Writable = field(default_factory=Writable, init=False)
     _ahead: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False)  # (part, text) -> tokens
@@ -127,6 +130,8 @@ class RowEncoder:
             raise ValueError(
                 f"{where}: the target holds {found}, which the layout needs for itself. Remove it from the text."
             )
+        if self.positions is not None:
+            self.positions.check(len(prompt_ids), len(limited), where)
         row.setdefault("id", where)
         words = _cut(word_lengths, len(limited) - 1)
         return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
@@ -179,6 +184,8 @@ class RowEncoder:
             where = f"prompt {index}"
             ids = self._limit(self._prompt_ids(prompt), "prompt", where)
             if ids is not None:
+                if self.positions is not None:
+                    self.positions.check(len(ids), 1, where)
                 rows.append({"id": where, "prompt": prompt, "prompt_ids": ids})
         return rows
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rl_warmup.layouts.stored import check_head
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
+from rl_warmup.layouts.whole import check_adapter, check_kind, check_tokenizer, load_weights
 from rl_warmup.starts import PREFIX, resolve
 
 ADAPTER_FILE = "adapter_config.json"
@@ -35,31 +36,37 @@ def load_model(
 
     Args:
         name: a folder, a hub name, `scratch-t5` / `scratch-llama` for random weights, or `start:<name>` for a small
-            pretrained model of this package, which is loaded in float32 unless another dtype is asked for.
+            pretrained model of this package.
         texts: gives the training text from which the tokenizer of a scratch model is made.
         scratch: sizes of a scratch model (`layouts.tiny.TinySize`).
         seed: of the random weights.
-        kwargs: passed to `from_pretrained` (dtype, revision, attn_implementation).
+        kwargs: passed to `from_pretrained` (dtype, revision, attn_implementation). Without a dtype the weights are float32
+            whatever the checkpoint stores, as small steps of Adam are lost in bfloat16; "auto" takes what it stores.
 
     Raises:
-        ValueError: the model cannot be found, the sizes make no sense, or the output head is not the checkpoint's.
+        ValueError: the model cannot be found, is of another kind, lacks tensors or its tokenizer, the sizes make no sense, or
+            the output head is not the checkpoint's.
     """
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
         return build_model(SCRATCH[name], tokenizer, size, seed), tokenizer
+    kwargs = {"dtype": "float32", **kwargs}
     if name.startswith(PREFIX):
         name = resolve(name)
-        kwargs = {"dtype": "float32", **kwargs}
     if Path(name, ADAPTER_FILE).is_file():
         return _load_adapted(name, texts, **kwargs)
     try:
         config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=kwargs.get("revision"), trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        check_kind(config, name)
+        check_tokenizer(tokenizer, name, kwargs.get("revision"))
         with whole_on_every_process():
-            model = auto.from_pretrained(name, trust_remote_code=False, **kwargs)
+            model = load_weights(auto, name, **kwargs)
     except (OSError, ValueError) as error:
+        if str(error).startswith("model_name_or_path:"):
+            raise
         looks_local = Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
         what = f"{name!r} is no folder" if looks_local and not Path(name).is_dir() else f"{name!r} could not be loaded"
         hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5 or scratch-llama"
@@ -95,7 +102,11 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     if not base or not base.strip():
         raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
     model, _ = load_model(base, texts, **kwargs)
-    merged = PeftModel.from_pretrained(model, folder, trust_remote_code=False).merge_and_unload()
+    shared = shared_weights(model)
+    adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+    _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
+    check_adapter(folder, adapted)
+    merged = adapted.merge_and_unload()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return merged.requires_grad_(True), tokenizer  # peft has frozen the base model
 
@@ -123,7 +134,36 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
             f"{peft_config.peft_type} adapters put tokens of their own before the prompt, and warmups would be sampled "
             f"without them. Use LoRA or another adapter that changes layers."
         )
-    return get_peft_model(model, peft_config)
+    shared = shared_weights(model)
+    adapted = get_peft_model(model, peft_config)
+    _refuse_shared(adapted, shared, "lora_target_modules: the adapter")
+    return adapted
+
+
+def shared_weights(model: nn.Module) -> dict[int, list[str]]:
+    """By id, the weights that stand in several places of a model (tied embeddings), with the names of these places."""
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+            places.setdefault(id(weight), []).append(name)
+    return {key: names for key, names in places.items() if len(names) > 1}
+
+
+def _refuse_shared(adapted: nn.Module, shared: dict[int, list[str]], what: str) -> None:
+    """An adapter changes one place of a shared weight while it is trained, and all of them when it is merged.
+
+    Raises:
+        ValueError: naming the places.
+    """
+    for name, module in adapted.named_modules():
+        base = getattr(module, "base_layer", getattr(module, "original_module", None))
+        names = shared.get(id(getattr(base, "weight", None)))
+        if names:
+            raise ValueError(
+                f"{what} changes {name.removeprefix('base_model.model.')}, whose weight is shared by {', '.join(names)} (tied "
+                f"embeddings): it would be trained as one model and loaded as another. Leave embeddings and head out of its "
+                f"target and saved modules."
+            )
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from rl_warmup.layouts import Layout, Seq2SeqLayout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import whole_on_every_process
 from rl_warmup.layouts.scoring import enable_scoring, score
+from rl_warmup.layouts.whole import load_weights
 
 DTYPES = ("float32", "bfloat16")
 
@@ -66,13 +67,7 @@ class TargetLogProb:
         auto = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
         try:
             with whole_on_every_process():
-                model = auto.from_pretrained(
-                    path,
-                    config=config,
-                    dtype=getattr(torch, self.dtype),
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                )
+                model = load_weights(auto, path, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True)
         except Exception as error:
             raise ValueError(f"The weights of {path!r} cannot be loaded as safetensors ({error}).") from error
         rows: Any = model.get_input_embeddings().num_embeddings
