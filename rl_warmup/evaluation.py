@@ -81,8 +81,8 @@ class Evaluation:
         out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
         out["metric_specs"] = list(task.metrics)
         if said:
-            out["ceiling"] = _ceiling(task, rows, writer)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in out["ceiling"].items())
+            ceiling = out["ceiling"] = _ceiling(task, rows, writer)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in ceiling.items())
             print(f"{said} The most that can be reached: {shown}." if shown else said)
         scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
         return {**out, **likelihood, "metrics": scores}

@@ -48,7 +48,11 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments) -> An
 
 def first_rows(rows: Any, counted: bool) -> list[dict[str, Any]]:
     """The encoded training rows. Of a stream the first one, or enough to count words in."""
-    return rows.first(COUNTED if counted else 1) if isinstance(rows, EncodedStream) else rows or []
+    if not isinstance(rows, EncodedStream):
+        return rows or []
+    first = rows.first(COUNTED if counted else 1)
+    _refuse_words(first, rows.proposals)
+    return first
 
 
 class EncodedStream(IterableDataset):
@@ -66,7 +70,7 @@ class EncodedStream(IterableDataset):
     def __init__(self, encoder: RowEncoder, source: Any, args: TrainingArguments) -> None:
         _check(source, args)
         args.accelerator_config.dispatch_batches = False  # the main process would send tensors alone
-        self.encoder, self.source = encoder, source
+        self.encoder, self.source, self.proposals = encoder, source, args.proposals
         self.rows_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.length = args.max_steps * self.rows_per_update
         self.reference: list[tuple[Any, Any]] = []  # of the first rows: the starting model's warmups, and another row's

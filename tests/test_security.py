@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from rl_warmup.cli.launch import _masked
 from rl_warmup.cli.main import main
 from rl_warmup.config import WarmupConfig, build_recipe
 from rl_warmup.layouts.loading import load_model
@@ -100,6 +101,11 @@ def test_tokens_are_masked_in_what_is_written(tmp_path):
     written["rewards"] = []
     assert build_recipe(written).config.hub_token is None  # a run's own recipe can be read again
     assert masked({"hub_token": None, "seed": 1}) == {"hub_token": None, "seed": 1}
+
+
+def test_a_token_is_not_printed_with_the_launch_line():
+    words = ["train", "--hub_token", "SECRET", "--seed", "1", "--hub_token=SECRET", "hub_token=SECRET"]
+    assert _masked(words) == ["train", "--hub_token", "...", "--seed", "1", "--hub_token=...", "hub_token=..."]
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rl_warmup.layouts.stored import check_head
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
-from rl_warmup.layouts.whole import check_adapter, check_kind, check_tokenizer, load_weights
+from rl_warmup.layouts.whole import check_adapter, check_kind, load_tokenizer, load_weights
 from rl_warmup.starts import PREFIX, resolve
 
 ADAPTER_FILE = "adapter_config.json"
@@ -58,10 +58,9 @@ def load_model(
         return _load_adapted(name, texts, **kwargs)
     try:
         config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=kwargs.get("revision"), trust_remote_code=False)
+        tokenizer = load_tokenizer(name, kwargs.get("revision"))
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         check_kind(config, name)
-        check_tokenizer(tokenizer, name, kwargs.get("revision"))
         with whole_on_every_process():
             model = load_weights(auto, name, **kwargs)
     except (OSError, ValueError) as error:
@@ -69,6 +68,8 @@ def load_model(
             raise
         looks_local = Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
         what = f"{name!r} is no folder" if looks_local and not Path(name).is_dir() else f"{name!r} could not be loaded"
+        if "custom code" in str(error):
+            what += ", as it needs code of its own, which is never run"
         hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5 or scratch-llama"
         raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
     check_head(model, name, kwargs.get("revision"))
@@ -107,8 +108,7 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
     check_adapter(folder, adapted)
     merged = adapted.merge_and_unload()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return merged.requires_grad_(True), tokenizer  # peft has frozen the base model
+    return merged.requires_grad_(True), load_tokenizer(folder)  # peft has frozen the base model
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
@@ -21,6 +22,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "source.spm",
     "tekken.json", "vocab.bpe",
 )  # fmt: skip
+SAVE = "Save the model's tokenizer into that folder: tokenizer.save_pretrained({name!r})."
 SHOWN = 4  # names in an error
 
 
@@ -69,6 +71,29 @@ def load_weights(auto: Any, name: str, **kwargs: Any) -> Any:
     return model
 
 
+class NoTokenizer(ValueError):
+    """The files of a tokenizer are missing."""
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or a hub name.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if "custom code" in str(error) or any(stored_file(name, file, revision) for file in TOKENIZER_FILES):
+            raise
+        files = ", ".join(TOKENIZER_FILES[:3])
+        raise NoTokenizer(
+            f"model_name_or_path: {name} holds no tokenizer (none of {files} or the like). {SAVE.format(name=name)}"
+        ) from error
+    check_tokenizer(tokenizer, name, revision)
+    return tokenizer
+
+
 def check_tokenizer(tokenizer: Any, name: str, revision: str | None = None) -> None:
     """Refuse a tokenizer that transformers has made up because the folder has no files of one.
 
@@ -79,9 +104,9 @@ def check_tokenizer(tokenizer: Any, name: str, revision: str | None = None) -> N
     if not names:
         return  # bytes need no files
     if not any(stored_file(name, file, revision) for file in {*names, *TOKENIZER_FILES}):
-        raise ValueError(
+        raise NoTokenizer(
             f"model_name_or_path: {name} holds no tokenizer (none of {', '.join(sorted({*names, 'tokenizer.json'}))}), so all "
-            f"text would be unknown. Save the model's tokenizer into that folder: tokenizer.save_pretrained({str(name)!r})."
+            f"text would be unknown. {SAVE.format(name=name)}"
         )
 
 

@@ -218,6 +218,8 @@ def _load_dataset(
     try:
         return dict(datasets.load_dataset(dataset_name, trust_remote_code=False, **settings))
     except Exception as error:
+        if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # which says what and where
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         raise ValueError(
             f"data set '{dataset_name}' could not be loaded ({reason}); check the name, the configuration "

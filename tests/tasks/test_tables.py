@@ -168,3 +168,13 @@ def test_logiqa_as_published(tmp_path, kind):
     assert [(row["id"], row["target"], row["choices_style"]) for row in task.splits["train"]] == [
         ("10", "B", "letter"), ("10", "A", "letter"),
     ]  # fmt: skip
+
+
+def test_a_key_that_stands_twice_in_a_data_set(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a", "target": "b", "target": "c"}\n')
+    files = {"train": str(tmp_path / "r.jsonl")}
+    with pytest.raises(ValueError, match=r"could not be loaded.*target"):
+        load_task(
+            "hub", dataset_name="json", data_files=files, cache_dir=str(tmp_path / "c"), validation=None, test=None
+        )
