@@ -18,6 +18,7 @@ from rl_warmup.cli.launch import _masked
 from rl_warmup.cli.main import main
 from rl_warmup.config import WarmupConfig, build_recipe
 from rl_warmup.layouts.loading import load_model
+from rl_warmup.metrics import compute
 from rl_warmup.recipe_file import masked
 
 ROOT = Path(__file__).parents[1]
@@ -181,3 +182,17 @@ def test_reporting_a_received_run_runs_no_code(run, tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("PWNED"))
+
+
+def test_code_of_a_metric_s_model_never_runs(tmp_path, monkeypatch):
+    pytest.importorskip("bert_score")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    for name in ("configuration_evil", "modeling_evil"):
+        (tmp_path / "m" / f"{name}.py").write_text(f"open('PWNED-{name}', 'w')")
+    auto_map = {"AutoConfig": "configuration_evil.C", "AutoModel": "modeling_evil.M"}
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto_map}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("yes\n" * 20))
+    with pytest.raises(ValueError, match="bertscore"):
+        compute([{"name": "bertscore", "kwargs": {"model": str(tmp_path / "m"), "num_layers": 1}}], ["a"], ["a"])
+    assert not list(tmp_path.glob("PWNED*"))
