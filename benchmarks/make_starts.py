@@ -55,6 +55,7 @@ class Start:
     size: dict[str, Any] = field(default_factory=dict)
     rate: float = RATE
     goes_on_from: str | None = None  # the start whose weights it begins with; random ones for None
+    dropout: float = 0.0  # written into its configuration for `disable_dropout: false`; it is pretrained without
 
 
 def main() -> None:
@@ -178,14 +179,14 @@ EVEN = dict.fromkeys(SKILLS, 1 / len(SKILLS))
 # skill has to be learned first.
 RARE = {skill: 0.03 if skill == "totals" else 0.194 for skill in SKILLS}
 LEGS_LLAMA = {"width": 128, "layers": 4, "feed_forward": 352, "tokenizer": "digits"}
-LEGS_T5 = {"width": 128, "layers": 3, "encoder_layers": 2, "tokenizer": "digits"}
+LEGS_T5 = {"width": 128, "layers": 3, "tokenizer": "digits"}
 LIST = {"width": 96, "layers": 2, "tokenizer": "words"}
 
 STARTS = {
-    "legs-llama": Start("llama", leg_prompts, leg_habits, LEGS_SHARES, 2000, LEGS_LLAMA),
+    "legs-llama": Start("llama", leg_prompts, leg_habits, LEGS_SHARES, 2000, LEGS_LLAMA, dropout=0.1),
     "skills-llama": Start("llama", ledger_prompts, list_skills, EVEN, 1500, LIST),
     "skills-t5": Start("t5", ledger_prompts, list_skills, EVEN, 4500, LIST),
-    "legs-t5": Start("t5", leg_prompts, leg_habits, LEGS_SHARES, 3000, LEGS_T5),
+    "legs-t5": Start("t5", leg_prompts, leg_habits, LEGS_SHARES, 3000, LEGS_T5, dropout=0.1),
     "copies-llama": Start("llama", ledger_prompts, list_skills, {"copy": 1.0}, 600, LIST),
     "rare-llama": Start("llama", ledger_prompts, list_skills, RARE, 300, LIST, 5e-4, goes_on_from="skills-llama"),
     "copies-t5": Start("t5", ledger_prompts, list_skills, {"copy": 1.0}, 1500, LIST),
@@ -221,6 +222,9 @@ def make(name: str, start: Start, seed: int = 0) -> None:
     pretrain(model, tokenizer, start, prompts, random.Random(seed + 1), name)
     spent = [round(now - then) for now, then in zip((time.process_time(), time.time()), began, strict=True)]
     folder = HOME / name
+    for setting in ("attention_dropout", "dropout_rate"):
+        if hasattr(model.config, setting):
+            setattr(model.config, setting, start.dropout)
     save(model, tokenizer, folder)
     record = {
         "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": ROWS,

@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -28,7 +29,7 @@ from rl_warmup.run_folder import read_jsonl
 from rl_warmup.tasks.legs import worked
 
 COLUMNS = ("task", "model", "arm", "control", "seed", "metric", "value", "updates", "train_seconds", "switched_at")
-COMPUTE_MARGIN = 1.2  # SFT at equal compute gets at least the main arm's seconds, so err on its side
+COMPUTE_MARGIN = 1.1  # SFT at equal compute gets at least the main arm's seconds, so err on its side
 SEEDS = (1, 2, 3)
 HEADLINE = "exact_match"
 Curves = dict[str, list[list[tuple[float, float]]]]  # arm -> a line per seed
@@ -102,7 +103,7 @@ PARTS: dict[str, Callable[[Path], list[Experiment]]] = {
             dict.fromkeys(("sft", "sft_equal_compute", "reading"), SEEDS)
             | dict.fromkeys(("filler", "marginal", "marginal_kl"), SEEDS[:1]),
         ),
-        _ledger("t5", recipes, dict.fromkeys(("sft", "filler", "warmup"), SEEDS[:1])),
+        _ledger("t5", recipes, dict.fromkeys(("sft", "warmup"), SEEDS[:1])),
     ],
     "legs": lambda recipes: [_searching("legs-llama", recipes)],
     "legs-t5": lambda recipes: [_searching("legs-t5", recipes)],
@@ -224,10 +225,18 @@ def _settings(job: Job, output: Path, results: dict[str, dict[str, Any]]) -> lis
 
 
 def _one_thread() -> None:
+    """One thread for the arithmetic; another one ends the worker when the demo is gone, which would train on for nobody."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _run(flags: list[str], folder: Path) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 from transformers.trainer_utils import SaveStrategy
 
 from rl_warmup.batch import Warmup
+from rl_warmup.drawing import Drawing
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.proposals import ANOTHERS, REFERENCE
-from rl_warmup.reference import FILE, Drawing, StartingPolicy, reference_warmups
+from rl_warmup.reference import FILE, StartingPolicy, reference_warmups
 from rl_warmup.resumable import ResumableTrainer
 from rl_warmup.rollout import Rollout
 from rl_warmup.run_folder import RunFolder, clock

@@ -122,7 +122,10 @@ def option_names() -> list[str]:
 class TaskOptions:
     """Where rows come from, and what a recipe says besides training."""
 
-    task: str = _option("ledger", "ledger, translation, summarization, multiple_choice, file, hub, or module:function.")
+    task: str = _option(
+        "ledger",
+        "legs, ledger, reasoning_gym, translation, summarization, multiple_choice, file, hub, or module:function.",
+    )
     task_kwargs: dict | None = _option(None, "Arguments of the task, e.g. {train_size: 2000}.")
     scratch: dict | None = _option(None, "Sizes of a scratch-t5 / scratch-llama model: width, layers, heads, ...")
     metrics: list = _option([], "Names or {name, kwargs} in place of the task's own metrics; see docs/metrics.md.")

@@ -107,6 +107,12 @@ class ResumableTrainer(Trainer):
                 if main_process:
                     checkpoints.clear_unfinished(run)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Trainer's, which calls a tied weight missing where its twin was loaded."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint and self.changed_makers:

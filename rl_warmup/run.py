@@ -71,6 +71,8 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         "updates": trainer.state.global_step,
         "train_seconds": round(trainer.run_folder.train_seconds, 3),
         "switched_at": trainer.schedule.switched_at,
+        "gave_up_at": trainer.schedule.gave_up_at,
+        "model_of_update": trainer.best_at() or trainer.state.global_step,
         "truncation": dict(trainer.encoder.counts + trainer.eval_encoder.counts),
         **scored,
     }

@@ -103,7 +103,9 @@ class ProgressBar(ProgressCallback):
 class ProgressLine(TrainerCallback):
     """One readable line per log instead of a dictionary."""
 
-    SHOWN = ("loss", "target_logprob", "gain", "ess", "tau", "warmup_logp", "completions/mean_length", "learning_rate")
+    SHOWN = (
+        "loss", "target_logprob", "gain", "ess", "tau", "warmup_logp", "read", "kl", "completions/mean_length", "learning_rate",
+    )  # fmt: skip
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or args.disable_tqdm or not logs:

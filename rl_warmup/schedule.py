@@ -29,6 +29,7 @@ NOTHING_HELPS = (
     "nothing that the starting model writes helps this target: after {updates} updates warmups take away {helped:.1%} of the "
     "target's surprise beyond another prompt's or none, and less than {least:.0%} does not pay"
 )
+SWITCH = "Update {step}: the samples are read ({read:.1%} of the target's surprise); from here on the policy writes the warmups."
 PLAIN = "From here on the run is plain fine-tuning without warmups"
 CHANGE = "start from a model that has a useful habit, give `stored_warmups`, or raise max_reading_updates where the habit is rare"
 
@@ -202,6 +203,8 @@ class Schedule(TrainerCallback, ExportableState):
             waits = bool(self.threshold) and (worth.read < self.threshold or self.still_learning)
             if not waits or (step >= self.updates[1] and worth.helped >= HELPS):
                 self.switched_at = step
+                if state.is_world_process_zero and not args.disable_tqdm:
+                    tqdm.write(SWITCH.format(step=step, read=worth.read))
             elif step >= self.updates[1]:
                 self._give_up(state, worth)
         elif not self.threshold or step >= self.switched_at + TRIAL:

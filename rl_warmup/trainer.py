@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,10 +33,10 @@ from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, 
 from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.positions import Positions
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
-from rl_warmup.layouts.tokens import declare_tokens, end_by_separator, read_layout
+from rl_warmup.layouts.tokens import LayoutTokens, declare_tokens, end_by_separator, read_layout
 from rl_warmup.objectives.losses import hold_loss, weighted_loss
 from rl_warmup.objectives.weights import log_mean_exp
-from rl_warmup.proposals import REFERENCE
+from rl_warmup.proposals import REFERENCE, STORED
 from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
@@ -43,6 +44,7 @@ from rl_warmup.schedule import Schedule, Worth
 from rl_warmup.search import SearchTrainer, first_model
 from rl_warmup.training_data import callbacks_for, encode_rows, first_rows, training_rows
 from rl_warmup.validation import TextMetrics, ValidatingTrainer
+from rl_warmup.warmup_files import StoredWarmups
 
 
 class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
@@ -123,7 +125,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             self.encoder, max_target_length=None, counts=Counter(),
             prompt_truncation="right" if args.prompt_truncation == "drop" else args.prompt_truncation,
         )  # fmt: skip
-        train_rows = training_rows(self.encoder, train_dataset, args)
+        train_rows = training_rows(self.encoder, train_dataset, args, _stored(args, processing_class, tokens))
         eval_rows = encode_rows(self.eval_encoder, eval_dataset, "validation", args)
         self.text_metrics = compute_metrics
         # Ranks seed their sampling apart (below), but must shuffle the rows alike, or rows repeat and go missing.
@@ -372,3 +374,12 @@ def _ends_by_separator(args: WarmupConfig, model: Any, peft_config: Any) -> bool
         return args.separator_init == "end_token"
     trained_here = bool(model.name_or_path) and bool(read_layout(model.name_or_path))
     return REFERENCE in args.proposals and args.objective != "sft" and peft_config is None and not trained_here
+
+
+def _stored(args: WarmupConfig, tokenizer: Any, tokens: LayoutTokens) -> StoredWarmups | None:
+    """The file of warmups that this run trains on, if it does."""
+    if STORED not in args.proposals or args.objective == "sft":
+        return None
+    forbidden = {*tokens.banned.nonzero()[:, 0].tolist(), tokens.separator_id}
+    path = Path(str(args.stored_warmups))
+    return StoredWarmups(path, tokenizer, forbidden, args.num_warmups, args.max_warmup_length)

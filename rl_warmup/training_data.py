@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from rl_warmup.layouts.encoding import UNSPACED, RowEncoder
 from rl_warmup.proposals import ANOTHERS, DRAFT, REFERENCE
+from rl_warmup.warmup_files import StoredWarmups
 
 UNCUT = 4  # letters of a target without spaces from which on it should have more than one word
 COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
@@ -35,15 +36,26 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
     return encoded
 
 
-def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments) -> Any:
+def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, stored: StoredWarmups | None = None) -> Any:
     """What Trainer trains on: a list of encoded rows, or an `EncodedStream` where the data set has no length.
 
+    Args:
+        stored: a file's warmups, to lie beside every row.
+
     Raises:
-        ValueError: a faulty row of a list; settings under which a stream cannot be read exactly.
+        ValueError: a faulty row of a list; settings under which a stream cannot be read exactly; a file of warmups that does
+            not fit the rows.
     """
-    if isinstance(rows, IterableDataset) or not isinstance(rows, Sized | Iterator | None):
-        return EncodedStream(encoder, rows, args)
-    return encode_rows(encoder, rows, "train", args)
+    streamed = isinstance(rows, IterableDataset) or not isinstance(rows, Sized | Iterator | None)
+    if stored is not None and rows is not None:
+        if streamed:
+            _check_order(rows, stored.path)
+        elif isinstance(rows, Iterator):
+            rows = list(rows)  # they are gone through twice
+        encoder.beside = stored.columns(rows, complete=streamed)
+        if (said := stored.said()) and not args.process_index:
+            print(said)
+    return EncodedStream(encoder, rows, args) if streamed else encode_rows(encoder, rows, "train", args)
 
 
 def first_rows(rows: Any, counted: bool) -> list[dict[str, Any]]:
@@ -164,4 +176,13 @@ def _check(source: Any, args: TrainingArguments) -> None:
         raise ValueError(
             "train_dataset: this stream was split over processes (split_dataset_by_node), and is dealt out once more here, so "
             "that most rows would never be used. Give every process the whole stream."
+        )
+
+
+def _check_order(source: Any, path: Any) -> None:
+    """A stream's rows have no numbers once it has shuffled them, and nobody can tell whether a foreign one does."""
+    if getattr(source, "shuffle_buffer", None) != 1:
+        raise ValueError(
+            f"stored_warmups: {path} names training rows by their place, but these are a stream whose rows may come in another "
+            f"order. Give the stream shuffle_buffer 1 (in task_kwargs), which keeps their order, or train on rows in a list."
         )

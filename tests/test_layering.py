@@ -40,14 +40,20 @@ ARROWS: dict[str, set[str]] = {
     "proposals": {"batch", "plugins"},
     "rewards": {"batch", "layouts", "metrics", "plugins"},
     "diagnostics": {"batch", "objectives"},
-    "training_data": {"layouts", "proposals"},
+    "training_data": {"layouts", "proposals", "warmup_files"},
+    "warmup_files": {"batch", "proposals", "tasks"},
+    "drawing": {"batch", "layouts", "sharing"},
+    "samples": {"batch", "drawing", "layouts", "options", "sharing", "tasks", "warmup_files"},
     "generation": {"batch", "layouts", "sharing"},
-    "reference": {"_trl", "batch", "layouts", "sharing"},
-    "hold": {"batch", "layouts", "proposals", "reference", "resumable", "rollout", "run_folder", "schedule", "training_data"},
+    "reference": {"_trl", "batch", "drawing", "layouts", "sharing"},
+    "hold": {
+        "batch", "drawing", "layouts", "proposals", "reference", "resumable", "rollout", "run_folder", "schedule",
+        "training_data",
+    },
     "rollout": {"batch", "layouts", "objectives", "options", "proposals", "rewards"},
     "trainer": {
         "_trl", "batch", "config", "cpu_matmul", "diagnostics", "guard", "hold", "launched", "layouts", "objectives",
-        "proposals", "rewards", "rollout", "run_folder", "schedule", "search", "training_data", "validation",
+        "proposals", "rewards", "rollout", "run_folder", "schedule", "search", "training_data", "validation", "warmup_files",
     },
     "validation": {"diagnostics", "generation", "hold", "launched", "layouts", "run_folder"},
     "likelihood": {"batch", "diagnostics", "generation", "layouts", "objectives", "sharing"},
@@ -59,7 +65,7 @@ ARROWS: dict[str, set[str]] = {
     "sweeps": {"config", "metrics", "plan", "recipe_file", "report", "run_folder", "tasks"},
     "cli": {
         "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "report", "run", "run_folder",
-        "scorecard", "sharing", "sweeps", "tasks",
+        "samples", "scorecard", "sharing", "sweeps", "tasks",
     },
 }  # fmt: skip
 # What a room may take from outside the standard library, where DESIGN.md limits it.

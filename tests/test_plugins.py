@@ -133,9 +133,10 @@ def test_a_recipe_takes_own_names_and_still_finds_typing_errors():
         "4 settings cannot be used:",
         "  - objective: The objective 'own.py:bets': own.py has no 'bets'. Did you mean 'best'?",
         "  - proposals: The proposal 'own.py:lats': own.py has no 'lats'. Did you mean 'last'?",
-        "  - proposals: There is no proposal 'revers'. Did you mean 'reverse'? Known are reverse, head, sorted, keywords, draft, "
-        "filler. Own ones are named `package.module:function` or `path/to/file.py:function`.",
-        "  - proposals: 3 is no name; give one of reverse, head, sorted, keywords, draft, filler, or `package.module:function`.",
+        "  - proposals: There is no proposal 'revers'. Did you mean 'reverse'? Known are reference, stored, reverse, "
+        "head, sorted, keywords, draft, filler. Own ones are named `package.module:function` or `path/to/file.py:function`.",
+        "  - proposals: 3 is no name; give one of reference, stored, reverse, head, sorted, keywords, draft, "
+        "filler, or `package.module:function`.",
     ]
     with pytest.raises(
         ValueError, match="num_warmups: is 1, but the objective 'own.py:best' compares the warmups of a group"

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rl_warmup.drawing import Drawing, weights_hash
 from rl_warmup.layouts.tokens import end_by_separator
-from rl_warmup.reference import FILE, Drawing, reference_warmups, weights_hash
+from rl_warmup.reference import FILE, reference_warmups
 
 PROMPTS = ["a b c", "d", "e f", "g g", "h a b", "c", "b b", "f"]
 

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerState
 
 from rl_warmup.objectives.weights import effective_sample_size, posterior
-from rl_warmup.schedule import SMOOTHING, TAU_RANGE, Schedule
+from rl_warmup.schedule import SMOOTHING, TAU_RANGE, TRIAL, WINDOW, Schedule, Worth
 
 
 def end_step(schedule: Schedule, step: int = 1) -> None:
@@ -178,3 +178,135 @@ def test_a_new_run_starts_from_its_settings(tmp_path):
     proposals(schedule, -0.001, 3)
     fresh = through_a_checkpoint(schedule, Schedule(True, tau=2.0), tmp_path, step=0)
     assert (fresh.tau, fresh.in_cold_start) == (2.0, True)
+
+
+# ---------------------------------------------------------------------- the switch by what is read
+
+# Sums of log P(y|x) in nats: bound over the group, its mean, the bound over another prompt's group, no warmup.
+UNREAD = Worth(-10.0, -11.0, -10.0, -10.5)  # warmups differ, and another prompt's are as good
+COPIES = Worth(-10.0, -10.0, -20.0, -10.5)  # all alike; another prompt's mislead
+DEPENDENT = Worth(-10.0, -12.0, -30.0, -10.1)  # misled by wrong ones, hardly helped by right ones
+READ = Worth(-4.0, -8.0, -12.0, -10.0)
+NO_ONE_STANDS_OUT = Worth(-4.0, -4.0, -12.0, -10.0)  # nearly every sample is useful
+
+
+def searching(**settings) -> Schedule:
+    return Schedule(True, reading=True, threshold=0.015, updates=(8, 200), **settings)
+
+
+def looks(schedule: Schedule, *worths: Worth, start: int = 1, evaluates: str = "no") -> list[int]:
+    """One look per update; the updates after which an evaluation was asked for."""
+    asked = []
+    for step, worth in enumerate(worths, start):
+        schedule.observe_reading(worth)
+        state = SimpleNamespace(global_step=step, is_world_process_zero=False)
+        control = SimpleNamespace(should_evaluate=False)
+        schedule.on_step_end(SimpleNamespace(eval_strategy=evaluates, disable_tqdm=True), state, control)
+        asked += [step] * control.should_evaluate
+    return asked
+
+
+def test_what_reading_is_worth_by_hand():
+    assert READ.read == pytest.approx(1 - 4 / 8)  # the mean of the group is what it has to beat
+    assert READ.helped == pytest.approx(1 - 4 / 10)  # here: no warmup
+    assert UNREAD.read == UNREAD.helped == 0
+    assert COPIES.read == 0
+    assert COPIES.helped == pytest.approx(1 - 10 / 10.5)
+    assert DEPENDENT.read == DEPENDENT.helped == pytest.approx(1 - 10 / 10.1)
+    assert Worth.over([READ, [-6, -8, -8, -8]]) == Worth(-10, -16, -20, -18)
+
+
+@pytest.mark.parametrize("worth", [UNREAD, COPIES, DEPENDENT])
+def test_no_switch_where_content_helps_nobody(worth):
+    schedule = searching()
+    looks(schedule, *[worth] * 199)
+    assert (schedule.phase, schedule.switched_at) == ("reading", None)
+
+
+def test_the_switch_comes_once_it_is_read_and_the_rest_is_learned():
+    """24 looks fill both windows."""
+    schedule = searching()
+    assert looks(schedule, *[READ] * 40, evaluates="steps") == [2 * WINDOW]
+    assert schedule.switched_at == 2 * WINDOW
+    assert schedule.phase == "own warmups"
+
+
+def test_no_switch_while_targets_become_likelier_without_reading():
+    """Every look costs 2 % less than the one before: a window later it is a fifth less, and the KL would not hold."""
+    falling = [Worth(*(value * 0.98**i for value in READ)) for i in range(100)]
+    schedule = searching()
+    looks(schedule, *falling)
+    assert schedule.still_learning
+    assert schedule.switched_at is None
+    looks(schedule, *[falling[-1]] * 30, start=101)
+    assert 101 < schedule.switched_at < 131
+
+
+def test_at_the_upper_bound_help_is_enough():
+    schedule = searching()
+    looks(schedule, *[NO_ONE_STANDS_OUT] * 199)
+    assert schedule.switched_at is None
+    looks(schedule, NO_ONE_STANDS_OUT, start=200)
+    assert (schedule.switched_at, schedule.gave_up_at) == (200, None)
+
+
+@pytest.mark.parametrize("worth", [UNREAD, COPIES, DEPENDENT])
+def test_at_the_upper_bound_a_search_that_found_nothing_ends(worth):
+    told, warned = [], []
+    schedule = searching(gave_up=lambda: told.append(1), warn=warned.append)
+    assert looks(schedule, *[worth] * 210, evaluates="steps") == [200]
+    assert (schedule.phase, schedule.gave_up_at, schedule.switched_at) == ("plain", 200, None)
+    assert len(told) == 1
+    assert (warned[0]["step"], warned[0]["rule"]) == (200, "nothing_to_read")
+    assert not schedule.measures_reading(200)
+
+
+def test_a_switch_that_was_not_worth_it_is_taken_back():
+    schedule = searching()
+    looks(schedule, *[READ] * 24)
+    looks(schedule, *[UNREAD] * (TRIAL - 1), start=25)
+    assert schedule.phase == "own warmups"
+    looks(schedule, UNREAD, start=24 + TRIAL)
+    assert (schedule.phase, schedule.gave_up_at) == ("plain", 24 + TRIAL)
+
+
+def test_a_switch_that_was_worth_it_stays():
+    schedule = searching()
+    looks(schedule, *[READ] * (24 + TRIAL))
+    assert (schedule.decided, schedule.phase) == (True, "own warmups")
+    looks(schedule, *[UNREAD] * 300, start=25 + TRIAL)
+    assert schedule.phase == "own warmups"
+
+
+def test_a_threshold_of_0_neither_waits_nor_gives_up():
+    schedule = Schedule(True, reading=True, threshold=0, updates=(3, 5))
+    looks(schedule, *[UNREAD] * 300)
+    assert (schedule.switched_at, schedule.gave_up_at) == (3, None)
+
+
+def test_without_a_switch_by_request_reading_goes_on():
+    schedule = Schedule(True, reading=True, proposal_only=True, threshold=0.015, updates=(3, 5))
+    looks(schedule, *[READ] * 40)
+    assert schedule.phase == "reading"
+    assert not schedule.measures_reading(0)
+
+
+def test_processes_look_together():
+    """The other process's prompts are read; ours alone would not do."""
+    schedule = searching(reduce=lambda mine: [a + b for a, b in zip(mine, [0, 0, 0, 0, *READ], strict=True)])
+    looks(schedule, *[UNREAD] * 24)
+    assert schedule.worth.read == pytest.approx(1 - 14 / 19)
+    assert schedule.switched_at == 24
+
+
+@pytest.mark.parametrize("stop", [10, 24, 60])
+def test_a_search_survives_a_restart(stop):
+    worths = [READ if step % 3 else UNREAD for step in range(120)]
+    whole, first, second = searching(), searching(), searching()
+    looks(whole, *worths)
+    looks(first, *worths[:stop])
+    saved = json.loads(json.dumps(first.state()))
+    state = TrainerState(global_step=stop, stateful_callbacks={"Schedule": saved})
+    second.on_train_begin(None, state, None)
+    looks(second, *worths[stop:], start=stop + 1)
+    assert second.state() == json.loads(json.dumps(whole.state()))

@@ -160,6 +160,21 @@ def test_code_runs_when_it_is_allowed_and_is_named(run, tmp_path, monkeypatch, c
     assert f"task {run}/evil.py:rows" in capsys.readouterr().err
 
 
+def test_sampling_from_a_received_run_runs_no_code_of_its_recipe(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = "{run}/evil.py:"
+    _rewrite(
+        run, {name: [f"{own}f"] for name in ("rewards", "metrics", "proposals")} | {"objective": f"{own}f"}, monkeypatch
+    )
+    assert main(["sample", str(run), "--output", "s.jsonl"]) == 0
+    _rewrite(run, {"task": f"{own}rows", "task_kwargs": None}, monkeypatch)
+    assert main(["sample", str(run), "--output", "s2.jsonl"]) == 2
+    assert "--allow_code" in capsys.readouterr().err
+    assert not Path("PWNED").exists()
+    assert main(["sample", str(run), "--output", "s2.jsonl", "--allow_code"]) == 0
+    assert Path("PWNED").exists()
+
+
 def _rewrite(run: Path, change: dict, monkeypatch) -> None:
     """Change the run's recipe for one test, and forget plugins that other tests have loaded."""
     kept = run.parent / "recipe.kept.yaml"

@@ -57,7 +57,7 @@ def command(args: list[str]) -> None:
         )
     wanted = read_task(folder / "recipe.yaml")
     wanted.metrics = [] if options.metrics else wanted.metrics
-    _refuse_code(folder / "recipe.yaml", wanted, options.allow_code)
+    refuse_code(folder / "recipe.yaml", wanted, options.allow_code)
     wanted.metrics = options.metrics or wanted.metrics
     writer = Writer.load(folder, meet())
     writer.shared = True
@@ -78,7 +78,7 @@ def command(args: list[str]) -> None:
     print(f"\nPredictions with their warmups: {output}")
 
 
-def _refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
+def refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
     """A folder that was received may name any code; none of it runs unasked, and what runs is said.
 
     Raises:

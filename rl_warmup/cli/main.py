@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train one recipe, then predict and score it",
     "evaluate": "predict and score a trained model again, under controls",
     "generate": "write warmups and targets for prompts",
+    "sample": "draw warmups for every row of a split into a file to train on",
     "plan": "what a recipe would cost on some hardware, and whether it fits",
     "score": "try rewards on a file of warmups",
     "report": "compare runs: tables, curves and examples as one page",

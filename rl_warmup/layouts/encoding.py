@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -53,7 +53,8 @@ class RowEncoder:
 
     Added columns: `prompt_ids`, `target_ids` (ends with the end token) and `word_lengths` (tokens of each target word, so
     that proposals can move words, not pieces of them; where a script has no spaces, a token is a word). `counts` tells what
-    was truncated or dropped, `writable` what of the last data set the tokenizer cannot write.
+    was truncated or dropped, `writable` what of the last data set the tokenizer cannot write. `beside` gives further columns of
+    a row by its number in the data set, dropped rows counted, and by how an error calls it.
     """
 
     tokenizer: Any
@@ -66,6 +67,7 @@ class RowEncoder:
     positions: Positions | None = None
     counts: Counter = field(default_factory=Counter)
     writable: Writable = field(default_factory=Writable, init=False)
+    beside: Callable[[int, str], dict[str, Any]] | None = None
     _ahead: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False)  # (part, text) -> tokens
 
     def encode_all(
@@ -94,13 +96,14 @@ class RowEncoder:
             ahead = self._read_ahead(together)
             for row in together:
                 self._ahead = ahead
-                ids = self.encode(row, f"{name} row {index} (id {row.get('id', index)})")
+                where = f"{name} row {index} (id {row.get('id', index)})"
+                ids = self.encode(row, where)
                 if ids is not None:
-                    self._look_back(ids, f"{name} row {index} (id {row.get('id', index)})", refuse=name == "train")
+                    self._look_back(ids, where, refuse=name == "train")
                 self._ahead = {}  # the next row may be taken much later, and others be encoded meanwhile
                 index += 1
                 if ids is not None:
-                    yield ids
+                    yield ids if self.beside is None else {**ids, **self.beside(index - 1, where)}
 
     def encode(self, row: dict[str, Any], where: str) -> dict[str, Any] | None:
         """One row with its ids, or None where a policy drops it."""

@@ -103,7 +103,7 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
     return Work(
         shape, said["per_device_train_batch_size"], said["gradient_accumulation_steps"], n, k,
         0.0 if sft else float(said["empty_share"]),
-        len(said["proposals"]) if said["anchor_weight"] and not sft else 0,
+        sum(n if name in ("reference", "stored") else 1 for name in said["proposals"]) * bool(said["anchor_weight"] and not sft),
         mean, longest, origin, "bfloat16" if half else "autocast" if said["bf16"] else "float32",
         bool(said["gradient_checkpointing"]), bool(said["disable_dropout"]), _optimizer_bytes(said["optim"]),
         said["max_steps"] if said["max_steps"] > 0 else None, len(task.splits["train"]) if task else None,
@@ -137,6 +137,11 @@ def _notes(said: dict[str, Any]) -> tuple[str, ...]:
     notes = []
     if said["use_peft"]:
         notes.append("use_peft: an adapter is not counted; memory and operations are those of training every weight.")
+    if said["objective"] != "sft" and (said["beta"] or (said["beta"] is None and "reference" in said["proposals"])):
+        notes.append(
+            "beta: the frozen starting model is not counted: its weights once more, and a forward over the warmups that get a "
+            "gradient. With an adapter there is no second model."
+        )
     if said["proposals"] and said["objective"] != "sft":
         notes.append("An update that imitates proposals is cheaper; counted is one with the policy's own warmups.")
     return tuple(notes)

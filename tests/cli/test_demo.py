@@ -94,7 +94,7 @@ def test_equal_compute_gives_sft_at_least_the_main_arms_seconds(tmp_path):
         assert job.after == ("ledger-t5/sft-1", f"ledger-t5/{main}-1")
         sft, other = ({"updates": 100, "train_seconds": s} for s in (10.0, 35.0))
         flags = demo._settings(job, tmp_path, dict(zip(job.after, (sft, other), strict=True)))
-        assert "max_steps=420" in flags  # 100 updates in 10 s; 35 s and a fifth more
+        assert "max_steps=385" in flags  # 100 updates in 10 s; 35 s and a tenth more
 
 
 def test_the_parts_name_shipped_recipes_and_starts(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -15,6 +17,8 @@ from rl_warmup.objectives.weights import log_mean_exp
 from rl_warmup.proposals import ProposalContext
 from rl_warmup.reference import StartingPolicy
 from rl_warmup.rollout import EMPTY, Rollout
+
+from .conftest import Space
 
 PAIRS = list(product(range(6), repeat=2))
 
@@ -84,15 +88,14 @@ def test_an_empty_warmup_takes_the_groups_place_for_the_target_alone(space):
 
 @pytest.fixture
 def moved(space):
-    """The starting policy kept, then the network moved; put back afterwards."""
+    """A copy of the space whose network has moved away from the start, and that start."""
     start = StartingPolicy(space.lab.model)
-    kept = {name: tensor.clone() for name, tensor in space.lab.model.state_dict().items()}
+    lab = replace(space.lab, model=copy.deepcopy(space.lab.model))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in space.lab.model.parameters():
+        for parameter in lab.model.parameters():
             parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    yield start
-    space.lab.model.load_state_dict(kept)
+    return Space(lab, space.law, space.row), start
 
 
 def every_warmup(space, start):
@@ -112,17 +115,18 @@ def test_the_starts_log_probabilities_are_those_it_had(space):
     assert hold_loss(logps, before, torch.ones(6)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_its_mean_over_the_policys_warmups_is_the_kl(space, moved):
+def test_its_mean_over_the_policys_warmups_is_the_kl(moved):
     """Σ_c P(c) Σ_t k3 = Σ_c P(c) log(P(c)/P_0(c)) on the whole space."""
-    logps, before, _, prior = every_warmup(space, moved)
+    logps, before, _, prior = every_warmup(*moved)
     exact = (prior * (prior.log() - before.double().sum(1))).sum().item()
     assert exact > 0.01
     assert hold_loss(logps, before, prior.float()).item() == pytest.approx(exact, rel=1e-4)
 
 
-def test_its_gradient_pulls_towards_the_start_at_every_prefix(space, moved, error, flatten):
+def test_its_gradient_pulls_towards_the_start_at_every_prefix(moved, error, flatten):
     """-Σ_prefix P(prefix) Σ_token P_0(token|prefix) ∇log P(token|prefix), written as a loop over prefixes and tokens."""
-    logps, before, _, prior = every_warmup(space, moved)
+    space, start = moved
+    logps, before, _, prior = every_warmup(space, start)
     got = gradient(space, hold_loss(logps, before, prior.float()), flatten)
     index = {tuple(warmup.ids): row for row, warmup in enumerate(space.warmups)}
     a, b = space.lab.ids("a b")
@@ -137,10 +141,11 @@ def test_its_gradient_pulls_towards_the_start_at_every_prefix(space, moved, erro
     assert error(got, gradient(space, naive, flatten)) < 1e-3
 
 
-def test_rows_without_targets_are_scored_alike(space, moved):
+def test_rows_without_targets_are_scored_alike(moved):
     """The start reads `c [sep]` alone: the targets behind it change nothing."""
-    _, before, batch, _ = every_warmup(space, moved)
-    whole = score(moved.model, batch, space.law).token_logps.detach() * batch.warmup_mask
+    space, start = moved
+    _, before, batch, _ = every_warmup(space, start)
+    whole = score(start.model, batch, space.law).token_logps.detach() * batch.warmup_mask
     torch.testing.assert_close(before, whole, rtol=1e-5, atol=1e-6)
     assert before.shape == batch.seq_ids.shape
 

@@ -1,0 +1,138 @@
+"""`rl-warmup sample MODEL_OR_RUN --output FILE`: draw warmups for every row of a split, for `proposals: [stored]` to train on.
+
+Also `accelerate launch -m rl_warmup.cli.sample MODEL_OR_RUN ...`: every process draws a share, with the results of one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rl_warmup.cli.evaluate import refuse_code
+from rl_warmup.cli.main import quick_imports, run_command
+
+EPILOG = """A run has its task in recipe.yaml and its constraints of sampling in warmup_layout.json; any other model (a folder,
+a hub name, start:NAME) needs --config or --task. Further settings of a recipe are flags too: --dtype bfloat16,
+--max_prompt_length 1024, ... Repeated after an interruption, the same command goes on where it stopped. FILE holds JSON lines:
+  {"row": 0, "id": ..., "prompt": ..., "target": ..., "warmups": [{"warmup": text, "finish": ..., "logprob": nats}, ...]}
+and `rl-warmup train --proposals '[stored]' --stored_warmups FILE` trains on it (docs/stored-warmups.md)."""
+SETTINGS = {
+    "task": "the task's name; default: the run's or recipe's",
+    "task_kwargs": "its arguments, e.g. '{train_size: 2000}'",
+    "num_warmups": "warmups drawn for every row; default: the recipe's, else 4",
+    "temperature": "of sampling; default: the run's, else the recipe's, else 1 (top_p, and the two below, likewise)",
+    "top_p": "nucleus of sampling",
+    "min_warmup_length": "tokens before a warmup may end",
+    "max_warmup_length": "tokens at which it is cut",
+    "seed": "of sampling; default: the recipe's, else 42",
+}
+NOT_FOR_SAMPLING = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16")  # how a recipe trains
+
+
+def command(args: list[str]) -> None:
+    """Settings from the run, the recipe and the flags; draw what is missing in the file; say what it holds."""
+    parser = argparse.ArgumentParser(
+        prog="rl-warmup sample", description=__doc__, epilog=EPILOG, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help="first of all: a run folder, or any model")
+    parser.add_argument("--config", metavar="RECIPE", help="recipe with the task and the constraints of sampling")
+    parser.add_argument("--split", default="train", choices=["train", "validation", "test"], help="default train")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the file of warmups")
+    parser.add_argument("--overwrite", action="store_true", help="replace a FILE of another drawing")
+    parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
+                        help="run the code that the run's recipe names as its task; without it, refused")  # fmt: skip
+    parser.add_argument("--limit", type=int, help="only the first rows of the split")
+    parser.add_argument("--batch-size", type=int, default=32, help="prompts at a time; what is drawn depends on it")
+    for name, text in SETTINGS.items():
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text)
+    options, further = parser.parse_known_args(args)
+    if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
+        raise ValueError("--batch-size and --limit must be at least 1.")
+    given = [f"--{name}={getattr(options, name)}" for name in SETTINGS if hasattr(options, name)]
+
+    with quick_imports():
+        from rl_warmup.recipe_file import read_values
+        from rl_warmup.samples import Sampler
+        from rl_warmup.sharing import is_main, meet
+
+    flags = read_values(None, [*given, *further])
+    recipe, asked = _recipe(options.model, options.config, flags)
+    if options.config is None and "task" not in flags:
+        refuse_code(Path(options.model, "recipe.yaml"), recipe.task, options.allow_code)
+    device, shown = meet(), recipe.task.show_progress
+    rows, task = _rows(recipe, options.split, options.limit)
+    kwargs: dict[str, Any] = {"dtype": recipe.model.dtype or "float32"}
+    if not Path(options.model).is_dir():
+        kwargs["revision"] = recipe.model.model_revision
+    sampler = Sampler.open(
+        options.model, recipe.config, asked, recipe.config.seed, options.batch_size, device, **kwargs
+    )
+    path = Path(options.output)
+    about = {"model": options.model, "task": task, "task_kwargs": recipe.task.task_kwargs, "split": options.split}
+    records, before = sampler.fill(path, rows, options.overwrite, shown, **about)
+    if is_main():
+        if before == len(records):
+            print(f"{path} was finished; nothing was drawn.")
+        print(_summary(path, records, f"{options.split} of {task}"))
+
+
+def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any, set[str]]:
+    """The recipe named, else the run's, else flags alone; and the settings that a flag asked for.
+
+    Raises:
+        ValueError: neither says which task; a setting that cannot be used.
+    """
+    from rl_warmup.config import build_recipe
+    from rl_warmup.recipe_file import read_values
+
+    own = Path(model, "recipe.yaml")
+    base = read_values(config) if config else _without_code(read_values(own)) if own.is_file() else {}
+    if "task" not in {**base, **flags}:
+        raise ValueError(
+            f"{model} holds no recipe.yaml that names a task. Give --config RECIPE, or --task and --task_kwargs."
+        )
+    kept = {name: value for name, value in base.items() if name not in NOT_FOR_SAMPLING}
+    if flags.get("task", base.get("task")) != base.get("task"):
+        kept.pop("task_kwargs", None)
+    return build_recipe({**kept, **flags, "model_name_or_path": model}), set(flags)
+
+
+def _without_code(values: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a run, which may have come from anywhere, without what sampling needs not and what could name code."""
+    kept = {name: value for name, value in values.items() if name not in ("rewards", "metrics")}
+    if ":" in str(kept.get("objective")):
+        del kept["objective"]
+    if isinstance(kept.get("proposals"), list):
+        kept["proposals"] = [name for name in kept["proposals"] if ":" not in str(name)]
+    return kept
+
+
+def _rows(recipe: Any, split: str, limit: int | None) -> tuple[list[dict[str, Any]], str]:
+    """Rows of the split in the order of the task, and the task's name."""
+    from rl_warmup.run import recipe_task
+    from rl_warmup.tasks.stream import Stream
+
+    task = recipe_task(recipe)
+    rows = task.splits[split]
+    rows = rows.first(limit) if isinstance(rows, Stream) else rows[:limit]
+    if not rows:
+        raise ValueError(f"The task {task.name} has no rows in its {split} split.")
+    return rows, task.name
+
+
+def _summary(path: Path, records: list[dict[str, Any]], where: str) -> str:
+    """What the file holds, and what is worth knowing before anybody trains on it."""
+    drawn = [warmup for record in records for warmup in record["warmups"]]
+    cut = sum(warmup["finish"] == "length" for warmup in drawn) / len(drawn)
+    distinct = sum(len({w["warmup"] for w in record["warmups"]}) for record in records) / len(drawn)
+    return (
+        f"{path}: {len(drawn)} warmups for {len(records)} rows ({where}); distinct within their row: {distinct:.1%}; cut at the "
+        f"length limit: {cut:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("sample", sys.argv[1:]))
