@@ -29,7 +29,7 @@ def read_texts(files: Sequence[Path], columns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a file that cannot be read (it is named), or one that has none of the columns.
     """
-    from rl_warmup.tasks.files import read
+    from rl_warmup.tasks.formats import read
 
     texts: dict[str, None] = {}
     for file in files:
@@ -48,7 +48,7 @@ def read_texts(files: Sequence[Path], columns: Sequence[str]) -> list[str]:
 
 def read_pairs(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[str, str]]:
     """Prompts with their targets, from two columns."""
-    from rl_warmup.tasks.files import read
+    from rl_warmup.tasks.formats import read
 
     return [(record[columns[0]], record[columns[1]]) for file in files for _, record in read(file)]
 

@@ -25,7 +25,15 @@ def model_config_class() -> type:
 
 def peft_config(model_config: Any) -> Any:
     """The LoRA configuration a ModelConfig asks for, or None."""
-    return _module("trl").get_peft_config(model_config) if model_config.use_peft else None
+    if not model_config.use_peft:
+        return None
+    config = _module("trl").get_peft_config(model_config)
+    named = getattr(config, "target_modules", None)
+    if isinstance(named, str) and named != "all-linear" and named.isidentifier():
+        config.target_modules = {
+            named
+        }  # trl makes text of a list of one name, which peft takes for a pattern of whole paths
+    return config
 
 
 def remove_hooks(engine: Any) -> None:

@@ -6,6 +6,7 @@ All faults of a recipe are reported together, each with its remedy.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import typing
 from collections.abc import Iterable
@@ -20,8 +21,12 @@ from rl_warmup import _trl
 from rl_warmup.launched import meet_on_cpu
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
-from rl_warmup.recipe_file import read_values
+from rl_warmup.recipe_file import is_masked, masked, read_values
 
+REMOTE_CODE = (
+    "trust_remote_code: is {value!r}, but code that lies beside a model or a data set is never run. Leave the setting out; for "
+    "an architecture that is not part of transformers, load the model yourself and give it to WarmupTrainer(model=...)."
+)
 SINGLE_GROUP_OBJECTIVES = ("sft", "marginal", "joint")  # the rules of every other one compare warmups of a group
 
 
@@ -43,6 +48,16 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         meet_on_cpu(self)
         super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling sees, and so training_args.bin: tokens are masked."""
+        return masked(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WarmupConfig:
+        """A copy within this process keeps them."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
+        return twin
+
     def check_devices(self) -> None:
         """Raises ValueError when one process sees several GPUs: DataParallel would cut prompts and their rows apart."""
         if self.n_gpu > 1:
@@ -62,10 +77,10 @@ class Recipe:
     values: dict[str, Any]  # exactly what was asked for, flags included
 
     def resolved(self) -> dict[str, Any]:
-        """What was asked for and every default of ours."""
+        """What was asked for and every default of ours, tokens masked: it is written to files."""
         ours = {f.name: getattr(self.config, f.name) for f in fields(WarmupOptions)}
         task = {f.name: getattr(self.task, f.name) for f in fields(TaskOptions)}
-        return {**task, **ours, **self.values}
+        return masked({**task, **ours, **self.values})
 
     def save(self, folder: str | Path, name: str = "recipe.yaml") -> Path:
         """Write the resolved recipe."""
@@ -91,26 +106,7 @@ def read_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
 def build_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from a flat mapping, checked as `read_recipe` does."""
     model_class = _trl.model_config_class()
-    classes = (TaskOptions, WarmupConfig, model_class)
-    types = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
-    known = {f.name: f for cls in classes for f in fields(cls) if f.init}
-    faults, coerced = [], {}
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else " See `rl-warmup train --help`."
-            faults.append(f"{key!r} is not a setting.{hint}")
-            continue
-        try:
-            if value is False and (key.endswith("_strategy") or key == "guard"):
-                value = "off" if key == "guard" else "no"  # YAML reads bare words for no as false
-            coerced[key] = _coerce(value, types[key])
-        except (TypeError, ValueError):
-            faults.append(f"{key}: {value!r} is not {_spell(types[key])}.")
-            continue
-        allowed = known[key].metadata.get("choices")
-        if allowed and coerced[key] not in allowed and "plugin" not in known[key].metadata:
-            faults.append(_unknown(key, value, allowed))
+    coerced, faults = _read_settings(values, (TaskOptions, WarmupConfig, model_class))
     if "model_name_or_path" not in values:
         faults.append("model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5 or scratch-llama.")
     options = _pick(WarmupOptions, coerced)
@@ -124,6 +120,67 @@ def build_recipe(values: dict[str, Any]) -> Recipe:
         model=model_class(**_pick(model_class, coerced)),
         values=values,
     )
+
+
+def read_task(path: str | Path) -> TaskOptions:
+    """What evaluation needs of the recipe of a run: its task and metrics.
+
+    The rest of it, which may name code (`objective`, `rewards`, `proposals`), is neither checked nor looked up.
+
+    Raises:
+        ValueError: as `read_recipe`, for these settings.
+    """
+    names = {f.name for f in fields(TaskOptions)}
+    values = {key: value for key, value in read_values(path).items() if key in names}
+    coerced, faults = _read_settings(values, (TaskOptions,))
+    if faults:
+        raise ValueError(f"{path}: {_report(faults)}")
+    return TaskOptions(**coerced)
+
+
+def code_named_by(task: TaskOptions) -> dict[str, str]:
+    """What evaluating a recipe would run of code that is not this package's: by name, in words."""
+    found = {task.task: f"task {task.task}"} if ":" in task.task else {}
+    for spec in task.metrics:
+        given = spec if isinstance(spec, dict) else {"name": spec}
+        name, kwargs = str(given.get("name")), given.get("kwargs")
+        kwargs = kwargs if isinstance(kwargs, dict) else {}
+        if ":" in name:
+            found[name] = f"metric {name}"
+        elif name == "comet":
+            found[name] = f"metric comet, which runs the command {kwargs.get('command', 'comet-score')!r}"
+        elif kwargs.get("allow_eval"):
+            found[name] = f"metric {name}, which runs what the model wrote (allow_eval)"
+    return found
+
+
+def _read_settings(values: dict[str, Any], classes: tuple[type, ...]) -> tuple[dict[str, Any], list[str]]:
+    """The values as the types of their fields, and a sentence for each that is none."""
+    types = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
+    known = {f.name: f for cls in classes for f in fields(cls) if f.init}
+    faults, coerced = [], {}
+    for key, value in values.items():
+        if key == "trust_remote_code":
+            faults += [] if value is False else [REMOTE_CODE.format(value=value)]
+            continue
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " See `rl-warmup train --help`."
+            faults.append(f"{key!r} is not a setting.{hint}")
+            continue
+        if is_masked(key, value):
+            continue  # a run's own recipe.yaml does not know its secrets: HF_TOKEN of the environment is used
+        try:
+            if value is False and (key.endswith("_strategy") or key == "guard"):
+                value = "off" if key == "guard" else "no"  # YAML reads bare words for no as false
+            coerced[key] = _coerce(value, types[key])
+        except (TypeError, ValueError):
+            faults.append(f"{key}: {value!r} is not {_spell(types[key])}.")
+            continue
+        allowed = known[key].metadata.get("choices")
+        if allowed and coerced[key] not in allowed and "plugin" not in known[key].metadata:
+            faults.append(_unknown(key, value, allowed))
+    return coerced, faults
 
 
 def option_faults(options: WarmupOptions) -> list[str]:

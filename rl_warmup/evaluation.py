@@ -12,11 +12,15 @@ from typing import Any
 
 from rl_warmup.generation import CONTROLS, FORCED, Writer, control_warmups
 from rl_warmup.layouts.encoding import RowEncoder
+from rl_warmup.layouts.positions import Positions
 from rl_warmup.likelihood import rank_choices, rerank, target_likelihood
-from rl_warmup.metrics import compute, signatures
+from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.run_folder import read_jsonl, write_jsonl
 from rl_warmup.sharing import is_main
 from rl_warmup.tasks import Task, rows_hash
+from rl_warmup.tasks.columns import CHOICES_STYLE
+
+COSTLY = ("bertscore", "comet")
 
 
 @dataclass
@@ -54,10 +58,13 @@ class Evaluation:
         do together, so that nobody waits for a slow metric.
 
         Returns:
-            `split`, `rows`, `rows_hash`, `signatures`, `metrics`: {control: {metric: value}} with "" for own warmups, and
-            `likelihood` where asked for. Empty on other processes than the main one.
+            `split`, `rows`, `rows_hash`, `signatures`, `ceiling` (where the tokenizer cannot write every target), `metrics`:
+            {control: {metric: value}} with "" for own warmups, and `likelihood` where asked for. Empty on other processes than
+            the main one.
         """
-        rows = (encoder or inference_encoder(writer)).encode_all(task.splits[split], split)
+        encoder = encoder or inference_encoder(writer)
+        rows = encoder.encode_all(task.splits[split], split)
+        said = encoder.writable.say(split)
         own = writer.predict(rows, self.batch_size, show_progress=self.show_progress)
         other = read_jsonl(Path(self.other_run, "predictions.jsonl")) if self.other_run else []
         predictions = {"": own}
@@ -73,6 +80,10 @@ class Evaluation:
             return {}
         out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
         out["metric_specs"] = list(task.metrics)
+        if said:
+            ceiling = out["ceiling"] = _ceiling(task, rows, writer)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in ceiling.items())
+            print(f"{said} The most that can be reached: {shown}." if shown else said)
         scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
         return {**out, **likelihood, "metrics": scores}
 
@@ -95,8 +106,11 @@ class Evaluation:
     def _ranked_accuracy(
         self, writer: Writer, rows: list[dict[str, Any]], predictions: list[dict[str, Any]]
     ) -> dict[str, float]:
-        """Multiple choice by likelihood, where likelihoods are asked for and there are choices."""
-        if not self.likelihood or not all("choices" in row for row in rows):
+        """Multiple choice by likelihood, where likelihoods are asked for and all targets are picked from known choices.
+
+        A foreign column that happens to be called `choices` is none of ours.
+        """
+        if not self.likelihood or not all(CHOICES_STYLE in row for row in rows):
             return {}
         ranked = rank_choices(writer, rows, [p["warmup_ids"] for p in predictions])
         return {"ranked_accuracy": sum(k == row["answer"] for k, row in zip(ranked, rows, strict=True)) / len(rows)}
@@ -115,9 +129,21 @@ def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str
     return compute(task.metrics, written, targets, predictions)
 
 
+def _ceiling(task: Task, rows: list[dict[str, Any]], writer: Writer) -> dict[str, float]:
+    """What a model would score that writes every target as well as the tokenizer can: metrics of decode(encode(target)).
+
+    Metrics that cost much or are somebody else's are left out.
+    """
+    cheap = [spec for spec in task.metrics if isinstance(spec, str) and spec in METRICS and spec not in COSTLY]
+    targets = [row["target"] for row in rows]
+    ids = [writer.tokenizer(target, add_special_tokens=False)["input_ids"] for target in targets]
+    return compute(cheap, [writer.decode(written) for written in ids], targets, rows) if cheap else {}
+
+
 def inference_encoder(writer: Writer) -> RowEncoder:
     """Encodes rows for a loaded model as training did; over-long prompts are cut, as nothing is lost by predicting."""
+    positions = Positions.of(writer.model, writer.law.max_length, writer.inference == "policy")
     return RowEncoder(
         writer.tokenizer, writer.law.separator_id, writer.max_prompt_length, None, prompt_truncation="right",
-        encoder_decoder=writer.model.config.is_encoder_decoder,
+        encoder_decoder=writer.model.config.is_encoder_decoder, positions=positions,
     )  # fmt: skip

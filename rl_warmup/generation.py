@@ -59,7 +59,7 @@ class Writer:
                 f"{folder} holds no warmup_layout.json, so where its warmups end is unknown. Give the folder that training "
                 f"wrote (its output_dir, or a checkpoint in it)."
             )
-        model, tokenizer = load_model(str(folder), **kwargs)
+        model, tokenizer = load_model(str(folder), **{"dtype": "auto", **kwargs})
         tokens = declare_tokens(model, tokenizer, declared["separator"])
         law = WarmupLaw(tokens.separator_id, tokens.banned, **declared["law"])
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

@@ -169,8 +169,10 @@ def _gain(gain: Tensor, overlap: Tensor) -> dict[str, float | None]:
 
 
 def _spell(row: dict[str, Any], k: int) -> str:
-    """Choice k in the style of the row's own target."""
-    letter, target = ascii_uppercase[k], row["target"]
+    """Choice k in the style of the row's own target, where the row does not say."""
+    letter, target, style = ascii_uppercase[k], row["target"], row.get("choices_style")
+    if style is not None:
+        return letter if style == "letter" else f"{letter}) {row['choices'][k]}"
     if len(target) == 1:
         return letter
     return f"{letter}) {row['choices'][k]}" if target[1:3] == ") " else row["choices"][k]

@@ -12,8 +12,11 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import signal
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,46 @@ NOUNS = ("reward", "objective", "proposal", "task", "metric")
 BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 OWN = "Own ones are named `package.module:function` or `path/to/file.py:function`."
+
+
+class ProcessExit(Exception):
+    """A plugin tried to end the process, by `sys.exit` or the like."""
+
+
+@contextmanager
+def contained(cancels: bool = True) -> Iterator[None]:
+    """Around code of a plugin: what would end the process becomes an Exception, a failure like any other. Ctrl-C stays Ctrl-C.
+
+    Args:
+        cancels: whether asyncio's CancelledError counts; not where a coroutine may be cancelled by its caller.
+
+    Raises:
+        ProcessExit: in the place of SystemExit, a KeyboardInterrupt that nobody typed, and other kin of BaseException.
+    """
+    typed: list[int] = []
+
+    def hear(number: int, frame: Any) -> None:
+        typed.append(number)
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    listens = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if listens:
+        signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        cancelled = type(error).__name__ == "CancelledError" and not cancels
+        interrupted = isinstance(error, KeyboardInterrupt) and (typed or (main and not listens))
+        if cancelled or interrupted or getattr(error, "of_rl_warmup", False):
+            raise
+        what = f"{type(error).__name__}({str(error)!s})"
+        raise ProcessExit(f"it tried to end the process by {what}; let it return, or raise an error") from error
+    finally:
+        if listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def find_plugin(noun: str, name: str, built_in: Mapping[str, Any]) -> tuple[Any, str]:
@@ -44,12 +87,17 @@ def find_plugin(noun: str, name: str, built_in: Mapping[str, Any]) -> tuple[Any,
         if not hasattr(module, attribute):
             hint = nearest(attribute, [known for known in vars(module) if not known.startswith("__")])
             raise ValueError(f"The {noun} {name!r}: {place} has no {attribute!r}.{hint}")
-        return getattr(module, attribute), attribute
+        try:
+            with contained():
+                return getattr(module, attribute), attribute
+        except ProcessExit as error:
+            raise ValueError(f"The {noun} {name!r}: {place} cannot be read ({error}).") from error
     points = {point.name: point for point in entry_points(group=f"rl_warmup.{noun}s")}
     if name not in points:
         raise ValueError(no_such(noun, name, built_in))
     try:
-        return points[name].load(), name
+        with contained():
+            return points[name].load(), name
     except Exception as error:
         raise ValueError(
             f"The {noun} {name!r} is the entry point {points[name].value!r}, which fails to load "
@@ -124,7 +172,8 @@ def _check_kwargs(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -
 
 def _called(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -> Any:
     try:
-        return found(**kwargs)
+        with contained():
+            return found(**kwargs)
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "none"
         raise ValueError(
@@ -134,7 +183,8 @@ def _called(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -> Any:
 
 def _module(noun: str, place: str, name: str) -> ModuleType:
     try:
-        return importlib.import_module(place)
+        with contained():
+            return importlib.import_module(place)
     except Exception as error:
         raise ValueError(
             f"The {noun} {name!r}: the module {place!r} cannot be imported ({type(error).__name__}: {error}). It has "
@@ -159,7 +209,8 @@ def _file(noun: str, place: str, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickle look their module up
     try:
-        spec.loader.exec_module(module)
+        with contained():
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
         raise ValueError(f"The {noun} {name!r}: {path} fails to run ({type(error).__name__}: {error}).") from error

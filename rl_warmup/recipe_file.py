@@ -1,14 +1,18 @@
 """A recipe as text: one YAML file and the flags over it become one flat mapping.
 
-Knows: YAML and how flags are written. Must not know: which settings there are (`config` checks them), torch, transformers.
+Knows: YAML, how flags are written, and which values nobody else may read.
+Must not know: which settings there are (`config` checks them), torch, transformers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+VOCABULARY = tuple(f"{kind}_token" for kind in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "separator"))
 
 
 def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -24,6 +28,69 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     return {**(read_yaml(Path(path)) if path is not None else {}), **_read_flags(list(overrides))}
 
 
+class Twice(ValueError):
+    """A key stands twice in one mapping, and one of the two values would be lost."""
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.merged: set[int] = set()
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        own = [] if id(node) in self.merged else node.value  # `<<` has been replaced by what it stands for
+        self.merged.add(id(node))
+        for key, _ in own:
+            name, line = str(key.value), key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:merge" and name in seen:
+                raise Twice(
+                    f"line {line}: the key {name!r} stands there twice (first in line {seen[name]}). Remove one of the two."
+                )
+            seen.setdefault(name, line)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """YAML of plain values.
+
+    Raises:
+        Twice: naming a key that stands twice in one mapping, and its lines.
+        yaml.YAMLError: the text is no YAML.
+    """
+    return yaml.load(text, _Loader)
+
+
+def masked(values: Mapping[str, Any], inside: bool = False) -> dict[str, Any]:
+    """The settings as they may be written down: what `*_token` (hub_token) holds is replaced by `<HUB_TOKEN>`.
+
+    Inside of other mappings (`task_kwargs`, the kwargs of a reward) texts called password, secret or API key go too, while a
+    vocabulary's tokens stay.
+    """
+    out = {}
+    for key, value in values.items():
+        secret = _is_secret(str(key).lower(), inside) and (isinstance(value, str) or not inside)
+        out[key] = f"<{str(key).upper()}>" if secret and value is not None else _opened(value)
+    return out
+
+
+def is_masked(key: str, value: Any) -> bool:
+    """Whether a value is what `masked` leaves of a secret."""
+    return value == f"<{key.upper()}>"
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return masked(value, inside=True)
+    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_secret(name: str, inside: bool) -> bool:
+    if not inside:
+        return name.endswith("_token")
+    return name.endswith(("token", "password", "secret", "api_key", "apikey")) and name not in VOCABULARY
+
+
 def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -33,7 +100,9 @@ def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> di
     if not path.is_file():
         raise ValueError(f"The {what} {path} does not exist. Shipped {what}s lie in {shipped}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except Twice as error:
+        raise ValueError(f"The {what} {path}, {error}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"The {what} {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -50,5 +119,8 @@ def _read_flags(flags: list[str]) -> dict[str, Any]:
             if not flag.startswith("--") or not flags:
                 raise ValueError(f"Cannot read {flag!r}: give settings as `--key value` or `key=value`.")
             text = flags.pop(0)
-        values[key] = yaml.safe_load(text)
+        try:
+            values[key] = load_yaml(text)
+        except Twice as error:
+            raise ValueError(f"--{key} {text}: {error}") from None
     return values

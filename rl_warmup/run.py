@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from rl_warmup import _trl
 from rl_warmup.checkpoints import disk_faults, later_than, newest, require
-from rl_warmup.config import Recipe
+from rl_warmup.config import Recipe, TaskOptions
 from rl_warmup.evaluation import Evaluation, score_predictions
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import signatures
@@ -81,10 +81,15 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_task(recipe: Recipe) -> Task:
-    """The task of a recipe, with the recipe's metrics where it names any; a metric that cannot work says so here."""
-    task = load_task(recipe.task.task, **(recipe.task.task_kwargs or {}))
-    if recipe.task.metrics:
-        task = dataclasses.replace(task, metrics=tuple(recipe.task.metrics))
+    """The task of a recipe."""
+    return load_recipe_task(recipe.task)
+
+
+def load_recipe_task(options: TaskOptions) -> Task:
+    """A task, with the recipe's metrics where it names any; a metric that cannot work says so here."""
+    task = load_task(options.task, **(options.task_kwargs or {}))
+    if options.metrics:
+        task = dataclasses.replace(task, metrics=tuple(options.metrics))
     signatures(task.metrics)
     return task
 

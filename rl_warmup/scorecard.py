@@ -34,6 +34,7 @@ from rl_warmup.rewards import PREDICTIONS, Reward, RewardBoard
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.calling import start
 from rl_warmup.rollout import EMPTY, follow, prediction_limit
+from rl_warmup.tasks.formats import Twice, once
 
 NEEDED = ("prompt", "target", "warmup")
 TINY = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
@@ -65,9 +66,13 @@ def read_warmups(path: str | Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=once)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: is no JSON ({error}).") from error
+        except Twice as error:
+            raise ValueError(
+                f"{path}, line {number}: the key {str(error)!r} stands there twice. Remove one."
+            ) from error
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number}: is no JSON object. Give one with {', '.join(NEEDED)}.")
         spread = [{**record, **w} for w in record.pop("warmups")] if "warmups" in record else [record]

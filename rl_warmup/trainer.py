@@ -31,6 +31,7 @@ from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, refuse_fp16
 from rl_warmup.layouts.passes import checkpoints_layers
+from rl_warmup.layouts.positions import Positions
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.tokens import LayoutTokens, declare_tokens, end_by_separator, read_layout
 from rl_warmup.objectives.losses import hold_loss, weighted_loss
@@ -117,6 +118,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         self.encoder = RowEncoder(
             processing_class, tokens.separator_id, args.max_prompt_length, args.max_target_length,
             args.prompt_truncation, args.target_truncation, model.config.is_encoder_decoder,
+            positions=Positions.of(model, args.max_warmup_length, args.objective != "sft"),
         )  # fmt: skip
         # Rows that are scored are never dropped, or a long target would leave the comparison unseen.
         self.eval_encoder = replace(

@@ -14,10 +14,11 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
-from rl_warmup.layouts.encoding import RowEncoder
-from rl_warmup.proposals import ANOTHERS, REFERENCE
+from rl_warmup.layouts.encoding import UNSPACED, RowEncoder
+from rl_warmup.proposals import ANOTHERS, DRAFT, REFERENCE
 from rl_warmup.warmup_files import StoredWarmups
 
+UNCUT = 4  # letters of a target without spaces from which on it should have more than one word
 COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
 
 
@@ -28,6 +29,10 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
     encoded = encoder.encode_all(rows, name, show_progress=not args.disable_tqdm)
     if encoder.counts:
         print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
+    if said := encoder.writable.say(name):
+        print(said)
+    if name == "train":
+        _refuse_words(encoded, args.proposals)
     return encoded
 
 
@@ -55,7 +60,11 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
 
 def first_rows(rows: Any, counted: bool) -> list[dict[str, Any]]:
     """The encoded training rows. Of a stream the first one, or enough to count words in."""
-    return rows.first(COUNTED if counted else 1) if isinstance(rows, EncodedStream) else rows or []
+    if not isinstance(rows, EncodedStream):
+        return rows or []
+    first = rows.first(COUNTED if counted else 1)
+    _refuse_words(first, rows.proposals)
+    return first
 
 
 class EncodedStream(IterableDataset):
@@ -73,7 +82,7 @@ class EncodedStream(IterableDataset):
     def __init__(self, encoder: RowEncoder, source: Any, args: TrainingArguments) -> None:
         _check(source, args)
         args.accelerator_config.dispatch_batches = False  # the main process would send tensors alone
-        self.encoder, self.source = encoder, source
+        self.encoder, self.source, self.proposals = encoder, source, args.proposals
         self.rows_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.length = args.max_steps * self.rows_per_update
         self.reference: list[tuple[Any, Any]] = []  # of the first rows: the starting model's warmups, and another row's
@@ -116,6 +125,22 @@ class EncodedStream(IterableDataset):
                 raise ValueError(
                     f"train: no row is left to use ({dict(self.encoder.counts) or 'the stream is empty'})."
                 )
+
+
+def _refuse_words(rows: list[dict[str, Any]], proposals: list[Any]) -> None:
+    """Proposals move words; where the tokenizer makes one token of a whole text without spaces, they are the target itself.
+
+    Raises:
+        ValueError: for such rows, if they are most.
+    """
+    moving = [name for name in proposals if name not in (REFERENCE, "stored", DRAFT, "filler")]
+    whole = [row for row in rows if len(row["word_lengths"]) == 1 and len(UNSPACED.findall(row["target"])) >= UNCUT]
+    if moving and len(whole) > len(rows) / 2:
+        raise ValueError(
+            f"proposals: {moving[0]} moves the target's words, but the tokenizer makes one token of all of it in {len(whole)} of "
+            f"{len(rows)} training rows (id {whole[0]['id']}, {whole[0]['target'][:40]!r}), so a proposal would be the target "
+            f"itself. Use a tokenizer of pieces (scratch: {{tokenizer: subwords}}), or other proposals."
+        )
 
 
 def callbacks_for(rows: Any) -> list[TrainerCallback]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from rl_warmup.batch import Warmup
 from rl_warmup.proposals import STORED
+from rl_warmup.tasks.formats import Twice, once
 
 KEYS = ("row", "id", "prompt")  # what a line may be matched by; the first it has counts
 TOGETHER = 256  # lines whose texts go to the tokenizer in one call
@@ -69,7 +70,9 @@ def read_lines(path: Path) -> list[Line]:
 
 def _line(number: int, text: bytes, where: str) -> Line:
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=once)
+    except Twice as error:
+        raise ValueError(f"{where}: the key {str(error)!r} stands there twice. Remove one of the two.") from None
     except ValueError as error:
         raise ValueError(
             f"{where}: is no JSON ({error}). Write one object a line; a file that `rl-warmup sample` left unfinished is "

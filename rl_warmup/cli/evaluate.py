@@ -27,17 +27,20 @@ def command(args: list[str]) -> None:
     parser.add_argument("--warmups-from", metavar="RUN", help="run whose warmups the control other_run uses")
     parser.add_argument("--metrics", nargs="*", type=_metric, metavar="METRIC",
                         help="in place of the recipe's: bleu, chrf++, ..., or '{name: bertscore, kwargs: {...}}'")  # fmt: skip
+    parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
+                        help="run code that the run's recipe names as its task or a metric (module:function, file.py:function, "
+                             "a command): only these, or with no NAME all, saying which; without it, refused")  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")
     options = parser.parse_args(args)
 
     with quick_imports():
-        from rl_warmup.config import read_recipe
+        from rl_warmup.config import read_task
         from rl_warmup.evaluation import Evaluation
         from rl_warmup.generation import Writer
         from rl_warmup.report import result_table
-        from rl_warmup.run import recipe_task
+        from rl_warmup.run import load_recipe_task
         from rl_warmup.run_folder import write_json
         from rl_warmup.sharing import meet
         from rl_warmup.tasks.stream import Stream
@@ -52,11 +55,13 @@ def command(args: list[str]) -> None:
         raise ValueError(
             f"{folder} holds no recipe.yaml, so its task is unknown. Give the output_dir of a finished run."
         )
+    wanted = read_task(folder / "recipe.yaml")
+    wanted.metrics = [] if options.metrics else wanted.metrics
+    refuse_code(folder / "recipe.yaml", wanted, options.allow_code)
+    wanted.metrics = options.metrics or wanted.metrics
     writer = Writer.load(folder, meet())
     writer.shared = True
-    recipe = read_recipe(folder / "recipe.yaml")
-    recipe.task.metrics = options.metrics or recipe.task.metrics
-    task = recipe_task(recipe)
+    task = load_recipe_task(wanted)
     rows = task.splits[options.split]
     task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
     if not task.splits[options.split]:
@@ -73,11 +78,31 @@ def command(args: list[str]) -> None:
     print(f"\nPredictions with their warmups: {output}")
 
 
+def refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
+    """A folder that was received may name any code; none of it runs unasked, and what runs is said.
+
+    Raises:
+        ValueError: naming the code and the flag that allows it.
+    """
+    from rl_warmup.config import code_named_by
+    from rl_warmup.sharing import is_main
+
+    found = code_named_by(task)
+    unasked = {name: what for name, what in found.items() if allowed is None or (allowed and name not in allowed)}
+    if unasked:
+        raise ValueError(
+            f"{recipe} names code that evaluating it would run: {'; '.join(unasked.values())}. Read that code first; then allow "
+            f"it by `--allow_code {' '.join(unasked)}`, or replace metrics with `--metrics`."
+        )
+    if found and is_main():
+        print(f"Runs code that {recipe} names: {'; '.join(found.values())}.", file=sys.stderr)
+
+
 def _metric(text: str) -> Any:
     """A metric's name, or its mapping of name and kwargs as in a recipe."""
-    import yaml
+    from rl_warmup.recipe_file import load_yaml
 
-    return yaml.safe_load(text) if text.startswith("{") else text
+    return load_yaml(text) if text.startswith("{") else text
 
 
 def _names(asked: list[str], other_run: str | None) -> list[str]:

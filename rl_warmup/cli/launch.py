@@ -32,7 +32,7 @@ def launch(args: list[str]) -> None:
     """
     command, environment, logs = launch_command(args)
     set_first = (f"{name}={shlex.quote(value)}" for name, value in environment.items())
-    print(" ".join([*set_first, "accelerate launch", shlex.join(command[3:])]))
+    print(" ".join([*set_first, "accelerate launch", shlex.join(_masked(command[3:]))]))
     print(f"What processes after the first print goes to {logs}/", flush=True)
     os.execve(sys.executable, command, {**os.environ, **environment})
 
@@ -90,6 +90,16 @@ def configurations() -> Path:
         f"--launch: no folder {FOLDER} in {' or '.join(str(place.parent) for place in places)}. Install the package from its "
         f"repository, or give a file of your own: `accelerate launch --config_file FILE -m rl_warmup.cli.train ...`."
     )
+
+
+def _masked(words: list[str]) -> list[str]:
+    """The words of a command without what stands behind `--*_token`."""
+    out: list[str] = []
+    for word in words:
+        key, sign, _ = word.partition("=")
+        hidden = bool(out) and out[-1].startswith("--") and out[-1].endswith("_token")
+        out.append("..." if hidden else f"{key}=..." if sign and key.endswith("_token") else word)
+    return out
 
 
 def run_folder(args: list[str]) -> Path:

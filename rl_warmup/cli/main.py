@@ -60,6 +60,11 @@ def run_command(name: str, args: list[str]) -> int:
     except KeyboardInterrupt:
         print("rl-warmup: interrupted.", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        if error.code or {"-h", "--help"} & set(args):
+            raise
+        print(f"rl-warmup {name}: code that was called ended it by sys.exit before it was finished.", file=sys.stderr)
+        return 2
     except (ValueError, ImportError, OSError, ArithmeticError) as error:
         if os.environ.get("RL_WARMUP_TRACEBACK"):
             raise

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.cli.evaluate import refuse_code
 from rl_warmup.cli.main import quick_imports, run_command
 
 EPILOG = """A run has its task in recipe.yaml and its constraints of sampling in warmup_layout.json; any other model (a folder,
@@ -41,6 +42,8 @@ def command(args: list[str]) -> None:
     parser.add_argument("--split", default="train", choices=["train", "validation", "test"], help="default train")
     parser.add_argument("--output", required=True, metavar="FILE", help="the file of warmups")
     parser.add_argument("--overwrite", action="store_true", help="replace a FILE of another drawing")
+    parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
+                        help="run the code that the run's recipe names as its task; without it, refused")  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=int, default=32, help="prompts at a time; what is drawn depends on it")
     for name, text in SETTINGS.items():
@@ -55,7 +58,10 @@ def command(args: list[str]) -> None:
         from rl_warmup.samples import Sampler
         from rl_warmup.sharing import is_main, meet
 
-    recipe, asked = _recipe(options.model, options.config, read_values(None, [*given, *further]))
+    flags = read_values(None, [*given, *further])
+    recipe, asked = _recipe(options.model, options.config, flags)
+    if options.config is None and "task" not in flags:
+        refuse_code(Path(options.model, "recipe.yaml"), recipe.task, options.allow_code)
     device, shown = meet(), recipe.task.show_progress
     rows, task = _rows(recipe, options.split, options.limit)
     kwargs: dict[str, Any] = {"dtype": recipe.model.dtype or "float32"}
@@ -83,7 +89,7 @@ def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any,
     from rl_warmup.recipe_file import read_values
 
     own = Path(model, "recipe.yaml")
-    base = read_values(config or (own if own.is_file() else None))
+    base = read_values(config) if config else _without_code(read_values(own)) if own.is_file() else {}
     if "task" not in {**base, **flags}:
         raise ValueError(
             f"{model} holds no recipe.yaml that names a task. Give --config RECIPE, or --task and --task_kwargs."
@@ -92,6 +98,16 @@ def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any,
     if flags.get("task", base.get("task")) != base.get("task"):
         kept.pop("task_kwargs", None)
     return build_recipe({**kept, **flags, "model_name_or_path": model}), set(flags)
+
+
+def _without_code(values: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a run, which may have come from anywhere, without what sampling needs not and what could name code."""
+    kept = {name: value for name, value in values.items() if name not in ("rewards", "metrics")}
+    if ":" in str(kept.get("objective")):
+        del kept["objective"]
+    if isinstance(kept.get("proposals"), list):
+        kept["proposals"] = [name for name in kept["proposals"] if ":" not in str(name)]
+    return kept
 
 
 def _rows(recipe: Any, split: str, limit: int | None) -> tuple[list[dict[str, Any]], str]:

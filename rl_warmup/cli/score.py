@@ -64,8 +64,10 @@ def _spec(text: str) -> Any:
         return text
     import yaml
 
+    from rl_warmup.recipe_file import load_yaml
+
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"--reward {text}: is no YAML mapping ({error}).") from error
 

@@ -64,7 +64,18 @@ def command(args: list[str]) -> None:
         from rl_warmup.run import train_run
 
     recipe = read_recipe(path, args)
-    result = record(train_run)(recipe)  # a launcher of several processes prints the first failure, with its number
+
+    def run() -> dict[str, Any]:
+        try:
+            return train_run(recipe)
+        except SystemExit as error:  # `record` takes 0 for success
+            if error.code:
+                raise
+            raise ValueError(
+                "Code that the run called ended it by sys.exit before it was finished; RL_WARMUP_TRACEBACK=1 shows which."
+            ) from error
+
+    result = record(run)()  # a launcher of several processes prints the first failure, with its number
     if not result:
         return  # not the main process
     print(result_table(result))

@@ -5,6 +5,8 @@ Knows: a tokenizer and the limits. Must not know: networks, warmups. Every fault
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,9 +16,35 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl_warmup.layouts.positions import Positions
+
 # What encoding and training add to a row of data, beside its own columns.
 ADDED = ("prompt_ids", "target_ids", "word_lengths", "reference", "reference of another prompt", "stored")
+# Letters and signs of scripts that put no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese.
+UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff01-\uff0f\uff1a-\uff1f\uff5f-\uff9f\U00020000-\U0003ffff]"
+)
 TOGETHER = 64  # rows whose texts go to the tokenizer in one call: a call for each text takes more than twice as long
+
+
+@dataclass
+class Writable:
+    """How many targets of a data set come back from their token ids as they were, whitespace aside."""
+
+    rows: int = 0
+    changed: int = 0
+    unknown: int = 0  # all of the target, or of the prompt, is unknown to the tokenizer
+    example: str = ""
+
+    def say(self, name: str) -> str | None:
+        """What a perfect model could not write, in a sentence; None where that is nothing."""
+        if not self.changed:
+            return None
+        return (
+            f"{name}: {self.changed} of {self.rows} targets ({self.changed / self.rows:.1%}) cannot be written by the tokenizer "
+            f"and a perfect model would match {1 - self.changed / self.rows:.1%} of them: {self.example}."
+        )
 
 
 @dataclass
@@ -24,8 +52,9 @@ class RowEncoder:
     """Turns rows with `prompt` and `target` (or TRL's `completion`) into rows that also hold ids.
 
     Added columns: `prompt_ids`, `target_ids` (ends with the end token) and `word_lengths` (tokens of each target word, so
-    that proposals can move words, not pieces of them). `counts` tells what was truncated or dropped. `beside` gives further
-    columns of a row by its number in the data set, dropped rows counted, and by how an error calls it.
+    that proposals can move words, not pieces of them; where a script has no spaces, a token is a word). `counts` tells what
+    was truncated or dropped, `writable` what of the last data set the tokenizer cannot write. `beside` gives further columns of
+    a row by its number in the data set, dropped rows counted, and by how an error calls it.
     """
 
     tokenizer: Any
@@ -35,7 +64,9 @@ class RowEncoder:
     prompt_truncation: str = "error"
     target_truncation: str = "error"
     encoder_decoder: bool = True
+    positions: Positions | None = None
     counts: Counter = field(default_factory=Counter)
+    writable: Writable = field(default_factory=Writable, init=False)
     beside: Callable[[int, str], dict[str, Any]] | None = None
     _ahead: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False)  # (part, text) -> tokens
 
@@ -48,7 +79,12 @@ class RowEncoder:
             ValueError: naming the first faulty row, what was found, and what to do.
         """
         shown = tqdm(rows, desc=f"Tokenizing {name}", disable=not show_progress, leave=False)
+        self.writable = Writable()
         encoded = list(self.encode_each(shown, name))
+        if encoded and self.writable.unknown == self.writable.rows:
+            raise ValueError(
+                f"{name}: all of the text is unknown to the tokenizer. Give the tokenizer of this text's language."
+            )
         if not encoded:
             raise ValueError(f"{name}: no row is left to use ({dict(self.counts) or 'the data set is empty'}).")
         return encoded
@@ -62,6 +98,8 @@ class RowEncoder:
                 self._ahead = ahead
                 where = f"{name} row {index} (id {row.get('id', index)})"
                 ids = self.encode(row, where)
+                if ids is not None:
+                    self._look_back(ids, where, refuse=name == "train")
                 self._ahead = {}  # the next row may be taken much later, and others be encoded meanwhile
                 index += 1
                 if ids is not None:
@@ -95,13 +133,47 @@ class RowEncoder:
             raise ValueError(
                 f"{where}: the target holds {found}, which the layout needs for itself. Remove it from the text."
             )
+        if self.positions is not None:
+            self.positions.check(len(prompt_ids), len(limited), where)
         row.setdefault("id", where)
         words = _cut(word_lengths, len(limited) - 1)
         return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
 
+    def _look_back(self, row: dict[str, Any], where: str, refuse: bool) -> None:
+        """See what the tokenizer makes of a row's ids: whether it knows any of the text, and writes the target again."""
+        tally, target = self.writable, row["target"]
+        tally.rows += 1
+        unknown = next((part for part in ("prompt", "target") if self._is_unknown(row[f"{part}_ids"])), None)
+        if unknown is not None:
+            tally.unknown += 1
+            if refuse:
+                raise ValueError(
+                    f"{where}: the tokenizer knows nothing of the {unknown} ({str(row[unknown])[:60]!r}): all of it becomes "
+                    f"{self.tokenizer.unk_token}. Remove the row, or give a tokenizer that was made for such text."
+                )
+        whole = self._target_ids(target)[0]
+        back = self.tokenizer.decode(whole, skip_special_tokens=True)
+        if back.split() != target.split():
+            tally.changed += 1
+            tally.example = tally.example or f"{where}, {target[:60]!r}, comes back as {back[:60]!r}"
+
+    def _is_unknown(self, ids: list[int]) -> bool:
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in ids:
+            return False
+        return all(i == unknown or i in self._special for i in ids)
+
+    @cached_property
+    def _special(self) -> set[int]:
+        return set(self.tokenizer.all_special_ids)
+
     @cached_property
     def _end(self) -> int:
         return self.tokenizer.eos_token_id  # asked of every row, and slow to answer
+
+    @cached_property
+    def _begin(self) -> int | None:
+        return self.tokenizer.bos_token_id
 
     @cached_property
     def _reserved(self) -> set[int]:
@@ -115,6 +187,8 @@ class RowEncoder:
             where = f"prompt {index}"
             ids = self._limit(self._prompt_ids(prompt), "prompt", where)
             if ids is not None:
+                if self.positions is not None:
+                    self.positions.check(len(ids), 1, where)
                 rows.append({"id": where, "prompt": prompt, "prompt_ids": ids})
         return rows
 
@@ -143,6 +217,9 @@ class RowEncoder:
             ids = self._ahead["prompt", prompt]
         else:
             ids = self.tokenizer(prompt)["input_ids"]
+        begin = self._begin
+        if begin is not None and ids[:2] == [begin, begin]:
+            ids = ids[1:]  # the text began with the token that the tokenizer puts before it
         if not self.encoder_decoder and len(ids) > 1 and ids[-1] == self._end:
             ids = ids[:-1]  # a decoder-only prompt must not look finished
         return list(ids)
@@ -158,9 +235,13 @@ class RowEncoder:
             read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             ids, offsets = read["input_ids"], read["offset_mapping"]
         lengths: list[int] = []
-        begin = 0  # of the current word; a lone space (`▁`, `Ġ`) belongs to the word that follows it
-        for start, _ in offsets:
+        begin = until = 0  # of the current word; a lone space (`▁`, `Ġ`) belongs to the word that follows it
+        for start, end in offsets:
             at_edge = text[start : start + 1].isspace() or text[max(start - 1, 0) : start].isspace()
+            at_edge = at_edge or (
+                start >= until and _between_unspaced(text, start)
+            )  # some tokens are a part of a character
+            until = max(until, end)
             if not lengths or (at_edge and text[begin:start].strip()):
                 lengths.append(1)
                 begin = start
@@ -187,6 +268,13 @@ class RowEncoder:
             return ids[: int(begins)] + ids[len(ids) - limit + int(begins) :]
         ends = ids[-1] == self._end
         return ids[: limit - 1] + ids[-1:] if ends else ids[:limit]
+
+
+def _between_unspaced(text: str, place: int) -> bool:
+    """Whether a word may begin at this place because the script of a neighbour has no spaces."""
+    if unicodedata.category(text[place : place + 1] or " ").startswith("M"):
+        return False  # a mark belongs to the letter before it
+    return any(UNSPACED.match(text, i) for i in (place, place - 1) if 0 <= i < len(text))
 
 
 def _target_text(value: Any) -> Any:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rl_warmup.layouts.stored import check_head
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
+from rl_warmup.layouts.whole import check_adapter, check_kind, load_tokenizer, load_weights
 from rl_warmup.starts import PREFIX, resolve
 
 ADAPTER_FILE = "adapter_config.json"
@@ -35,33 +36,40 @@ def load_model(
 
     Args:
         name: a folder, a hub name, `scratch-t5` / `scratch-llama` for random weights, or `start:<name>` for a small
-            pretrained model of this package, which is loaded in float32 unless another dtype is asked for.
+            pretrained model of this package.
         texts: gives the training text from which the tokenizer of a scratch model is made.
         scratch: sizes of a scratch model (`layouts.tiny.TinySize`).
         seed: of the random weights.
-        kwargs: passed to `from_pretrained` (dtype, revision, attn_implementation).
+        kwargs: passed to `from_pretrained` (dtype, revision, attn_implementation). Without a dtype the weights are float32
+            whatever the checkpoint stores, as small steps of Adam are lost in bfloat16; "auto" takes what it stores.
 
     Raises:
-        ValueError: the model cannot be found, the sizes make no sense, or the output head is not the checkpoint's.
+        ValueError: the model cannot be found, is of another kind, lacks tensors or its tokenizer, the sizes make no sense, or
+            the output head is not the checkpoint's.
     """
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
         return build_model(SCRATCH[name], tokenizer, size, seed), tokenizer
+    kwargs = {"dtype": "float32", **kwargs}
     if name.startswith(PREFIX):
         name = resolve(name)
-        kwargs = {"dtype": "float32", **kwargs}
     if Path(name, ADAPTER_FILE).is_file():
         return _load_adapted(name, texts, **kwargs)
     try:
-        config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=kwargs.get("revision"))
+        config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), trust_remote_code=False)
+        tokenizer = load_tokenizer(name, kwargs.get("revision"))
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        check_kind(config, name)
         with whole_on_every_process():
-            model = auto.from_pretrained(name, **kwargs)
+            model = load_weights(auto, name, **kwargs)
     except (OSError, ValueError) as error:
+        if str(error).startswith("model_name_or_path:"):
+            raise
         looks_local = Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
         what = f"{name!r} is no folder" if looks_local and not Path(name).is_dir() else f"{name!r} could not be loaded"
+        if "custom code" in str(error):
+            what += ", as it needs code of its own, which is never run"
         hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5 or scratch-llama"
         raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
     check_head(model, name, kwargs.get("revision"))
@@ -95,8 +103,12 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     if not base or not base.strip():
         raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
     model, _ = load_model(base, texts, **kwargs)
-    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    return merged.requires_grad_(True), AutoTokenizer.from_pretrained(folder)  # peft has frozen the base model
+    shared = shared_weights(model)
+    adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+    _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
+    check_adapter(folder, adapted)
+    merged = adapted.merge_and_unload()
+    return merged.requires_grad_(True), load_tokenizer(folder)  # peft has frozen the base model
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:
@@ -109,7 +121,7 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     """
     from peft import get_peft_model
 
-    saved = AutoConfig.from_pretrained(model.name_or_path) if model.name_or_path else None
+    saved = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False) if model.name_or_path else None
     if saved is None or saved.get_text_config(decoder=True).vocab_size != model.get_input_embeddings().num_embeddings:
         why = "has random weights" if saved is None else "was grown by a separator token"
         raise ValueError(
@@ -122,7 +134,36 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
             f"{peft_config.peft_type} adapters put tokens of their own before the prompt, and warmups would be sampled "
             f"without them. Use LoRA or another adapter that changes layers."
         )
-    return get_peft_model(model, peft_config)
+    shared = shared_weights(model)
+    adapted = get_peft_model(model, peft_config)
+    _refuse_shared(adapted, shared, "lora_target_modules: the adapter")
+    return adapted
+
+
+def shared_weights(model: nn.Module) -> dict[int, list[str]]:
+    """By id, the weights that stand in several places of a model (tied embeddings), with the names of these places."""
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+            places.setdefault(id(weight), []).append(name)
+    return {key: names for key, names in places.items() if len(names) > 1}
+
+
+def _refuse_shared(adapted: nn.Module, shared: dict[int, list[str]], what: str) -> None:
+    """An adapter changes one place of a shared weight while it is trained, and all of them when it is merged.
+
+    Raises:
+        ValueError: naming the places.
+    """
+    for name, module in adapted.named_modules():
+        base = getattr(module, "base_layer", getattr(module, "original_module", None))
+        names = shared.get(id(getattr(base, "weight", None)))
+        if names:
+            raise ValueError(
+                f"{what} changes {name.removeprefix('base_model.model.')}, whose weight is shared by {', '.join(names)} (tied "
+                f"embeddings): it would be trained as one model and loaded as another. Leave embeddings and head out of its "
+                f"target and saved modules."
+            )
 
 
 def disable_dropout(model: nn.Module) -> None:

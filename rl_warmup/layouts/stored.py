@@ -58,16 +58,16 @@ def stored_rows(name: str, key: str, revision: str | None = None) -> tuple[bool,
         Whether any weight file was found, and (up to 64, ...) rows, or None where the files hold no such tensor.
     """
     for single in (SAFE, PICKLED):
-        index = _file(name, f"{single}.index.json", revision)
+        index = stored_file(name, f"{single}.index.json", revision)
         if index is None:
-            path = _file(name, single, revision)
+            path = stored_file(name, single, revision)
         else:
             with open(index, encoding="utf-8") as file:
                 parts = json.load(file)["weight_map"]
             stored = _matching(parts, key)
             if stored is None:
                 return True, None
-            path = _file(name, parts[stored], revision)
+            path = stored_file(name, parts[stored], revision)
         if path is not None:
             return True, _rows(path, key)
     return False, None
@@ -90,7 +90,7 @@ def _matching(stored: Iterable[str], key: str) -> str | None:
     return next((name for name in stored if name == key or name.endswith(f".{key}")), None)
 
 
-def _file(name: str, file: str, revision: str | None) -> str | None:
+def stored_file(name: str, file: str, revision: str | None = None) -> str | None:
     """A file of a folder or of the hub's cache; nothing is downloaded here."""
     return cached_file(
         name, file, revision=revision, local_files_only=True,

@@ -14,6 +14,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 from transformers.trainer_utils import set_seed
 
+from rl_warmup.layouts.encoding import UNSPACED
+
 PAD, END, UNKNOWN, BEGIN, SEPARATOR, FILLER = "<pad>", "</s>", "<unk>", "<s>", "<extra_id_0>", "..."
 
 
@@ -65,6 +67,12 @@ def build_tokenizer(texts: Iterable[str], size: TinySize, encoder_decoder: bool)
     else:
         tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        texts = list(texts)
+        if any(UNSPACED.search(text) for text in texts):  # or whole sentences without spaces would become one token
+            letters = pre_tokenizers.Split(Regex(UNSPACED.pattern), "isolated")
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [letters, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=size.vocab_size, special_tokens=special, show_progress=False,

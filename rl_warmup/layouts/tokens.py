@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_warmup.layouts.whole import check_vocabulary
+
 LAYOUT_FILE = "warmup_layout.json"
 ADDED_SEPARATOR = "<|warmup_end|>"
 RESERVED = (
@@ -70,6 +72,7 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     rows = model.get_input_embeddings().num_embeddings
+    check_vocabulary(tokenizer, rows)
     name = separator or _reserved_token(tokenizer) or _added_token(model, tokenizer, rows)
     separator_id = _check(name, model, tokenizer)
     rows = model.get_input_embeddings().num_embeddings

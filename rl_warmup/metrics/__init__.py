@@ -33,7 +33,7 @@ from rl_warmup.metrics.reasoning_gym import (
     reasoning_gym_signature,
 )
 from rl_warmup.metrics.segments import Segments
-from rl_warmup.plugins import build_plugin, find_plugin
+from rl_warmup.plugins import ProcessExit, build_plugin, contained, find_plugin
 
 __all__ = ["METRICS", "Segments", "Spec", "compute", "row_statistics", "signatures"]
 
@@ -118,7 +118,8 @@ def signatures(names: Iterable[Spec] | Spec) -> dict[str, str]:
     found = {}
     for name, metric, kwargs in map(_metric, _listed(names)):
         if metric.signature is not None:
-            found[name if metric.label is None else metric.label(**kwargs)] = metric.signature(**kwargs)
+            label = name if metric.label is None else _called(name, partial(metric.label, **kwargs))
+            found[label] = _called(name, partial(metric.signature, **kwargs))
     return found
 
 
@@ -152,7 +153,7 @@ def _gather(
             )
         call = function, json.dumps(kwargs, sort_keys=True, default=repr)
         if call not in computed:
-            computed[call] = check(name, function(predictions, targets, rows, **kwargs))
+            computed[call] = check(name, _called(name, partial(function, predictions, targets, rows, **kwargs)))
         for key in computed[call] if metric.keys is None else metric.keys:
             if sources.setdefault(key, call) != call and sources[key][0] is function:
                 raise ValueError(
@@ -160,6 +161,19 @@ def _gather(
                 )
             results[key] = computed[call][key]
     return results
+
+
+def _called(name: str, function: Callable[[], Any]) -> Any:
+    """The result of a metric's function; what one of somebody else's raises becomes a sentence."""
+    try:
+        with contained():
+            return function()
+    except (ValueError, ImportError):
+        raise  # has a sentence of its own
+    except Exception as error:
+        if name in METRICS and not isinstance(error, ProcessExit):
+            raise
+        raise ValueError(f"metric '{name}' failed with {type(error).__name__}: {error}") from error
 
 
 def _listed(names: Iterable[Spec] | Spec) -> list[Spec]:

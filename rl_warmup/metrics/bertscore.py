@@ -6,7 +6,8 @@
 `bertscore[microsoft/deberta-xlarge-mnli:40]`: values of different models or layers are not comparable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ def _scorer(model: str, layer: int) -> Any:
     if _is_path(model) and not Path(model).is_dir():
         raise ValueError(_missing(model, "there is no such folder"))
     try:
-        scorer = library.BERTScorer(model_type=model, num_layers=layer)
+        with _no_remote_code():
+            scorer = library.BERTScorer(model_type=model, num_layers=layer)
     except AssertionError as error:  # bert-score checks the layer
         raise ValueError(f"metric 'bertscore': {error}; give num_layers within it") from error
     except (OSError, ValueError) as error:  # transformers found no model, or no tokenizer
@@ -111,6 +113,20 @@ def _scorer(model: str, layer: int) -> Any:
         positions = getattr(scorer._model.config, "max_position_embeddings", 514)
         scorer._tokenizer.model_max_length = positions - 2
     return scorer
+
+
+@contextmanager
+def _no_remote_code() -> Iterator[None]:
+    """Have code that lies beside a model refused: bert-score does not say so, and transformers would then ask whoever is at the
+    terminal, or whatever is piped in.
+    """
+    from transformers import dynamic_module_utils
+
+    before, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
 def _layer(model: str, num_layers: int | None) -> int:

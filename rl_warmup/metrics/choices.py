@@ -26,14 +26,15 @@ def accuracy(predictions: Sequence[str], targets: Sequence[str], rows: Rows | No
     """
     picked, wanted = _picks(predictions, targets, rows)
     right = sum(pick == want for pick, want in zip(picked, wanted, strict=True))
-    return {"accuracy": right / len(wanted), "unparsed": float(picked.count(None))}
+    return {"accuracy": right / len(wanted), "unparsed": _unparsed(picked, wanted)}
 
 
 def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
     """`macro_f1`: F1 of each pick, averaged with equal weight, 0 to 1; `unparsed` as for `accuracy`.
 
-    A class is a letter (or a label) that occurs among targets or parsed predictions, as in scikit-learn; an unparsed
-    prediction belongs to no class, and so is a miss for the class of its target.
+    A class is a letter (or a label) that occurs among targets or predictions, as in scikit-learn. Where letters are asked for, a
+    prediction without one belongs to no class, and so is a miss for the class of its target; where labels are, any other text is
+    a class of its own, with F1 0.
 
     Raises:
         ValueError: if a target picks none of its row's choices.
@@ -43,7 +44,7 @@ def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | No
     for label in {pick for pick in (*picked, *wanted) if pick is not None}:
         hits = sum(pick == want == label for pick, want in zip(picked, wanted, strict=True))
         scores.append(2 * hits / (picked.count(label) + wanted.count(label)))
-    return {"macro_f1": sum(scores) / len(scores), "unparsed": float(picked.count(None))}
+    return {"macro_f1": sum(scores) / len(scores), "unparsed": _unparsed(picked, wanted)}
 
 
 def accuracy_segments(
@@ -59,8 +60,10 @@ def macro_f1_segments(
 ) -> dict[str, Segments]:
     """`macro_f1` from counts: for each label, how often it was hit, said and wanted."""
     picked, wanted = _picks(predictions, targets, rows)
-    # every letter gets its columns, so that two lists of predictions have the same ones whatever they pick
-    labels = sorted({*wanted, *ascii_uppercase})
+    # every letter gets its columns, so that two lists of predictions have the same ones whatever they pick; labels that no
+    # target has come last, where `significance` fills the shorter list up
+    known = {*wanted, *ascii_uppercase}
+    labels = [*sorted(known), *sorted({pick for pick in picked if pick is not None} - known)]
     counts: list[Sequence[float]] = [
         [float(count) for label in labels for count in (pick == want == label, pick == label, want == label)]
         for pick, want in zip(picked, wanted, strict=True)
@@ -77,7 +80,7 @@ def _macro_f1_of_counts(sums: Sequence[float]) -> float:
 
 def _picks(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None) -> tuple[list[str | None], list[str]]:
     """What predictions pick (None: nothing) and what targets pick: letters, or labels where targets are not letters."""
-    choices = [row.get("choices") for row in rows] if rows is not None else [None] * len(targets)
+    choices = [_listed(row.get("choices")) for row in rows] if rows is not None else [None] * len(targets)
     if any(choices):
         wanted = []
         for number, (target, row_choices) in enumerate(zip(targets, choices, strict=True)):
@@ -92,8 +95,20 @@ def _picks(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None
     letters = [letter for letter in (_letter(target, None) for target in targets) if letter is not None]
     if len(letters) == len(targets):
         return [_letter(text, None) for text in predictions], letters
-    labels = [_normal(target) for target in targets]
-    return [_normal(text) if _normal(text) in labels else None for text in predictions], labels
+    return [_normal(text) for text in predictions], [_normal(target) for target in targets]
+
+
+def _listed(choices: Any) -> Sequence[str] | None:
+    """The choices of a row; nothing where a foreign column of that name holds something else."""
+    fine = isinstance(choices, list | tuple) and all(isinstance(choice, str) for choice in choices)
+    return choices if fine else None
+
+
+def _unparsed(picked: Sequence[str | None], wanted: Sequence[str]) -> float:
+    """Predictions that pick nothing: no letter, or none of the labels that occur among the targets."""
+    labels = set(wanted)
+    letters = all(len(label) == 1 and label in ascii_uppercase for label in labels)
+    return float(sum(pick is None or (not letters and pick not in labels) for pick in picked))
 
 
 def _letter(text: str, choices: Sequence[str] | None) -> str | None:

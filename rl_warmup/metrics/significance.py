@@ -201,6 +201,8 @@ def _compare(method: str, key: str, one: Segments, other: Segments, samples: int
     if samples < 1:
         raise ValueError(f"samples={samples}; give 1000 or so")
     first, second = np.asarray(one.rows, dtype=float), np.asarray(other.rows, dtype=float)
+    wide = max(first.shape[1], second.shape[1])  # macro_f1 has columns for labels that one side alone has said
+    first, second = (np.pad(side, ((0, 0), (0, wide - side.shape[1]))) for side in (first, second))
     values = one.value(), other.value()
     observed = values[1] - values[0]
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl_warmup.plugins import build_plugin, find_plugin
+from rl_warmup.plugins import build_plugin, contained, find_plugin
 
 GRPO_EPS = 1e-4  # as in TRL's GRPOTrainer
 
@@ -178,7 +178,8 @@ def load_rule(name: str) -> Rule:
 
     def checked(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
         try:
-            weights = rule(rewards, warmup_logprobs, knobs)
+            with contained():
+                weights = rule(rewards, warmup_logprobs, knobs)
         except Exception as error:
             raise ValueError(f"Objective {short!r} failed with {type(error).__name__}: {error}") from error
         wanted = f"return two finite tensors (a, b) of the shape {tuple(rewards.shape)}: prompts by warmups"

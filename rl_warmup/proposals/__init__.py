@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rl_warmup.batch import Warmup
-from rl_warmup.plugins import build_plugin, find_plugin
+from rl_warmup.plugins import build_plugin, contained, find_plugin
 
 Word = tuple[int, ...]
 DRAFT = "draft"
@@ -111,7 +111,8 @@ def load_proposal(name: str) -> Proposal:
 
     def checked(words: list[Word], context: ProposalContext) -> list[Word]:
         try:
-            chosen = function(list(words), context)
+            with contained():
+                chosen = function(list(words), context)
         except Exception as error:
             raise ValueError(f"Proposal {short!r} failed with {type(error).__name__}: {error}") from error
         fine = isinstance(chosen, (list, tuple)) and all(

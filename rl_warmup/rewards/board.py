@@ -17,6 +17,7 @@ from torch import Tensor
 from rl_warmup.batch import WarmupBatch
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.plugins import contained
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.calling import Outcome, start
 from rl_warmup.rewards.loading import load_reward
@@ -73,7 +74,8 @@ class RewardBoard:
         for reward in board.rewards:
             if callable(prepare := getattr(reward.function, "prepare", None)):
                 try:
-                    prepare(tokenizer=tokenizer, layout=layout, law=law, device=device)
+                    with contained():
+                        prepare(tokenizer=tokenizer, layout=layout, law=law, device=device)
                 except Exception as error:
                     raise ValueError(
                         f"Reward {reward.name!r} cannot be prepared: {type(error).__name__}: {error}"

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_warmup.plugins import contained
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.reward import Reward
 
@@ -34,6 +35,8 @@ class TimeLimit(Exception):
 
 class _Alarm(BaseException):
     """Raised in the middle of a function; no Exception, as functions like to catch those and try again."""
+
+    of_rl_warmup = True
 
 
 @dataclass
@@ -108,14 +111,19 @@ def _called(reward: Reward, arguments: dict[str, Any]) -> Any:
     thread that is left behind when its time is up, and ends with the process at the latest.
     """
     if reward.timeout is None:
-        return reward.function(**arguments)
+        return _contained(reward, arguments)
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
         try:
             with _alarm(reward.timeout):
-                return reward.function(**arguments)
+                return _contained(reward, arguments)
         except _Alarm:
             raise TimeLimit(_late(reward, "it was interrupted")) from None
     return _in_thread(reward, arguments)
+
+
+def _contained(reward: Reward, arguments: dict[str, Any]) -> Any:
+    with contained():
+        return reward.function(**arguments)
 
 
 def _late(reward: Reward, then: str) -> str:
@@ -153,7 +161,7 @@ def _in_thread(reward: Reward, arguments: dict[str, Any]) -> Any:
     @torch.no_grad()  # a new thread starts with gradients on
     def work() -> None:
         try:
-            answer.append((reward.function(**arguments), None))
+            answer.append((_contained(reward, arguments), None))
         except BaseException as error:
             answer.append((None, error))
 
@@ -175,7 +183,8 @@ def _scheduled(reward: Reward, arguments: dict[str, Any]) -> Callable[[], Any]:
     async def limited() -> Any:
         try:
             async with asyncio.timeout(reward.timeout) as scope:
-                return await reward.function(**arguments)
+                with contained(cancels=False):  # an exit would end the loop, and leave everybody waiting
+                    return await reward.function(**arguments)
         except TimeoutError:
             if scope.expired():
                 raise TimeLimit(_late(reward, "it was cancelled")) from None

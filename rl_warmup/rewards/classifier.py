@@ -55,10 +55,10 @@ class Classifier:
 
         path = self.model_name_or_path
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             with whole_on_every_process():
                 model, report = AutoModelForSequenceClassification.from_pretrained(
-                    path, use_safetensors=True, output_loading_info=True
+                    path, use_safetensors=True, output_loading_info=True, trust_remote_code=False
                 )
         except Exception as error:
             raise ValueError(f"No sequence-classification model can be loaded from {path!r} ({error}).") from error

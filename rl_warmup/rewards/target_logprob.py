@@ -15,6 +15,7 @@ from rl_warmup.layouts import Layout, Seq2SeqLayout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import whole_on_every_process
 from rl_warmup.layouts.scoring import enable_scoring, score
+from rl_warmup.layouts.whole import load_weights
 
 DTYPES = ("float32", "bfloat16")
 
@@ -53,7 +54,7 @@ class TargetLogProb:
 
         path = self.model_name_or_path
         try:
-            config = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         except Exception as error:
             raise ValueError(f"No model configuration can be read from {path!r} ({error}). Check the name.") from error
         is_encoder_decoder = isinstance(layout, Seq2SeqLayout)
@@ -66,9 +67,7 @@ class TargetLogProb:
         auto = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
         try:
             with whole_on_every_process():
-                model = auto.from_pretrained(
-                    path, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True
-                )
+                model = load_weights(auto, path, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True)
         except Exception as error:
             raise ValueError(f"The weights of {path!r} cannot be loaded as safetensors ({error}).") from error
         rows: Any = model.get_input_embeddings().num_embeddings
@@ -128,7 +127,8 @@ def _check_vocabulary(path: str, rows: int, tokenizer: Any, policy_rows: int) ->
             )
         return
     own = tokenizer.get_vocab()
-    for token, index in AutoTokenizer.from_pretrained(path).get_vocab().items():
+    beside = AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
+    for token, index in beside.items():
         if own.get(token) != index:
             raise ValueError(
                 f"The generator {path!r} has another vocabulary: its token {token!r} is {index}, the policy's is "

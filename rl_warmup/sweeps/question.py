@@ -121,6 +121,8 @@ def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
             faults.append(
                 f"grid: {key} has mappings as values, which give no readable name; list such arms under runs."
             )
+    names = [str(name) for name in values.get("runs") or {}]
+    faults += [f"runs: two arms are called {name}. Rename one." for name in set(names) if names.count(name) > 1]
     for name, changes in (values.get("runs") or {}).items():
         if not ARM.fullmatch(str(name)):
             faults.append(f"runs: {name!r} names a folder; use letters, digits and _ . = , + - only.")

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from rl_warmup.plugins import find_plugin
+from rl_warmup.plugins import contained, find_plugin
 from rl_warmup.tasks.columns import nearest
 from rl_warmup.tasks.rows import SPLITS, Row, Task, rows_hash
 
@@ -45,7 +45,8 @@ def load_task(name: str, /, **task_kwargs: Any) -> Task:
         raise ValueError(f"The task {name!r} is {load!r:.80}, which cannot be called; name a function or a class.")
     _check_kwargs(name, load, task_kwargs)
     try:
-        task = load(**task_kwargs)
+        with contained():
+            task = load(**task_kwargs)
     except (ValueError, ImportError, OSError):
         raise  # has a sentence of its own
     except Exception as error:

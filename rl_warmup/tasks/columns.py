@@ -12,6 +12,7 @@ from string import ascii_uppercase
 from typing import Any
 
 Record = Mapping[str, Any]
+CHOICES_STYLE = "choices_style"  # a column of rows whose target is one of their `choices`: how it is spelled
 TARGET_STYLES = ("letter", "text")
 
 
@@ -174,10 +175,10 @@ class ColumnMap:
     Args:
         prompt: column whose text the template knows as {text}.
         target: column of the target; None takes `target` and, where that is missing, `completion`.
-        id: column of the row's id; None takes `id` and, where that is missing, numbers the rows.
+        id: column of the row's id, a label that may recur; None takes `id` and, where that is missing, numbers the rows.
         template: may also use any column of the record by its name.
         choices: makes multiple-choice rows: the template knows {options} ("A) ... B) ..."), the target is the answer, and
-            `choices` and `answer` (a number) become extras, as in the task multiple_choice.
+            `choices`, `answer` (a number) and `choices_style` become extras, as in the task multiple_choice.
     """
 
     prompt: str
@@ -193,7 +194,6 @@ class ColumnMap:
             ValueError: for a missing or empty column; `where` opens the sentence.
         """
         text = as_text(pick(record, self.prompt, where), self.prompt, where)
-        id_column = self.id or ("id" if "id" in record else None)
         named: dict[str, Any] = {"text": text}
         extras: dict[str, Any] = {}
         if self.choices is None:
@@ -203,14 +203,22 @@ class ColumnMap:
             choices, answer = self.choices.read(record, where)
             named["options"] = " ".join(lettered(choices))
             target = lettered(choices)[answer] if self.choices.style == "text" else ascii_uppercase[answer]
-            extras = {"choices": choices, "answer": answer}
+            extras = {"choices": choices, "answer": answer, CHOICES_STYLE: self.choices.style}
         return {
             **record,
             **extras,
-            "id": str(number) if id_column is None else as_text(pick(record, id_column, where), id_column, where),
+            "id": self._label(record, number, where),
             "prompt": self.template.fill({**record, **named}, where),
             "target": target,
         }
+
+    def _label(self, record: Record, number: int, where: str) -> str:
+        """What the row is called: its id, or its number where it has none that is a text or a number."""
+        if self.id is not None:
+            return as_text(pick(record, self.id, where), self.id, where)
+        given = record.get("id")
+        usable = isinstance(given, str | int | float) and not isinstance(given, bool) and given == given
+        return str(given) if usable and str(given).strip() else str(number)
 
     def used(self) -> list[str]:
         """Every column that `row` may read."""

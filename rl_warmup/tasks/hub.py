@@ -1,13 +1,15 @@
 """Knows how to fetch a data set by name through Hugging Face `datasets`; must not know file formats.
 
-Code that a data set may carry is never run (`trust_remote_code` is not passed). A local folder of files works as a
+Code that a data set may carry is never run (`trust_remote_code=False`). A local folder of files works as a
 name too.
 """
 
+import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rl_warmup.tasks.columns import ColumnMap, Template, choice_map, nearest
@@ -180,6 +182,16 @@ def _rows(
     return rows
 
 
+def _is_tsv(dataset_name: str, data_files: Any) -> bool:
+    """Whether a data set is made of .tsv files, as far as can be told before it is loaded."""
+    given = list(data_files.values()) if isinstance(data_files, Mapping) else [data_files] if data_files else []
+    names = [str(name) for part in given for name in (part if isinstance(part, list | tuple) else [part])]
+    if not names and Path(dataset_name).is_dir():
+        names = [path.name for path in Path(dataset_name).rglob("*") if path.is_file()]
+    tables = [name.removesuffix(".gz") for name in names if ".csv" in name or ".tsv" in name]
+    return bool(tables) and all(name.endswith(".tsv") for name in tables)
+
+
 def _load_dataset(
     dataset_name: str,
     dataset_config: str | None,
@@ -202,9 +214,12 @@ def _load_dataset(
         "cache_dir": cache_dir,
     }
     settings |= {"streaming": True} if stream else {}
+    settings |= {"quoting": csv.QUOTE_NONE} if _is_tsv(dataset_name, data_files) else {}  # as the task file reads them
     try:
-        return dict(datasets.load_dataset(dataset_name, **settings))
+        return dict(datasets.load_dataset(dataset_name, trust_remote_code=False, **settings))
     except Exception as error:
+        if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # which says what and where
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         raise ValueError(
             f"data set '{dataset_name}' could not be loaded ({reason}); check the name, the configuration "

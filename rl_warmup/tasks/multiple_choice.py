@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable
 from string import ascii_uppercase
 
-from rl_warmup.tasks.columns import TARGET_STYLES, Template, lettered, nearest
+from rl_warmup.tasks.columns import CHOICES_STYLE, TARGET_STYLES, Template, lettered, nearest
 from rl_warmup.tasks.puzzles import FAMILIES, NUM_CHOICES, Puzzle
 from rl_warmup.tasks.rows import Row, Task
 
@@ -91,5 +91,6 @@ def _row(puzzle: Puzzle, family: str, position: int, style: str, template: Templ
         "target": named[position] if style == "text" else ascii_uppercase[position],
         "choices": choices,
         "answer": position,
+        CHOICES_STYLE: style,
         "family": family,
     }

@@ -1,6 +1,7 @@
 """Knows what a row and a task are, and checks them; must not know where rows come from, nor any model or tokenizer.
 
-A row is a dict with three non-empty strings - `id`, `prompt` (x) and `target` (y) - and whatever else its task adds.
+A row is a dict with three non-empty strings - `id`, `prompt` (x) and `target` (y) - and whatever else its task adds. The id is
+a label for people, and may recur, as foreign data sets repeat theirs: a row is known by its place.
 """
 
 import hashlib
@@ -27,8 +28,8 @@ class Task:
         metrics: names for `rl_warmup.metrics.compute`; the first one is the headline.
 
     Raises:
-        ValueError: at construction, for a missing split, a row without a non-empty string `id`, `prompt` or `target`,
-            an id twice in one split, or no metric.
+        ValueError: at construction, for a missing split, a row without a non-empty string `id`, `prompt` or `target`, or no
+            metric.
     """
 
     name: str
@@ -53,7 +54,6 @@ class Task:
 
 
 def _check_rows(rows: Sequence[Row], where: str) -> None:
-    first_seen: dict[str, int] = {}
     for number, row in enumerate(rows):
         label = f"{where}, row {number}"
         for key in ("id", "prompt", "target"):
@@ -62,12 +62,6 @@ def _check_rows(rows: Sequence[Row], where: str) -> None:
                 name = f" (id {row.get('id')!r})" if key != "id" else ""
                 found = "is missing" if key not in row else f"is {value!r}"
                 raise ValueError(f"{label}{name}: '{key}' {found}; give a non-empty string or drop the row")
-        if row["id"] in first_seen:
-            raise ValueError(
-                f"{label}: id {row['id']!r} was already used by row {first_seen[row['id']]}; "
-                "make ids unique within a split"
-            )
-        first_seen[row["id"]] = number
 
 
 def rows_hash(rows: Iterable[Row]) -> str:

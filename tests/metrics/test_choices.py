@@ -1,6 +1,7 @@
 import pytest
 
-from rl_warmup.metrics import compute
+from rl_warmup.metrics import compute, row_statistics
+from rl_warmup.metrics.significance import approximate_randomization, paired_bootstrap
 
 CHOICES = ["Ada", "Ben", "a man", "X"]
 ROWS = [{"choices": CHOICES}]
@@ -61,7 +62,36 @@ def test_labels_other_than_letters():
     scores = compute(["accuracy", "macro_f1"], ["Yes", "no", "perhaps"], ["yes", "yes", "no"])
     assert scores["accuracy"] == pytest.approx(1 / 3)
     assert scores["unparsed"] == 1.0
-    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0 + 0) / 3)  # `perhaps` is a class too
+
+
+@pytest.mark.parametrize(
+    ("targets", "predictions"),
+    [
+        ("pos neg pos", "pos neg neutral"),
+        ("a b c a", "a d e f"),
+        ("yes no", "maybe maybe"),
+        ("x1 x2 x1 x3", "x2 x9 x1 x8"),
+    ],
+)
+def test_macro_f1_equals_scikit_learn_on_labels_that_no_target_has(targets, predictions):
+    metrics = pytest.importorskip("sklearn.metrics")
+    wanted, written = targets.split(), predictions.split()
+    expected = metrics.f1_score(wanted, written, average="macro")
+    assert compute(["macro_f1"], written, wanted)["macro_f1"] == pytest.approx(expected)
+    assert row_statistics(["macro_f1"], written, wanted)["macro_f1"].value() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", ["bootstrap", "randomization"])
+def test_lists_with_other_unseen_labels_can_be_compared(method):
+    wanted = ["pos", "neg"] * 4
+    both = ["pos", "neutral"] * 4, ["maybe", "neg", "pos", "none"] * 2
+    sides = [[{"target": t, "prediction": p} for t, p in zip(wanted, said, strict=True)] for said in both]
+    tests = {"bootstrap": paired_bootstrap, "randomization": approximate_randomization}
+    found = tests[method]("macro_f1", *sides, samples=50)
+    assert (found.one, found.other) == tuple(
+        compute(["macro_f1"], [r["prediction"] for r in s], wanted)["macro_f1"] for s in sides
+    )
 
 
 def test_a_target_outside_the_choices_is_an_error():

@@ -99,7 +99,9 @@ def test_missing_files(tmp_path):
     assert "does not exist" in fault(train=str(tmp_path / "no.jsonl"))
     assert "is a folder" in fault(train=str(tmp_path))
     (tmp_path / "r.txt").write_text("x")
-    assert "unknown format '.txt'" in (message := fault(train=str(tmp_path / "r.txt")))
+    (tmp_path / "r.doc").write_text("x")
+    assert "unknown format '.doc'" in fault(train=str(tmp_path / "r.doc"))
+    assert "begins with 'x'" in (message := fault(train=str(tmp_path / "r.txt")))
     assert ".parquet" in message
 
 

@@ -97,7 +97,7 @@ def test_missing_split_size_and_column(folder):
 
 def test_an_unreachable_set_is_one_sentence(monkeypatch):
     def load_dataset(path, **kwargs):
-        assert "trust_remote_code" not in kwargs
+        assert kwargs["trust_remote_code"] is False
         raise ConnectionError("Couldn't reach 'wmt/none' on the Hub\nmore lines")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

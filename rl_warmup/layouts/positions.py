@@ -1,0 +1,90 @@
+"""How many positions a network has, and whether a row fits into them.
+
+Knows: configs. Must not know: tokenizers, training. T5 and its kin count distances, and have no limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CHANGES_WITH_LENGTH = (
+    "dynamic",
+    "longrope",
+)  # RoPE whose angles are other ones in a longer batch: scores would not be the row's
+RELATIVE = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano")
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The limits of a network.
+
+    Args:
+        prompt: positions of the encoder; None where there is no encoder, or no limit.
+        sequence: positions of the decoder; in a decoder-only network the prompt stands there too. None: no limit.
+        warmup: tokens of the longest warmup.
+        name: what sets the limit.
+    """
+
+    prompt: int | None
+    sequence: int | None
+    warmup: int
+    name: str = "max_position_embeddings"
+    encoder_decoder: bool = False
+
+    @classmethod
+    def of(cls, model: Any, max_warmup_length: int, writes_warmups: bool = True) -> Positions:
+        """Of a network, as its config says. One that is trained or used without warmups has none to leave room for."""
+        max_warmup_length = max_warmup_length if writes_warmups else 0
+        config = model.config
+        if config.model_type in RELATIVE:
+            return cls(None, None, max_warmup_length)
+        both = bool(config.is_encoder_decoder)
+        encoder = _limit(config.get_text_config(encoder=True))[0] if both else None
+        sequence, name = _limit(config.get_text_config(decoder=True))
+        return cls(encoder, sequence, max_warmup_length, name, both)
+
+    def check(self, prompt: int, target: int, where: str) -> None:
+        """Whether a row of so many tokens fits, the longest warmup and its separator between them.
+
+        Raises:
+            ValueError: naming the row, its parts and the limit.
+        """
+        if self.prompt is not None and prompt > self.prompt:
+            raise ValueError(
+                f"{where}: the prompt has {prompt} tokens, and the encoder has {self.prompt} positions. Set max_prompt_length to "
+                f"{self.prompt} at most, and prompt_truncation to cut or drop such rows."
+            )
+        before = 1 if self.encoder_decoder else prompt  # the decoder's start token
+        total = before + self.warmup + 1 + target
+        if self.sequence is not None and total > self.sequence:
+            begin = "" if self.encoder_decoder else f"prompt {prompt} + "
+            raise ValueError(
+                f"{where}: {begin}max_warmup_length {self.warmup} + separator + target {target} tokens need {total} positions, "
+                f"and the model has {self.sequence} ({self.name}). Lower max_warmup_length, or limit such rows by "
+                f"max_prompt_length, max_target_length and the truncation policies."
+            )
+
+
+def _limit(config: Any) -> tuple[int | None, str]:
+    """The positions of one network, and what they are called."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None, ""
+    for rope in _ropes(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)):
+        if rope.get("rope_type", rope.get("type")) in CHANGES_WITH_LENGTH:
+            original = rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            kind = rope.get("rope_type", rope.get("type"))
+            return min(limit, original or limit), f"beyond them its {kind} RoPE turns all positions by other angles"
+    return limit, "max_position_embeddings"
+
+
+def _ropes(parameters: Any) -> list[Mapping[str, Any]]:
+    """The settings of RoPE, which some networks have by kind of layer."""
+    if not isinstance(parameters, Mapping):
+        return []
+    inner = [value for value in parameters.values() if isinstance(value, Mapping)]
+    return inner or [parameters]

@@ -1,0 +1,236 @@
+"""Knows how records are read from files - JSONL, JSON, CSV, TSV, Parquet; must not know which columns mean what.
+
+The format follows the file's name: .jsonl, .json (a list of objects), .csv, .tsv, .txt (JSON lines), each also with .gz, and
+.parquet. A name that stands twice in one object or header is an error, as one of the two values would be lost.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TextIO
+
+Located = tuple[str, dict[str, Any]]  # where the record stands ("rows.jsonl:3"), the record
+Reader = Callable[[Path, TextIO], Iterator[Located]]
+PARQUET_ROWS = 1024  # decoded at a time
+JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Table:
+    """How .csv and .tsv are read.
+
+    Args:
+        names: of the columns, where the file has no header line; None takes the first line.
+        quoted: whether a cell may stand in quotes, which then hide separators and line ends; None: yes in .csv, no in .tsv,
+            where every character of a cell is its own.
+    """
+
+    names: Sequence[str] | None = None
+    quoted: bool | None = None
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if names is not None and (isinstance(names, str) or not names or not all(isinstance(n, str) for n in names)):
+            raise ValueError(f"column_names={names!r}; give a list of names, one for each column of the file")
+        if names is not None and (twice := _second(names)) is not None:
+            raise ValueError(f"column_names={list(names)!r} name {twice!r} twice; give every column a name of its own")
+        if self.quoted is not None and not isinstance(self.quoted, bool):
+            raise ValueError(f"quoted={self.quoted!r}; give true or false, or leave it out")
+
+
+def read(path: Path, table: Table | None = None) -> Iterator[Located]:
+    """The records of one file with their places, read as they are asked for.
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: for an unknown format, unreadable content or a name that stands twice, with file and line.
+        ImportError: for Parquet without pyarrow.
+    """
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"file {path} {what}; give the path of a file (current folder: {Path.cwd()})")
+    packed = path.suffix == ".gz"
+    suffix = (Path(path.stem).suffix if packed else path.suffix).lower()
+    table = table or Table()
+    readers: dict[str, Reader] = {
+        ".jsonl": _jsonl,
+        ".txt": _text,
+        ".json": _json,
+        ".csv": partial(_table, separator=",", table=table, quoted=table.quoted is not False),
+        ".tsv": partial(_table, separator="\t", table=table, quoted=bool(table.quoted)),
+    }
+    if suffix == ".parquet" and not packed:
+        return _parquet(path)
+    if suffix not in readers:
+        raise ValueError(
+            f"file {path}: unknown format '{suffix}'; known: .jsonl, .json, .csv, .tsv, .txt with JSON lines (also .gz), .parquet"
+        )
+    return _decoded(path, readers[suffix], packed, newline="\n" if suffix in (".jsonl", ".txt") else "")
+
+
+def _decoded(path: Path, reader: Reader, packed: bool, newline: str) -> Iterator[Located]:
+    with gzip.open(path) if packed else path.open("rb") as file:
+        try:
+            yield from reader(path, io.TextIOWrapper(file, "utf-8-sig", newline=newline))
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise ValueError(f"file {path} is not a whole gzip file ({error}); pack it again, or drop .gz") from None
+        except UnicodeDecodeError as error:
+            at = file.tell() - len(error.object) + error.start  # decoding went piece by piece
+            raise ValueError(f"file {path} is not UTF-8 ({error.reason} at byte {at}); save it as UTF-8") from None
+
+
+class Twice(Exception):
+    """A key stands twice in one JSON object."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(object_pairs_hook=once)`: an object, if none of its keys stands there twice.
+
+    Raises:
+        Twice: with the key.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Twice(_second([key for key, _ in pairs]))
+    return found
+
+
+def _jsonl(path: Path, text: TextIO) -> Iterator[Located]:
+    for number, line in enumerate(text, start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line, object_pairs_hook=once)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{where}: not valid JSON ({error.msg}, column {error.colno}); mend or drop the line"
+                ) from None
+            except Twice as error:
+                raise ValueError(_twice(where, str(error))) from None
+            yield where, _object(record, where)
+
+
+def _text(path: Path, text: TextIO) -> Iterator[Located]:
+    """JSON lines under another name, as some data sets are published (LogiQA 2); anything else has no columns."""
+    first = text.readline()
+    while first and not first.strip():
+        first = text.readline()
+    if first and not first.lstrip().startswith("{"):
+        raise ValueError(
+            f"file {path}: a .txt file is read as JSON lines, one object a line, and begins with {first.strip()[:40]!r}; "
+            "give .jsonl, .json, .csv, .tsv or .parquet (known formats), with prompt and target in columns"
+        )
+    text.seek(0)
+    return _jsonl(path, text)
+
+
+def _json(path: Path, text: TextIO) -> Iterator[Located]:
+    whole = text.read()
+    try:
+        records = json.loads(whole, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        hint = "; one object per line is .jsonl" if error.msg == "Extra data" else ""
+        raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}){hint}") from None
+    except Twice as error:
+        raise ValueError(_twice(f"{path}:{_line_of_second(whole)}", str(error))) from None
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: holds a JSON {type(records).__name__}; give a list of objects, or .jsonl")
+    for number, record in enumerate(records):
+        where = f"{path}, item {number}"
+        yield where, _object(record, where)
+
+
+def _line_of_second(text: str) -> int:
+    """The line of the first key that stands for a second time in its object."""
+    open_objects: list[set[str]] = []
+    tokens = list(JSON_TOKEN.finditer(text))
+    for token, after in pairwise(tokens):
+        if token[0] in "{[":
+            open_objects.append(set())
+        elif token[0] in "}]":
+            open_objects.pop()
+        elif token[0].startswith('"') and after[0] == ":":
+            key = json.loads(token[0], strict=False)
+            if key in open_objects[-1]:
+                return text.count("\n", 0, token.start()) + 1
+            open_objects[-1].add(key)
+    return 1
+
+
+def _object(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: holds a JSON {type(record).__name__}; give an object with the columns as keys")
+    return record
+
+
+def _table(path: Path, text: TextIO, separator: str, table: Table, quoted: bool) -> Iterator[Located]:
+    lines = _quoted(path, text, separator) if quoted else _plain(text, separator)
+    header = table.names
+    for number, cells in lines:
+        where = f"{path}:{number}"
+        if header is None:
+            header = cells
+            if (twice := _second(header)) is not None:
+                raise ValueError(_twice(where, twice, "column"))
+            continue
+        if len(cells) != len(header):
+            what = "the header" if table.names is None else "column_names"
+            raise ValueError(
+                f"{where}: {len(cells)} cells, but {what} has {len(header)}; "
+                + (f"quote cells with {separator!r}" if quoted else "a tab inside a cell needs quotes and quoted: true")
+            )
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _quoted(path: Path, text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(text, delimiter=separator, strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: not valid with separator {separator!r} ({error})") from None
+
+
+def _plain(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Lines end with a line feed alone, or after a carriage return; whatever else stands in a cell belongs to it."""
+    text.reconfigure(newline="\n")  # type: ignore[attr-defined]
+    for number, line in enumerate(text, start=1):
+        line = line.removesuffix("\n").removesuffix("\r")
+        if line:
+            yield number, line.split(separator)
+
+
+def _second(names: Sequence[str]) -> str | None:
+    """The first name that has come before."""
+    return next((name for place, name in enumerate(names) if name in names[:place]), None)
+
+
+def _twice(where: str, name: str, noun: str = "key") -> str:
+    return f"{where}: the {noun} {name!r} stands there twice, and one of the two values would be lost; rename or remove one"
+
+
+def _parquet(path: Path) -> Iterator[Located]:
+    try:
+        import pyarrow.lib
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(f"file {path}: reading Parquet needs pyarrow; pip install pyarrow") from error
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if (twice := _second(file.schema_arrow.names)) is not None:
+                raise ValueError(_twice(f"file {path}", twice, "column"))
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for record in batch.to_pylist():
+                    yield f"{path}, row {number}", record
+                    number += 1
+    except (pyarrow.lib.ArrowException, OSError) as error:
+        raise ValueError(f"file {path} is not a readable Parquet file ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,124 @@
+"""What a plugin raises to end the process is a failure of the plugin: a sentence and exit code 2, never 0."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+import pytest
+import torch
+import yaml
+
+from rl_warmup.cli.main import main
+from rl_warmup.metrics import compute, signatures
+from rl_warmup.objectives.weights import Knobs, load_rule
+from rl_warmup.plugins import ProcessExit, contained
+from rl_warmup.proposals import ProposalContext, propose
+from rl_warmup.rewards import load_reward
+from rl_warmup.tasks import load_task
+
+PLUGIN = """
+import sys
+class Stop(BaseException): pass
+def leave(how):
+    if how == "exit": sys.exit(0)
+    if how == "none": raise SystemExit
+    if how == "quit": raise KeyboardInterrupt
+    raise Stop("enough")
+def reward(completions, **kwargs): leave("{how}")
+async def later(completions, **kwargs): leave("{how}")
+def objective(*args): leave("{how}")
+def proposal(*args): leave("{how}")
+def metric(*args): leave("{how}")
+def task(): leave("{how}")
+class Made:
+    def __init__(self): leave("{how}")
+    def __call__(self, completions): return [0.0] * len(completions)
+class Prepared:
+    def prepare(self, **kwargs): leave("{how}")
+    def __call__(self, completions): return [0.0] * len(completions)
+"""
+HOWS = ["exit", "none", "quit", "stop"]
+
+
+@pytest.fixture(params=HOWS)
+def own(request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(PLUGIN.replace("{how}", request.param))
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+CALLS = {
+    "objective": lambda: load_rule("own.py:objective")(torch.zeros(1, 2), torch.zeros(1, 2), Knobs()),
+    "proposal": lambda: propose("own.py:proposal", {"target_ids": [4, 1], "word_lengths": [1]}, ProposalContext(9)),
+    "metric": lambda: compute(["own.py:metric"], ["a"], ["a"]),
+    "task": lambda: load_task("own.py:task"),
+    "class": lambda: load_reward("own.py:Made"),
+    "import": lambda: load_reward("leaves:f"),
+    "file": lambda: signatures(["leaves.py:f"]),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_every_kind_of_plugin(own, what):
+    with pytest.raises(ValueError, match=r"own\.py|leaves|failed with ProcessExit") as caught:
+        CALLS[what]()
+    assert "tried to end the process" in str(caught.value)
+
+
+def test_ctrl_c_stays_ctrl_c():
+    def press():
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+    with pytest.raises(KeyboardInterrupt), contained():
+        press()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(ProcessExit), contained():
+        raise KeyboardInterrupt
+    with pytest.raises(asyncio.CancelledError), contained(cancels=False):
+        raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rewards": ["own.py:reward"]},
+        {"rewards": [{"name": "own.py:reward", "timeout": None}]},
+        {"rewards": [{"name": "own.py:later", "timeout": None}]},
+        {"rewards": ["own.py:Made"]},
+        {"rewards": ["own.py:Prepared"]},
+        {"rewards": ["leaves.py:f"]},
+        {"objective": "own.py:objective"},
+        {"metrics": ["own.py:metric"]},
+        {"task": "own.py:task", "task_kwargs": None},
+        {"proposals": ["own.py:proposal"]},
+    ],
+    ids=lambda change: str(next(iter(change.values())))[:40],
+)
+def test_a_run_fails_with_a_sentence(tmp_path, monkeypatch, capsys, change):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(PLUGIN.replace("{how}", "exit"))
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit(0)")
+    values = {
+        "model_name_or_path": "scratch-t5", "scratch": {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"},
+        "task": "ledger", "task_kwargs": {"length": 3, "modulus": 3, "train_size": 4, "validation_size": 0, "test_size": 2},
+        "num_warmups": 2, "max_warmup_length": 3, "max_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "no",
+        "use_cpu": True, "controls": [], "show_progress": False, "output_dir": str(tmp_path / "run"), **change,
+    }  # fmt: skip
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", "--config", "r.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "tried to end the process by SystemExit(0)" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("code", "rc"), [(0, 2), (None, 2)])
+def test_an_exit_of_anything_else_is_no_success(monkeypatch, capsys, code, rc):
+    monkeypatch.setattr("rl_warmup.cli.plan.command", lambda args: sys.exit(code))
+    assert main(["plan"]) == rc
+    assert "sys.exit" in capsys.readouterr().err
