@@ -46,8 +46,8 @@ SEARCHING: dict[str, dict[str, Any]] = {
     "reading": {},
 }
 GIVEN: dict[str, dict[str, Any]] = {
-    "sft": SFT,
-    "sft_equal_compute": SFT,
+    "sft": {"objective": "sft"},
+    "sft_equal_compute": {"objective": "sft"},
     "filler": FILLER,
     "proposal": {"proposal_only": True, "anchor_weight": 0.0},
     "warmup": {},
@@ -160,7 +160,9 @@ def run_demo(recipes: Path, output: Path, processes: int, parts: list[str]) -> s
         if not experiment.recipe.is_file():
             raise ValueError(f"{experiment.recipe} does not exist. Run the demo from the root of the repository.")
     began = time.perf_counter()
-    results = _run_jobs([job for experiment in plan for job in _jobs(experiment)], output, processes)
+    jobs = [job for experiment in plan for job in _jobs(experiment)]
+    _check(jobs, output)
+    results = _run_jobs(jobs, output, processes)
     _write_csv(output / "results.csv", plan, results)
     for experiment in plan:
         _plot(experiment, output)
@@ -182,6 +184,16 @@ def _jobs(experiment: Experiment) -> list[Job]:
             after = (base % "sft", base % experiment.main) if arm == "sft_equal_compute" else ()
             jobs.append(Job(experiment, arm, seed, after))
     return jobs
+
+
+def _check(jobs: list[Job], output: Path) -> None:
+    """Read every run's recipe before the first one starts: a fault must not wait for its turn."""
+    from rl_warmup.config import read_recipe
+
+    spent = {job.key: {"updates": 1, "train_seconds": 1.0} for job in jobs}
+    for job in jobs:
+        flags = _settings(job, output, spent)
+        read_recipe(flags[1], flags[2:])
 
 
 def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[str, Any]]:
