@@ -327,9 +327,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
     def _add_own_callbacks(self, args: WarmupConfig) -> None:
         """Schedule and run folder, and a readable line per log in the place of Trainer's dictionaries."""
+        proposals = args.proposals if args.objective != "sft" else []
         self.schedule = Schedule(
-            bool(args.proposals) and args.objective != "sft", args.readiness, args.proposal_only, args.tau,
-            args.target_ess, self._sum_over_processes, REFERENCE in args.proposals, args.reading_threshold,
+            bool(proposals), args.readiness, args.proposal_only, args.tau,
+            args.target_ess, self._sum_over_processes, REFERENCE in proposals, args.reading_threshold,
             (args.min_reading_updates, args.max_reading_updates), self._train_plainly, self._warn,
         )  # fmt: skip
         self.run_folder = RunFolder(args.output_dir, choose_cpu_matmul(args.device.type))

@@ -95,6 +95,14 @@ def test_an_adapter_needs_no_second_model(tmp_path, tiny):
     assert logs[-1]["kl"] > 0  # the adapter has moved the policy, and is switched off to see it
 
 
+def test_the_sft_control_of_such_a_recipe_reads_nothing(make_trainer, tmp_path):
+    trainer = make_trainer(objective="sft", **FAILS)
+    trainer.train()
+    assert not trainer.schedule.searches
+    assert trainer.schedule.gave_up_at is None
+    assert not (tmp_path / "run" / FILE).exists()
+
+
 # ---------------------------------------------------------------------- nothing to read
 
 
