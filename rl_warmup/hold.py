@@ -97,7 +97,7 @@ class HoldingTrainer(ResumableTrainer):
         path = Path(args.output_dir, FILE)
         shown = not args.disable_tqdm
         if isinstance(rows, EncodedStream):
-            limit = rows.length if self.rollout.anchor_weight else args.max_reading_updates * rows.rows_per_update
+            limit = rows.length if self._reads_to_the_end() else args.max_reading_updates * rows.rows_per_update
             prompts = [row["prompt_ids"] for row in islice(rows, limit)]
             groups = reference_warmups(drawing, prompts, path, shown, resumed)
             rows.reference = list(zip(groups, _anothers(groups), strict=True))
@@ -108,11 +108,15 @@ class HoldingTrainer(ResumableTrainer):
         for place, group, another in zip(places, groups, _anothers(groups), strict=True):
             rows[place] |= {REFERENCE: group, ANOTHERS: another}
 
+    def _reads_to_the_end(self) -> bool:
+        """Whether the samples are trained on after the reading phase as well."""
+        return bool(self.rollout.anchor_weight) or self.args.proposal_only
+
     def _places_read(self, updates: int) -> list[int]:
         """The training rows that the first updates come to, on any process; all of them where the proposals stay as anchors."""
         rows = self.train_dataset
         everything = list(range(len(rows)))
-        if self.rollout.anchor_weight or self.args.proposal_only:
+        if self._reads_to_the_end():
             return everything
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             self.train_dataset = everything

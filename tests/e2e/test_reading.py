@@ -67,6 +67,13 @@ def test_streams_bring_their_first_rows(make_trainer, tmp_path):
     assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 1 + 4 * 8
 
 
+@pytest.mark.parametrize("more", [{"proposal_only": True}, {"anchor_weight": 0.5}])
+def test_streams_bring_all_rows_where_samples_are_trained_on_to_the_end(make_trainer, tmp_path, more):
+    rows = ledger_rows(40)
+    make_trainer(rows=Stream("train", lambda: iter(rows), 1), **(READS | more)).train()
+    assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 1 + 6 * 8
+
+
 def test_without_a_kl_no_second_model_is_kept(make_trainer):
     assert make_trainer(**READS, beta=0.0).start is None
     assert make_trainer(**READS).start.model is not None
