@@ -116,8 +116,8 @@ class HoldingTrainer(ResumableTrainer):
         """The training rows that the first updates come to, on any process; all of them where the proposals stay as anchors."""
         rows = self.train_dataset
         everything = list(range(len(rows)))
-        if self._reads_to_the_end():
-            return everything
+        if self._reads_to_the_end() or not self.args.accelerator_config.use_seedable_sampler:
+            return everything  # torch's own sampler draws its order when training begins, and nobody can tell it before
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             self.train_dataset = everything
             try:

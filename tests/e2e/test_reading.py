@@ -59,6 +59,12 @@ def test_only_the_rows_that_reading_comes_to_are_sampled(make_trainer, tmp_path)
     assert sum(REFERENCE in row for row in trainer.train_dataset) == 12
 
 
+def test_all_rows_are_sampled_where_their_order_cannot_be_told(make_trainer, tmp_path):
+    settings = READS | {"per_device_train_batch_size": 3, "accelerator_config": {"use_seedable_sampler": False}}
+    make_trainer(**settings).train()
+    assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 33
+
+
 def test_streams_bring_their_first_rows(make_trainer, tmp_path):
     rows = ledger_rows(40)
     trainer = make_trainer(rows=Stream("train", lambda: iter(rows), 1), **READS)
