@@ -21,7 +21,7 @@ from rl_warmup.batch import Warmup
 from rl_warmup.drawing import Drawing
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.proposals import ANOTHERS, REFERENCE
+from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.reference import FILE, StartingPolicy, reference_warmups
 from rl_warmup.resumable import ResumableTrainer
 from rl_warmup.rollout import Rollout
@@ -106,7 +106,7 @@ class HoldingTrainer(ResumableTrainer):
         prompts = [rows[place]["prompt_ids"] for place in places]
         groups = reference_warmups(drawing, prompts, path, shown, resumed)
         for place, group, another in zip(places, groups, _anothers(groups), strict=True):
-            rows[place] |= {REFERENCE: group, ANOTHERS: another}
+            rows[place] |= {COLUMNS[REFERENCE]: group, ANOTHERS: another}
 
     def _reads_to_the_end(self) -> bool:
         """Whether the samples are trained on after the reading phase as well."""

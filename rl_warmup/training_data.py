@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
 from rl_warmup.layouts.encoding import RowEncoder
-from rl_warmup.proposals import ANOTHERS, REFERENCE
+from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.warmup_files import StoredWarmups
 
 COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
@@ -87,7 +87,7 @@ class EncodedStream(IterableDataset):
         for place, row in enumerate(itertools.islice(self._passes(), self.length)):
             if place < len(self.reference):
                 group, another = self.reference[place]
-                row = {**row, REFERENCE: group, ANOTHERS: another}
+                row = {**row, COLUMNS[REFERENCE]: group, ANOTHERS: another}
             yield row
 
     def first(self, count: int) -> list[dict[str, Any]]:

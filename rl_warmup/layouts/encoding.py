@@ -15,7 +15,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 # What encoding and training add to a row of data, beside its own columns.
-ADDED = ("prompt_ids", "target_ids", "word_lengths", "reference", "reference of another prompt", "stored")
+ADDED = (
+    "prompt_ids", "target_ids", "word_lengths", "reference warmups", "reference warmups of another prompt", "stored warmups",
+)  # fmt: skip
 TOGETHER = 64  # rows whose texts go to the tokenizer in one call: a call for each text takes more than twice as long
 
 

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 
 from rl_warmup.generation import Writer
-from rl_warmup.proposals import ANOTHERS, REFERENCE
+from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.reference import FILE
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.tasks.stream import Stream
@@ -46,9 +46,24 @@ def test_first_the_starts_samples_then_the_policys_own(make_trainer, tmp_path, k
     assert logs[3]["kl"] >= 0
     assert trainer.schedule.switched_at == 3
     assert all("read" in log for log in logs)
+    own = ("prompt", "target", "id", "prompt_ids", "target_ids", "word_lengths")
     assert {tuple(sorted(row)) for row in trainer.train_dataset} == {
-        tuple(sorted(("prompt", "target", "id", "prompt_ids", "target_ids", "word_lengths", REFERENCE, ANOTHERS)))
+        tuple(sorted((*own, COLUMNS[REFERENCE], ANOTHERS)))
     }
+
+
+def test_columns_of_the_data_may_be_called_like_ours(make_trainer):
+    """Rewards see the data's own `reference` and `stored`, and nothing of ours."""
+    seen = []
+
+    def reward(completions, reference, stored, **others):
+        seen.append((reference[0], stored[0], *sorted(others)))
+        return [0.0] * len(completions)
+
+    rows = [row | {"reference": "a text", "stored": "another"} for row in ledger_rows(32)]
+    make_trainer(rows=rows, reward_funcs=[reward, "target_logprob"], **READS).train()
+    assert {columns[:2] for columns in seen} == {("a text", "another")}
+    assert not [name for columns in seen for name in columns[2:] if "warmups" in name]
 
 
 def test_only_the_rows_that_reading_comes_to_are_sampled(make_trainer, tmp_path):
@@ -56,7 +71,7 @@ def test_only_the_rows_that_reading_comes_to_are_sampled(make_trainer, tmp_path)
     trainer = make_trainer(**(READS | {"per_device_train_batch_size": 3}))
     trainer.train()
     assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 13
-    assert sum(REFERENCE in row for row in trainer.train_dataset) == 12
+    assert sum(COLUMNS[REFERENCE] in row for row in trainer.train_dataset) == 12
 
 
 def test_all_rows_are_sampled_where_their_order_cannot_be_told(make_trainer, tmp_path):
