@@ -100,12 +100,12 @@ class HoldingTrainer(ResumableTrainer):
             limit = rows.length if self._reads_to_the_end() else args.max_reading_updates * rows.rows_per_update
             prompts = [row["prompt_ids"] for row in islice(rows, limit)]
             groups = reference_warmups(drawing, prompts, path, shown, resumed)
-            rows.reference = list(zip(groups, _anothers(groups), strict=True))
+            rows.reference = list(zip(groups, _anothers(prompts, groups), strict=True))
             return
         places = self._places_read(args.max_reading_updates)
         prompts = [rows[place]["prompt_ids"] for place in places]
         groups = reference_warmups(drawing, prompts, path, shown, resumed)
-        for place, group, another in zip(places, groups, _anothers(groups), strict=True):
+        for place, group, another in zip(places, groups, _anothers(prompts, groups), strict=True):
             rows[place] |= {COLUMNS[REFERENCE]: group, ANOTHERS: another}
 
     def _reads_to_the_end(self) -> bool:
@@ -131,9 +131,16 @@ class HoldingTrainer(ResumableTrainer):
         return sorted(set(gather_object(own)))
 
 
-def _anothers(groups: list[list[Warmup]]) -> list[list[Warmup]]:
-    """For every prompt the group of another one, to see whether a group's content is read at all."""
-    return [*groups[1:], *groups[:1]]
+def _anothers(prompts: list[list[int]], groups: list[list[Warmup]]) -> list[list[Warmup]]:
+    """For every prompt the group of the next other one, to see whether a group's content is read at all.
+
+    Rows of one prompt often follow each other (a target each), and a second group of the same prompt helps as much as the first.
+    """
+    found = [*groups[1:], *groups[:1]]
+    for turn in reversed(range(2 * len(prompts))):  # the second time around, the row after the last one is settled
+        place, after = turn % len(prompts), (turn + 1) % len(prompts)
+        found[place] = found[after] if prompts[after] == prompts[place] else groups[after]
+    return found
 
 
 def end_with_the_best(args: Any) -> None:

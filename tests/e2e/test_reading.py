@@ -80,6 +80,16 @@ def test_all_rows_are_sampled_where_their_order_cannot_be_told(make_trainer, tmp
     assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 33
 
 
+def test_another_prompt_is_not_the_same_one_again(make_trainer):
+    """Two rows for every prompt, as in a data set with two targets each; the last prompt is the first one."""
+    rows = [row for row in ledger_rows(12) for _ in range(2)]
+    rows += [rows[0]] * 8
+    trainer = make_trainer(rows=rows, **READS)
+    trainer.train()
+    group_of = {id(row[COLUMNS[REFERENCE]]): row["prompt"] for row in trainer.train_dataset}
+    assert all(group_of[id(row[ANOTHERS])] != row["prompt"] for row in trainer.train_dataset)
+
+
 def test_streams_bring_their_first_rows(make_trainer, tmp_path):
     rows = ledger_rows(40)
     trainer = make_trainer(rows=Stream("train", lambda: iter(rows), 1), **READS)
