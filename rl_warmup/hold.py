@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,7 +93,7 @@ class HoldingTrainer(ResumableTrainer):
         """Lay a group of the starting model's samples beside every row that the reading phase can come to."""
         args, rows = self.args, self.train_dataset
         drawing = Drawing(self.model, self.layout, self.law, self.rollout.num_warmups, args.seed, args.eval_batch_size)
-        path = Path(args.output_dir, FILE)
+        path = self.run_folder.folder / FILE  # of a trial in a search, its own
         shown = not args.disable_tqdm
         if isinstance(rows, EncodedStream):
             limit = rows.length if self._reads_to_the_end() else args.max_reading_updates * rows.rows_per_update
