@@ -52,7 +52,7 @@ class HoldingTrainer(ResumableTrainer):
         """Trainer's, after the starting model's samples are at hand; at the end says which model the run ends with."""
         if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":
             began = clock()
-            self._bring_reference_warmups(bool(resume_from_checkpoint))
+            self._bring_reference_warmups(self.checkpoint(resume_from_checkpoint) is not None)
             self.run_folder.spent_before = clock() - began
         if self.start is not None:
             self.start.prepare(self)

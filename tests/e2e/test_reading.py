@@ -225,6 +225,14 @@ def test_resumed_bit_for_bit_inside_reading_at_the_switch_and_after_it(make_trai
     assert read_jsonl(tmp_path / "cut" / "metrics.jsonl") == read_jsonl(tmp_path / "whole" / "metrics.jsonl")
 
 
+def test_auto_without_a_checkpoint_starts_anew(make_trainer, tmp_path):
+    """What an earlier run left, killed before its first checkpoint, is replaced as in any new run."""
+    make_trainer(**READS).train()
+    again = make_trainer(seed=5, **READS)
+    again.train(resume_from_checkpoint="auto")
+    assert read_jsonl(tmp_path / "run" / FILE)[0]["seed"] == 5
+
+
 def test_resumed_after_giving_up_it_stays_plain(make_trainer, tmp_path):
     settings = FAILS | {"save_strategy": "steps", "save_steps": 1}
     whole = make_trainer(folder="whole", **settings)
