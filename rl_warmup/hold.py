@@ -69,11 +69,18 @@ class HoldingTrainer(ResumableTrainer):
         loaded = self.args.load_best_model_at_end and state.best_model_checkpoint is not None
         return state.best_global_step if loaded and state.best_global_step != state.global_step else None
 
+    def _best_by(self) -> str:
+        """The metric that tells the best model: the one asked for, or the loss once that is gone with the warmups (`gain`)."""
+        asked, gave_up = _plain_name(self.args.metric_for_best_model), self.schedule.gave_up_at
+        logs = self.state.log_history if gave_up is not None else []
+        plain = [log for log in logs if "eval_loss" in log and log["step"] >= gave_up]
+        return "loss" if plain and f"eval_{asked}" not in plain[-1] else asked
+
     def _say_which_model(self) -> None:
         best = self.best_at()
         if best is None or not self.is_world_process_zero():
             return
-        metric = str(self.args.metric_for_best_model).removeprefix("eval_")
+        metric = self._best_by()
         last: dict[str, Any] = next((log for log in reversed(self.state.log_history) if f"eval_{metric}" in log), {})
         tqdm.write(
             f"The run ends with the model of update {best}: {metric} {self.state.best_metric:.4g} on the validation rows; "
@@ -82,7 +89,16 @@ class HoldingTrainer(ResumableTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Trainer's; a new best model is saved whatever the save strategy, as the run may have to end with it."""
-        best = super()._determine_best_metric(metrics, trial)
+        args = self.args
+        asked = args.metric_for_best_model, args.greater_is_better
+        if asked[0] is not None and self._best_by() != _plain_name(asked[0]):
+            args.metric_for_best_model, args.greater_is_better = self._best_by(), False
+            if (self.state.best_global_step or 0) < (self.schedule.gave_up_at or 0):
+                self.state.best_metric = None  # another metric's
+        try:
+            best = super()._determine_best_metric(metrics, trial)
+        finally:
+            args.metric_for_best_model, args.greater_is_better = asked
         if best and self.args.load_best_model_at_end:
             self.control.should_save = True
         return best
@@ -140,6 +156,10 @@ def _anothers(prompts: list[list[int]], groups: list[list[Warmup]]) -> list[list
         place, after = turn % len(prompts), (turn + 1) % len(prompts)
         found[place] = found[after] if prompts[after] == prompts[place] else groups[after]
     return found
+
+
+def _plain_name(metric: Any) -> str:
+    return str(metric).removeprefix("eval_")
 
 
 def end_with_the_best(args: Any) -> None:

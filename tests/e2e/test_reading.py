@@ -158,6 +158,26 @@ def test_a_start_that_helps_nobody_ends_as_plain_fine_tuning(make_trainer, tmp_p
     assert Writer.load(tmp_path / "run").inference == "empty"
 
 
+@pytest.mark.parametrize("metric", ["gain", "eval_target_bound"])
+def test_a_metric_that_needs_warmups_gives_way_to_the_loss(make_trainer, tmp_path, capsys, metric):
+    """A plain model has no gain: from update 4 on the lowest loss is the best, also after a restart."""
+    settings = FAILS | {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.3, "max_steps": 8}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": metric}
+    trainer = make_trainer(eval_dataset=ledger_rows(8, 1), **settings)
+    trainer.train()
+    losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
+    best = min(range(4, 9), key=losses.__getitem__)
+    assert trainer.state.best_global_step == best
+    assert trainer.state.best_metric == losses[best]
+    assert best == 8 or f"update {best}: loss" in capsys.readouterr().out
+    assert trainer.args.metric_for_best_model == metric
+    for step in (6, 7, 8):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    again = make_trainer(eval_dataset=ledger_rows(8, 1), **settings)
+    again.train(resume_from_checkpoint="auto")
+    assert (again.state.best_global_step, again.state.best_metric) == (best, losses[best])
+
+
 def test_plain_updates_are_those_of_sft(make_trainer):
     """From the same weights and rows an update after giving up is the control's."""
     gave_up = make_trainer(folder="one", lr_scheduler_type="constant", **(FAILS | {"max_steps": 5, "optim": "sgd"}))
