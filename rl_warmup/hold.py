@@ -20,6 +20,7 @@ from rl_warmup.batch import Warmup
 from rl_warmup.drawing import Drawing
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.tokens import read_layout
 from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.reference import FILE, StartingPolicy, reference_warmups
 from rl_warmup.resumable import ResumableTrainer
@@ -60,6 +61,8 @@ class HoldingTrainer(ResumableTrainer):
         gave_up, best = self.schedule.gave_up_at, self.best_at()
         if gave_up is not None and best is not None and best < gave_up:
             self.rollout = replace(self.rollout, objective=self.args.objective)  # that model writes warmups
+        if best is not None:  # under the law of its update, which the guard may have changed since
+            self.law = self.rollout.law = replace(self.law, **read_layout(self.state.best_model_checkpoint).get("law", {}))
         self._say_which_model()
         return output
 

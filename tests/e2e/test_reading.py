@@ -225,6 +225,28 @@ def test_a_run_ends_with_its_best_model(make_trainer, tmp_path, capsys):
     assert all(torch.equal(mine[name], tensor) for name, tensor in saved.items())
 
 
+def test_the_best_model_writes_under_the_law_of_its_update(make_trainer, tmp_path):
+    """The guard raises the temperature after update 5; the run ends with the model of update 4."""
+    worth = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.9, 5: 0.3, 6: 0.0}
+    trainer = make_trainer(
+        eval_dataset=ledger_rows(8, 1), eval_strategy="steps", eval_steps=1, metric_for_best_model="worth", guard="act",
+        compute_metrics=lambda predictions: {"worth": worth[trainer.state.global_step]}, **READS,
+    )  # fmt: skip
+    log = trainer.log
+
+    def act(logs, *args):
+        log(logs, *args)
+        if trainer.state.global_step == 5 and "loss" in logs:
+            trainer._change_law(temperature=2.0, min_length=3)
+
+    trainer.log = act
+    trainer.train()
+    trainer.save_model()
+    assert trainer.rollout.law is trainer.law
+    assert (trainer.law.temperature, trainer.law.min_length) == (1.0, 1)
+    assert Writer.load(tmp_path / "run").law.temperature == 1.0
+
+
 # ---------------------------------------------------------------------- restarts
 
 
