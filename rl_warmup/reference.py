@@ -121,8 +121,11 @@ class StartingPolicy:
             inside = trained
             while not hasattr(inside, "disable_adapter"):
                 inside = inside.module
+            was_training = trained.training
+            trained.eval()  # or dropout, where it is left on, would make another start of every look
             with inside.disable_adapter():
                 logps = score(trained, alone, law).token_logps
+            trained.train(was_training)
         return torch.nn.functional.pad(logps, (0, batch.seq_ids.size(1) - logps.size(1))) * batch.warmup_mask
 
 

@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
+from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.generation import Writer
+from rl_warmup.layouts.loading import load_model
 from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.reference import FILE
 from rl_warmup.run_folder import read_jsonl
@@ -112,33 +114,59 @@ def test_without_a_kl_no_second_model_is_kept(make_trainer):
     assert make_trainer(proposals=[], beta=0.2).start.model is not None
 
 
-def test_an_adapter_needs_no_second_model(tmp_path, tiny):
-    from rl_warmup import WarmupConfig, WarmupTrainer
+@pytest.fixture
+def adapted(tmp_path, tiny):
+    """A trainer of a saved base model: a new adapter (`lora`), or one put on beforehand (`adapter`)."""
+    LORA = {"r": 2, "target_modules": ["q", "v"]}
 
-    model, tokenizer = tiny()
-    model.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    config = WarmupConfig(
-        output_dir=str(tmp_path / "run"), use_cpu=True, per_device_train_batch_size=8, logging_steps=1, disable_tqdm=True,
-        save_strategy="no", report_to="none", max_warmup_length=4, **READS,
-    )  # fmt: skip
-    trainer = WarmupTrainer(
-        str(tmp_path / "base"), config, ledger_rows(32), peft_config=LoraConfig(r=2, target_modules=["q", "v"])
-    )
+    def make(adapter=None, dropout=None, folder="run", name="base", **settings):
+        if not (tmp_path / "base").is_dir():
+            model, tokenizer = tiny()
+            if dropout is not None:
+                model.config.dropout_rate = dropout
+            model.save_pretrained(tmp_path / "base")
+            tokenizer.save_pretrained(tmp_path / "base")
+        given = {"peft_config": LoraConfig(**LORA, **settings.pop("lora", {}))}
+        model, tokenizer = load_model(str(tmp_path / name))
+        if adapter is not None:
+            given, model = {}, get_peft_model(model, LoraConfig(**LORA, **adapter))
+        defaults = {
+            "output_dir": str(tmp_path / folder), "use_cpu": True, "per_device_train_batch_size": 8, "logging_steps": 1,
+            "disable_tqdm": True, "save_strategy": "no", "report_to": "none", "max_warmup_length": 4, **READS,
+        }  # fmt: skip
+        config = WarmupConfig(**(defaults | settings))
+        return WarmupTrainer(model, config, ledger_rows(32), processing_class=tokenizer, **given)
+
+    return make
+
+
+def divergences(folder):
+    return {log["step"]: log["kl"] for log in read_jsonl(folder / "metrics.jsonl") if "kl" in log}
+
+
+def test_an_adapter_needs_no_second_model(adapted, tmp_path):
+    trainer = adapted()
     assert trainer.start is not None
     assert trainer.start.model is None
     trainer.train()
-    logs = [log for log in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "kl" in log]
-    assert [log["step"] for log in logs] == [4, 5, 6]
-    assert logs[-1]["kl"] > 0  # the adapter has moved the policy, and is switched off to see it
+    found = divergences(tmp_path / "run")
+    assert list(found) == [4, 5, 6]
+    assert found[6] > 0  # the adapter has moved the policy, and is switched off to see it
 
 
-def test_the_sft_control_of_such_a_recipe_reads_nothing(make_trainer, tmp_path):
-    trainer = make_trainer(objective="sft", **FAILS)
+def test_the_start_has_no_dropout_under_an_adapter_either(adapted):
+    trainer = adapted(dropout=0.3, disable_dropout=False)
+    looks, look = [], trainer.start.warmup_logps
+
+    def twice(*given):
+        looks.append((look(*given), look(*given)))
+        assert trainer.model.training
+        return looks[-1][0]
+
+    trainer.start.warmup_logps = twice
     trainer.train()
-    assert not trainer.schedule.searches
-    assert trainer.schedule.gave_up_at is None
-    assert not (tmp_path / "run" / FILE).exists()
+    assert looks
+    assert all(torch.equal(one, other) for one, other in looks)
 
 
 # ---------------------------------------------------------------------- nothing to read
