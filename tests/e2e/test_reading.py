@@ -154,6 +154,14 @@ def test_an_adapter_needs_no_second_model(adapted, tmp_path):
     assert found[6] > 0  # the adapter has moved the policy, and is switched off to see it
 
 
+def test_a_start_with_an_adapter_is_not_its_base(adapted, tmp_path):
+    """A model that brings an adapter which was trained before: nothing has moved, so the KL is 0."""
+    trainer = adapted(adapter={"init_lora_weights": False}, learning_rate=0.0)
+    assert trainer.start.model is not None
+    trainer.train()
+    assert all(abs(value) < 1e-6 for value in divergences(tmp_path / "run").values())
+
+
 def test_the_start_has_no_dropout_under_an_adapter_either(adapted):
     trainer = adapted(dropout=0.3, disable_dropout=False)
     looks, look = [], trainer.start.warmup_logps
