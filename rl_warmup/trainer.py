@@ -229,7 +229,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
     def _holds(self, batch: WarmupBatch) -> bool:
         """Whether the KL to the starting policy counts for this batch."""
-        return bool(self.rollout.beta and batch.group_size and not self.schedule.in_cold_start)
+        return bool(self.start and self.rollout.beta and batch.group_size and not self.schedule.in_cold_start)
 
     def _weigh(self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor) -> RowWeights:
         return self.rollout.weigh(batch, rewards, warmup_logprobs, self.schedule.tau, self.schedule.in_cold_start)
@@ -346,8 +346,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             self.add_callback(callback)
 
     def _train_plainly(self) -> None:
-        """Go on as SFT: nothing is there to be read."""
-        self.rollout = replace(self.rollout, objective="sft")
+        """Go on as SFT: nothing is there to be read, and no start to be held to."""
+        self.rollout, self.start = replace(self.rollout, objective="sft"), None
 
     def _change_law(self, **changes: Any) -> None:
         self.law = self.rollout.law = replace(self.law, **changes)

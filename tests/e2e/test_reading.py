@@ -185,6 +185,7 @@ def test_a_start_that_helps_nobody_ends_as_plain_fine_tuning(make_trainer, tmp_p
     trainer.train()
     assert phases(tmp_path / "run") == ["reading"] * 3 + ["plain"] * 3
     assert (trainer.schedule.switched_at, trainer.schedule.gave_up_at) == (None, 4)
+    assert trainer.start is None  # the copy's memory is free
     (warning,) = [w for w in read_jsonl(tmp_path / "run" / "warnings.jsonl") if w["rule"] == "nothing_to_read"]
     assert warning["step"] == 4
     logs = [log for log in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "phase" in log]
