@@ -368,11 +368,21 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
 
 def _ends_by_separator(args: WarmupConfig, model: Any, peft_config: Any) -> bool:
-    """Whether the separator starts with the end token's weights; an adapter alone could not carry them."""
+    """Whether the separator starts with the end token's weights; an adapter alone could not carry them.
+
+    Raises:
+        ValueError: it is asked for all the same.
+    """
+    adapted = peft_config is not None or hasattr(model, "disable_adapter")
+    if args.separator_init == "end_token" and adapted and not getattr(peft_config, "modules_to_save", None):
+        raise ValueError(
+            "separator_init: end_token changes weights of the base model, and only the adapter is saved, so that the model would be "
+            "another one when loaded again. Use keep or auto, or name embeddings and output head in the adapter's modules_to_save."
+        )
     if args.separator_init != "auto":
         return args.separator_init == "end_token"
     trained_here = bool(model.name_or_path) and bool(read_layout(model.name_or_path))
-    return REFERENCE in args.proposals and args.objective != "sft" and peft_config is None and not trained_here
+    return REFERENCE in args.proposals and args.objective != "sft" and not adapted and not trained_here
 
 
 def _stored(args: WarmupConfig, tokenizer: Any, tokens: LayoutTokens) -> StoredWarmups | None:

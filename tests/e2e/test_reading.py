@@ -162,6 +162,19 @@ def test_a_start_with_an_adapter_is_not_its_base(adapted, tmp_path):
     assert all(abs(value) < 1e-6 for value in divergences(tmp_path / "run").values())
 
 
+@pytest.mark.parametrize("adapter", [None, {}])
+def test_an_adapter_leaves_the_separator_of_its_base_alone(adapted, tmp_path, adapter):
+    """It could not be saved: what is loaded again is the model that was trained."""
+    with pytest.raises(ValueError, match="only the adapter is saved"):
+        adapted(adapter, separator_init="end_token")
+    trainer = adapted(adapter)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    again, _ = load_model(str(tmp_path / "saved"))
+    rows = [model.get_input_embeddings().weight for model in (again, trainer.model)]
+    torch.testing.assert_close(*rows)
+
+
 def test_the_start_has_no_dropout_under_an_adapter_either(adapted):
     trainer = adapted(dropout=0.3, disable_dropout=False)
     looks, look = [], trainer.start.warmup_logps
