@@ -96,7 +96,15 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
         raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
     model, _ = load_model(base, texts, **kwargs)
     merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    merged.name_or_path = folder  # its base is another model, and what the folder declares is true of this one alone
     return merged.requires_grad_(True), AutoTokenizer.from_pretrained(folder)  # peft has frozen the base model
+
+
+def _base_of(name: str) -> str:
+    """The folder or hub name that a folder of an adapter goes back to, over adapters on adapters; other names are their own."""
+    while Path(name, ADAPTER_FILE).is_file():
+        name = json.loads(Path(name, ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return name
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:
@@ -109,7 +117,7 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     """
     from peft import get_peft_model
 
-    saved = AutoConfig.from_pretrained(model.name_or_path) if model.name_or_path else None
+    saved = AutoConfig.from_pretrained(_base_of(model.name_or_path)) if model.name_or_path else None
     if saved is None or saved.get_text_config(decoder=True).vocab_size != model.get_input_embeddings().num_embeddings:
         why = "has random weights" if saved is None else "was grown by a separator token"
         raise ValueError(

@@ -175,6 +175,23 @@ def test_an_adapter_leaves_the_separator_of_its_base_alone(adapted, tmp_path, ad
     torch.testing.assert_close(*rows)
 
 
+def test_going_on_from_a_saved_adapter_goes_on_from_all_of_it(adapted, tmp_path):
+    """Its separator has been trained with it, and a second adapter is saved as one on top of the first."""
+    other = {"lora": {"init_lora_weights": False}}
+    adapted(folder="first", **other).save_model(str(tmp_path / "first"))
+    model, tokenizer = load_model(str(tmp_path / "first"))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = WarmupConfig(output_dir=str(tmp_path / "all"), use_cpu=True, report_to="none", **READS)
+    WarmupTrainer(model, config, ledger_rows(8), processing_class=tokenizer)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    adapted(name="first", folder="second", seed=1, **other).save_model(str(tmp_path / "second"))
+    again, _ = load_model(str(tmp_path / "second"))
+    query = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    base, _ = load_model(str(tmp_path / "base"))
+    ranks = [torch.linalg.matrix_rank(m.state_dict()[query] - base.state_dict()[query]) for m in (model, again)]
+    assert ranks == [2, 4]
+
+
 def test_the_start_has_no_dropout_under_an_adapter_either(adapted):
     trainer = adapted(dropout=0.3, disable_dropout=False)
     looks, look = [], trainer.start.warmup_logps
