@@ -62,7 +62,9 @@ class HoldingTrainer(ResumableTrainer):
         if gave_up is not None and best is not None and best < gave_up:
             self.rollout = replace(self.rollout, objective=self.args.objective)  # that model writes warmups
         if best is not None:  # under the law of its update, which the guard may have changed since
-            self.law = self.rollout.law = replace(self.law, **read_layout(self.state.best_model_checkpoint).get("law", {}))
+            self.law = self.rollout.law = replace(
+                self.law, **read_layout(self.state.best_model_checkpoint).get("law", {})
+            )
         self._say_which_model()
         return output
 

@@ -376,8 +376,8 @@ def _ends_by_separator(args: WarmupConfig, model: Any, peft_config: Any) -> bool
     adapted = peft_config is not None or hasattr(model, "disable_adapter")
     if args.separator_init == "end_token" and adapted and not getattr(peft_config, "modules_to_save", None):
         raise ValueError(
-            "separator_init: end_token changes weights of the base model, and only the adapter is saved, so that the model would be "
-            "another one when loaded again. Use keep or auto, or name embeddings and output head in the adapter's modules_to_save."
+            "separator_init: end_token changes weights of the base model, and only the adapter is saved, which would be another "
+            "model when loaded again. Use keep or auto, or name embeddings and output head in the adapter's modules_to_save."
         )
     if args.separator_init != "auto":
         return args.separator_init == "end_token"
