@@ -105,6 +105,8 @@ class StartingPolicy:
             self.model = _trl.prepare_deepspeed(self.model, trainer.accelerator)
         elif trainer.is_fsdp_enabled:
             self.model = _trl.prepare_fsdp(self.model, trainer.accelerator)
+        else:  # with bf16_full_eval Trainer moves its own model only when training begins
+            self.model.to(trainer.args.device)
 
     @torch.no_grad()
     def warmup_logps(self, trained: Any, batch: WarmupBatch, law: WarmupLaw) -> Tensor:
@@ -133,7 +135,10 @@ def _adds_nothing_yet(model: Any) -> bool:
     """Whether the model has an adapter without which it is the same: a new one is, one that was trained before is not."""
     if not hasattr(model, "disable_adapter"):
         return False
-    ids = torch.tensor([[3, 5, 4, 6]], device=next(model.parameters()).device) % model.get_input_embeddings().num_embeddings
+    ids = (
+        torch.tensor([[3, 5, 4, 6]], device=next(model.parameters()).device)
+        % model.get_input_embeddings().num_embeddings
+    )
     given = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
     was_training = model.training
     model.eval()
