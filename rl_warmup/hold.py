@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from rl_warmup.batch import Warmup
 from rl_warmup.drawing import Drawing
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.proposals import ANOTHERS, REFERENCE
+from rl_warmup.layouts.tokens import read_layout
+from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.reference import FILE, StartingPolicy, reference_warmups
 from rl_warmup.resumable import ResumableTrainer
 from rl_warmup.rollout import Rollout
@@ -53,7 +53,7 @@ class HoldingTrainer(ResumableTrainer):
         """Trainer's, after the starting model's samples are at hand; at the end says which model the run ends with."""
         if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":
             began = clock()
-            self._bring_reference_warmups(bool(resume_from_checkpoint))
+            self._bring_reference_warmups(self.checkpoint(resume_from_checkpoint) is not None)
             self.run_folder.spent_before = clock() - began
         if self.start is not None:
             self.start.prepare(self)
@@ -61,6 +61,10 @@ class HoldingTrainer(ResumableTrainer):
         gave_up, best = self.schedule.gave_up_at, self.best_at()
         if gave_up is not None and best is not None and best < gave_up:
             self.rollout = replace(self.rollout, objective=self.args.objective)  # that model writes warmups
+        if best is not None:  # under the law of its update, which the guard may have changed since
+            self.law = self.rollout.law = replace(
+                self.law, **read_layout(self.state.best_model_checkpoint).get("law", {})
+            )
         self._say_which_model()
         return output
 
@@ -70,11 +74,18 @@ class HoldingTrainer(ResumableTrainer):
         loaded = self.args.load_best_model_at_end and state.best_model_checkpoint is not None
         return state.best_global_step if loaded and state.best_global_step != state.global_step else None
 
+    def _best_by(self) -> str:
+        """The metric that tells the best model: the one asked for, or the loss once that is gone with the warmups (`gain`)."""
+        asked, gave_up = _plain_name(self.args.metric_for_best_model), self.schedule.gave_up_at
+        logs = self.state.log_history if gave_up is not None else []
+        plain = [log for log in logs if "eval_loss" in log and log["step"] >= gave_up]
+        return "loss" if plain and f"eval_{asked}" not in plain[-1] else asked
+
     def _say_which_model(self) -> None:
         best = self.best_at()
         if best is None or not self.is_world_process_zero():
             return
-        metric = str(self.args.metric_for_best_model).removeprefix("eval_")
+        metric = self._best_by()
         last: dict[str, Any] = next((log for log in reversed(self.state.log_history) if f"eval_{metric}" in log), {})
         tqdm.write(
             f"The run ends with the model of update {best}: {metric} {self.state.best_metric:.4g} on the validation rows; "
@@ -83,7 +94,16 @@ class HoldingTrainer(ResumableTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Trainer's; a new best model is saved whatever the save strategy, as the run may have to end with it."""
-        best = super()._determine_best_metric(metrics, trial)
+        args = self.args
+        asked = args.metric_for_best_model, args.greater_is_better
+        if asked[0] is not None and self._best_by() != _plain_name(asked[0]):
+            args.metric_for_best_model, args.greater_is_better = self._best_by(), False
+            if (self.state.best_global_step or 0) < (self.schedule.gave_up_at or 0):
+                self.state.best_metric = None  # another metric's
+        try:
+            best = super()._determine_best_metric(metrics, trial)
+        finally:
+            args.metric_for_best_model, args.greater_is_better = asked
         if best and self.args.load_best_model_at_end:
             self.control.should_save = True
         return best
@@ -94,26 +114,30 @@ class HoldingTrainer(ResumableTrainer):
         """Lay a group of the starting model's samples beside every row that the reading phase can come to."""
         args, rows = self.args, self.train_dataset
         drawing = Drawing(self.model, self.layout, self.law, self.rollout.num_warmups, args.seed, args.eval_batch_size)
-        path = Path(args.output_dir, FILE)
+        path = self.run_folder.folder / FILE  # of a trial in a search, its own
         shown = not args.disable_tqdm
         if isinstance(rows, EncodedStream):
-            limit = rows.length if self.rollout.anchor_weight else args.max_reading_updates * rows.rows_per_update
+            limit = rows.length if self._reads_to_the_end() else args.max_reading_updates * rows.rows_per_update
             prompts = [row["prompt_ids"] for row in islice(rows, limit)]
             groups = reference_warmups(drawing, prompts, path, shown, resumed)
-            rows.reference = list(zip(groups, _anothers(groups), strict=True))
+            rows.reference = list(zip(groups, _anothers(prompts, groups), strict=True))
             return
         places = self._places_read(args.max_reading_updates)
         prompts = [rows[place]["prompt_ids"] for place in places]
         groups = reference_warmups(drawing, prompts, path, shown, resumed)
-        for place, group, another in zip(places, groups, _anothers(groups), strict=True):
-            rows[place] |= {REFERENCE: group, ANOTHERS: another}
+        for place, group, another in zip(places, groups, _anothers(prompts, groups), strict=True):
+            rows[place] |= {COLUMNS[REFERENCE]: group, ANOTHERS: another}
+
+    def _reads_to_the_end(self) -> bool:
+        """Whether the samples are trained on after the reading phase as well."""
+        return bool(self.rollout.anchor_weight) or self.args.proposal_only
 
     def _places_read(self, updates: int) -> list[int]:
         """The training rows that the first updates come to, on any process; all of them where the proposals stay as anchors."""
         rows = self.train_dataset
         everything = list(range(len(rows)))
-        if self.rollout.anchor_weight or self.args.proposal_only:
-            return everything
+        if self._reads_to_the_end() or not self.args.accelerator_config.use_seedable_sampler:
+            return everything  # torch's own sampler draws its order when training begins, and nobody can tell it before
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             self.train_dataset = everything
             try:
@@ -127,9 +151,20 @@ class HoldingTrainer(ResumableTrainer):
         return sorted(set(gather_object(own)))
 
 
-def _anothers(groups: list[list[Warmup]]) -> list[list[Warmup]]:
-    """For every prompt the group of another one, to see whether a group's content is read at all."""
-    return [*groups[1:], *groups[:1]]
+def _anothers(prompts: list[list[int]], groups: list[list[Warmup]]) -> list[list[Warmup]]:
+    """For every prompt the group of the next other one, to see whether a group's content is read at all.
+
+    Rows of one prompt often follow each other (a target each), and a second group of the same prompt helps as much as the first.
+    """
+    found = [*groups[1:], *groups[:1]]
+    for turn in reversed(range(2 * len(prompts))):  # the second time around, the row after the last one is settled
+        place, after = turn % len(prompts), (turn + 1) % len(prompts)
+        found[place] = found[after] if prompts[after] == prompts[place] else groups[after]
+    return found
+
+
+def _plain_name(metric: Any) -> str:
+    return str(metric).removeprefix("eval_")
 
 
 def end_with_the_best(args: Any) -> None:

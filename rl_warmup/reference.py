@@ -88,15 +88,14 @@ def _read(path: Path, header: dict[str, Any]) -> Groups:
 
 
 class StartingPolicy:
-    """The policy as it was before training, for the KL: a frozen copy, or the trained model with its adapter switched off.
+    """The policy as it was before training, for the KL: a frozen copy, or the trained model with its new adapter switched off.
 
     Args:
         model: the starting model, scoring enabled, on its device. Without an adapter it is copied.
     """
 
     def __init__(self, model: Any) -> None:
-        self.has_adapter = hasattr(model, "disable_adapter")
-        self.model = None if self.has_adapter else copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = None if _adds_nothing_yet(model) else copy.deepcopy(model).eval().requires_grad_(False)
 
     def prepare(self, trainer: Any) -> None:
         """Bring the copy under the engine that trains: sharded under ZeRO-3 and FSDP, whole on every process otherwise."""
@@ -106,6 +105,8 @@ class StartingPolicy:
             self.model = _trl.prepare_deepspeed(self.model, trainer.accelerator)
         elif trainer.is_fsdp_enabled:
             self.model = _trl.prepare_fsdp(self.model, trainer.accelerator)
+        else:  # with bf16_full_eval Trainer moves its own model only when training begins
+            self.model.to(trainer.args.device)
 
     @torch.no_grad()
     def warmup_logps(self, trained: Any, batch: WarmupBatch, law: WarmupLaw) -> Tensor:
@@ -121,9 +122,31 @@ class StartingPolicy:
             inside = trained
             while not hasattr(inside, "disable_adapter"):
                 inside = inside.module
+            was_training = trained.training
+            trained.eval()  # or dropout, where it is left on, would make another start of every look
             with inside.disable_adapter():
                 logps = score(trained, alone, law).token_logps
+            trained.train(was_training)
         return torch.nn.functional.pad(logps, (0, batch.seq_ids.size(1) - logps.size(1))) * batch.warmup_mask
+
+
+@torch.no_grad()
+def _adds_nothing_yet(model: Any) -> bool:
+    """Whether the model has an adapter without which it is the same: a new one is, one that was trained before is not."""
+    if not hasattr(model, "disable_adapter"):
+        return False
+    ids = (
+        torch.tensor([[3, 5, 4, 6]], device=next(model.parameters()).device)
+        % model.get_input_embeddings().num_embeddings
+    )
+    given = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+    was_training = model.training
+    model.eval()
+    now = model(**given).logits.float()
+    with model.disable_adapter():
+        without = model(**given).logits.float()
+    model.train(was_training)
+    return torch.allclose(now, without, rtol=0, atol=1e-3 * now.abs().max().item())
 
 
 def warmups_alone(batch: WarmupBatch) -> WarmupBatch:

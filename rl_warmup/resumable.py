@@ -41,8 +41,7 @@ class ResumableTrainer(Trainer):
             OSError: the disk is full or the folder gone; the sentence names the last good checkpoint.
         """
         run = Path(self.args.output_dir)
-        asked = resume_from_checkpoint
-        checkpoint = checkpoints.newest(run) if asked in (True, "auto") else Path(str(asked)) if asked else None
+        checkpoint = self.checkpoint(resume_from_checkpoint)
         self.changed_makers = None
         if checkpoint is not None:
             self.changed_makers = checkpoints.refuse_other_makers(checkpoint, self._makers())
@@ -56,6 +55,12 @@ class ResumableTrainer(Trainer):
         finally:
             self.watchdog.close()
             self.interruption.close()
+
+    def checkpoint(self, asked: str | bool | None) -> Path | None:
+        """The checkpoint that `resume_from_checkpoint` means; None for a run that starts anew."""
+        if asked in (True, "auto"):
+            return checkpoints.newest(Path(self.args.output_dir))
+        return Path(str(asked)) if asked else None
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Trainer's; the watchdog hears of it."""

@@ -24,6 +24,7 @@ from rl_warmup.objectives.weights import Knobs, Rule, effective_sample_size, loa
 from rl_warmup.options import WarmupOptions
 from rl_warmup.proposals import (
     ANOTHERS,
+    COLUMNS,
     DRAFT,
     DRAWN,
     REFERENCE,
@@ -237,7 +238,7 @@ class Rollout:
             groups.append([])
             for name in self.proposals:
                 if name in DRAWN:
-                    groups[-1] += row[name]
+                    groups[-1] += row[COLUMNS[name]]
                 elif name == DRAFT:
                     groups[-1].append(self._allowed(drafts[i]))
                 else:

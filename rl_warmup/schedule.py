@@ -56,12 +56,12 @@ class Worth(NamedTuple):
         a reader may lean on copies of the prompt, which help nobody (`mean`, as copies are all alike); and a reader that
         is misled by a wrong warmup need not be helped by a right one (`none`).
         """
-        return 1 - self.bound / max(self.mean, self.unread)
+        return _taken(self.bound, max(self.mean, self.unread))
 
     @property
     def helped(self) -> float:
         """The same share beyond another prompt's group and no warmup; also where all warmups of a group are as good."""
-        return 1 - self.bound / self.unread
+        return _taken(self.bound, self.unread)
 
     @classmethod
     def over(cls, looks: Sequence[Sequence[float]]) -> Worth:
@@ -142,7 +142,7 @@ class Schedule(TrainerCallback, ExportableState):
     def still_learning(self) -> bool:
         """Whether targets have become so much likelier since the window before, without being read, that the switch can wait."""
         before, now = self.looks[:-WINDOW][-WINDOW:], self.looks[-WINDOW:]
-        return len(before) < WINDOW or 1 - Worth.over(now).unread / Worth.over(before).unread > STILL_LEARNING
+        return len(before) < WINDOW or _taken(Worth.over(now).unread, Worth.over(before).unread) > STILL_LEARNING
 
     @property
     def phase(self) -> str:
@@ -234,6 +234,11 @@ class Schedule(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"args": {}, "attributes": {name: getattr(self, name) for name in KEPT}}
+
+
+def _taken(now: float, before: float) -> float:
+    """The share of a surprise (minus log-probabilities, nats) that has gone; of none at all, a target known by heart, nothing."""
+    return 1 - now / before if before else 0.0
 
 
 def _smoothed(before: float | None, now: float) -> float:

@@ -231,7 +231,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
     def _holds(self, batch: WarmupBatch) -> bool:
         """Whether the KL to the starting policy counts for this batch."""
-        return bool(self.rollout.beta and batch.group_size and not self.schedule.in_cold_start)
+        return bool(self.start and self.rollout.beta and batch.group_size and not self.schedule.in_cold_start)
 
     def _weigh(self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor) -> RowWeights:
         return self.rollout.weigh(batch, rewards, warmup_logprobs, self.schedule.tau, self.schedule.in_cold_start)
@@ -329,9 +329,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
     def _add_own_callbacks(self, args: WarmupConfig) -> None:
         """Schedule and run folder, and a readable line per log in the place of Trainer's dictionaries."""
+        proposals = args.proposals if args.objective != "sft" else []
         self.schedule = Schedule(
-            bool(args.proposals) and args.objective != "sft", args.readiness, args.proposal_only, args.tau,
-            args.target_ess, self._sum_over_processes, REFERENCE in args.proposals, args.reading_threshold,
+            bool(proposals), args.readiness, args.proposal_only, args.tau,
+            args.target_ess, self._sum_over_processes, REFERENCE in proposals, args.reading_threshold,
             (args.min_reading_updates, args.max_reading_updates), self._train_plainly, self._warn,
         )  # fmt: skip
         self.run_folder = RunFolder(args.output_dir, choose_cpu_matmul(args.device.type))
@@ -347,8 +348,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             self.add_callback(callback)
 
     def _train_plainly(self) -> None:
-        """Go on as SFT: nothing is there to be read."""
-        self.rollout = replace(self.rollout, objective="sft")
+        """Go on as SFT: nothing is there to be read, and no start to be held to."""
+        self.rollout, self.start = replace(self.rollout, objective="sft"), None
 
     def _change_law(self, **changes: Any) -> None:
         self.law = self.rollout.law = replace(self.law, **changes)
@@ -369,11 +370,21 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
 
 def _ends_by_separator(args: WarmupConfig, model: Any, peft_config: Any) -> bool:
-    """Whether the separator starts with the end token's weights; an adapter alone could not carry them."""
+    """Whether the separator starts with the end token's weights; an adapter alone could not carry them.
+
+    Raises:
+        ValueError: it is asked for all the same.
+    """
+    adapted = peft_config is not None or hasattr(model, "disable_adapter")
+    if args.separator_init == "end_token" and adapted and not getattr(peft_config, "modules_to_save", None):
+        raise ValueError(
+            "separator_init: end_token changes weights of the base model, and only the adapter is saved, which would be another "
+            "model when loaded again. Use keep or auto, or name embeddings and output head in the adapter's modules_to_save."
+        )
     if args.separator_init != "auto":
         return args.separator_init == "end_token"
     trained_here = bool(model.name_or_path) and bool(read_layout(model.name_or_path))
-    return REFERENCE in args.proposals and args.objective != "sft" and peft_config is None and not trained_here
+    return REFERENCE in args.proposals and args.objective != "sft" and not adapted and not trained_here
 
 
 def _stored(args: WarmupConfig, tokenizer: Any, tokens: LayoutTokens) -> StoredWarmups | None:

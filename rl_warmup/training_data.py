@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
 from rl_warmup.layouts.encoding import UNSPACED, RowEncoder
-from rl_warmup.proposals import ANOTHERS, DRAFT, REFERENCE
+from rl_warmup.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE
 from rl_warmup.warmup_files import StoredWarmups
 
 UNCUT = 4  # letters of a target without spaces from which on it should have more than one word
@@ -96,7 +96,7 @@ class EncodedStream(IterableDataset):
         for place, row in enumerate(itertools.islice(self._passes(), self.length)):
             if place < len(self.reference):
                 group, another = self.reference[place]
-                row = {**row, REFERENCE: group, ANOTHERS: another}
+                row = {**row, COLUMNS[REFERENCE]: group, ANOTHERS: another}
             yield row
 
     def first(self, count: int) -> list[dict[str, Any]]:

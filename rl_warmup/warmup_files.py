@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl_warmup.batch import Warmup
-from rl_warmup.proposals import STORED
+from rl_warmup.proposals import COLUMNS, STORED
 from rl_warmup.tasks.formats import Twice, once
 
 KEYS = ("row", "id", "prompt")  # what a line may be matched by; the first it has counts
@@ -139,7 +139,7 @@ class StoredWarmups:
     counts: Counter[str] = field(default_factory=Counter)  # tokens and warmups, for `said`
 
     def columns(self, rows: Iterable[Any], complete: bool = False) -> Columns:
-        """What gives a row, by its number, its group under the key `stored`.
+        """What gives a row, by its number, its group under `COLUMNS[STORED]`.
 
         Args:
             rows: the training rows as the data set gives them, gone through once; nothing but the file is held.
@@ -158,7 +158,7 @@ class StoredWarmups:
             if number not in places:
                 others = f", and for {without} of {total} rows in all" if without > 1 else ""
                 raise ValueError(f"{where}: {self.path} has no warmups for it{others}. {_complete(self.path)}")
-            return {STORED: groups[places[number]]}
+            return {COLUMNS[STORED]: groups[places[number]]}
 
         return of
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rl_warmup.drawing import Drawing, weights_hash
 from rl_warmup.layouts.tokens import end_by_separator
-from rl_warmup.reference import FILE, reference_warmups
+from rl_warmup.reference import FILE, StartingPolicy, reference_warmups
 
 PROMPTS = ["a b c", "d", "e f", "g g", "h a b", "c", "b b", "f"]
 
@@ -88,6 +89,15 @@ def test_every_batch_has_a_random_state_of_its_own(drawing, prompts, tmp_path):
     for batch in reversed(batches):
         again = drawing.draw(prompts, batch)
         assert [[w.ids for w in group] for group in again] == [[w.ids for w in drawn[place]] for place in batch]
+
+
+def test_the_start_is_on_the_device_that_trains(lab):
+    """Whichever device the model was on when it was copied."""
+    start = StartingPolicy(lab.model)
+    engine = {"is_deepspeed_enabled": False, "is_fsdp_enabled": False}
+    start.prepare(SimpleNamespace(args=SimpleNamespace(device=torch.device("meta")), **engine))
+    assert {parameter.device.type for parameter in start.model.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in lab.model.parameters()} == {"cpu"}
 
 
 def test_the_hash_of_weights_tells_models_apart(lab):

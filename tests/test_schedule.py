@@ -223,6 +223,15 @@ def test_no_switch_where_content_helps_nobody(worth):
     assert (schedule.phase, schedule.switched_at) == ("reading", None)
 
 
+def test_targets_known_by_heart_take_no_reading():
+    """log P(y|x) of exactly 0 without a warmup: nothing is left to take away."""
+    by_heart = Worth(-1e-8, -1e-8, -1.0, 0.0)
+    assert (by_heart.read, by_heart.helped) == (0.0, 0.0)
+    schedule = Schedule(True, reading=True, updates=(0, 1000), threshold=0.01)
+    schedule.looks = [by_heart] * 2 * WINDOW
+    assert not schedule.still_learning
+
+
 def test_the_switch_comes_once_it_is_read_and_the_rest_is_learned():
     """24 looks fill both windows."""
     schedule = searching()

@@ -11,6 +11,7 @@ from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.batch import Warmup
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.loading import load_model
+from rl_warmup.proposals import COLUMNS, STORED
 from rl_warmup.run_folder import read_jsonl, write_jsonl
 from rl_warmup.tasks.stream import Stream
 from rl_warmup.training_data import training_rows
@@ -34,7 +35,7 @@ def read(t5, tmp_path):
         stored = StoredWarmups(path, t5.tokenizer, forbidden, num_warmups, max_length)
         of = stored.columns(rows, complete)
         groups.stored = stored
-        found = [of(number, f"train row {number}")["stored"] for number in range(len(rows))]
+        found = [of(number, f"train row {number}")[COLUMNS[STORED]] for number in range(len(rows))]
         assert {warmup.finish for group in found for warmup in group} == {"proposal"}
         return [[t5.tokenizer.decode(warmup.ids) for warmup in group] for group in found]
 
@@ -84,7 +85,7 @@ def test_a_dropped_row_moves_no_warmup(t5, read, tmp_path):
         encoded = training_rows(encoder, source, args, read.stored)
         encoded = encoded if isinstance(encoded, list) else encoded.first(9)
         assert [row["id"] for row in encoded] == ["r0", "r1", "r2", "r3"]
-        assert [row["stored"] for row in encoded] == [[Warmup(t5.ids(word), "proposal")] for word in "abcd"]
+        assert [row[COLUMNS[STORED]] for row in encoded] == [[Warmup(t5.ids(word), "proposal")] for word in "abcd"]
     with pytest.raises(ValueError, match="may come in another order. Give the stream shuffle_buffer 1"):
         training_rows(encoder, Stream("rows", lambda: iter(rows)), args, read.stored)
 

@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 from rl_warmup.layouts.positions import Positions
 
 # What encoding and training add to a row of data, beside its own columns.
-ADDED = ("prompt_ids", "target_ids", "word_lengths", "reference", "reference of another prompt", "stored")
+ADDED = (
+    "prompt_ids", "target_ids", "word_lengths", "reference warmups", "reference warmups of another prompt", "stored warmups",
+)  # fmt: skip
 # Letters and signs of scripts that put no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese.
 UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

@@ -108,7 +108,15 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
     check_adapter(folder, adapted)
     merged = adapted.merge_and_unload()
+    merged.name_or_path = folder  # its base is another model, and what the folder declares is true of this one alone
     return merged.requires_grad_(True), load_tokenizer(folder)  # peft has frozen the base model
+
+
+def _base_of(name: str) -> str:
+    """The folder or hub name that a folder of an adapter goes back to, over adapters on adapters; other names are their own."""
+    while Path(name, ADAPTER_FILE).is_file():
+        name = json.loads(Path(name, ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return name
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:
@@ -121,7 +129,8 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     """
     from peft import get_peft_model
 
-    saved = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False) if model.name_or_path else None
+    known = model.name_or_path and _base_of(model.name_or_path)
+    saved = AutoConfig.from_pretrained(known, trust_remote_code=False) if known else None
     if saved is None or saved.get_text_config(decoder=True).vocab_size != model.get_input_embeddings().num_embeddings:
         why = "has random weights" if saved is None else "was grown by a separator token"
         raise ValueError(

@@ -17,8 +17,12 @@ from rl_warmup.plugins import build_plugin, contained, find_plugin
 
 Word = tuple[int, ...]
 DRAFT = "draft"
-REFERENCE, STORED = DRAWN = ("reference", "stored")  # columns of encoded rows that hold warmups
-ANOTHERS = "reference of another prompt"  # a column too: the warmups of the start for some other row
+REFERENCE, STORED = DRAWN = ("reference", "stored")
+COLUMNS = {
+    REFERENCE: "reference warmups",
+    STORED: "stored warmups",
+}  # of encoded rows; data may have a `reference` of its own
+ANOTHERS = "reference warmups of another prompt"  # a column too: the warmups of the start for some other row
 
 
 @dataclass

@@ -30,14 +30,15 @@ GREEDY = {"top_p": 1e-6, "proposals": ["reverse"], "readiness": -1000.0, "anchor
 # One update on samples of the starting model, then the policy's own, held by a KL to it that has something to hold by then.
 READS = {"proposals": ["reference"], "anchor_weight": 0.0, "beta": 0.5, "reading_threshold": 0.0}
 READS |= {"min_reading_updates": 1, "max_reading_updates": 2}
+LORA = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
 LOSS, GRADIENT, WEIGHT = 1e-5, 1e-4, 1e-5  # relative, relative, absolute; measured: 3e-7, 1e-6 and 2e-7
 
 READING = ("t5 reading", "llama reading")
 EQUAL = ("t5", "llama", "mt5", "llama accumulating", "t5 checkpointing", "llama checkpointing", "llama lora", *READING)
-EQUAL += ("llama lora reading",)
+EQUAL += ("llama lora reading", "llama new lora reading")
 OWN = ("t5 own", "llama own")
 CASES = {  # ZeRO-3, where most can go wrong, trains everything
-    "ddp": ("t5", "llama accumulating", "t5 checkpointing", "llama lora", "llama lora reading", *READING, *OWN),
+    "ddp": ("t5", "llama accumulating", "t5 checkpointing", "llama lora", *EQUAL[-2:], *READING, *OWN),
     "zero1": ("t5", "llama"),
     "zero2": ("t5", "mt5", "llama accumulating", "llama checkpointing", "llama lora", *READING, *OWN),
     "zero3": (*EQUAL, *OWN),
@@ -61,10 +62,11 @@ def cases(checkpoints: dict[str, str]) -> dict[str, dict[str, Any]]:
         "llama accumulating": {"settings": {"gradient_accumulation_steps": 2}},
         "t5 checkpointing": {"settings": {"gradient_checkpointing": True}},
         "llama checkpointing": {"settings": {"gradient_checkpointing": True}},
-        "llama lora": {"lora": ["q_proj", "v_proj"]},
+        "llama lora": {"lora": LORA},
         "t5 reading": {"settings": READS},
         "llama reading": {"settings": READS},
-        "llama lora reading": {"lora": ["q_proj", "v_proj"], "settings": READS},
+        "llama lora reading": {"lora": LORA, "settings": READS},  # the start is a copy, adapter and all
+        "llama new lora reading": {"lora": LORA | {"init_lora_weights": True}, "settings": READS},  # it is switched off
     }
     rows = some_rows(12)
     out = {

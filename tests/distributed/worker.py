@@ -99,7 +99,7 @@ def train_case(case: dict[str, Any], folder: Path) -> None:
     told = Told()
     trainer = WarmupTrainer(
         case["model"], config, train_dataset=case["rows"], callbacks=[told], reward_funcs=case.get("rewards"),
-        peft_config=LoraConfig(r=2, target_modules=case["lora"], init_lora_weights=False) if "lora" in case else None,
+        peft_config=LoraConfig(r=2, **case["lora"]) if "lora" in case else None,
     )  # fmt: skip
     trainer.train()
     ran = what_ran(trainer)

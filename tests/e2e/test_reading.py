@@ -7,10 +7,12 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
+from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.generation import Writer
-from rl_warmup.proposals import ANOTHERS, REFERENCE
+from rl_warmup.layouts.loading import load_model
+from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.reference import FILE
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.tasks.stream import Stream
@@ -46,9 +48,24 @@ def test_first_the_starts_samples_then_the_policys_own(make_trainer, tmp_path, k
     assert logs[3]["kl"] >= 0
     assert trainer.schedule.switched_at == 3
     assert all("read" in log for log in logs)
+    own = ("prompt", "target", "id", "prompt_ids", "target_ids", "word_lengths")
     assert {tuple(sorted(row)) for row in trainer.train_dataset} == {
-        tuple(sorted(("prompt", "target", "id", "prompt_ids", "target_ids", "word_lengths", REFERENCE, ANOTHERS)))
+        tuple(sorted((*own, COLUMNS[REFERENCE], ANOTHERS)))
     }
+
+
+def test_columns_of_the_data_may_be_called_like_ours(make_trainer):
+    """Rewards see the data's own `reference` and `stored`, and nothing of ours."""
+    seen = []
+
+    def reward(completions, reference, stored, **others):
+        seen.append((reference[0], stored[0], *sorted(others)))
+        return [0.0] * len(completions)
+
+    rows = [row | {"reference": "a text", "stored": "another"} for row in ledger_rows(32)]
+    make_trainer(rows=rows, reward_funcs=[reward, "target_logprob"], **READS).train()
+    assert {columns[:2] for columns in seen} == {("a text", "another")}
+    assert not [name for columns in seen for name in columns[2:] if "warmups" in name]
 
 
 def test_only_the_rows_that_reading_comes_to_are_sampled(make_trainer, tmp_path):
@@ -56,7 +73,23 @@ def test_only_the_rows_that_reading_comes_to_are_sampled(make_trainer, tmp_path)
     trainer = make_trainer(**(READS | {"per_device_train_batch_size": 3}))
     trainer.train()
     assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 13
-    assert sum(REFERENCE in row for row in trainer.train_dataset) == 12
+    assert sum(COLUMNS[REFERENCE] in row for row in trainer.train_dataset) == 12
+
+
+def test_all_rows_are_sampled_where_their_order_cannot_be_told(make_trainer, tmp_path):
+    settings = READS | {"per_device_train_batch_size": 3, "accelerator_config": {"use_seedable_sampler": False}}
+    make_trainer(**settings).train()
+    assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 33
+
+
+def test_another_prompt_is_not_the_same_one_again(make_trainer):
+    """Two rows for every prompt, as in a data set with two targets each; the last prompt is the first one."""
+    rows = [row for row in ledger_rows(12) for _ in range(2)]
+    rows += [rows[0]] * 8
+    trainer = make_trainer(rows=rows, **READS)
+    trainer.train()
+    group_of = {id(row[COLUMNS[REFERENCE]]): row["prompt"] for row in trainer.train_dataset}
+    assert all(group_of[id(row[ANOTHERS])] != row["prompt"] for row in trainer.train_dataset)
 
 
 def test_streams_bring_their_first_rows(make_trainer, tmp_path):
@@ -67,6 +100,13 @@ def test_streams_bring_their_first_rows(make_trainer, tmp_path):
     assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 1 + 4 * 8
 
 
+@pytest.mark.parametrize("more", [{"proposal_only": True}, {"anchor_weight": 0.5}])
+def test_streams_bring_all_rows_where_samples_are_trained_on_to_the_end(make_trainer, tmp_path, more):
+    rows = ledger_rows(40)
+    make_trainer(rows=Stream("train", lambda: iter(rows), 1), **(READS | more)).train()
+    assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 1 + 6 * 8
+
+
 def test_without_a_kl_no_second_model_is_kept(make_trainer):
     assert make_trainer(**READS, beta=0.0).start is None
     assert make_trainer(**READS).start.model is not None
@@ -74,25 +114,97 @@ def test_without_a_kl_no_second_model_is_kept(make_trainer):
     assert make_trainer(proposals=[], beta=0.2).start.model is not None
 
 
-def test_an_adapter_needs_no_second_model(tmp_path, tiny):
-    from rl_warmup import WarmupConfig, WarmupTrainer
+@pytest.fixture
+def adapted(tmp_path, tiny):
+    """A trainer of a saved base model: a new adapter (`lora`), or one put on beforehand (`adapter`)."""
+    LORA = {"r": 2, "target_modules": ["q", "v"]}
 
-    model, tokenizer = tiny()
-    model.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    config = WarmupConfig(
-        output_dir=str(tmp_path / "run"), use_cpu=True, per_device_train_batch_size=8, logging_steps=1, disable_tqdm=True,
-        save_strategy="no", report_to="none", max_warmup_length=4, **READS,
-    )  # fmt: skip
-    trainer = WarmupTrainer(
-        str(tmp_path / "base"), config, ledger_rows(32), peft_config=LoraConfig(r=2, target_modules=["q", "v"])
-    )
+    def make(adapter=None, dropout=None, folder="run", name="base", **settings):
+        if not (tmp_path / "base").is_dir():
+            model, tokenizer = tiny()
+            if dropout is not None:
+                model.config.dropout_rate = dropout
+            model.save_pretrained(tmp_path / "base")
+            tokenizer.save_pretrained(tmp_path / "base")
+        given = {"peft_config": LoraConfig(**LORA, **settings.pop("lora", {}))}
+        model, tokenizer = load_model(str(tmp_path / name))
+        if adapter is not None:
+            given, model = {}, get_peft_model(model, LoraConfig(**LORA, **adapter))
+        defaults = {
+            "output_dir": str(tmp_path / folder), "use_cpu": True, "per_device_train_batch_size": 8, "logging_steps": 1,
+            "disable_tqdm": True, "save_strategy": "no", "report_to": "none", "max_warmup_length": 4, **READS,
+        }  # fmt: skip
+        config = WarmupConfig(**(defaults | settings))
+        return WarmupTrainer(model, config, ledger_rows(32), processing_class=tokenizer, **given)
+
+    return make
+
+
+def divergences(folder):
+    return {log["step"]: log["kl"] for log in read_jsonl(folder / "metrics.jsonl") if "kl" in log}
+
+
+def test_an_adapter_needs_no_second_model(adapted, tmp_path):
+    trainer = adapted()
     assert trainer.start is not None
     assert trainer.start.model is None
     trainer.train()
-    logs = [log for log in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "kl" in log]
-    assert [log["step"] for log in logs] == [4, 5, 6]
-    assert logs[-1]["kl"] > 0  # the adapter has moved the policy, and is switched off to see it
+    found = divergences(tmp_path / "run")
+    assert list(found) == [4, 5, 6]
+    assert found[6] > 0  # the adapter has moved the policy, and is switched off to see it
+
+
+def test_a_start_with_an_adapter_is_not_its_base(adapted, tmp_path):
+    """A model that brings an adapter which was trained before: nothing has moved, so the KL is 0."""
+    trainer = adapted(adapter={"init_lora_weights": False}, learning_rate=0.0)
+    assert trainer.start.model is not None
+    trainer.train()
+    assert all(abs(value) < 1e-6 for value in divergences(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("adapter", [None, {}])
+def test_an_adapter_leaves_the_separator_of_its_base_alone(adapted, tmp_path, adapter):
+    """It could not be saved: what is loaded again is the model that was trained."""
+    with pytest.raises(ValueError, match="only the adapter is saved"):
+        adapted(adapter, separator_init="end_token")
+    trainer = adapted(adapter)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    again, _ = load_model(str(tmp_path / "saved"))
+    rows = [model.get_input_embeddings().weight for model in (again, trainer.model)]
+    torch.testing.assert_close(*rows)
+
+
+def test_going_on_from_a_saved_adapter_goes_on_from_all_of_it(adapted, tmp_path):
+    """Its separator has been trained with it, and a second adapter is saved as one on top of the first."""
+    other = {"lora": {"init_lora_weights": False}}
+    adapted(folder="first", **other).save_model(str(tmp_path / "first"))
+    model, tokenizer = load_model(str(tmp_path / "first"))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = WarmupConfig(output_dir=str(tmp_path / "all"), use_cpu=True, report_to="none", **READS)
+    WarmupTrainer(model, config, ledger_rows(8), processing_class=tokenizer)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    adapted(name="first", folder="second", seed=1, **other).save_model(str(tmp_path / "second"))
+    again, _ = load_model(str(tmp_path / "second"))
+    query = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    base, _ = load_model(str(tmp_path / "base"))
+    ranks = [torch.linalg.matrix_rank(m.state_dict()[query] - base.state_dict()[query]) for m in (model, again)]
+    assert ranks == [2, 4]
+
+
+def test_the_start_has_no_dropout_under_an_adapter_either(adapted):
+    trainer = adapted(dropout=0.3, disable_dropout=False)
+    looks, look = [], trainer.start.warmup_logps
+
+    def twice(*given):
+        looks.append((look(*given), look(*given)))
+        assert trainer.model.training
+        return looks[-1][0]
+
+    trainer.start.warmup_logps = twice
+    trainer.train()
+    assert looks
+    assert all(torch.equal(one, other) for one, other in looks)
 
 
 # ---------------------------------------------------------------------- nothing to read
@@ -103,6 +215,7 @@ def test_a_start_that_helps_nobody_ends_as_plain_fine_tuning(make_trainer, tmp_p
     trainer.train()
     assert phases(tmp_path / "run") == ["reading"] * 3 + ["plain"] * 3
     assert (trainer.schedule.switched_at, trainer.schedule.gave_up_at) == (None, 4)
+    assert trainer.start is None  # the copy's memory is free
     (warning,) = [w for w in read_jsonl(tmp_path / "run" / "warnings.jsonl") if w["rule"] == "nothing_to_read"]
     assert warning["step"] == 4
     logs = [log for log in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "phase" in log]
@@ -110,6 +223,26 @@ def test_a_start_that_helps_nobody_ends_as_plain_fine_tuning(make_trainer, tmp_p
     assert trainer.state.best_global_step in (4, 5, 6)  # what was measured with warmups counts no more
     trainer.save_model()
     assert Writer.load(tmp_path / "run").inference == "empty"
+
+
+@pytest.mark.parametrize("metric", ["gain", "eval_target_bound"])
+def test_a_metric_that_needs_warmups_gives_way_to_the_loss(make_trainer, tmp_path, capsys, metric):
+    """A plain model has no gain: from update 4 on the lowest loss is the best, also after a restart."""
+    settings = FAILS | {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.3, "max_steps": 8}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": metric}
+    trainer = make_trainer(eval_dataset=ledger_rows(8, 1), **settings)
+    trainer.train()
+    losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
+    best = min(range(4, 9), key=losses.__getitem__)
+    assert trainer.state.best_global_step == best
+    assert trainer.state.best_metric == losses[best]
+    assert best == 8 or f"update {best}: loss" in capsys.readouterr().out
+    assert trainer.args.metric_for_best_model == metric
+    for step in (6, 7, 8):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    again = make_trainer(eval_dataset=ledger_rows(8, 1), **settings)
+    again.train(resume_from_checkpoint="auto")
+    assert (again.state.best_global_step, again.state.best_metric) == (best, losses[best])
 
 
 def test_plain_updates_are_those_of_sft(make_trainer):
@@ -159,6 +292,28 @@ def test_a_run_ends_with_its_best_model(make_trainer, tmp_path, capsys):
     assert all(torch.equal(mine[name], tensor) for name, tensor in saved.items())
 
 
+def test_the_best_model_writes_under_the_law_of_its_update(make_trainer, tmp_path):
+    """The guard raises the temperature after update 5; the run ends with the model of update 4."""
+    worth = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.9, 5: 0.3, 6: 0.0}
+    trainer = make_trainer(
+        eval_dataset=ledger_rows(8, 1), eval_strategy="steps", eval_steps=1, metric_for_best_model="worth", guard="act",
+        compute_metrics=lambda predictions: {"worth": worth[trainer.state.global_step]}, **READS,
+    )  # fmt: skip
+    log = trainer.log
+
+    def act(logs, *args):
+        log(logs, *args)
+        if trainer.state.global_step == 5 and "loss" in logs:
+            trainer._change_law(temperature=2.0, min_length=3)
+
+    trainer.log = act
+    trainer.train()
+    trainer.save_model()
+    assert trainer.rollout.law is trainer.law
+    assert (trainer.law.temperature, trainer.law.min_length) == (1.0, 1)
+    assert Writer.load(tmp_path / "run").law.temperature == 1.0
+
+
 # ---------------------------------------------------------------------- restarts
 
 
@@ -177,6 +332,14 @@ def test_resumed_bit_for_bit_inside_reading_at_the_switch_and_after_it(make_trai
     mine, others = weights(again), weights(whole)
     assert all(torch.equal(value, others[name]) for name, value in mine.items())
     assert read_jsonl(tmp_path / "cut" / "metrics.jsonl") == read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_auto_without_a_checkpoint_starts_anew(make_trainer, tmp_path):
+    """What an earlier run left, killed before its first checkpoint, is replaced as in any new run."""
+    make_trainer(**READS).train()
+    again = make_trainer(seed=5, **READS)
+    again.train(resume_from_checkpoint="auto")
+    assert read_jsonl(tmp_path / "run" / FILE)[0]["seed"] == 5
 
 
 def test_resumed_after_giving_up_it_stays_plain(make_trainer, tmp_path):

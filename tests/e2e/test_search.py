@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rl_warmup import WarmupConfig, WarmupTrainer
+from rl_warmup.reference import FILE
 from rl_warmup.run_folder import read_jsonl
 
 
@@ -15,7 +16,7 @@ def searchable(tmp_path, tiny, rows):
         args = WarmupConfig(
             output_dir=str(tmp_path / "search"), max_steps=2, per_device_train_batch_size=4, use_cpu=True, num_warmups=2,
             max_warmup_length=4, save_strategy="no", logging_steps=1, disable_tqdm=True, report_to="none", guard="act",
-            proposals=["reverse"], readiness=-50.0, **settings,
+            **({"proposals": ["reverse"], "readiness": -50.0} | settings),
         )  # fmt: skip
         return WarmupTrainer(
             model_init=lambda: tiny()[0], args=args, train_dataset=rows(16), eval_dataset=rows(4),
@@ -55,6 +56,16 @@ def test_a_search_tries_our_settings_and_returns_the_best(searchable, tmp_path):
     trainer._change_law(min_length=2)  # what the guard holds is this trainer's
     assert trainer.law is trainer.rollout.law
     assert len(read_jsonl(tmp_path / "search" / "metrics.jsonl")) == 2
+
+
+def test_every_trial_has_samples_of_its_own(searchable, tmp_path):
+    """Or trials at the same time would write over each other's, and one could not be resumed after the next."""
+    trainer = searchable(proposals=["reference"])
+    space = lambda trial: {"num_warmups": 2 + trial.number}  # noqa: E731
+    trainer.hyperparameter_search(space, n_trials=2, backend="optuna", direction="minimize")
+    headers = [read_jsonl(tmp_path / "search" / f"run-{i}" / FILE)[0] for i in range(2)]
+    assert [header["num_warmups"] for header in headers] == [2, 3]
+    assert not (tmp_path / "search" / FILE).exists()
 
 
 def test_training_twice_with_a_model_init_gives_the_same_twice(searchable):
