@@ -49,7 +49,9 @@ def contained(cancels: bool = True) -> Iterator[None]:
         raise KeyboardInterrupt
 
     main = threading.current_thread() is threading.main_thread()
-    listens = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    handler = signal.getsignal(signal.SIGINT)
+    listens = main and handler is signal.default_int_handler
+    deaf = handler is signal.SIG_IGN  # a job in the background: nobody can type
     if listens:
         signal.signal(signal.SIGINT, hear)
     try:
@@ -58,7 +60,7 @@ def contained(cancels: bool = True) -> Iterator[None]:
         raise
     except BaseException as error:
         cancelled = type(error).__name__ == "CancelledError" and not cancels
-        interrupted = isinstance(error, KeyboardInterrupt) and (typed or (main and not listens))
+        interrupted = isinstance(error, KeyboardInterrupt) and (typed or (main and not listens and not deaf))
         if cancelled or interrupted or getattr(error, "of_rl_warmup", False):
             raise
         what = f"{type(error).__name__}({str(error)!s})"

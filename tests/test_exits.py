@@ -122,3 +122,13 @@ def test_an_exit_of_anything_else_is_no_success(monkeypatch, capsys, code, rc):
     monkeypatch.setattr("rl_warmup.cli.plan.command", lambda args: sys.exit(code))
     assert main(["plan"]) == rc
     assert "sys.exit" in capsys.readouterr().err
+
+
+def test_where_nobody_can_type_an_interrupt_is_the_plugins(tmp_path):
+    """A job in the background ignores SIGINT, so a KeyboardInterrupt has no other source than the plugin."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(ProcessExit), contained():
+            raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
