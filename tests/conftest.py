@@ -6,6 +6,7 @@ A `Lab` is a tiny model with its tokenizer, tokens and layout, ready to be sampl
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # on two busy cores a tiny step takes 60 ms with one thread, seconds with two
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,6 +29,7 @@ from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.tokens import declare_tokens
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 
 WORDS = "a b c d e f g h"
 KINDS = ("scratch-t5", "scratch-llama")
