@@ -2,7 +2,7 @@
 
 Knows: what is drawn (`drawing.py`), the run's own file of token ids. Must not know: phases, rewards, recipes.
 As the start does not change, neither do its samples: one drawing serves every update, every epoch, every process and every
-restart, and no second model is in memory while the generator learns to read. The KL needs one (or the adapter switched off).
+restart, and no second model is needed for them. The KL needs one (or the adapter switched off).
 """
 
 from __future__ import annotations
