@@ -79,7 +79,7 @@ class Evaluation:
         if writer.shared and not is_main():
             return {}
         out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
-        out["metric_specs"] = list(task.metrics)
+        out |= {"metric_specs": list(task.metrics), "inference": writer.inference}
         if said:
             ceiling = out["ceiling"] = _ceiling(task, rows, writer)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in ceiling.items())

@@ -33,7 +33,10 @@ def result_table(result: dict[str, Any]) -> str:
     """The metrics of one run: a line per kind of warmup, a column per metric."""
     names = list(next(iter(result["metrics"].values())))
     rows = [
-        [control_name(control, result.get("objective")), *(f"{values[name]:.4g}" for name in names)]
+        [
+            control_name(control, "sft" if result.get("inference") == "empty" else result.get("objective")),
+            *(f"{values[name]:.4g}" for name in names),
+        ]
         for control, values in result["metrics"].items()
     ]
     title = f"{result['task']}, {result['split']} split, {result['rows']} rows"
