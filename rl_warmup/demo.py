@@ -54,6 +54,10 @@ GIVEN: dict[str, dict[str, Any]] = {
 }
 
 
+# A start most of whose samples are wrong: more of them to choose from, and smaller steps, or the policy is lost (docs/log.md).
+NOISY = {"num_warmups": 8, "learning_rate": 4e-4, "max_steps": 800, "eval_steps": 200}
+
+
 @dataclass
 class Experiment:
     """One recipe, and how often each of its arms runs.
@@ -89,7 +93,8 @@ def _searching(name: str, recipes: Path, seeds: dict[str, tuple[int, ...]] | Non
     task = name.rpartition("-")[0]
     recipe = recipes / ("legs.yaml" if task == "legs" else "skills.yaml")
     arms: dict[str, tuple[int, ...]] = seeds or dict.fromkeys(SEARCHING, SEEDS)
-    return Experiment(name, recipe, arms, {"model_name_or_path": f"start:{name}"}, {"disable_dropout": False})
+    changes = {"model_name_or_path": f"start:{name}"} | (NOISY if name == "legs-t5" else {})
+    return Experiment(name, recipe, arms, changes, {"disable_dropout": False})
 
 
 def _ledger(kind: str, recipes: Path, seeds: dict[str, tuple[int, ...]]) -> Experiment:
