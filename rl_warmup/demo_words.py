@@ -27,8 +27,8 @@ The counter-example: this start can only copy the ledger, so there is nothing to
 sample helps, say so (warnings.jsonl), go on as plain fine-tuning, and end where `sft` ends.""",
     "ledger": """\
 What this shows: a warmup can carry computation. The target lists running totals newest first, so its first word needs
-the whole sum at once; SFT, also at the warmup arm's training time, and the filler (the same number of extra positions,
-without content) stay low, and shuffling warmups across prompts destroys the result: the warmup is what is read. What it
+the whole sum at once: compare SFT, and where they run SFT at the warmup arm's training time and the filler (as many extra
+positions without content). Shuffling warmups across prompts shows whether the warmup is what is read. What it
 does not show: that a warmup is found. The proposal (the target's words reversed) is given and contains the easy order;
 where there is an arm `proposal`, it only imitates it, and `warmup` goes on from there with its own samples.""",
 }
