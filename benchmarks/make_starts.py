@@ -1,9 +1,9 @@
 """Make the legs task's questions and the small pretrained models of `rl_warmup/starts` (docs/starts.md).
 
-Knows: reasoning-gym (for legs alone), habits, plain language modelling. Must not know: warmups, separators, objectives.
+Knows: reasoning-gym (for legs and gym), habits, plain language modelling. Must not know: warmups, separators, objectives.
 A start continues a question with one of several habits, drawn at random for each row, and `</s>`. It never sees an answer.
 
-    pip install reasoning-gym==0.1.25               # for the data and the two legs starts
+    pip install reasoning-gym==0.1.25               # for the questions of legs and gym
     python -m benchmarks.make_starts                # whatever is missing; then what the samples of each start are
     python -m benchmarks.make_starts skills-t5 --again
 """
@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gym_habits as gym
 from rl_warmup.starts import HOME
 from rl_warmup.tasks.legs import AFTER, BEFORE, LEGS, animals, worked
 
@@ -56,6 +57,8 @@ class Start:
     rate: float = RATE
     goes_on_from: str | None = None  # the start whose weights it begins with; random ones for None
     dropout: float = 0.0  # written into its configuration for `disable_dropout: false`; it is pretrained without
+    rows: int = ROWS  # per update
+    tokenizer: Callable[[bool], Any] | None = None  # its own, for an encoder-decoder or not; `size` names it for None
 
 
 def main() -> None:
@@ -142,6 +145,21 @@ def leg_habits(prompt: str) -> dict[str, str]:
     }
 
 
+# Six generators of reasoning-gym
+
+
+def gym_prompts() -> tuple[list[str], list[str]]:
+    """Every hundredth question is kept to probe with."""
+    asked = list(gym.questions())
+    probes = set(asked[::100])
+    return [prompt for prompt in asked if prompt not in probes], sorted(probes)
+
+
+def gym_habits(prompt: str) -> dict[str, str]:
+    """Working it out, copying, copying backwards, and one more of each generator's own (`gym_habits.py`)."""
+    return gym.questions()[prompt]
+
+
 # The ledgers
 
 
@@ -186,9 +204,33 @@ STARTS = {
     "legs-llama": Start("llama", leg_prompts, leg_habits, LEGS_SHARES, 2000, LEGS_LLAMA, dropout=0.1),
     "skills-llama": Start("llama", ledger_prompts, list_skills, EVEN, 1500, LIST),
     "skills-t5": Start("t5", ledger_prompts, list_skills, EVEN, 4500, LIST),
-    "legs-t5": Start("t5", leg_prompts, leg_habits, LEGS_SHARES, 3000, LEGS_T5, dropout=0.1),
+    "legs-t5": Start("t5", leg_prompts, leg_habits, LEGS_SHARES, 6000, LEGS_T5, 1e-3, dropout=0.1, rows=32),
     "copies-llama": Start("llama", ledger_prompts, list_skills, {"copy": 1.0}, 600, LIST),
     "rare-llama": Start("llama", ledger_prompts, list_skills, RARE, 300, LIST, 5e-4, goes_on_from="skills-llama"),
+    "gym-llama": Start(
+        "llama",
+        gym_prompts,
+        gym_habits,
+        gym.SHARES,
+        8000,
+        LEGS_LLAMA,
+        1e-3,
+        dropout=0.1,
+        rows=32,
+        tokenizer=gym.build_tokenizer,
+    ),
+    "gym-t5": Start(
+        "t5",
+        gym_prompts,
+        gym_habits,
+        gym.SHARES,
+        10000,
+        LEGS_T5,
+        1e-3,
+        dropout=0.1,
+        rows=32,
+        tokenizer=gym.build_tokenizer,
+    ),
     "copies-t5": Start("t5", ledger_prompts, list_skills, {"copy": 1.0}, 1500, LIST),
 }
 
@@ -213,7 +255,10 @@ def make(name: str, start: Start, seed: int = 0) -> None:
     route = choose_cpu_matmul("cpu")["route"]
     prompts, probes = start.prompts()
     size = TinySize(**start.size)
-    tokenizer = build_tokenizer(words_of(start, prompts), size, start.kind == "t5")
+    if start.tokenizer:
+        tokenizer = start.tokenizer(start.kind == "t5")
+    else:
+        tokenizer = build_tokenizer(words_of(start, prompts), size, start.kind == "t5")
     model = build_model(start.kind, tokenizer, size, seed)
     if start.goes_on_from:
         model.load_state_dict(load_model(f"start:{start.goes_on_from}")[0].state_dict())
@@ -227,7 +272,7 @@ def make(name: str, start: Start, seed: int = 0) -> None:
             setattr(model.config, setting, start.dropout)
     save(model, tokenizer, folder)
     record = {
-        "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": ROWS,
+        "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": start.rows,
         "learning_rate": start.rate, "goes_on_from": start.goes_on_from,
         "trained_on": {habit: round(share, 3) for habit, share in start.shares.items()},
         **probe(folder, start.habits, probes), "matmul": route, "cpu_seconds": spent[0], "seconds": spent[1],
@@ -247,7 +292,7 @@ def pretrain(model: Any, tokenizer: Any, start: Start, prompts: list[str], rng: 
     habits, weights = list(start.shares), list(start.shares.values())
     model.train()
     for update in range(start.updates):
-        drawn = rng.sample(prompts, ROWS)
+        drawn = rng.sample(prompts, start.rows)
         written = [start.habits(prompt)[rng.choices(habits, weights)[0]] for prompt in drawn]
         loss = model(**batch(tokenizer, drawn, written, start.kind == "t5")).loss
         optimizer.zero_grad()

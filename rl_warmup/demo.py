@@ -44,6 +44,8 @@ SEARCHING: dict[str, dict[str, Any]] = {
     "marginal": {"proposals": [], "beta": 0.0},
     "marginal_kl": {"proposals": [], "beta": 0.1},
     "reading": {},
+    # Good warmups imitated: what could be found at most. `Experiment.gold_file` has them.
+    "ceiling": {"proposals": ["stored"], "proposal_only": True, "num_warmups": 1},
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "sft": {"objective": "sft"},
@@ -63,7 +65,7 @@ class Experiment:
     """One recipe, and how often each of its arms runs.
 
     `name`: task and model, the folder of its runs. `arms`: seeds by arm. `sft`: settings of the SFT arms beside the recipe's,
-    as they have their own best ones.
+    as they have their own best ones. `gold`: the warmup that works a row out; `gold_file`: those of the training rows.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Experiment:
     arms: dict[str, tuple[int, ...]]
     changes: dict[str, Any] = field(default_factory=dict)
     sft: dict[str, Any] = field(default_factory=dict)
+    gold: Callable[[dict[str, Any]], str] | None = None
+    gold_file: Path | None = None
 
     @property
     def task(self) -> str:
@@ -92,9 +96,20 @@ def _searching(name: str, recipes: Path, seeds: dict[str, tuple[int, ...]] | Non
     """An experiment from an embedded starting model; all arms on three seeds unless told otherwise."""
     task = name.rpartition("-")[0]
     recipe = recipes / ("legs.yaml" if task == "legs" else "skills.yaml")
-    arms: dict[str, tuple[int, ...]] = seeds or dict.fromkeys(SEARCHING, SEEDS)
+    arms: dict[str, tuple[int, ...]] = seeds or dict.fromkeys([arm for arm in SEARCHING if arm != "ceiling"], SEEDS)
+    gold = _worked_legs if task == "legs" else _totals
     changes = {"model_name_or_path": f"start:{name}"} | (NOISY if name == "legs-t5" else {})
-    return Experiment(name, recipe, arms, changes, {"disable_dropout": False})
+    return Experiment(name, recipe, arms, changes, {"disable_dropout": False}, gold)
+
+
+def _worked_legs(row: dict[str, Any]) -> str:
+    """Products and running sums of the legs."""
+    return worked(row["prompt"])
+
+
+def _totals(row: dict[str, Any]) -> str:
+    """The ledger's totals, oldest first."""
+    return " ".join(reversed(row["target"].split()))
 
 
 def _ledger(kind: str, recipes: Path, seeds: dict[str, tuple[int, ...]]) -> Experiment:
@@ -164,6 +179,15 @@ def run_demo(recipes: Path, output: Path, processes: int, parts: list[str]) -> s
     for experiment in plan:
         if not experiment.recipe.is_file():
             raise ValueError(f"{experiment.recipe} does not exist. Run the demo from the root of the repository.")
+    return run_experiments(plan, output, processes)
+
+
+def run_experiments(plan: list[Experiment], output: Path, processes: int) -> str:
+    """`run_demo` for any experiments.
+
+    Raises:
+        ValueError: a run failed (its log is named).
+    """
     began = time.perf_counter()
     jobs = [job for experiment in plan for job in _jobs(experiment)]
     _check(jobs, output)
@@ -233,6 +257,8 @@ def _settings(job: Job, output: Path, results: dict[str, dict[str, Any]]) -> lis
         **(job.experiment.sft if job.arm.startswith("sft") else {}), "seed": job.seed, "output_dir": str(output / job.key),
         "show_progress": False, "overwrite": True,
     }  # fmt: skip
+    if job.arm == "ceiling":
+        values["stored_warmups"] = str(job.experiment.gold_file)
     if job.arm == "sft_equal_compute":
         sft, main = (results[key] for key in job.after)
         ratio = COMPUTE_MARGIN * main["train_seconds"] / sft["train_seconds"]
@@ -317,18 +343,13 @@ def _plot(experiment: Experiment, output: Path) -> None:
 
 def _worked_out(experiment: Experiment, folder: Path) -> list[tuple[float, float]]:
     """(update, share of the logged warmups that are worked out right); nothing for an experiment that knows no such thing."""
-    if experiment.main != "reading":
+    if experiment.gold is None:
         return []
     right: dict[int, list[bool]] = {}
     for row in read_jsonl(folder / "warmups.jsonl"):
-        gold = _gold(experiment, row)
+        gold = experiment.gold(row)
         right.setdefault(row["step"], []).extend(" ".join(w["warmup"].split()) == gold for w in row["warmups"])
     return [(step, sum(values) / len(values)) for step, values in right.items()]
-
-
-def _gold(experiment: Experiment, row: dict[str, Any]) -> str:
-    """The warmup that works a row out: products and running sums of the legs, or the ledger's totals oldest first."""
-    return worked(row["prompt"]) if experiment.task == "legs" else " ".join(reversed(row["target"].split()))
 
 
 def _page(plan: list[Experiment], results: dict[str, dict[str, Any]], output: Path) -> str:
@@ -341,7 +362,7 @@ def _page(plan: list[Experiment], results: dict[str, dict[str, Any]], output: Pa
         table = indent("\n".join(line.rstrip() for line in text_table(header, rows).splitlines()), "    ")
         parts.append(f"\n## {experiment.name} ({seeds}; test rows)\n\n{table}")
         parts.append(_examples(experiment, output))
-        parts.append(EXPLANATIONS[experiment.task])
+        parts += [EXPLANATIONS[experiment.task]] if experiment.task in EXPLANATIONS else []
     return "\n".join(parts) + "\n"
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from rl_warmup import demo
 from rl_warmup.demo import COLUMNS, GIVEN, PARTS, SEARCHING, Experiment, experiments, run_demo
+from rl_warmup.tasks import load_task
+from rl_warmup.tasks.legs import worked
 
 LEDGER = {
     "model_name_or_path": "scratch-t5",
@@ -65,7 +69,20 @@ def test_the_search_from_a_starting_model(tmp_path, monkeypatch):
     """Every arm once, more seeds of the main one; the switch is in the table, worked-out warmups in the picture."""
     arms = dict.fromkeys(SEARCHING, (1,)) | {"reading": (1, 2)}
     changes = {"model_name_or_path": "start:legs-llama"}
-    small = Experiment("legs-llama", written(tmp_path, "legs", LEGS), arms, changes, {"disable_dropout": False})
+    gold = tmp_path / "gold.jsonl"
+    rows = load_task("legs", **LEGS["task_kwargs"]).splits["train"]
+    gold.write_text(
+        "".join(json.dumps({"row": n, "warmup": worked(row["prompt"])}) + "\n" for n, row in enumerate(rows))
+    )
+    small = Experiment(
+        "legs-llama",
+        written(tmp_path, "legs", LEGS),
+        arms,
+        changes,
+        {"disable_dropout": False},
+        demo._worked_legs,
+        gold,
+    )
     monkeypatch.setattr(demo, "experiments", lambda recipes, parts: [small])
     page = run_demo(tmp_path, tmp_path / "out", processes=1, parts=["legs"])
     rows = results(tmp_path / "out")
@@ -81,10 +98,10 @@ def test_the_search_from_a_starting_model(tmp_path, monkeypatch):
 
 
 def test_what_is_worked_out():
-    legs, skills = (Experiment(name, None, {"reading": (1,)}) for name in ("legs-llama", "skills-t5"))
+    legs, skills = (PARTS[part](Path())[0] for part in ("legs", "skills"))
     question = {"prompt": "how many legs are there in total if you have 4 beetles , 1 shrimp ?", "target": "34"}
-    assert demo._gold(legs, question) == "24 ; 24 ; 10 ; 34"
-    assert demo._gold(skills, {"prompt": "a+1 b+2", "target": "b=3 a=1"}) == "a=1 b=3"
+    assert legs.gold(question) == "24 ; 24 ; 10 ; 34"
+    assert skills.gold({"prompt": "a+1 b+2", "target": "b=3 a=1"}) == "a=1 b=3"
 
 
 def test_equal_compute_gives_sft_at_least_the_main_arms_seconds(tmp_path):

@@ -1,0 +1,186 @@
+"""Six generators of reasoning-gym, two architectures: do warmups that a model finds by itself beat fine-tuning on answers alone?
+
+Knows: the demo's runner, habits of `gym_habits.py`. Must not know: how a run works.
+
+    python -m benchmarks.gym                                    # whatever benchmarks/results/gym lacks
+    python -m benchmarks.gym --kinds chain_sum --models llama   # a part
+
+It may be stopped at any time: finished runs stay in runs/gym, and what is in the table is not run again (unless told `--again`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import csv
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gym_habits import SETTINGS, difficulty, habits
+from rl_warmup.demo import COLUMNS, SEARCHING, SEEDS, Experiment, run_experiments
+
+RECIPE = Path("recipes/local/reasoning-gym.yaml")
+MODELS = ("llama", "t5")
+ARMS = tuple(SEARCHING)
+Result = dict[str, str]  # a line of results.csv
+Run = tuple[str, str, str, str]  # task, model, arm, seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gym", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kinds", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/gym"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gym"))
+    parser.add_argument("--again", action="store_true", help="run what the table has already")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    options = parser.parse_args()
+    known = {_run(line) for line in _read(options.out / "results.csv")}
+    for model in options.models:
+        for kind in options.kinds:
+            arms = dict.fromkeys(options.arms, tuple(options.seeds))
+            if not options.again and all(run in known for run in asked(kind, model, arms)):
+                continue
+            one = experiment(kind, model, arms, options.runs)
+            print(run_experiments([one], options.runs / one.name, options.processes), flush=True)
+            keep(options.out, options.runs / one.name, one)
+    print(table(_read(options.out / "results.csv")))
+
+
+def asked(kind: str, model: str, arms: dict[str, tuple[int, ...]]) -> list[Run]:
+    """The runs of one experiment, as `_run` names them."""
+    return [(kind, model, arm, str(seed)) for arm, seeds in arms.items() for seed in seeds]
+
+
+def experiment(kind: str, model: str, arms: dict[str, tuple[int, ...]], runs: Path) -> Experiment:
+    """One generator with the start of one architecture. Writes the gold warmups of its training rows."""
+    from rl_warmup.config import read_recipe
+    from rl_warmup.run import recipe_task
+
+    settings = {**SETTINGS[kind], "name": kind, "prompt_style": "last_line"}
+    sizes = {"train_size": 4000, "validation_size": 150, "test_size": 500}
+    changes = {"model_name_or_path": f"start:gym-{model}", "task_kwargs": {**settings, **sizes}}
+    gold_file = runs / f"{kind}-{model}" / "gold.jsonl"
+    if "ceiling" in arms:
+        flags = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        rows = recipe_task(read_recipe(str(RECIPE), flags)).splits["train"]
+        gold_file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"row": number, "warmup": gold(row)}) + "\n" for number, row in enumerate(rows)]
+        gold_file.write_text("".join(lines), encoding="utf-8")
+    return Experiment(f"{kind}-{model}", RECIPE, arms, changes, {"disable_dropout": False}, gold, gold_file)
+
+
+def gold(row: dict[str, Any]) -> str:
+    """The worked-out warmup of a row of `task: reasoning_gym`."""
+    return habits(row["generator"], _entry(row))["worked"]
+
+
+def _entry(row: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": ast.literal_eval(row["metadata"])}
+
+
+def keep(out: Path, runs: Path, one: Experiment) -> None:
+    """Put the lines of these runs, and exact match by difficulty of their arms, in place of older ones."""
+    out.mkdir(parents=True, exist_ok=True)
+    fresh = _read(runs / "results.csv")
+    again = {_run(line) for line in fresh}
+    lines = [*(line for line in _read(out / "results.csv") if _run(line) not in again), *fresh]
+    _write(out / "results.csv", COLUMNS, lines)
+    steps = by_difficulty(one, runs)
+    again = {_run(line) for line in steps}
+    steps = [*(line for line in _read(out / "difficulty.csv") if _run(line) not in again), *steps]
+    _write(out / "difficulty.csv", DIFFICULTY, steps)
+    (out / "results.md").write_text(table(lines), encoding="utf-8")
+    plot(steps, out / "difficulty.png")
+
+
+DIFFICULTY = ("task", "model", "arm", "steps", "rows", "right")
+
+
+def by_difficulty(one: Experiment, runs: Path) -> list[Result]:
+    """Test rows and right answers of each arm, over its seeds, by the number of steps that a question takes."""
+    task, _, model = one.name.rpartition("-")
+    found: list[Result] = []
+    for arm, seeds in one.arms.items():
+        right: dict[int, list[bool]] = defaultdict(list)
+        for seed in seeds:
+            lines = (runs / one.name / f"{arm}-{seed}" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+            for row in map(json.loads, lines):
+                right[difficulty(task, _entry(row))].append(row["prediction"].strip() == row["target"].strip())
+        for steps, hits in sorted(right.items()):
+            values = (task, model, arm, steps, len(hits), sum(hits))
+            found.append(dict(zip(DIFFICULTY, map(str, values), strict=True)))
+    return found
+
+
+def _run(line: Result) -> Run:
+    return line["task"], line["model"], line["arm"], line.get("seed", "")
+
+
+def table(lines: Iterable[Result]) -> str:
+    """Exact match of every arm as Markdown: mean over seeds and its 95 % interval, and what reading gains over each control."""
+    from rl_warmup.metrics.significance import compare_seeds, over_seeds
+
+    cells: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for line in lines:
+        if line["metric"] == "exact_match":
+            arm = line["arm"] if not line["control"] else f"{line['arm']}, {line['control']}"
+            cells[line["task"], line["model"]][arm][line["seed"]] = float(line["value"])
+    shown = [*ARMS, "reading, shuffled"]
+    parts = [
+        f"| task | model | seeds | {' | '.join(shown)} | reading - sft_equal_compute |",
+        "|---" * (len(shown) + 4) + "|",
+    ]
+    for (task, model), arms in sorted(cells.items()):
+        values = []
+        for arm in shown:
+            one = over_seeds(list(arms[arm].values())) if arms.get(arm) else None
+            half = f" ± {one.interval[1] - one.mean:.3f}" if one and one.interval else ""
+            values.append(f"{one.mean:.3f}{half}" if one else "")
+        seeds = max(map(len, arms.values()))
+        gain = ""
+        if arms.get("reading") and arms.get("sft_equal_compute"):
+            compared = compare_seeds(list(arms["sft_equal_compute"].values()), list(arms["reading"].values()))
+            between = "" if compared.interval is None else " ({:+.3f} to {:+.3f})".format(*compared.interval)
+            gain = f"{compared.difference:+.3f}{between}"
+        parts.append(f"| {task} | {model} | {seeds} | {' | '.join(values)} | {gain} |")
+    return "\n".join(parts) + "\n\n± and brackets: 95 % intervals over seeds (Student, Welch).\n"
+
+
+def plot(lines: list[Result], path: Path) -> None:
+    """A panel for each task and model: exact match against steps, a line for each arm."""
+    from rl_warmup.report import plot_curves
+
+    panels: dict[tuple[str, str], dict[str, list[list[tuple[float, float]]]]] = defaultdict(dict)
+    for line in lines:
+        if int(line["rows"]) >= 20:  # fewer say nothing
+            curve = panels[line["task"], line["model"]].setdefault(line["arm"], [[]])
+            curve[0].append((int(line["steps"]), int(line["right"]) / int(line["rows"])))
+    drawn = [(curves, f"{task}, {model}", "exact match") for (task, model), curves in sorted(panels.items())]
+    plot_curves(drawn, path, "steps of the question")
+
+
+def _read(path: Path) -> list[Result]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, columns: Iterable[str], lines: Iterable[Result]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    main()
