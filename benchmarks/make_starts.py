@@ -292,7 +292,14 @@ def pretrain(model: Any, tokenizer: Any, start: Start, prompts: list[str], rng: 
     habits, weights = list(start.shares), list(start.shares.values())
     model.train()
     for update in range(start.updates):
-        drawn = rng.sample(prompts, start.rows)
+        drawn = rng.sample(prompts, start.rows * (8 if start.tokenizer else 1))
+        if (
+            start.tokenizer
+        ):  # questions of very different lengths: those of an update are alike, or half of it is padding
+            lengths = [len(ids) for ids in tokenizer(drawn)["input_ids"]]
+            by_length = [drawn[place] for place in sorted(range(len(drawn)), key=lengths.__getitem__)]
+            first = start.rows * rng.randrange(8)
+            drawn = by_length[first : first + start.rows]
         written = [start.habits(prompt)[rng.choices(habits, weights)[0]] for prompt in drawn]
         loss = model(**batch(tokenizer, drawn, written, start.kind == "t5")).loss
         optimizer.zero_grad()

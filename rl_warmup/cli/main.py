@@ -21,6 +21,7 @@ COMMANDS = {
     "score": "try rewards on a file of warmups",
     "report": "compare runs: tables, curves and examples as one page",
     "sweep": "run many recipes to answer one question",
+    "ceiling": "can warmups pay on this data at all: good ones imitated, beside plain fine-tuning",
     "demo": "train everything small, next to its controls, and compare",
 }
 # What transformers.Trainer imports wherever it is installed, 0.7 seconds in all, for losses of object detection and to

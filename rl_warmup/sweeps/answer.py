@@ -206,7 +206,22 @@ def _verdicts(plan: Plan, lines: Sequence[Line]) -> list[str]:
     if len(basis) > 1:
         how = "between seeds (Welch) where there are two, else over rows of one"
     family = tested[0][1].family
+    said += [text for x, _ in tested if (text := _of_ceiling(plan, x, x in gains))]
     return [*said, f"Tests {how}, Holm over {family} comparison{'' if family == 1 else 's'}."]
+
+
+def _of_ceiling(plan: Plan, line: Line, gains: bool) -> str:
+    """What an arm that imitates given warmups alone says of those that could be found; nothing for any other arm."""
+    changes = next((arm.changes for arm in plan.arms if arm.name == line.arm), {})
+    settings = plan.base | plan.question.settings | changes
+    if line.warmups or settings.get("proposals") != ["stored"] or not settings.get("proposal_only"):
+        return ""
+    if gains:
+        return f"Warmups as good as those of {line.arm} pay here: a model that finds such warmups can gain as much."
+    return (
+        f"Not even the warmups of {line.arm}, imitated, are shown to beat {plan.question.control}: if they are as good as can be, "
+        "there is nothing to find here."
+    )
 
 
 def _page(plan: Plan, arms: list[Arm], lines: list[Line], table: list[list[str]], notes: list[str]) -> str:

@@ -1,0 +1,78 @@
+"""`rl-warmup ceiling --config RECIPE --warmups FILE`: can warmups pay on this data at all? (docs/will-warmups-pay.md)
+
+Trains plain fine-tuning and, from the same start, imitation of warmups that are known to be good, and compares the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rl_warmup.cli.main import quick_imports
+
+
+def command(args: list[str]) -> None:
+    """Write the two arms as a sweep file, run what is missing of it, and print the answer."""
+    parser = argparse.ArgumentParser(
+        prog="rl-warmup ceiling", description=__doc__,
+        epilog="The same command goes on after any stop. What it runs is the sweep file DIR/ceiling.yaml.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", required=True, metavar="RECIPE", help="the recipe whose task and start are asked about"
+    )
+    parser.add_argument(
+        "--warmups", required=True, nargs="+", metavar="FILE",
+        help="warmups of the training rows, a JSON line each (docs/stored-warmups.md); an arm for each file",
+    )  # fmt: skip
+    parser.add_argument("--metric", help="what is compared; default: the recipe's metric_for_best_model")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds of each arm; default 3")
+    parser.add_argument(
+        "--output", metavar="DIR", default="runs/ceiling", help="folder of the runs; default runs/ceiling"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default 1")
+    options = parser.parse_args(args)
+
+    with quick_imports():
+        from rl_warmup.recipe_file import read_values
+        from rl_warmup.sweeps import SweepSettings, run_sweep
+
+    recipe = read_values(options.config, [])
+    metric = options.metric or str(recipe.get("metric_for_best_model") or "").removeprefix("eval_")
+    if metric in ("", "loss"):
+        raise ValueError(
+            f"--metric: {options.config} names no metric_for_best_model; say what is compared, e.g. exact_match."
+        )
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    question = {
+        "question": "Could warmups pay here? Good ones imitated, beside plain fine-tuning",
+        "base": str(Path(options.config).resolve()),
+        "runs": {"sft": {"objective": "sft", "proposals": []}, **_ceilings(options.warmups)},
+        "seeds": options.seeds, "metric": metric, "control": "sft",
+    }  # fmt: skip
+    file = output / "ceiling.yaml"
+    file.write_text(json.dumps(question, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
+    outcome = run_sweep(file, SweepSettings(output, options.jobs))
+    print("\n" + outcome.text + "\n\n" + "\n".join(map(str, outcome.files)))
+    if outcome.failed:
+        raise ValueError(
+            f"Runs failed: {', '.join(outcome.failed)}; the table lacks them. Their folders have a train.log."
+        )
+
+
+def _ceilings(files: list[str]) -> dict[str, dict[str, Any]]:
+    """An arm for each file: its warmups imitated from the first update to the last, nothing sampled."""
+    arms: dict[str, dict[str, Any]] = {}
+    for file in map(Path, files):
+        if not file.is_file():
+            raise ValueError(f"--warmups: {file} does not exist; give a file of warmups (docs/stored-warmups.md).")
+        name = file.name.split(".")[0]
+        if name in arms or name == "sft":
+            raise ValueError(f"--warmups: two arms would be called {name}; give the files different names.")
+        arms[name] = {
+            "objective": "marginal", "proposals": ["stored"], "stored_warmups": str(file.resolve()), "proposal_only": True,
+            "num_warmups": 1,
+        }  # fmt: skip
+    return arms
