@@ -219,8 +219,8 @@ def _of_ceiling(plan: Plan, line: Line, gains: bool) -> str:
     if gains:
         return f"Warmups as good as those of {line.arm} pay here: a model that finds such warmups can gain as much."
     return (
-        f"Not even the warmups of {line.arm}, imitated, are shown to beat {plan.question.control}: if they are as good as can be, "
-        "there is nothing to find here."
+        f"Not even the warmups of {line.arm}, imitated, are shown to beat {plan.question.control}: if they are as good as can "
+        "be, there is nothing to find here."
     )
 
 
