@@ -226,15 +226,16 @@ def _check(jobs: list[Job], output: Path) -> None:
 
 
 def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[str, Any]]:
-    """Results by job key. Long arms first; a job waits for the ones it depends on."""
+    """Results by job key. A job waits for the ones it depends on; long ones go first, so that no process is idle at the end."""
     results: dict[str, dict[str, Any]] = {}
-    waiting = sorted(jobs, key=lambda job: (job.arm != job.experiment.main, job.seed))
+    waiting = sorted(jobs, key=lambda job: (_place(job), job.seed))
     running: dict[Future, Job] = {}
     context = multiprocessing.get_context("spawn")
     workers = ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread)
     with workers as pool, tqdm(total=len(jobs), desc="runs", unit="run") as bar:
         while waiting or running:
-            for job in [j for j in waiting if all(key in results for key in j.after)]:
+            ready = [job for job in waiting if all(key in results for key in job.after)]
+            for job in ready[: processes - len(running)]:
                 waiting.remove(job)
                 running[pool.submit(_run, _settings(job, output, results), output / job.key)] = job
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -248,6 +249,12 @@ def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[s
                 bar.update()
                 bar.write(_line(job, results[job.key]))
     return results
+
+
+def _place(job: Job) -> int:
+    """In which order arms start: the two that SFT at equal compute waits for, then it, then the others, long ones first."""
+    order = (job.experiment.main, "sft", "sft_equal_compute", "marginal_kl", "marginal")
+    return order.index(job.arm) if job.arm in order else len(order)
 
 
 def _settings(job: Job, output: Path, results: dict[str, dict[str, Any]]) -> list[str]:
