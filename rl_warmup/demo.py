@@ -55,7 +55,6 @@ GIVEN: dict[str, dict[str, Any]] = {
     "warmup": {},
 }
 
-
 # A start most of whose samples are wrong: more of them to choose from, and smaller steps, or the policy is lost (docs/log.md).
 NOISY = {"num_warmups": 8, "learning_rate": 4e-4, "max_steps": 800, "eval_steps": 200}
 
@@ -307,8 +306,7 @@ def _run(flags: list[str], folder: Path) -> dict[str, Any]:
 
 
 def _line(job: Job, result: dict[str, Any]) -> str:
-    value = result["metrics"][""][HEADLINE]
-    name = f"{job.experiment.name} {job.arm} seed {job.seed}"
+    name, value = f"{job.experiment.name} {job.arm} seed {job.seed}", result["metrics"][""][HEADLINE]
     return f"{name:<40} {HEADLINE} {value:.3f}  {result['updates']} updates, {result['train_seconds']:.0f} s"
 
 
@@ -369,7 +367,7 @@ def _page(plan: list[Experiment], results: dict[str, dict[str, Any]], output: Pa
         table = indent("\n".join(line.rstrip() for line in text_table(header, rows).splitlines()), "    ")
         parts.append(f"\n## {experiment.name} ({seeds}; test rows)\n\n{table}")
         parts.append(_examples(experiment, output))
-        parts += [EXPLANATIONS[experiment.task]] if experiment.task in EXPLANATIONS else []
+        parts.append(EXPLANATIONS.get(experiment.task, ""))
     return "\n".join(parts) + "\n"
 
 
