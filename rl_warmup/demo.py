@@ -12,7 +12,6 @@ import json
 import math
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +23,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.demo_words import EXPLANATIONS
+from rl_warmup.orphans import as_parent, end_with_parent
 from rl_warmup.report import NAMES, plot_curves, spread, text_table, write_report
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.tasks.legs import worked
@@ -207,7 +207,7 @@ def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[s
     waiting = sorted(jobs, key=lambda job: (job.arm != job.experiment.main, job.seed))
     running: dict[Future, Job] = {}
     context = multiprocessing.get_context("spawn")
-    workers = ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread)
+    workers = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(as_parent(),))
     with workers as pool, tqdm(total=len(jobs), desc="runs", unit="run") as bar:
         while waiting or running:
             for job in [j for j in waiting if all(key in results for key in j.after)]:
@@ -241,19 +241,13 @@ def _settings(job: Job, output: Path, results: dict[str, dict[str, Any]]) -> lis
     return ["--config", str(job.experiment.recipe), *(f"{key}={json.dumps(value)}" for key, value in values.items())]
 
 
-def _one_thread() -> None:
-    """One thread for the arithmetic; another one ends the worker when the demo is gone, which would train on for nobody."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+def _start_worker(parent: dict[str, str]) -> None:
+    """One thread for the arithmetic; the worker ends with the demo, or it would train on for nobody."""
+    os.environ.update(parent, OMP_NUM_THREADS="1")
+    end_with_parent()
     import torch
 
     torch.set_num_threads(1)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _run(flags: list[str], folder: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ ARROWS: dict[str, set[str]] = {
     "options": set(),
     "schedule": set(),
     "search": set(),
+    "orphans": set(),
+    "ownership": set(),
     "guard": set(),
     "run_folder": set(),
     "cpu_matmul": set(),
@@ -60,12 +62,12 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "sharing", "tasks"},
     "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout", "tasks"},
     "run": {"_trl", "checkpoints", "config", "evaluation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
-    "demo": {"config", "demo_words", "report", "run", "run_folder", "tasks"},
+    "demo": {"config", "demo_words", "orphans", "report", "run", "run_folder", "tasks"},
     "demo_words": set(),
-    "sweeps": {"config", "metrics", "plan", "recipe_file", "report", "run_folder", "tasks"},
+    "sweeps": {"config", "metrics", "orphans", "ownership", "plan", "recipe_file", "report", "run_folder", "tasks"},
     "cli": {
-        "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "report", "run", "run_folder",
-        "samples", "scorecard", "sharing", "sweeps", "tasks",
+        "config", "demo", "evaluation", "generation", "options", "orphans", "ownership", "plan", "recipe_file", "report", "run",
+        "run_folder", "samples", "scorecard", "sharing", "sweeps", "tasks",
     },
 }  # fmt: skip
 # What a room may take from outside the standard library, where DESIGN.md limits it.

@@ -13,6 +13,8 @@ import sysconfig
 from pathlib import Path
 from typing import TextIO
 
+from rl_warmup.orphans import as_parent
+
 LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2", "cpu", "single")
 FOLDER = "deepspeed_configs"
 TO_ACCELERATE = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
@@ -34,7 +36,7 @@ def launch(args: list[str]) -> None:
     set_first = (f"{name}={shlex.quote(value)}" for name, value in environment.items())
     print(" ".join([*set_first, "accelerate launch", shlex.join(_masked(command[3:]))]))
     print(f"What processes after the first print goes to {logs}/", flush=True)
-    os.execve(sys.executable, command, {**os.environ, **environment})
+    os.execve(sys.executable, command, {**os.environ, **environment, **as_parent()})
 
 
 def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:

@@ -25,6 +25,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl_warmup.orphans import as_parent
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.sweeps.answer import Outcome, write_answer
 from rl_warmup.sweeps.arms import SEARCHED, Arm, Plan, Run, make_plan, suggest
@@ -167,7 +168,8 @@ class Worker:
     def _process(self, run: Run, trial: Any, slot: int, offset: int, lock: int) -> None:
         launch = shlex.split(self.plan.question.launch) if self.plan.question.launch else [sys.executable]
         command = [*launch, "-m", "rl_warmup.cli.train", "--config", str(run.write())]
-        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.settings.jobs)), **os.environ}
+        threads = str(max(1, (os.cpu_count() or 1) // self.settings.jobs))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ, **as_parent()}
         if self.settings.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.settings.devices[slot % len(self.settings.devices)]
         log = run.folder / "train.log"
