@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from rl_warmup.demo_words import EXPLANATIONS
 from rl_warmup.orphans import as_parent, end_with_parent
+from rl_warmup.ownership import is_run
 from rl_warmup.report import NAMES, plot_curves, spread, text_table, write_report
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.tasks.legs import worked
@@ -164,6 +165,8 @@ def run_demo(recipes: Path, output: Path, processes: int, parts: list[str]) -> s
     for experiment in plan:
         if not experiment.recipe.is_file():
             raise ValueError(f"{experiment.recipe} does not exist. Run the demo from the root of the repository.")
+    if is_run(output):
+        raise ValueError(f"--output: {output} is the folder of one run. Give a folder for the runs of the demo.")
     began = time.perf_counter()
     jobs = [job for experiment in plan for job in _jobs(experiment)]
     _check(jobs, output)

@@ -18,7 +18,7 @@ from rl_warmup import orphans
 PARENT = """
 import os, subprocess, sys, time
 from rl_warmup.orphans import as_parent
-code = "from rl_warmup.orphans import end_with_parent; import os, time; end_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
+code = "import os, time; from rl_warmup.orphans import *; end_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
 launcher = "import subprocess, sys; subprocess.call([sys.executable, '-c', sys.argv[1]])"
 subprocess.Popen([sys.executable, "-c", launcher, code], env={**os.environ, **as_parent()}, process_group=0)
 time.sleep(60)

@@ -26,13 +26,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.orphans import as_parent
+from rl_warmup.ownership import RESULT, file_lock, is_run
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.sweeps.answer import Outcome, write_answer
 from rl_warmup.sweeps.arms import SEARCHED, Arm, Plan, Run, make_plan, suggest
 from rl_warmup.sweeps.question import read_question
-from rl_warmup.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped, file_lock
+from rl_warmup.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
 
-RESULT = "metrics.json"
 POLL = 0.1  # seconds between two looks at a run's process
 PATIENT = 30.0  # seconds a run's process is given to end when asked to
 WAITING_POLL = 1.0  # seconds between two looks at the queue while others are at work
@@ -60,6 +60,8 @@ def run_sweep(file: str | Path, settings: SweepSettings) -> Outcome:
     """
     question = read_question(file)
     plan = make_plan(question, settings.output or Path("runs", "sweeps", question.name))
+    if is_run(plan.output):
+        raise ValueError(f"--output: {plan.output} is the folder of one run. Give a folder for the runs of the sweep.")
     for run in plan.runs():
         run.write()
     queue = Queue(plan, settings.storage, settings.patience)
