@@ -153,17 +153,13 @@ def refuse_folder(folder: Path, overwrite: bool, resumes: bool, sources: Mapping
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir: {folder} is a file. Give a folder that is empty or not there yet.")
     for name, source in (sources or {}).items():
-        if (
-            source.exists()
-            and folder.exists()
-            and any(place.samefile(folder) for place in (source, *source.resolve().parents))
-        ):
+        if folder.exists() and source.exists() and _holds(folder, source):
             raise ValueError(
                 f"output_dir: {folder} holds {source}, which the run reads ({name}), and would write over it. Give another "
                 f"output_dir."
             )
-    inside = next((place for place in folder.absolute().parents if is_run(place)), None)
-    part = folder.absolute().relative_to(inside).parts[0] if inside else ""
+    inside = next((place for place in folder.resolve().parents if is_run(place)), None)
+    part = folder.resolve().relative_to(inside).parts[0] if inside else ""
     if any(fnmatch(part, name) for name in ("checkpoint-*", "evaluation", "unfinished", "logs", "heartbeats")):
         raise ValueError(f"output_dir: {folder} is a part of the run {inside}. Give a folder of its own.")
     if not is_run(folder):
@@ -187,6 +183,10 @@ def refuse_folder(folder: Path, overwrite: bool, resumes: bool, sources: Mapping
             f"output_dir: {folder} holds an earlier run, and files that no run writes ({_listed(foreign)}), which would be "
             f"lost or mixed up with the new one's. Move them, or give another output_dir."
         )
+
+
+def _holds(folder: Path, path: Path) -> bool:
+    return any(place.samefile(folder) for place in (path, *path.resolve().parents))
 
 
 def foreign_files(folder: Path) -> list[str]:

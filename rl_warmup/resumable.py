@@ -47,21 +47,16 @@ class ResumableTrainer(Trainer):
             ValueError: the checkpoint is incomplete, or other processes wrote it than can go on from it.
             OSError: the disk is full or the folder gone; the sentence names the last good checkpoint.
         """
-        run = Path(self.args.output_dir)
         checkpoint = self.checkpoint(resume_from_checkpoint)
-        self.changed_makers = None
-        if checkpoint is not None:
-            self.changed_makers = checkpoints.refuse_other_makers(checkpoint, self._makers())
-            if self.changed_makers and self.is_world_process_zero():
-                tqdm.write(self.changed_makers)
-        if self.is_world_process_zero():
-            checkpoints.clear_unfinished(run)
-        try:
-            with checkpoints.disk_faults(run):
-                return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
-        finally:
-            self.watchdog.close()
-            self.interruption.close()
+        with self.own_folder(resume_from_checkpoint):
+            if self.is_world_process_zero():
+                checkpoints.clear_unfinished(self.folder)
+            try:
+                with checkpoints.disk_faults(self.folder):
+                    return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
+            finally:
+                self.watchdog.close()
+                self.interruption.close()
 
     def checkpoint(self, asked: str | bool | None) -> Path | None:
         """The checkpoint that `resume_from_checkpoint` means; None for a run that starts anew."""
@@ -84,15 +79,18 @@ class ResumableTrainer(Trainer):
         if self.owns:
             yield
             return
+        checkpoint, self.changed_makers = self.checkpoint(asked), None
+        if checkpoint is not None:
+            self.changed_makers = checkpoints.refuse_other_makers(checkpoint, self._makers())
         with ExitStack() as held:
             self.described = self.describe()
-            self._on_main(lambda: self._take_folder(asked, held))
+            self._on_main(lambda: self._take_folder(checkpoint, asked in (True, "auto"), held))
             self.owns, self.wrote = True, self.folder
             held.callback(setattr, self, "owns", False)
             yield
 
-    def _take_folder(self, asked: str | bool | None, held: ExitStack) -> None:
-        folder, checkpoint = self.folder, self.checkpoint(asked)
+    def _take_folder(self, checkpoint: Path | None, resumes: bool, held: ExitStack) -> None:
+        folder = self.folder
         goes_on = checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
         changes: dict[str, list[Any]] = {}
         if checkpoint is not None:
@@ -107,13 +105,15 @@ class ResumableTrainer(Trainer):
             if not goes_on:
                 model = Path(str(getattr(self.model, "name_or_path", "") or "nowhere, as it has no name"))
                 replaces = self.args.overwrite or self.wrote == folder
-                ownership.refuse_folder(folder, replaces, asked in (True, "auto"), {"model": model})
+                ownership.refuse_folder(folder, replaces, resumes, {"model": model})
             if not looks:
                 held.enter_context(ownership.writing(folder, "output_dir"))
         if goes_on:
             ownership.clear_results(folder)
         else:
             ownership.clear(folder)
+        if self.changed_makers:
+            tqdm.write(self.changed_makers)
         if checkpoint is not None and changes:
             said = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
             tqdm.write(f"Goes on from {checkpoint} with other settings: {said}")
