@@ -229,7 +229,7 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
     faults = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in differ.items() if key not in free]
     if before["rows"] != now["rows"]:
         faults.append(_other_rows(before["rows"], now["rows"]))
-    if before.get("start") != now.get("start"):
+    if "start" in before and "start" in now and before["start"] != now["start"]:
         faults.append("the starting model that `beta` holds to has other weights")
     if faults:
         raise ValueError(

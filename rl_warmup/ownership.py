@@ -234,6 +234,9 @@ def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
             f"--output: {output} is {'read by this evaluation' if read else 'a run'}, whose own files it would replace. Give "
             f"another folder; the default is {run}/evaluation/SPLIT."
         )
+    owner = next((place for place in output.resolve().parents if is_run(place)), None)
+    if owner is not None and not (run.exists() and owner.samefile(run)):
+        raise ValueError(f"--output: {output} is a part of another run, {owner}. Give another folder.")
     if foreign := [str(p.relative_to(output)) for p in _files(output) if not _fits(p.relative_to(output), EVALUATED)]:
         raise ValueError(
             f"--output: {output} holds files that no evaluation writes ({_listed(foreign)}). Give an empty folder."

@@ -134,7 +134,7 @@ class ResumableTrainer(Trainer):
             "bias",
         )
         found = {name: getattr(adapter, name, None) for adapter in adapters.values() for name in names}
-        settings = {**self.args.to_dict(), **self.recipe, **({"adapter": found} if found else {})}
+        settings = {**self.args.to_dict(), **self.recipe, "adapter": found}
         return {"settings": json.loads(json.dumps(settings, default=checkpoints.plain, sort_keys=True)), "rows": {}}
 
     def _on_main(self, work: Callable[[], None]) -> None:

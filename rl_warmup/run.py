@@ -144,10 +144,11 @@ def _early(recipe: Recipe, folder: Path) -> str | bool | None:
     checkpoint = newest(folder) if resume is True else Path(resume) if resume else None
     if checkpoint is not None:
         require(checkpoint)
-    with reading(folder, "output_dir"):  # or somebody writes to it
-        pass
-    if checkpoint is None or checkpoint.resolve().parent != folder.resolve():
-        refuse_folder(folder, recipe.config.overwrite, resume is True, sources(recipe.values))
+    if recipe.config.process_index == 0:  # others of this launch may come after it has begun to write
+        with reading(folder, "output_dir"):
+            pass
+        if checkpoint is None or checkpoint.resolve().parent != folder.resolve():
+            refuse_folder(folder, recipe.config.overwrite, resume is True, sources(recipe.values))
     return resume
 
 

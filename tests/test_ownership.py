@@ -202,8 +202,19 @@ def test_where_an_evaluation_may_be_written(tmp_path):
     other = put(tmp_path / "other", "recipe.yaml")
     foreign = put(tmp_path / "foreign", "predictions.jsonl", "essay.txt")
     source = put(tmp_path / "source", "predictions.jsonl")
+    put(other, "evaluation/test/predictions.jsonl")
     (tmp_path / "link").symlink_to(run)
-    for place in (run, run / "checkpoint-3", run / "evaluation", other, foreign, source, tmp_path, tmp_path / "link"):
+    for place in (
+        run,
+        run / "checkpoint-3",
+        run / "evaluation",
+        other,
+        other / "evaluation" / "test",
+        foreign,
+        source,
+        tmp_path,
+        tmp_path / "link",
+    ):
         with pytest.raises(ValueError, match="--output: "):
             ownership.refuse_output(place, run, [source])
     for place in (run / "evaluation" / "test", run / "evaluation" / "train", tmp_path / "new"):

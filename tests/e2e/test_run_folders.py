@@ -85,7 +85,6 @@ def fails(capsys: pytest.CaptureFixture[str], code: int) -> str:
 
 
 def test_every_file_of_a_run_is_known_and_an_overwritten_one_leaves_nothing(place, capsys):
-    assert main(["report", "out", "--output", "out"]) == 0
     assert main(["report", "out", "--output", "out/report"]) == 0
     assert main(["sample", "out", "--output", "out/drawn.jsonl"]) == 0
     assert main(["evaluate", "out", "--output", "out/elsewhere"]) == 0

@@ -81,7 +81,7 @@ def test_the_sft_control_is_token_cross_entropy(make_trainer, kind):
 def test_every_objective_trains_both_layouts(make_trainer, objective):
     for kind in KINDS:
         steered = {"target_ess": 2.0, "uniform_target_share": 0.3} if objective == "marginal" else {}
-        trainer = make_trainer(kind, objective=objective, **steered)
+        trainer = make_trainer(kind, kind, objective=objective, **steered)
         before = weights(trainer)
         trainer.train()
         log = trainer.state.log_history[1]
