@@ -78,7 +78,7 @@ def rows_digest(rows: Any) -> dict[str, Any]:
     Of a stream, `first` says that these are its first rows alone. All columns count, but not what is made of them here.
     """
     streamed = isinstance(rows, EncodedStream)
-    known = rows.first(BLOCKS) if streamed else rows or []
+    known = [dict(row) for row in itertools.islice(rows.raw(0), BLOCKS)] if streamed else rows or []
     size = max(1, math.ceil(len(known) / BLOCKS))
     made = {"prompt_ids", "target_ids", "word_lengths", COLUMNS[REFERENCE], ANOTHERS}
     lines = (
@@ -125,9 +125,10 @@ class EncodedStream(IterableDataset):
     def first(self, count: int) -> list[dict[str, Any]]:
         """The first rows of the first pass, encoded, their truncations not counted."""
         encoder = replace(self.encoder, counts=Counter())
-        return list(itertools.islice(encoder.encode_each(self._rows(0), "train"), count))
+        return list(itertools.islice(encoder.encode_each(self.raw(0), "train"), count))
 
-    def _rows(self, epoch: int) -> Iterator[dict[str, Any]]:
+    def raw(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """The rows of one pass as the source gives them."""
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
         return iter(self.source)
@@ -136,7 +137,7 @@ class EncodedStream(IterableDataset):
         drops = "drop" in (self.encoder.prompt_truncation, self.encoder.target_truncation)
         unread = 0 if drops else self.thrown_away  # nobody can tell without encoding which rows a policy drops
         for epoch in itertools.count():
-            rows, number, used = self._rows(epoch), 0, 0
+            rows, number, used = self.raw(epoch), 0, 0
             for row in itertools.islice(rows, unread):
                 yield row
                 number += 1
