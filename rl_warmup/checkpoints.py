@@ -1,6 +1,7 @@
-"""Which checkpoints of a run are whole, which is the newest, and which may go.
+"""Which checkpoints of a run are whole, which is the newest, which may go, and what a run that goes on may change.
 
-Knows: folders and the `checkpoint.json` in each. Must not know: how a checkpoint is made (`resumable.py`), torch, settings.
+Knows: folders and the `checkpoint.json` in each, names of settings. Must not know: how a checkpoint is made
+(`resumable.py`), torch.
 
 A checkpoint is written under `unfinished/` and gets its name `checkpoint-N` by one rename, after every process has written
 its part and `checkpoint.json` lists all files with their sizes. It leaves by the same door. So whatever is killed when,
@@ -13,7 +14,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,35 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 # torch and safetensors report a full disk without an error number
 DISK_WORDS = ("No space left", "PytorchStreamWriter failed", "file write failed", "unexpected pos", "Disk quota")
 GONE_WORDS = ("No such file", "does not exist")
+
+
+# What a run that goes on may change: where it writes and what it says, on which machine it runs (`Makers` has the rest), ...
+FREE = {
+    "output_dir", "run_name", "project", "report_to", "logging_strategy", "logging_steps", "logging_first_step", "log_warmups",
+    "logging_nan_inf_filter", "include_num_input_tokens_seen", "skip_memory_metrics", "debug", "push_to_hub", "hub_model_id",
+    "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision", "trackio_space_id", "trackio_bucket_id",
+    "trackio_static_space_id", "save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model",
+    "enable_jit_checkpoint", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_num_workers",
+    "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_static_graph", "ddp_backend", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "use_cpu", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps", "use_cache", "hang_timeout",
+    "full_determinism", "attn_implementation", "parallelism_config", "average_tokens_across_devices",
+    "metrics", "controls", "predict_split",
+}  # fmt: skip
+# ... how it is validated, unless that chooses the model it ends with, how long it is, and how its rows are named ...
+EVALUATION = {
+    "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "num_eval_warmups",
+    "eval_accumulation_steps", "eval_use_gather_object", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only",
+}  # fmt: skip
+BUDGET = {"max_steps", "num_train_epochs"}
+ROWS = {"task", "task_kwargs", "stored_warmups"}
+# ... of which these are not worth a word.
+UNSAID = {
+    "resume_from_checkpoint", "overwrite", "show_progress", "disable_tqdm", "local_rank", "do_train", "do_eval", "do_predict",
+    "log_level", "log_level_replica", "log_on_each_node",
+}  # fmt: skip
 
 
 class DiskFault(OSError):
@@ -41,8 +71,11 @@ class Makers:
     rows_per_update: int  # of all processes; the position in the data is counted in updates
 
 
-def seal(folder: Path, step: int, makers: Makers, resumable: bool) -> None:
+def seal(folder: Path, step: int, makers: Makers, resumable: bool, described: Mapping[str, Any] | None = None) -> None:
     """Write `checkpoint.json` over the finished contents of a folder, and make sure that all of it is on the disk.
+
+    Args:
+        described: what `refuse_changes` compares later: `settings`, `rows` and the like.
 
     Raises:
         FileNotFoundError: the random state of a process is not there, as it wrote to another machine's disk.
@@ -55,7 +88,7 @@ def seal(folder: Path, step: int, makers: Makers, resumable: bool) -> None:
             f"machines share."
         )
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(_files(folder))}
-    contents = {"step": step, "resumable": resumable, **asdict(makers), "files": files}
+    contents = {"step": step, "resumable": resumable, **asdict(makers), **(described or {}), "files": files}
     (folder / CONTENTS).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     for path in _files(folder):  # a rename that reaches the disk before the contents would name an empty checkpoint
         with path.open("rb") as file:
@@ -173,6 +206,68 @@ def refuse_other_makers(checkpoint: Path, now: Makers) -> str | None:
         f"{checkpoint.name} was written by {_spell(before)} and goes on with {_spell(now)}: weights, optimizer, schedule and "
         f"rows are kept, but warmups are drawn from other random streams, so the run will not be equal to one left alone."
     )
+
+
+def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The settings in which a run that goes on differs from the one that wrote the checkpoint: key -> [before, now].
+
+    Args:
+        now: `settings` by name; `rows`, their `training_data.rows_digest`; `start`, a hash of the model that a KL holds to.
+
+    Raises:
+        ValueError: naming what differs, where that makes it another run: rows, a start, or a setting that is not in `FREE`.
+    """
+    before = require(checkpoint)
+    if "settings" not in before:
+        return {"settings": ["not known, as an older version wrote the checkpoint", "not compared"]}
+    known, wanted = before["settings"], now["settings"]
+    differ = {key: [known[key], wanted[key]] for key in wanted if key in known and known[key] != wanted[key]}
+    differ = {key: pair for key, pair in differ.items() if key not in UNSAID}
+    free = {*FREE, *(EVALUATION if not wanted.get("load_best_model_at_end") else ())}
+    free |= {key for key in BUDGET if key in differ and 0 < differ[key][0] < differ[key][1]}
+    free |= set(ROWS if "count" in now["rows"] else ())  # of a stream not all rows can be compared
+    faults = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in differ.items() if key not in free]
+    if before["rows"] != now["rows"]:
+        faults.append(_other_rows(before["rows"], now["rows"]))
+    if "start" in before and "start" in now and before["start"] != now["start"]:
+        faults.append("the starting model that `beta` holds to has other weights")
+    if faults:
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} is of another run: {'; '.join(faults)}. Set them as they were, or start a new "
+            f"run from its weights: --model_name_or_path {checkpoint} --output_dir OTHER."
+        )
+    return differ
+
+
+def plain(value: Any) -> Any:
+    """What JSON does not know, as `json.dumps` wants it from `default`: the same in every process."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    text = repr(value)
+    return type(value).__name__ if " at 0x" in text else text
+
+
+def _other_rows(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Which training rows differ, as far as the hashes of their blocks tell."""
+    if before.keys() != now.keys():
+        return (
+            "training rows were a list, now a stream" if "first" in now else "training rows were a stream, now a list"
+        )
+    count = "first" if "first" in now else "count"
+    if before[count] != now[count]:
+        return (
+            f"there were {before[count]} training rows, now {now[count]}"
+            if count == "count"
+            else "the stream is shorter"
+        )
+    size = max(1, -(-now[count] // len(now["blocks"])))
+    places = [
+        place for place, pair in enumerate(zip(before["blocks"], now["blocks"], strict=True)) if pair[0] != pair[1]
+    ]
+    first, last = places[0] * size, min(now[count], (places[0] + 1) * size) - 1
+    where = f"row {first}" if first == last else f"rows {first} to {last}"
+    more = f" and {len(places) - 1} more such blocks" if len(places) > 1 else ""
+    return f"training {where}{more} have other contents"
 
 
 def _spell(makers: Makers) -> str:

@@ -12,7 +12,6 @@ import json
 import math
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +23,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.demo_words import EXPLANATIONS
+from rl_warmup.orphans import as_parent, end_with_parent
+from rl_warmup.ownership import is_run
 from rl_warmup.report import NAMES, plot_curves, spread, text_table, write_report
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.tasks.legs import worked
@@ -185,8 +186,10 @@ def run_experiments(plan: list[Experiment], output: Path, processes: int) -> str
     """`run_demo` for any experiments.
 
     Raises:
-        ValueError: a run failed (its log is named).
+        ValueError: `output` is a run's folder, or a run failed (its log is named).
     """
+    if is_run(output):
+        raise ValueError(f"--output: {output} is the folder of one run. Give a folder for the runs of the demo.")
     began = time.perf_counter()
     jobs = [job for experiment in plan for job in _jobs(experiment)]
     _check(jobs, output)
@@ -230,7 +233,7 @@ def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[s
     waiting = sorted(jobs, key=lambda job: (_place(job), job.seed))
     running: dict[Future, Job] = {}
     context = multiprocessing.get_context("spawn")
-    workers = ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread)
+    workers = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(as_parent(),))
     with workers as pool, tqdm(total=len(jobs), desc="runs", unit="run") as bar:
         while waiting or running:
             ready = [job for job in waiting if all(key in results for key in job.after)]
@@ -273,19 +276,13 @@ def _settings(job: Job, output: Path, results: dict[str, dict[str, Any]]) -> lis
     return ["--config", str(job.experiment.recipe), *(f"{key}={json.dumps(value)}" for key, value in values.items())]
 
 
-def _one_thread() -> None:
-    """One thread for the arithmetic; another one ends the worker when the demo is gone, which would train on for nobody."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+def _start_worker(parent: dict[str, str]) -> None:
+    """One thread for the arithmetic; the worker ends with the demo, or it would train on for nobody."""
+    os.environ.update(parent, OMP_NUM_THREADS="1")
+    end_with_parent()
     import torch
 
     torch.set_num_threads(1)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _run(flags: list[str], folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers.trainer_utils import SaveStrategy
 
 from rl_warmup.batch import Warmup
-from rl_warmup.drawing import Drawing
+from rl_warmup.drawing import Drawing, weights_hash
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.tokens import read_layout
@@ -27,7 +27,7 @@ from rl_warmup.resumable import ResumableTrainer
 from rl_warmup.rollout import Rollout
 from rl_warmup.run_folder import RunFolder, clock
 from rl_warmup.schedule import Schedule
-from rl_warmup.training_data import EncodedStream
+from rl_warmup.training_data import EncodedStream, rows_digest
 
 
 class HoldingTrainer(ResumableTrainer):
@@ -51,6 +51,15 @@ class HoldingTrainer(ResumableTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trainer's, after the starting model's samples are at hand; at the end says which model the run ends with."""
+        with self.own_folder(resume_from_checkpoint):
+            return self._train_held(resume_from_checkpoint, **kwargs)
+
+    def describe(self) -> dict[str, Any]:
+        """With the training rows, and the start where a KL holds to it."""
+        start = {"start": weights_hash(self.model)} if self.start is not None else {}
+        return {**super().describe(), "rows": rows_digest(self.train_dataset), **start}
+
+    def _train_held(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":
             began = clock()
             self._bring_reference_warmups(self.checkpoint(resume_from_checkpoint) is not None)

@@ -104,6 +104,7 @@ class WarmupOptions:
     target_truncation: str = _option("error", "What happens to a longer target (left is not allowed).", TRUNCATIONS)
 
     # housekeeping
+    overwrite: bool = _option(False, "Let a new run remove the finished or broken one in its output_dir.")
     guard: str = _option("warn", "What to do when warmups collapse.", GUARDS)
     disable_dropout: bool = _option(True, "Set every dropout of the model to 0, as sampled warmups are scored again.")
     num_eval_warmups: int = _option(4, "Warmups per prompt for the validation bound on log P(y|x).")
@@ -133,5 +134,4 @@ class TaskOptions:
     controls: list = _option(
         ["shuffled", "empty_warmup"], "Scored after training besides own warmups: shuffled, empty_warmup, filler."
     )
-    overwrite: bool = _option(False, "Let a new run replace the finished or broken one in its output_dir.")
     show_progress: bool = _option(True, "Progress bars and log lines in the terminal.")

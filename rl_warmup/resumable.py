@@ -1,33 +1,40 @@
-"""A Trainer whose checkpoints are whole or not there, and which goes on from them exactly.
+"""A Trainer whose folder is its own, whose checkpoints are whole or not there, and which goes on from them exactly.
 
 Knows: transformers' Trainer and its checkpoints, processes. Must not know: warmups. What a checkpoint is as a folder is
-said in `checkpoints.py`; what ends a run early in `interruptions.py`.
+said in `checkpoints.py`; whose a folder is in `ownership.py`; what ends a run early in `interruptions.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rl_warmup import checkpoints
+from rl_warmup import checkpoints, ownership
 from rl_warmup.interruptions import Interruption, Watchdog
 
 
 class ResumableTrainer(Trainer):
     """Trainer with atomic checkpoints, refusals in place of silent changes, and an end when it is told or when it hangs."""
 
+    wrote: Path | None = None  # the folder of a run that this trainer began; kept when a search makes it anew
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.saving_in: Path | None = None
         self.changed_makers: str | None = None
-        run = Path(self.args.output_dir)
+        self.folder = run = Path(self.args.output_dir)
+        self.owns = False
+        self.recipe: dict[str, Any] = {}  # settings of the run that are not among the arguments
+        self.described: dict[str, Any] = {}  # of the run, as checkpoints keep it
         self.watchdog = Watchdog(run / "heartbeats", self.args.hang_timeout)
         self.interruption = Interruption(self._most_of_processes)
         self.add_callback(self.watchdog)
@@ -40,27 +47,108 @@ class ResumableTrainer(Trainer):
             ValueError: the checkpoint is incomplete, or other processes wrote it than can go on from it.
             OSError: the disk is full or the folder gone; the sentence names the last good checkpoint.
         """
-        run = Path(self.args.output_dir)
         checkpoint = self.checkpoint(resume_from_checkpoint)
-        self.changed_makers = None
-        if checkpoint is not None:
-            self.changed_makers = checkpoints.refuse_other_makers(checkpoint, self._makers())
-            if self.changed_makers and self.is_world_process_zero():
-                tqdm.write(self.changed_makers)
-        if self.is_world_process_zero():
-            checkpoints.clear_unfinished(run)
-        try:
-            with checkpoints.disk_faults(run):
-                return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
-        finally:
-            self.watchdog.close()
-            self.interruption.close()
+        with self.own_folder(resume_from_checkpoint):
+            if self.is_world_process_zero():
+                checkpoints.clear_unfinished(self.folder)
+            try:
+                with checkpoints.disk_faults(self.folder):
+                    return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
+            finally:
+                self.watchdog.close()
+                self.interruption.close()
 
     def checkpoint(self, asked: str | bool | None) -> Path | None:
         """The checkpoint that `resume_from_checkpoint` means; None for a run that starts anew."""
         if asked in (True, "auto"):
-            return checkpoints.newest(Path(self.args.output_dir))
+            return checkpoints.newest(self.folder)
         return Path(str(asked)) if asked else None
+
+    @contextmanager
+    def own_folder(self, asked: str | bool | None) -> Iterator[None]:
+        """Hold the folder of the run, alone, until the end; what an earlier run left in it is gone, or goes on.
+
+        Entered by `train`; enter it before to write beside what `train` writes. All processes enter.
+
+        Args:
+            asked: as `train`'s resume_from_checkpoint.
+
+        Raises:
+            ValueError: the folder is another run's or somebody else's, or the checkpoint is of another run.
+        """
+        if self.owns:
+            yield
+            return
+        checkpoint, self.changed_makers = self.checkpoint(asked), None
+        if checkpoint is not None:
+            self.changed_makers = checkpoints.refuse_other_makers(checkpoint, self._makers())
+        with ExitStack() as held:
+            self.described = self.describe()
+            self._on_main(lambda: self._take_folder(checkpoint, asked in (True, "auto"), held))
+            self.owns, self.wrote = True, self.folder
+            held.callback(setattr, self, "owns", False)
+            yield
+
+    def _take_folder(self, checkpoint: Path | None, resumes: bool, held: ExitStack) -> None:
+        folder = self.folder
+        goes_on = checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
+        changes: dict[str, list[Any]] = {}
+        if checkpoint is not None:
+            if later := checkpoints.later_than(checkpoint, folder):
+                raise ValueError(
+                    f"resume_from_checkpoint: {folder} holds later checkpoints ({', '.join(path.name for path in later)}), and "
+                    f"the next `auto` would take one of them, whose log is cut off now. Remove them, or go on in another "
+                    f"output_dir."
+                )
+            changes = checkpoints.refuse_changes(checkpoint, self.described)
+        for looks in range(2):  # before anything is written, and when nobody else can write any more
+            if not goes_on:
+                model = Path(str(getattr(self.model, "name_or_path", "") or "nowhere, as it has no name"))
+                replaces = self.args.overwrite or self.wrote == folder
+                ownership.refuse_folder(folder, replaces, resumes, {"model": model})
+            if not looks:
+                held.enter_context(ownership.writing(folder, "output_dir"))
+        if goes_on:
+            ownership.clear_results(folder)
+        else:
+            ownership.clear(folder)
+        if self.changed_makers:
+            tqdm.write(self.changed_makers)
+        if checkpoint is not None and changes:
+            said = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
+            tqdm.write(f"Goes on from {checkpoint} with other settings: {said}")
+            with (folder / "resumes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": checkpoints.step_of(checkpoint), "changes": changes}) + "\n")
+
+    def describe(self) -> dict[str, Any]:
+        """What must be the same when the run goes on: its settings by name (tokens masked), and whatever else is added."""
+        adapters = getattr(self.model, "peft_config", None) or {}
+        names = (
+            "peft_type",
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "modules_to_save",
+            "use_rslora",
+            "bias",
+        )
+        found = {name: getattr(adapter, name, None) for adapter in adapters.values() for name in names}
+        settings = {**self.args.to_dict(), **self.recipe, "adapter": found}
+        return {"settings": json.loads(json.dumps(settings, default=checkpoints.plain, sort_keys=True)), "rows": {}}
+
+    def _on_main(self, work: Callable[[], None]) -> None:
+        """Do something on the main process; what it refuses, all refuse."""
+        fault = None
+        if self.is_world_process_zero():
+            try:
+                with checkpoints.disk_faults(self.folder):
+                    work()
+            except (ValueError, OSError) as error:
+                fault = error
+        said = broadcast_object_list([fault if fault is None else str(fault)])[0]
+        if fault is not None or said is not None:
+            raise fault or ValueError(said)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Trainer's; the watchdog hears of it."""
@@ -103,7 +191,9 @@ class ResumableTrainer(Trainer):
                 self.accelerator.wait_for_everyone()
                 if main_process:
                     whole = self.saving_in / name
-                    checkpoints.seal(whole, self.state.global_step, self._makers(), not self.args.save_only_model)
+                    checkpoints.seal(
+                        whole, self.state.global_step, self._makers(), not self.args.save_only_model, self.described
+                    )
                     checkpoints.publish(whole, run)
                     checkpoints.rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
                 self.accelerator.wait_for_everyone()

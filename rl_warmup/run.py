@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,17 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from rl_warmup import _trl
-from rl_warmup.checkpoints import disk_faults, later_than, newest, require
+from rl_warmup.checkpoints import disk_faults, newest, require
 from rl_warmup.config import Recipe, TaskOptions
 from rl_warmup.evaluation import Evaluation, score_predictions
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import signatures
+from rl_warmup.ownership import RESULT, fingerprint, reading, refuse_folder, sources
+from rl_warmup.recipe_file import masked
 from rl_warmup.run_folder import write_json
 from rl_warmup.tasks import Task, load_task
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 from rl_warmup.trainer import WarmupTrainer
-
-RESULT = "metrics.json"
 
 
 def train_run(recipe: Recipe) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         ValueError: a setting, a row or the folder cannot be used.
     """
     folder = Path(str(recipe.config.output_dir))
-    resume = _checkpoint(recipe, folder)
+    resume = _early(recipe, folder)
     evaluation = Evaluation(
         recipe.task.controls,
         batch_size=recipe.config.per_device_eval_batch_size,
@@ -52,16 +51,23 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     evaluation.check()
     task = recipe_task(recipe)
     trainer = make_trainer(recipe, task)
-    main_process = trainer.is_world_process_zero()
-    if main_process:
-        recipe.save(folder)
-    trainer.train(resume_from_checkpoint=resume)
+    with trainer.own_folder(resume):
+        if trainer.is_world_process_zero():
+            recipe.save(folder)
+        trainer.train(resume_from_checkpoint=resume)
+        return _predict(recipe, trainer, task, evaluation, folder)
+
+
+def _predict(
+    recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Evaluation, folder: Path
+) -> dict[str, Any]:
+    """Save the trained model, predict and score with it; the main process gets and writes the result."""
     with disk_faults(folder):
         trainer.save_model(str(folder))
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
     with trainer.shared_writer() as writer, torch.autocast(writer.model.device.type, enabled=False):
         scored = evaluation.run(writer, task, recipe.task.predict_split, folder, trainer.eval_encoder)
-    if not main_process:
+    if not trainer.is_world_process_zero():
         return {}
     result = {
         "task": task.name,
@@ -73,6 +79,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         "switched_at": trainer.schedule.switched_at,
         "gave_up_at": trainer.schedule.gave_up_at,
         "model_of_update": trainer.best_at() or trainer.state.global_step,
+        "weights": fingerprint(folder),
         "truncation": dict(trainer.encoder.counts + trainer.eval_encoder.counts),
         **scored,
     }
@@ -112,11 +119,13 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
         choice.model_name_or_path, lambda: _texts(rows), recipe.task.scratch, config.seed, **kwargs
     )
     validation = task.splits["validation"] if config.eval_strategy != "no" else None
-    return WarmupTrainer(
+    trainer = WarmupTrainer(
         model=model, args=config, train_dataset=rows, eval_dataset=validation or None,
         processing_class=tokenizer, peft_config=_trl.peft_config(choice),
         compute_metrics=lambda predictions: score_predictions(task, predictions),
     )  # fmt: skip
+    trainer.recipe = masked({**vars(recipe.task), **vars(choice)})
+    return trainer
 
 
 def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:
@@ -125,30 +134,22 @@ def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:
     return (text for row in known for text in (row["prompt"], row["target"]))
 
 
-def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
-    """The checkpoint to resume from; refuses to write over an earlier run unasked."""
-    wanted = recipe.config.resume_from_checkpoint
-    if wanted in (True, "auto", "true"):
-        checkpoint = newest(folder)
-        return None if checkpoint is None else str(checkpoint)
-    if wanted:
-        require(Path(str(wanted)))
-        if later := later_than(Path(str(wanted)), folder):
-            raise ValueError(
-                f"resume_from_checkpoint: {folder} holds later checkpoints ({', '.join(path.name for path in later)}), and "
-                f"the next `auto` would take one of them, whose log is cut off now. Remove them, or go on in another "
-                f"output_dir."
-            )
-        return str(wanted)
-    if (folder / "environment.json").is_file():
-        if not recipe.task.overwrite:
-            raise ValueError(
-                f"output_dir: {folder} already holds a run. Choose another folder, continue it with "
-                f"`--resume_from_checkpoint auto`, or replace it with `--overwrite true`."
-            )
-        for stale in folder.glob("checkpoint-*"):
-            shutil.rmtree(stale, ignore_errors=True)  # every process comes by
-    return None
+def _early(recipe: Recipe, folder: Path) -> str | bool | None:
+    """What to resume from; refuses a folder that no run may begin in, before anything is loaded.
+
+    `WarmupTrainer.train` looks again, under the lock.
+    """
+    asked = recipe.config.resume_from_checkpoint
+    resume = True if asked in (True, "auto", "true") else str(asked) if asked else None
+    checkpoint = newest(folder) if resume is True else Path(resume) if resume else None
+    if checkpoint is not None:
+        require(checkpoint)
+    if recipe.config.process_index == 0:  # others of this launch may come after it has begun to write
+        with reading(folder, "output_dir"):
+            pass
+        if checkpoint is None or checkpoint.resolve().parent != folder.resolve():
+            refuse_folder(folder, recipe.config.overwrite, resume is True, sources(recipe.values))
+    return resume
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:

@@ -133,9 +133,9 @@ class Sampler:
 def _begin(path: Path, header: dict[str, Any], about: dict[str, Any], overwrite: bool) -> set[int] | str:
     """The rows that the file has already; or, as a sentence, why it cannot be gone on with."""
     beside = path.with_name(f"{path.name}.drawing.json")
-    if path.is_file() and not overwrite:
-        if not beside.is_file():
-            return f"--output: {path} exists, and no {beside.name} beside it says what it is. Give another file, or --overwrite."
+    if path.is_file() and path.stat().st_size and not beside.is_file():
+        return f"--output: {path} exists, and no {beside.name} beside it says that it is a drawing. Give another file."
+    if path.is_file() and beside.is_file() and not overwrite:
         known = json.loads(beside.read_text(encoding="utf-8"))
         changed = [
             f"{name} is {known.get(name)!r}, now {value!r}"

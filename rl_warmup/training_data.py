@@ -5,7 +5,10 @@ Knows: a row encoder, what Trainer and accelerate do with a torch `IterableDatas
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sized
 from dataclasses import replace
@@ -14,10 +17,12 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
+from rl_warmup.checkpoints import plain
 from rl_warmup.layouts.encoding import UNSPACED, RowEncoder
 from rl_warmup.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE
 from rl_warmup.warmup_files import StoredWarmups
 
+BLOCKS = 100
 UNCUT = 4  # letters of a target without spaces from which on it should have more than one word
 COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
 
@@ -67,6 +72,24 @@ def first_rows(rows: Any, counted: bool) -> list[dict[str, Any]]:
     return first
 
 
+def rows_digest(rows: Any) -> dict[str, Any]:
+    """What tells training rows from others: `count`, and `blocks`, a hash each of up to 100 pieces of equal length.
+
+    Of a stream, `first` says that these are its first rows alone. All columns count, but not what is made of them here.
+    """
+    streamed = isinstance(rows, EncodedStream)
+    known = [dict(row) for row in itertools.islice(rows.raw(0), BLOCKS)] if streamed else rows or []
+    size = max(1, math.ceil(len(known) / BLOCKS))
+    made = {"prompt_ids", "target_ids", "word_lengths", COLUMNS[REFERENCE], ANOTHERS}
+    lines = (
+        json.dumps({k: v for k, v in row.items() if k not in made}, default=plain, sort_keys=True) for row in known
+    )
+    blocks = []
+    while block := list(itertools.islice(lines, size)):
+        blocks.append(hashlib.sha256("\n".join(block).encode()).hexdigest()[:8])
+    return {"first" if streamed else "count": len(known), "blocks": blocks}
+
+
 class EncodedStream(IterableDataset):
     """Encoded rows for `max_steps` updates, pass after pass over a source, of which little more than a batch is held.
 
@@ -102,9 +125,10 @@ class EncodedStream(IterableDataset):
     def first(self, count: int) -> list[dict[str, Any]]:
         """The first rows of the first pass, encoded, their truncations not counted."""
         encoder = replace(self.encoder, counts=Counter())
-        return list(itertools.islice(encoder.encode_each(self._rows(0), "train"), count))
+        return list(itertools.islice(encoder.encode_each(self.raw(0), "train"), count))
 
-    def _rows(self, epoch: int) -> Iterator[dict[str, Any]]:
+    def raw(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """The rows of one pass as the source gives them."""
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
         return iter(self.source)
@@ -113,7 +137,7 @@ class EncodedStream(IterableDataset):
         drops = "drop" in (self.encoder.prompt_truncation, self.encoder.target_truncation)
         unread = 0 if drops else self.thrown_away  # nobody can tell without encoding which rows a policy drops
         for epoch in itertools.count():
-            rows, number, used = self._rows(epoch), 0, 0
+            rows, number, used = self.raw(epoch), 0, 0
             for row in itertools.islice(rows, unread):
                 yield row
                 number += 1

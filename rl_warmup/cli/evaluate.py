@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ def command(args: list[str]) -> None:
         from rl_warmup.config import read_task
         from rl_warmup.evaluation import Evaluation
         from rl_warmup.generation import Writer
+        from rl_warmup.ownership import clear_results, fingerprint, reading, refuse_output, writing
         from rl_warmup.report import result_table
         from rl_warmup.run import load_recipe_task
         from rl_warmup.run_folder import write_json
-        from rl_warmup.sharing import meet
+        from rl_warmup.sharing import is_main, meet
         from rl_warmup.tasks.stream import Stream
 
     evaluation = Evaluation(
@@ -59,19 +61,29 @@ def command(args: list[str]) -> None:
     wanted.metrics = [] if options.metrics else wanted.metrics
     refuse_code(folder / "recipe.yaml", wanted, options.allow_code)
     wanted.metrics = options.metrics or wanted.metrics
-    writer = Writer.load(folder, meet())
-    writer.shared = True
-    task = load_recipe_task(wanted)
-    rows = task.splits[options.split]
-    task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
-    if not task.splits[options.split]:
-        raise ValueError(f"The task {task.name} has no rows in its {options.split} split.")
     output = Path(options.output or folder / "evaluation" / options.split)
-    scored = evaluation.run(writer, task, options.split, output)
-    if not scored:
-        return  # not the main process
-    result = {"task": task.name, "model": str(folder), **scored}
-    write_json(output / "metrics.json", result)
+    refuse_output(output, folder, [Path(other) for other in [options.warmups_from] if other])
+    device = meet()
+    with ExitStack() as held:
+        if (
+            is_main()
+        ):  # what was measured of other weights, or under other controls, does not stand beside the new files
+            held.enter_context(reading(folder, "evaluate"))
+            held.enter_context(writing(output, "--output"))
+            clear_results(output)
+        weights = fingerprint(folder) if is_main() else None
+        writer = Writer.load(folder, device)
+        writer.shared = True
+        task = load_recipe_task(wanted)
+        rows = task.splits[options.split]
+        task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
+        if not task.splits[options.split]:
+            raise ValueError(f"The task {task.name} has no rows in its {options.split} split.")
+        scored = evaluation.run(writer, task, options.split, output)
+        if not scored:
+            return  # not the main process
+        result = {"task": task.name, "model": str(folder), "weights": weights, **scored}
+        write_json(output / "metrics.json", result)
     print(result_table(result))
     if "likelihood" in result:
         print(_likelihood_table(result["likelihood"]))

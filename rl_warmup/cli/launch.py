@@ -13,10 +13,12 @@ import sysconfig
 from pathlib import Path
 from typing import TextIO
 
+from rl_warmup.orphans import as_parent
+from rl_warmup.ownership import LOGS, refuse_folder
+
 LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2", "cpu", "single")
 FOLDER = "deepspeed_configs"
 TO_ACCELERATE = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
-LOGS = "RL_WARMUP_LOGS"  # folder for what all processes but the first print
 
 
 def asks_launch(args: list[str]) -> bool:
@@ -31,10 +33,11 @@ def launch(args: list[str]) -> None:
         ValueError: no such configuration, or flags that do not fit it.
     """
     command, environment, logs = launch_command(args)
+    refuse_folder(logs.parent, overwrite=True, resumes=True)  # the processes will write logs there before they look
     set_first = (f"{name}={shlex.quote(value)}" for name, value in environment.items())
     print(" ".join([*set_first, "accelerate launch", shlex.join(_masked(command[3:]))]))
     print(f"What processes after the first print goes to {logs}/", flush=True)
-    os.execve(sys.executable, command, {**os.environ, **environment})
+    os.execve(sys.executable, command, {**os.environ, **environment, **as_parent()})
 
 
 def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:

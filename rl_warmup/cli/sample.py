@@ -54,10 +54,13 @@ def command(args: list[str]) -> None:
     given = [f"--{name}={getattr(options, name)}" for name in SETTINGS if hasattr(options, name)]
 
     with quick_imports():
+        from rl_warmup.ownership import refuse_file
         from rl_warmup.recipe_file import read_values
         from rl_warmup.samples import Sampler
         from rl_warmup.sharing import is_main, meet
 
+    path = Path(options.output)
+    refuse_file(path)
     flags = read_values(None, [*given, *further])
     recipe, asked = _recipe(options.model, options.config, flags)
     if options.config is None and "task" not in flags:
@@ -70,7 +73,6 @@ def command(args: list[str]) -> None:
     sampler = Sampler.open(
         options.model, recipe.config, asked, recipe.config.seed, options.batch_size, device, **kwargs
     )
-    path = Path(options.output)
     about = {"model": options.model, "task": task, "task_kwargs": recipe.task.task_kwargs, "split": options.split}
     records, before = sampler.fill(path, rows, options.overwrite, shown, **about)
     if is_main():

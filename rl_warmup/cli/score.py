@@ -33,9 +33,14 @@ def command(args: list[str]) -> None:
     specs = [_spec(text) for text in options.reward]
 
     with quick_imports():
+        from rl_warmup.ownership import refuse_file
         from rl_warmup.run_folder import write_jsonl
         from rl_warmup.scorecard import Bench, open_model, read_warmups
 
+    if options.output:
+        refuse_file(Path(options.output))
+        if Path(options.output).exists() and Path(options.output).samefile(options.file):
+            raise ValueError(f"--output: {options.output} is the file that is read. Give another one.")
     rows = read_warmups(options.file)[: options.limit]
     beside = Path(options.file).parent
     model = options.model or (str(beside) if (beside / "warmup_layout.json").is_file() else None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rl_warmup.cli.launch import asks_launch, keep_own_log, launch
 from rl_warmup.cli.main import ON_REQUEST, quick_imports, run_command
+from rl_warmup.orphans import end_with_parent
 
 HELP = """usage: rl-warmup train --config RECIPE.yaml [--launch NAME [--num_processes N]] [--key value ...]
 
@@ -48,6 +49,7 @@ def command(args: list[str]) -> None:
         return
     if asks_launch(args):
         launch(args)
+    end_with_parent()
     keep_own_log()
     path = None
     if "--config" in args:

@@ -38,6 +38,7 @@ class Run:
     recipe: dict[str, Any]
     environment: dict[str, Any]
     extra: dict[str, Path] = field(default_factory=dict)  # predictions of controls that were evaluated later
+    left_out: list[str] = field(default_factory=list)  # evaluations of other weights, a sentence each
 
     @property
     def seed(self) -> Any:
@@ -178,7 +179,7 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             if folder not in finished
         ]
         runs |= {folder.resolve(): read_run(folder) for folder in finished if folder.resolve() not in runs}
-    return list(runs.values()), skipped
+    return list(runs.values()), skipped + [said for run in runs.values() for said in run.left_out]
 
 
 def read_run(folder: Path) -> Run:
@@ -204,8 +205,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _join(run: Run, later: dict[str, Any], folder: Path) -> None:
-    """Add what `rl-warmup evaluate` measured on the same rows and the run itself lacks."""
+    """Add what `rl-warmup evaluate` measured on the same rows, with the same weights, and the run itself lacks."""
     if any(later.get(key) != run.result.get(key) for key in ("split", "rows_hash")):
+        return
+    if later.get("weights") != run.result.get("weights"):  # both lack it in folders of older versions
+        run.left_out.append(
+            f"{folder} was measured on other weights than {run.folder} ended with ({later.get('weights', 'not known')}, not "
+            f"{run.result.get('weights', 'known')}) and is left out; repeat `rl-warmup evaluate {run.folder}`."
+        )
         return
     for control, values in later.get("metrics", {}).items():
         if control not in run.metrics:

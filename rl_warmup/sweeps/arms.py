@@ -56,8 +56,9 @@ class Run:
         Raises:
             ValueError: the folder already holds a run of other settings.
         """
-        path = self.folder / ASKED
-        if path.is_file():
+        for path in (self.folder / ASKED, self.folder / "recipe.yaml"):  # the second may be there without the first
+            if not path.is_file():
+                continue
             before, now = yaml.safe_load(path.read_text(encoding="utf-8")), self.recipe.resolved()
             known = {**before, **self.recipe.values}  # a default that came with a newer version changes nothing
             keys = [k for k in known if k not in INCIDENTAL and before.get(k) != now.get(k)]

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import os
 import socket
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+from rl_warmup.ownership import file_lock
 from rl_warmup.sweeps.arms import SEARCHED, Plan, import_optuna
 
 RUNNING, WAITING, DONE, PRUNED, FAILED = "running", "waiting", "done", "pruned", "failed"
@@ -34,26 +32,6 @@ class RunFailed(Exception):
 
 class Stopped(Exception):
     """The sweep was asked to stop; the run goes back into the queue."""
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[int]:
-    """Hold a lock on a file; the descriptor may be handed to a child, and the lock lasts as long as either lives.
-
-    Args:
-        wait: called again and again while another process has the lock; None waits silently.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if wait is not None:
-                    wait()
-                time.sleep(0.05)
-        yield file.fileno()
 
 
 class Queue:

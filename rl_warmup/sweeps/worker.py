@@ -25,13 +25,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl_warmup.orphans import as_parent
+from rl_warmup.ownership import RESULT, file_lock, is_run
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.sweeps.answer import Outcome, write_answer
 from rl_warmup.sweeps.arms import SEARCHED, Arm, Plan, Run, make_plan, suggest
 from rl_warmup.sweeps.question import read_question
-from rl_warmup.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped, file_lock
+from rl_warmup.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
 
-RESULT = "metrics.json"
 POLL = 0.1  # seconds between two looks at a run's process
 PATIENT = 30.0  # seconds a run's process is given to end when asked to
 WAITING_POLL = 1.0  # seconds between two looks at the queue while others are at work
@@ -59,6 +60,8 @@ def run_sweep(file: str | Path, settings: SweepSettings) -> Outcome:
     """
     question = read_question(file)
     plan = make_plan(question, settings.output or Path("runs", "sweeps", question.name))
+    if is_run(plan.output):
+        raise ValueError(f"--output: {plan.output} is the folder of one run. Give a folder for the runs of the sweep.")
     for run in plan.runs():
         run.write()
     queue = Queue(plan, settings.storage, settings.patience)
@@ -167,7 +170,8 @@ class Worker:
     def _process(self, run: Run, trial: Any, slot: int, offset: int, lock: int) -> None:
         launch = shlex.split(self.plan.question.launch) if self.plan.question.launch else [sys.executable]
         command = [*launch, "-m", "rl_warmup.cli.train", "--config", str(run.write())]
-        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.settings.jobs)), **os.environ}
+        threads = str(max(1, (os.cpu_count() or 1) // self.settings.jobs))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ, **as_parent()}
         if self.settings.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.settings.devices[slot % len(self.settings.devices)]
         log = run.folder / "train.log"

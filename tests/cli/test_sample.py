@@ -134,8 +134,8 @@ def test_another_drawing_is_not_written_over_unasked(place, capsys):
     assert sample(*START, "--output", "w.jsonl", "--limit", 4, "--temperature", "0.5", "--overwrite") == 0
     assert drawn()["temperature"] == 0.5
     (place / "notes.jsonl").write_text("mine\n")
-    error = fails(capsys, *START, "--output", "notes.jsonl")
-    assert "notes.jsonl exists, and no notes.jsonl.drawing.json beside it says what it is" in error
+    for more in ([], ["--overwrite"]):  # which replaces drawings alone
+        assert "notes.jsonl.drawing.json" in fails(capsys, *START, "--output", "notes.jsonl", *more)
     assert (place / "notes.jsonl").read_text() == "mine\n"
 
 

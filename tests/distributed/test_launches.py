@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+
+from rl_warmup import orphans
 
 from .conftest import run_to_end
 
@@ -66,3 +70,32 @@ def test_two_processes_of_which_accelerate_would_start_one(recipe):
     assert code != 0
     assert "rl-warmup train: `accelerate launch` was asked for several processes but started one" in output
     assert not Path("run", "metrics.jsonl").exists()
+
+
+def test_processes_of_one_launch_are_one_run_and_end_with_their_launcher(recipe):
+    """A second launch is refused while the first one writes; killed, the first one leaves no process and no lock."""
+    command = [sys.executable, "-m", "rl_warmup.cli.main", "train", "--config", recipe]
+    pair = [*command, "--launch", "cpu", "--num_processes", "2"]
+    launcher = subprocess.Popen([*pair, "--max_steps", "100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log, lock = Path("run", "metrics.jsonl"), Path("run", "writing.lock")
+    while not log.is_file():
+        assert launcher.poll() is None
+        time.sleep(0.1)
+    writer = int(lock.read_text())
+    code, output = run_to_end([*pair, "--overwrite", "true"], 200)
+    assert code != 0
+    assert str(writer) in output
+    assert log.is_file()
+    launcher.kill()
+    launcher.wait()
+    until = time.monotonic() + 20
+    while orphans._birth(writer) is not None:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    code, output = run_to_end([*pair, "--overwrite", "true"], 200)
+    assert code == 0, output[-6000:]
+    assert json.loads(Path("run", "metrics.json").read_text(encoding="utf-8"))["updates"] == 2
+    assert {json.loads(line)["step"] for line in log.read_text(encoding="utf-8").splitlines()} == {1, 2}
+    code, output = run_to_end([*pair, "--output_dir", "."], 200)  # which holds the recipe
+    assert code != 0
+    assert not Path("logs").exists()

@@ -81,7 +81,7 @@ def test_the_sft_control_is_token_cross_entropy(make_trainer, kind):
 def test_every_objective_trains_both_layouts(make_trainer, objective):
     for kind in KINDS:
         steered = {"target_ess": 2.0, "uniform_target_share": 0.3} if objective == "marginal" else {}
-        trainer = make_trainer(kind, objective=objective, **steered)
+        trainer = make_trainer(kind, kind, objective=objective, **steered)
         before = weights(trainer)
         trainer.train()
         log = trainer.state.log_history[1]
@@ -144,7 +144,8 @@ def test_a_resumed_run_ends_like_one_left_alone(make_trainer, tmp_path, changed)
     assert (whole.schedule.switched_at is not None) == bool(settings["proposals"])
     stopped = tmp_path / "stopped"
     shutil.copytree(tmp_path / "whole", stopped)
-    shutil.rmtree(stopped / "checkpoint-8")
+    for later in ("checkpoint-6", "checkpoint-8"):
+        shutil.rmtree(stopped / later)
     again = make_trainer(folder="stopped", **settings)
     again.train(resume_from_checkpoint=str(stopped / "checkpoint-3"))
     assert_same(weights(whole), weights(again), 0.0)
@@ -203,6 +204,11 @@ def test_trl_reward_functions_join_the_target(make_trainer):
     assert get_soft_overlong_punishment(4, 2)(completion_ids=[[0] * 4]) == [-1.0]
 
 
+SHORT = {
+    "max_steps": 2, "learning_rate": 1e-2, "use_cpu": True, "disable_tqdm": True, "max_warmup_length": 4, "save_strategy": "no",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(("kind", "modules"), [("scratch-t5", ["q", "v"]), ("scratch-llama", ["q_proj", "v_proj"])])
 def test_a_lora_adapter_trains_alone_and_is_loaded_again(tmp_path, kind, modules):
     from peft import LoraConfig
@@ -210,13 +216,9 @@ def test_a_lora_adapter_trains_alone_and_is_loaded_again(tmp_path, kind, modules
     base = tmp_path / "base"
     for part in tiny_model(kind):
         part.save_pretrained(base)
-    trainer = WarmupTrainer(
-        model=str(base), args=WarmupConfig(
-            output_dir=str(tmp_path / "run"), max_steps=2, learning_rate=1e-2, use_cpu=True, disable_tqdm=True,
-            max_warmup_length=4, save_strategy="no",
-        ),
-        train_dataset=ledger_rows(16), peft_config=LoraConfig(r=2, target_modules=modules),
-    )  # fmt: skip
+    config = WarmupConfig(**SHORT, output_dir=str(tmp_path / "run"))
+    lora = LoraConfig(r=2, target_modules=modules)
+    trainer = WarmupTrainer(model=str(base), args=config, train_dataset=ledger_rows(16), peft_config=lora)
     before = weights(trainer)
     trainer.train()
     moved = {name for name, after in weights(trainer).items() if not torch.equal(before[name], after)}
@@ -226,7 +228,11 @@ def test_a_lora_adapter_trains_alone_and_is_loaded_again(tmp_path, kind, modules
     rows = trainer.train_dataset[:4]
     assert Writer.load(tmp_path / "run").predict(rows) == trainer.predict_rows(rows)
     # a run that starts from it trains what it has become: the base with the adapter merged into it
-    onward = WarmupTrainer(model=str(tmp_path / "run"), args=trainer.args, train_dataset=ledger_rows(16))
+    there = WarmupTrainer(model=str(tmp_path / "run"), args=trainer.args, train_dataset=ledger_rows(16))
+    with pytest.raises(ValueError, match="output_dir"):  # not into the folder that it starts from
+        there.train()
+    config = WarmupConfig(**{**SHORT, "output_dir": str(tmp_path / "onward")})
+    onward = WarmupTrainer(model=str(tmp_path / "run"), args=config, train_dataset=ledger_rows(16))
     before = weights(onward)
     onward.train()
     assert not any(torch.equal(before[name], after) for name, after in weights(onward).items() if after.dim() == 2)

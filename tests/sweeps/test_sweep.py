@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import yaml
 
 from rl_warmup.cli.main import main
 from rl_warmup.metrics.significance import compare_seeds, holm
+from rl_warmup.orphans import _birth
 from rl_warmup.sweeps import SweepSettings, run_sweep, show_plan
 
 NAMES = [f"num_warmups={n}" for n in (1, 2, 3, 4)]
@@ -190,3 +192,34 @@ def test_a_real_sweep_of_two_runs(stage):
     assert result["updates"] == 2
     assert (stage.output / "report" / "report.html").is_file()
     assert "none (SFT)" in outcome.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_ends_with_its_sweep(stage, number):
+    """A real one, which would train for hours."""
+    stage = stage()
+    file = stage.write(
+        runs={"long": {}}, grid=None, control=None, seeds=1, launch=None, settings={"max_steps": 1000000}
+    )
+    process = worker(file, stage.output)
+    folder = stage.output / "long" / "seed-1"
+    wait_for((folder / "metrics.jsonl").is_file)
+    writer = int((folder / "writing.lock").read_text())
+    process.send_signal(number)
+    wait_for(lambda: _birth(writer) is None)
+    process.communicate(timeout=60)
+
+
+def test_a_run_put_there_by_somebody_else_is_no_result(stage):
+    stage = stage()
+    file = stage.write(grid={"num_warmups": [1, 2]}, seeds=1)
+    assert run_sweep(file, SweepSettings(stage.output)).failed == {}
+    folder = stage.output / "num_warmups=1" / "seed-1"
+    (folder / "asked.yaml").unlink()  # `train --overwrite true` takes it away
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({**yaml.safe_load((folder / "recipe.yaml").read_text()), "tau": 9.0})
+    )
+    with pytest.raises(ValueError, match=r"tau 9.0 -> 1.0"):
+        run_sweep(file, SweepSettings(stage.output))
+    with pytest.raises(ValueError, match="--output"):
+        run_sweep(file, SweepSettings(folder))
