@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,10 @@ def _predict(
         trainer.save_model(str(folder))
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
     with trainer.shared_writer() as writer, torch.autocast(writer.model.device.type, enabled=False):
-        scored = evaluation.run(writer, task, recipe.task.predict_split, folder, trainer.eval_encoder)
+        scored = evaluation.run(writer, task, recipe.task.predict_split, folder)
     if not trainer.is_world_process_zero():
         return {}
+    truncation = trainer.encoder.counts + trainer.eval_encoder.counts + Counter(scored.pop("truncation", {}))
     result = {
         "task": task.name,
         "model": recipe.model.model_name_or_path,
@@ -80,7 +82,7 @@ def _predict(
         "gave_up_at": trainer.schedule.gave_up_at,
         "model_of_update": trainer.best_at() or trainer.state.global_step,
         "weights": fingerprint(folder),
-        "truncation": dict(trainer.encoder.counts + trainer.eval_encoder.counts),
+        "truncation": dict(truncation),
         **scored,
     }
     write_json(folder / RESULT, result)
@@ -125,6 +127,7 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
         compute_metrics=lambda predictions: score_predictions(task, predictions),
     )  # fmt: skip
     trainer.recipe = masked({**vars(recipe.task), **vars(choice)})
+    trainer.settings = dataclasses.replace(trainer.settings, prompt_template=task.prompt_template)
     return trainer
 
 

@@ -57,10 +57,13 @@ ARROWS: dict[str, set[str]] = {
         "_trl", "batch", "config", "cpu_matmul", "diagnostics", "guard", "hold", "launched", "layouts", "objectives",
         "proposals", "rewards", "rollout", "run_folder", "schedule", "search", "training_data", "validation", "warmup_files",
     },
-    "validation": {"diagnostics", "generation", "hold", "launched", "layouts", "run_folder"},
+    "validation": {
+        "batch", "diagnostics", "generation", "hold", "launched", "layouts", "likelihood", "run_folder", "sharing",
+        "training_data",
+    },
     "likelihood": {"batch", "diagnostics", "generation", "layouts", "objectives", "sharing"},
     "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "sharing", "tasks"},
-    "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout", "tasks"},
+    "scorecard": {"batch", "generation", "layouts", "rewards", "rollout", "tasks"},
     "run": {
         "_trl", "checkpoints", "config", "evaluation", "layouts", "metrics", "ownership", "recipe_file", "run_folder", "tasks",
         "trainer",
