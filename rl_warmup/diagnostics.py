@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
+from rl_warmup.batch import RowKind, RowWeights, Scores, Warmup, WarmupBatch
 from rl_warmup.objectives.weights import log_mean_exp
 
 Sums = dict[str, tuple[float, float]]
@@ -99,20 +99,23 @@ def rollout_metrics(
         out[f"rewards/{name}/failed"] = (rows, groups)
     warmup_tokens = scores.warmup_tokens[:groups].sum().item()
     out["warmup_logp"] = (scores.warmup_logprob[:groups].sum().item(), warmup_tokens)
-    return out | _variety(batch, groups)
+    return out | variety(batch.prompts, batch.warmups[:groups], size)
 
 
-def _variety(batch: WarmupBatch, groups: int) -> Sums:
-    """Lengths, ends, distinctness and overlaps of the group's warmups. Quantiles are means over micro-batches."""
-    warmups = batch.warmups[:groups]
+def variety(prompts: Sequence[dict[str, Any]], warmups: Sequence[Warmup], size: int) -> Sums:
+    """Lengths, ends, distinctness and overlaps of groups of `size` warmups, prompt by prompt.
+
+    While training, quantiles are means over micro-batches.
+    """
+    groups = len(warmups)
     lengths = sorted(len(warmup.ids) for warmup in warmups)
     by_prompt: dict[int, set[tuple[int, ...]]] = defaultdict(set)
     overlaps: dict[str, list[float]] = {"prompt": [], "target": []}
-    for index, warmup in zip(batch.prompt_index[:groups].tolist(), warmups, strict=True):
+    for index, warmup in ((i // size, warmup) for i, warmup in enumerate(warmups)):
         by_prompt[index].add(tuple(warmup.ids))
         if warmup.ids:
             for part, shares in overlaps.items():
-                shares.append(token_overlap(warmup.ids, batch.prompts[index][f"{part}_ids"]))
+                shares.append(token_overlap(warmup.ids, prompts[index][f"{part}_ids"]))
     everything = set().union(*by_prompt.values())
     return {
         **{f"completions/{part}_overlap": (sum(shares), len(shares)) for part, shares in overlaps.items()},

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.generation import CONTROLS, FORCED, Writer, control_warmups
-from rl_warmup.layouts.encoding import RowEncoder
-from rl_warmup.layouts.positions import Positions
+from rl_warmup.generation import CONTROLS, Writer, control_warmups
 from rl_warmup.likelihood import rank_choices, rerank, target_likelihood
 from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.run_folder import read_jsonl, write_jsonl
@@ -49,9 +47,7 @@ class Evaluation:
         if "other_run" in self.controls and self.other_run is None:
             raise ValueError("controls: other_run needs the run whose warmups to use (`--warmups-from RUN`).")
 
-    def run(
-        self, writer: Writer, task: Task, split: str, folder: Path, encoder: RowEncoder | None = None
-    ) -> dict[str, Any]:
+    def run(self, writer: Writer, task: Task, split: str, folder: Path) -> dict[str, Any]:
         """Predict, score, and write predictions.jsonl and one predictions.<control>.jsonl each into `folder`.
 
         With a shared writer all processes call this; the main process alone scores and writes, after the last thing that they
@@ -62,13 +58,14 @@ class Evaluation:
             {control: {metric: value}} with "" for own warmups, and `likelihood` where asked for. Empty on other processes than
             the main one.
         """
-        encoder = encoder or inference_encoder(writer)
+        encoder = writer.encoder()
         rows = encoder.encode_all(task.splits[split], split)
         said = encoder.writable.say(split)
+        controls = self.applicable(writer, rows)
+        other = others_warmups(Path(str(self.other_run)), writer, rows) if "other_run" in controls else []
         own = writer.predict(rows, self.batch_size, show_progress=self.show_progress)
-        other = read_jsonl(Path(self.other_run, "predictions.jsonl")) if self.other_run else []
         predictions = {"": own}
-        for control in self.controls if writer.inference == "policy" else ():
+        for control in controls:
             predictions[control] = self._predict(writer, rows, own, other, control)
         ranked = {control: self._ranked_accuracy(writer, rows, written) for control, written in predictions.items()}
         likelihood = {}
@@ -79,7 +76,9 @@ class Evaluation:
         if writer.shared and not is_main():
             return {}
         out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
-        out |= {"metric_specs": list(task.metrics), "inference": writer.inference}
+        out |= {"metric_specs": list(task.metrics), "inference": writer.settings.mode}
+        if encoder.counts:
+            out["truncation"] = dict(encoder.counts)
         if said:
             ceiling = out["ceiling"] = _ceiling(task, rows, writer)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in ceiling.items())
@@ -87,20 +86,28 @@ class Evaluation:
         scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
         return {**out, **likelihood, "metrics": scores}
 
+    def applicable(self, writer: Writer, rows: Sequence[Any]) -> list[str]:
+        """The controls that can be measured: none without warmups, and no shuffling of a single row's, which is said."""
+        if not writer.writes_warmups:
+            return []
+        alone = len(rows) < 2 and "shuffled" in self.controls
+        if alone and is_main():
+            print("The control shuffled is not measured: it needs two rows or more, and there is one.")
+        return [control for control in self.controls if control != "shuffled" or not alone]
+
     def _predict(
         self,
         writer: Writer,
         rows: list[dict[str, Any]],
         own: list[dict[str, Any]],
-        other: list[dict[str, Any]],
+        other: list[list[int]],
         control: str,
     ) -> list[dict[str, Any]]:
         if control == "sampled":
             return writer.predict(rows, self.batch_size, sample_warmup=True, show_progress=self.show_progress, seed=0)
         if control == "rerank":
             return rerank(writer, rows, self.num_warmups, self.batch_size)
-        assert control in FORCED
-        forced = control_warmups(control, own, writer.filler_ids(), other)
+        forced = other if control == "other_run" else control_warmups(control, own, writer.filler_ids())
         return writer.predict(rows, self.batch_size, forced, show_progress=self.show_progress)
 
     def _ranked_accuracy(
@@ -129,6 +136,29 @@ def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str
     return compute(task.metrics, written, targets, predictions)
 
 
+def others_warmups(folder: Path, writer: Writer, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """The warmups that another run wrote for these rows.
+
+    Raises:
+        ValueError: the folder holds predictions for other rows, or of a tokenizer whose tokens mean something else here.
+    """
+    other = read_jsonl(folder / "predictions.jsonl")
+    if [row["prompt"] for row in other] != [row["prompt"] for row in rows]:
+        raise ValueError(
+            f"{folder}: predictions.jsonl holds {len(other)} rows that are not the same {len(rows)} as here. Predict the same "
+            f"split of the same task with both."
+        )
+    known = len(writer.law.banned)
+    for place, row in enumerate(other):
+        ids = row["warmup_ids"]
+        if any(i >= known for i in ids) or writer.decode(ids) != row["warmup"]:
+            raise ValueError(
+                f"{folder}: predictions.jsonl row {place} has a warmup of another tokenizer, whose tokens spell something else "
+                f"here. Give a run whose model has the same tokenizer."
+            )
+    return [row["warmup_ids"] for row in other]
+
+
 def _ceiling(task: Task, rows: list[dict[str, Any]], writer: Writer) -> dict[str, float]:
     """What a model would score that writes every target as well as the tokenizer can: metrics of decode(encode(target)).
 
@@ -138,12 +168,3 @@ def _ceiling(task: Task, rows: list[dict[str, Any]], writer: Writer) -> dict[str
     targets = [row["target"] for row in rows]
     ids = [writer.tokenizer(target, add_special_tokens=False)["input_ids"] for target in targets]
     return compute(cheap, [writer.decode(written) for written in ids], targets, rows) if cheap else {}
-
-
-def inference_encoder(writer: Writer) -> RowEncoder:
-    """Encodes rows for a loaded model as training did; over-long prompts are cut, as nothing is lost by predicting."""
-    positions = Positions.of(writer.model, writer.law.max_length, writer.inference == "policy")
-    return RowEncoder(
-        writer.tokenizer, writer.law.separator_id, writer.max_prompt_length, None, prompt_truncation="right",
-        encoder_decoder=writer.model.config.is_encoder_decoder, positions=positions,
-    )  # fmt: skip

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rl_warmup.layouts import Layout, make_layout
-from rl_warmup.layouts.encoding import ADDED
+from rl_warmup.layouts.encoding import ADDED, RowEncoder
+from rl_warmup.layouts.inference import Inference, read_layout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.tokens import declare_tokens, read_layout
+from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.layouts.writing import write_targets
-from rl_warmup.sharing import seeded, spread
+from rl_warmup.sharing import spread, uniforms
 
-FORCED = ("shuffled", "empty_warmup", "filler", "other_run")
-CONTROLS = (*FORCED, "sampled", "rerank")
+FORCED = ("shuffled", "empty_warmup", "filler")  # made here; other_run takes its warmups from a file
+CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Writer:
     """A model ready to write warmups and targets.
 
     Args:
-        inference: `policy`, or `empty` for a model trained without warmups.
+        settings: what the model is fed and may write.
         shared: all processes predict the same rows together, each its share; all of them have to call.
         generate: further arguments of every call of `generate`.
     """
@@ -39,10 +39,7 @@ class Writer:
     model: Any
     tokenizer: Any
     layout: Layout
-    law: WarmupLaw
-    max_target_length: int
-    inference: str = "policy"
-    max_prompt_length: int | None = None
+    settings: Inference
     shared: bool = False
     generate: dict[str, Any] = field(default_factory=dict)
 
@@ -51,7 +48,7 @@ class Writer:
         """A checkpoint folder as training left it: weights, tokenizer and warmup_layout.json.
 
         Raises:
-            ValueError: no such model, or the folder declares no layout.
+            ValueError: no such model, or the folder declares no layout, or a damaged one.
         """
         declared = read_layout(folder)
         if not declared:
@@ -61,11 +58,23 @@ class Writer:
             )
         model, tokenizer = load_model(str(folder), **{"dtype": "auto", **kwargs})
         tokens = declare_tokens(model, tokenizer, declared["separator"])
-        law = WarmupLaw(tokens.separator_id, tokens.banned, **declared["law"])
+        settings = Inference.read(folder, tokens)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        return cls(
-            model, tokenizer, make_layout(model, tokens), law, declared["max_target_length"], declared["inference"]
-        )
+        return cls(model, tokenizer, make_layout(model, tokens), settings)
+
+    @property
+    def law(self) -> WarmupLaw:
+        """Under which warmups are written."""
+        return self.settings.law
+
+    @property
+    def writes_warmups(self) -> bool:
+        """Whether the model writes a warmup of its own; one trained without warmups does not."""
+        return self.settings.mode == "policy"
+
+    def encoder(self) -> RowEncoder:
+        """Encodes rows and prompts for this model, as training would."""
+        return self.settings.encoder(self.model, self.tokenizer)
 
     def predict(
         self,
@@ -77,36 +86,61 @@ class Writer:
         seed: int | None = None,
         **generate: Any,
     ) -> list[dict[str, Any]]:
-        """Predictions for encoded rows (`layouts.encoding`): the text columns plus warmup, warmup_finish and prediction.
+        """Predictions for rows: the text columns plus warmup, warmup_ids, warmup_finish, prediction and prediction_ids.
 
-        Rows of similar length share a batch. Every batch draws under a seed of its own, so what is sampled depends on `seed`
-        and `batch_size`, and not on how many processes share the work.
+        Rows of similar length share a batch. Every row draws from a random stream of its own, so what is sampled depends on
+        `seed` and the row's place, and neither on the batch nor on how many processes share the work.
 
         Args:
+            rows: with `prompt` (and, besides other columns, `target`), or already encoded (`layouts.encoding`).
             forced: warmups (ids) to use in place of the policy's own, one per row; see `control_warmups`.
             sample_warmup: draw warmups instead of taking their likeliest tokens; the target stays greedy.
             seed: of the drawn warmups; None takes one from torch's random state.
+
+        Raises:
+            ValueError: a row that the model cannot be fed, or a forced warmup that leaves too few positions.
         """
-        if forced is None and self.inference == "empty":
+        rows = self.encoded(rows)
+        if forced is None and not self.writes_warmups:
             forced = [[] for _ in rows]
+        self._check_room(rows, forced)
         if sample_warmup and seed is None:
             seed = int(torch.randint(2**31, ()))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]))
 
         def write(start: int) -> list[dict[str, Any]]:
             chosen = order[start : start + batch_size]
-            with seeded("predict", seed, start) if sample_warmup else nullcontext():
-                written = write_targets(
-                    self.model, self.layout, self.law, [rows[i]["prompt_ids"] for i in chosen], self.max_target_length,
-                    None if forced is None else [forced[i] for i in chosen], sample_warmup=sample_warmup,
-                    **self.generate, **generate,
-                )  # fmt: skip
+            draws = uniforms("predict", seed, chosen, 1, self.law.max_length) if sample_warmup else None
+            written = write_targets(
+                self.model, self.layout, self.law, [rows[i]["prompt_ids"] for i in chosen], self.settings.max_target_length,
+                None if forced is None else [forced[i] for i in chosen], draws=draws, **self.generate, **generate,
+            )  # fmt: skip
             return [self._prediction(rows[i], *both) for i, both in zip(chosen, written, strict=True)]
 
         starts = range(0, len(rows), batch_size)
         batches = spread(write, starts, self.shared, "Predicting" if show_progress else "")
         out = [prediction for batch in batches for prediction in batch]
         return [prediction for _, prediction in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
+
+    def encoded(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows with their ids; those that have them already stay as they are. A prompt without a target is a text that is
+        laid into the template of training; with one it is a row of data, whose prompt is whole."""
+        if all("prompt_ids" in row for row in rows):
+            return list(rows)
+        encoder = self.encoder()
+        if all("target" in row or "completion" in row for row in rows):
+            return encoder.encode_all(rows, "rows")
+        laid = [self.settings.prompt(row["prompt"]) for row in rows]
+        return [{**ids, **row} for row, ids in zip(rows, encoder.encode_prompts(laid), strict=True)]
+
+    def _check_room(self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None) -> None:
+        """Encoding has left room for the model's own warmups; forced ones may be longer."""
+        longest = max(map(len, forced or ()), default=0)
+        positions = self.encoder().positions
+        if positions is None or longest <= positions.warmup:
+            return
+        for place, row in enumerate(rows):
+            replace(positions, warmup=longest).check(len(row["prompt_ids"]), 1, f"row {place} with its forced warmup")
 
     def filler_ids(self) -> list[int]:
         """The meaningless warmup of the filler control: `...` up to the limit."""
@@ -133,7 +167,6 @@ def control_warmups(
     control: str,
     own: Sequence[dict[str, Any]],
     filler: Sequence[int] = (),
-    other: Sequence[dict[str, Any]] = (),
     seed: int = 0,
 ) -> list[list[int]]:
     """The warmups a control forces, one per row.
@@ -141,27 +174,18 @@ def control_warmups(
     - `shuffled`: another row's own warmup (no row keeps its own): is the warmup used at all?
     - `empty_warmup`: none: is the model better without?
     - `filler`: the given meaningless ids: is it only the extra depth?
-    - `other_run`: the warmups another run wrote for the same rows: do warmups carry over?
 
     Args:
         own: predictions with the policy's own warmups, in the order of the rows.
         filler: ids of the filler.
-        other: predictions of the other run.
 
     Raises:
-        ValueError: unknown control, shuffling fewer than two rows, or other rows in the other run.
+        ValueError: unknown control, or shuffling fewer than two rows.
     """
     if control == "empty_warmup":
         return [[] for _ in own]
     if control == "filler":
         return [list(filler) for _ in own]
-    if control == "other_run":
-        if [row["prompt"] for row in other] != [row["prompt"] for row in own]:
-            raise ValueError(
-                f"The other run has predictions for {len(other)} rows, not for the same {len(own)} as this one. Predict the "
-                f"same split of the same task with both."
-            )
-        return [row["warmup_ids"] for row in other]
     if control != "shuffled":
         raise ValueError(f"Unknown control {control!r}. Allowed: {', '.join(FORCED)}.")
     if len(own) < 2:

@@ -19,8 +19,8 @@ from transformers.trainer_utils import SaveStrategy
 from rl_warmup.batch import Warmup
 from rl_warmup.drawing import Drawing
 from rl_warmup.layouts import Layout
+from rl_warmup.layouts.inference import read_layout
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.tokens import read_layout
 from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.reference import FILE, StartingPolicy, reference_warmups
 from rl_warmup.resumable import ResumableTrainer
@@ -62,9 +62,8 @@ class HoldingTrainer(ResumableTrainer):
         if gave_up is not None and best is not None and best < gave_up:
             self.rollout = replace(self.rollout, objective=self.args.objective)  # that model writes warmups
         if best is not None:  # under the law of its update, which the guard may have changed since
-            self.law = self.rollout.law = replace(
-                self.law, **read_layout(self.state.best_model_checkpoint).get("law", {})
-            )
+            declared = read_layout(str(self.state.best_model_checkpoint))
+            self.law = self.rollout.law = replace(self.law, **declared["law"])
         self._say_which_model()
         return output
 
@@ -167,13 +166,16 @@ def _plain_name(metric: Any) -> str:
     return str(metric).removeprefix("eval_")
 
 
-def end_with_the_best(args: Any) -> None:
-    """Settings under which a run that searches warmups never ends with a wreck: the best model on validation rows is kept."""
+def end_with_the_best(args: Any, eval_rows: Any) -> None:
+    """Settings under which a run that searches warmups never ends with a wreck: the best model on validation rows is kept.
+
+    Of several sets of validation rows the first one decides.
+    """
     if args.load_best_model_at_end or args.eval_strategy == "no":
         return
     args.load_best_model_at_end = True
     if args.metric_for_best_model is None:
-        args.metric_for_best_model = "loss"
+        args.metric_for_best_model = f"{next(iter(eval_rows))}_loss" if isinstance(eval_rows, dict) else "loss"
     if args.greater_is_better is None:
         args.greater_is_better = not args.metric_for_best_model.endswith("loss")
     if args.save_strategy == SaveStrategy.NO:

@@ -22,7 +22,7 @@ from rl_warmup.layouts.scoring import enable_scoring, score
 from rl_warmup.layouts.splice import splice
 from rl_warmup.layouts.writing import write_warmups
 from rl_warmup.objectives.weights import log_mean_exp
-from rl_warmup.sharing import seeded, spread
+from rl_warmup.sharing import spread, uniforms
 
 COUNTS = (1, 2, 4, 8, 16)
 EMPTY = Warmup([], "empty")
@@ -44,7 +44,7 @@ def target_likelihood(
     Args:
         counts: group sizes n; each must divide the largest. The largest is sampled once, and the smaller bounds are means over
             its disjoint parts, so that all of them look at the same warmups.
-        batch_size: prompts at a time. Every batch draws under a seed of its own, made from `seed` and its place.
+        batch_size: prompts at a time. Every row draws from a random stream of its own, made from `seed` and its place.
 
     Returns:
         `rows`, `tokens`; `without_warmup` and `bound[n]`: {mean, std_error (over rows), per_token}; `gain`: {mean, std_error,
@@ -53,7 +53,7 @@ def target_likelihood(
         warmup shares so little. A model trained without warmups gets `without_warmup` alone.
     """
     enable_scoring(writer.model)
-    largest = max(counts) if writer.inference == "policy" else 0
+    largest = max(counts) if writer.writes_warmups else 0
     if any(largest % n for n in counts):
         raise ValueError(f"counts: {list(counts)}: each has to divide the largest, so that parts are equal.")
     grouped, empty, overlap = _score_all(writer, rows, largest, batch_size, seed, show_progress)
@@ -114,6 +114,25 @@ def rerank(
     return spread(best, range(len(rows)), writer.shared)
 
 
+@torch.no_grad()
+def score_samples(
+    writer: Writer, rows: Sequence[dict[str, Any]], places: Sequence[int], size: int, seed: int
+) -> tuple[WarmupBatch, Scores]:
+    """Encoded rows with `size` warmups of the policy each, and with none: B * size group rows, then B empty ones.
+
+    Args:
+        places: of the rows in their data set; with `seed` they decide what is drawn.
+    """
+    prompts, length = [row["prompt_ids"] for row in rows], writer.law.max_length
+    draws = uniforms("likelihood", seed, places, size, length)
+    settings = {"draws": draws, **writer.generate}
+    drawn = write_warmups(writer.model, writer.layout, writer.law, prompts, size, **settings) if size else []
+    lines: Lines = [(i // size, RowKind.GROUP, warmup) for i, warmup in enumerate(drawn)]
+    lines += [(i, RowKind.EMPTY, EMPTY) for i in range(len(rows))]
+    batch = splice(writer.layout, list(rows), lines, size)
+    return batch, _score(writer, batch)
+
+
 def _score(writer: Writer, batch: WarmupBatch) -> Scores:
     return score(writer.model, batch.to(writer.model.device), writer.law)
 
@@ -124,16 +143,14 @@ def _score_all(
     """(rows, size) and (rows,) log P(y|x,c) with sampled warmups and without; (rows, size) overlap with the target."""
 
     def score_batch(start: int) -> tuple[Tensor, Tensor, Tensor]:
-        part = list(rows[start : start + batch_size])
-        prompts = [row["prompt_ids"] for row in part]
-        with seeded("likelihood", seed, start):
-            warmups = write_warmups(writer.model, writer.layout, writer.law, prompts, size) if size else []
-        lines: Lines = [(i // size, RowKind.GROUP, warmup) for i, warmup in enumerate(warmups)]
-        lines += [(i, RowKind.EMPTY, EMPTY) for i in range(len(part))]
-        logprob = _score(writer, splice(writer.layout, part, lines, size)).target_logprob.cpu()
-        shares = [token_overlap(w.ids, part[i // size]["target_ids"]) if w.ids else 0.0 for i, w in enumerate(warmups)]
-        shape = (len(part), size)
-        return logprob[: len(warmups)].view(shape), logprob[len(warmups) :], torch.tensor(shares).view(shape)
+        places = range(start, min(start + batch_size, len(rows)))
+        batch, scores = score_samples(writer, [rows[place] for place in places], places, size, seed)
+        logprob, drawn = scores.target_logprob.cpu(), batch.warmups[: len(places) * size]
+        shares = [
+            token_overlap(w.ids, rows[start + i // size]["target_ids"]) if w.ids else 0.0 for i, w in enumerate(drawn)
+        ]
+        shape = (len(places), size)
+        return logprob[: len(drawn)].view(shape), logprob[len(drawn) :], torch.tensor(shares).view(shape)
 
     starts = range(0, len(rows), batch_size)
     batches = spread(score_batch, starts, writer.shared, "Likelihood" if show_progress else "")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl_warmup.batch import RowKind, RowWeights, Warmup, WarmupBatch
 from rl_warmup.layouts import Layout
+from rl_warmup.layouts.inference import LONGEST
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.passes import Reading
 from rl_warmup.layouts.splice import splice
@@ -84,13 +85,9 @@ class Rollout:
         beta = options.beta if options.beta is not None else HOLD if reads else 0.0
         return cls(
             layout, law, options.objective, options.num_warmups, list(options.proposals), context,
-            options.max_target_length or 512, options.empty_share, options.anchor_weight, knobs, options.backward_samples,
+            options.max_target_length or LONGEST, options.empty_share, options.anchor_weight, knobs, options.backward_samples,
             reads and options.imitation == "all", beta,
         )  # fmt: skip
-
-    def for_evaluation(self, num_warmups: int) -> Rollout:
-        """The policy's own warmups and one empty one for every prompt; rewards are not asked."""
-        return replace(self, num_warmups=num_warmups, empty_share=1.0, anchor_weight=0.0, beta=0.0, predictions=())
 
     def read(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool) -> Reading | None:
         """One reading of the prompts, with gradient, to sample from and to train on; None where nothing is sampled."""

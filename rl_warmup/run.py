@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,10 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         trainer.save_model(str(folder))
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
     with trainer.shared_writer() as writer, torch.autocast(writer.model.device.type, enabled=False):
-        scored = evaluation.run(writer, task, recipe.task.predict_split, folder, trainer.eval_encoder)
+        scored = evaluation.run(writer, task, recipe.task.predict_split, folder)
     if not main_process:
         return {}
+    truncation = trainer.encoder.counts + trainer.eval_encoder.counts + Counter(scored.pop("truncation", {}))
     result = {
         "task": task.name,
         "model": recipe.model.model_name_or_path,
@@ -73,7 +75,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         "switched_at": trainer.schedule.switched_at,
         "gave_up_at": trainer.schedule.gave_up_at,
         "model_of_update": trainer.best_at() or trainer.state.global_step,
-        "truncation": dict(trainer.encoder.counts + trainer.eval_encoder.counts),
+        "truncation": dict(truncation),
         **scored,
     }
     write_json(folder / RESULT, result)
@@ -112,11 +114,13 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
         choice.model_name_or_path, lambda: _texts(rows), recipe.task.scratch, config.seed, **kwargs
     )
     validation = task.splits["validation"] if config.eval_strategy != "no" else None
-    return WarmupTrainer(
+    trainer = WarmupTrainer(
         model=model, args=config, train_dataset=rows, eval_dataset=validation or None,
         processing_class=tokenizer, peft_config=_trl.peft_config(choice),
         compute_metrics=lambda predictions: score_predictions(task, predictions),
     )  # fmt: skip
+    trainer.settings = dataclasses.replace(trainer.settings, prompt_template=task.prompt_template)
+    return trainer
 
 
 def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:

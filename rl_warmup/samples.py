@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from rl_warmup.batch import Warmup
 from rl_warmup.drawing import Drawing, Groups, append, draw_missing, whole_records
 from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.encoding import RowEncoder
-from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.layouts.inference import Inference, read_layout
 from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.tokens import declare_tokens, end_by_separator, read_layout
+from rl_warmup.layouts.tokens import declare_tokens, end_by_separator
 from rl_warmup.options import WarmupOptions
 from rl_warmup.sharing import is_main, spread
 from rl_warmup.tasks import rows_hash
@@ -74,16 +74,11 @@ class Sampler:
         if not declared and options.separator_init != "keep":
             end_by_separator(model, tokens)
         model.to(device).eval()
-        settings = {ours: getattr(options, theirs) for ours, theirs in LAW.items()}
-        kept = {ours: value for ours, value in declared.get("law", {}).items() if LAW[ours] not in asked}
-        law = WarmupLaw(tokens.separator_id, tokens.banned.to(device), **{**settings, **kept})
-        limit = options.max_prompt_length
-        if declared and "max_prompt_length" not in asked:
-            limit = declared.get("max_prompt_length", limit)
-        truncation = "right" if options.prompt_truncation == "drop" else options.prompt_truncation  # no row is left out
-        encoder = RowEncoder(
-            tokenizer, tokens.separator_id, limit, None, truncation, encoder_decoder=model.config.is_encoder_decoder
-        )
+        settings = Inference.of(options, tokens)
+        if declared:
+            settings = _unless_asked(Inference.read(name, tokens), settings, asked)
+        law = replace(settings.law, banned=tokens.banned.to(device))
+        encoder = settings.encoder(model, tokenizer, writes_targets=False)
         drawing = Drawing(model, make_layout(model, tokens), law, options.num_warmups, seed, batch_size)
         return cls(drawing, tokenizer, encoder)
 
@@ -128,6 +123,13 @@ class Sampler:
 
     def _texts(self, group: list[Warmup]) -> list[tuple[str, Warmup]]:
         return [(self.text(warmup), warmup) for warmup in group]
+
+
+def _unless_asked(declared: Inference, options: Inference, asked: Collection[str]) -> Inference:
+    """What a folder declares, with the settings that a flag asked for in their place."""
+    law = {ours: getattr(options.law, ours) for ours, theirs in LAW.items() if theirs in asked}
+    limits = {name: getattr(options, name) for name in ("max_prompt_length", "prompt_truncation") if name in asked}
+    return replace(declared, law=replace(declared.law, **law), **limits)
 
 
 def _begin(path: Path, header: dict[str, Any], about: dict[str, Any], overwrite: bool) -> set[int] | str:

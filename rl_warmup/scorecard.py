@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, Warmup, WarmupBatch
-from rl_warmup.evaluation import inference_encoder
 from rl_warmup.generation import Writer
 from rl_warmup.layouts import make_layout
+from rl_warmup.layouts.inference import Inference, read_layout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.layouts.scoring import enable_scoring, score
 from rl_warmup.layouts.splice import splice
-from rl_warmup.layouts.tokens import declare_tokens, read_layout
+from rl_warmup.layouts.tokens import declare_tokens
 from rl_warmup.rewards import PREDICTIONS, Reward, RewardBoard
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.calling import start
@@ -94,8 +94,8 @@ def open_model(name: str | None, rows: Sequence[Row]) -> Writer:
     texts = [row[key] for row in rows for key in NEEDED]
     model, tokenizer = load_model(name or "scratch-t5", lambda: texts, TINY)
     tokens = declare_tokens(model, tokenizer)
-    law = WarmupLaw(tokens.separator_id, tokens.banned)
-    return Writer(model.eval(), tokenizer, make_layout(model, tokens), law, 128)
+    settings = Inference(WarmupLaw(tokens.separator_id, tokens.banned), tokens.separator, max_target_length=128)
+    return Writer(model.eval(), tokenizer, make_layout(model, tokens), settings)
 
 
 class Bench:
@@ -111,7 +111,7 @@ class Bench:
         enable_scoring(writer.model)
         not_columns = ("warmup", "finish", "warmup_logprob", "target_logprob", "posterior", "step")
         plain = [{k: v for k, v in row.items() if k not in not_columns} for row in rows]
-        self.rows = inference_encoder(writer).encode_all(plain, "file")
+        self.rows = writer.encoder().encode_all(plain, "file")
         self.warmups = [Warmup(self._ids(row["warmup"]), row.get("finish", "separator")) for row in rows]
         self.target_logprobs = [row.get("target_logprob") for row in rows]
 
@@ -157,7 +157,7 @@ class Bench:
         wanted = tuple(n for n in PREDICTIONS if self.has_model and any(n in reward.asks_for for reward in rewards))
         began = time.perf_counter()
         ids = [row["prompt_ids"] for row in rows]
-        limit = prediction_limit(rows, w.max_target_length)
+        limit = prediction_limit(rows, w.settings.max_target_length)
         warmups = follow(w.model, w.layout, w.law, ids, warmups, limit, wanted)
         self.prediction_seconds += (time.perf_counter() - began) if wanted else 0.0
         whole = splice(w.layout, rows, [(i, RowKind.GROUP, c) for i, c in enumerate(warmups)], 1)

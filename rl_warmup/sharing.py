@@ -73,6 +73,24 @@ def seeded(*parts: Any) -> Iterator[None]:
         yield
 
 
+def uniforms(purpose: str, seed: Any, places: Sequence[int], count: int, length: int) -> torch.Tensor:
+    """Numbers by which rows are drawn: each row has its own stream, whatever batch or process it comes to.
+
+    Args:
+        purpose, seed: streams of another purpose or seed are independent.
+        places: of the rows in their data set.
+        count: samples of a row.
+
+    Returns:
+        (len(places) * count, length) float64 in [0, 1), row by row.
+    """
+    generator, streams = torch.Generator(), []
+    for place in places:
+        generator.manual_seed(random.Random(f"{purpose}/{seed}/{place}").getrandbits(63))
+        streams.append(torch.rand(count, length, generator=generator, dtype=torch.float64))
+    return torch.cat(streams) if streams else torch.zeros(0, length, dtype=torch.float64)
+
+
 def _places() -> tuple[int, int]:
     """Number of this process, number of all."""
     if dist.is_available() and dist.is_initialized():

@@ -27,22 +27,20 @@ from rl_warmup.guard import Guard
 from rl_warmup.hold import HoldingTrainer, end_with_the_best
 from rl_warmup.launched import LaunchCheck, refuse_launch
 from rl_warmup.layouts import make_layout
-from rl_warmup.layouts.encoding import RowEncoder
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, refuse_fp16
+from rl_warmup.layouts.inference import Inference, read_layout
+from rl_warmup.layouts.loading import add_adapter, check_adapters, disable_dropout, load_model, refuse_fp16
 from rl_warmup.layouts.passes import checkpoints_layers
-from rl_warmup.layouts.positions import Positions
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
-from rl_warmup.layouts.tokens import LayoutTokens, declare_tokens, end_by_separator, read_layout
+from rl_warmup.layouts.tokens import LayoutTokens, declare_tokens, end_by_separator
 from rl_warmup.objectives.losses import hold_loss, weighted_loss
 from rl_warmup.objectives.weights import log_mean_exp
-from rl_warmup.proposals import REFERENCE, STORED
+from rl_warmup.proposals import DRAFT, REFERENCE, STORED
 from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
 from rl_warmup.schedule import Schedule, Worth
 from rl_warmup.search import SearchTrainer, first_model
-from rl_warmup.training_data import callbacks_for, encode_rows, first_rows, training_rows
+from rl_warmup.training_data import callbacks_for, check_written, encode_sets, first_rows, training_rows
 from rl_warmup.validation import TextMetrics, ValidatingTrainer
 from rl_warmup.warmup_files import StoredWarmups
 
@@ -66,7 +64,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         args: a `WarmupConfig`; its `objective: sft` makes this the control.
         train_dataset: rows with `prompt` and `target`; TRL's prompt-completion rows work unchanged. Further columns reach
             the rewards. An IterableDataset is read and encoded as it is needed (`training_data.EncodedStream`).
-        eval_dataset: rows for validation.
+        eval_dataset: rows for validation, or a dict of such sets, each measured under `eval_NAME_...`.
         processing_class: the tokenizer; loaded with the model when that is a name.
         reward_funcs: rewards beside or instead of `args.rewards`: names, `{name, weight, kwargs}`, or callables with TRL's
             signature. None or [] means the target's log-probability.
@@ -105,48 +103,49 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         args.check_devices()
         refuse_launch(args, model)
         refuse_fp16(model.config.model_type, "fp16" if args.fp16 else str(model.dtype))
-        tokens = declare_tokens(model, processing_class, args.separator)
+        declared = read_layout(model.name_or_path) if model.name_or_path else {}
+        tokens = declare_tokens(model, processing_class, args.separator or declared.get("separator"))
         if _ends_by_separator(args, model, peft_config):
             end_by_separator(model, tokens)
         enable_scoring(model)
         if peft_config is not None:
             set_seed(args.seed)  # Trainer's own comes after the adapter's first weights are drawn
             model = add_adapter(model, peft_config)
+        else:
+            check_adapters(model)
         if args.disable_dropout:
             disable_dropout(model)
         self.layout = make_layout(model, tokens)
-        self.encoder = RowEncoder(
-            processing_class, tokens.separator_id, args.max_prompt_length, args.max_target_length,
-            args.prompt_truncation, args.target_truncation, model.config.is_encoder_decoder,
-            positions=Positions.of(model, args.max_warmup_length, args.objective != "sft"),
-        )  # fmt: skip
+        self.settings = Inference.of(args, tokens, args.device)
         # Rows that are scored are never dropped, or a long target would leave the comparison unseen.
-        self.eval_encoder = replace(
-            self.encoder, max_target_length=None, counts=Counter(),
-            prompt_truncation="right" if args.prompt_truncation == "drop" else args.prompt_truncation,
+        self.eval_encoder = self.settings.encoder(model, processing_class)
+        read_only = self.eval_encoder.positions and replace(self.eval_encoder.positions, written=0)
+        self.encoder = replace(
+            self.eval_encoder, counts=Counter(), positions=read_only, max_target_length=args.max_target_length,
+            prompt_truncation=args.prompt_truncation, target_truncation=args.target_truncation,
         )  # fmt: skip
         train_rows = training_rows(self.encoder, train_dataset, args, _stored(args, processing_class, tokens))
-        eval_rows = encode_rows(self.eval_encoder, eval_dataset, "validation", args)
+        eval_rows = encode_sets(self.eval_encoder, eval_dataset, "validation", args)
         self.text_metrics = compute_metrics
         # Ranks seed their sampling apart (below), but must shuffle the rows alike, or rows repeat and go missing.
         args.data_seed = args.seed if args.data_seed is None else args.data_seed
         if REFERENCE in args.proposals and args.objective != "sft" and eval_rows:
-            end_with_the_best(args)
+            end_with_the_best(args, eval_rows)
         super().__init__(
             model=model, args=args, data_collator=list, train_dataset=train_rows, eval_dataset=eval_rows,
             processing_class=processing_class, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
-        self.law = WarmupLaw(
-            tokens.separator_id, tokens.banned.to(args.device), args.temperature, args.top_p,
-            args.min_warmup_length, args.max_warmup_length,
-        )  # fmt: skip
+        self.law = self.settings.law
         known = first_rows(train_rows, counted="keywords" in args.proposals)
+        self.settings = replace(self.settings, chat=any(isinstance(row["prompt"], list) for row in known))
         self.rollout = Rollout.of(args, self.layout, self.law, processing_class, known)
         specs = reward_funcs if reward_funcs is not None else args.rewards
         prepare = {"tokenizer": processing_class, "layout": self.layout, "law": self.law, "device": args.device}
         self.rewards = RewardBoard.load(specs, **prepare, report=self._warn)
         self.rollout.predictions = self.rewards.asked(PREDICTIONS)
+        if self.rollout.predictions or DRAFT in args.proposals:
+            check_written(self.encoder, known, self.eval_encoder.positions)
         self.means = Means()
         self._add_own_callbacks(args)
         self.last: tuple[WarmupBatch, Scores, RowWeights] | None = None
@@ -318,12 +317,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            names, writer = ("temperature", "top_p", "min_length", "max_length"), self.writer()
-            self.layout.tokens.save(
-                output_dir or self.args.output_dir, law={name: getattr(self.law, name) for name in names},
-                inference=writer.inference, max_prompt_length=self.args.max_prompt_length,
-                max_target_length=writer.max_target_length,
-            )  # fmt: skip
+            self.inference().save(output_dir or self.args.output_dir)
 
     # ------------------------------------------------------------------ small parts
 

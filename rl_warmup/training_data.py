@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
 from rl_warmup.layouts.encoding import UNSPACED, RowEncoder
+from rl_warmup.layouts.positions import Positions
 from rl_warmup.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE
 from rl_warmup.warmup_files import StoredWarmups
 
@@ -22,10 +23,8 @@ UNCUT = 4  # letters of a target without spaces from which on it should have mor
 COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
 
 
-def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArguments) -> list[dict[str, Any]] | None:
+def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArguments) -> list[dict[str, Any]]:
     """All rows of a data set at once; says what the token limits did."""
-    if rows is None:
-        return None
     encoded = encoder.encode_all(rows, name, show_progress=not args.disable_tqdm)
     if encoder.counts:
         print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
@@ -34,6 +33,43 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
     if name == "train":
         _refuse_words(encoded, args.proposals)
     return encoded
+
+
+def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArguments) -> Any:
+    """Rows to be scored: one set, or a dict of sets (a `DatasetDict`); None stays None, and encoded rows stay as they are.
+
+    Raises:
+        ValueError: for what is no set of rows, an empty set, or a faulty row.
+    """
+    if rows is None:
+        return None
+    if isinstance(rows, Mapping) and not all(isinstance(part, str) for part in rows.values()):
+        return {part: encode_sets(encoder, found, f"{name} {part}", args) for part, found in rows.items()}
+    found = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping) else None
+    if found is None or not all(isinstance(row, Mapping) for row in found):
+        raise ValueError(
+            f"{name}: {str(rows)[:60]!r} is no set of rows. Give a list or data set of rows with `prompt` and `target`, or a "
+            f"dict of such sets."
+        )
+    if found and all("prompt_ids" in row and "target_ids" in row for row in found):
+        return found
+    counted = replace(encoder, counts=Counter())
+    encoded = encode_rows(counted, found, name, args)
+    encoder.counts.update(counted.counts)
+    return encoded
+
+
+def check_written(encoder: RowEncoder, rows: list[dict[str, Any]], positions: Positions | None) -> None:
+    """Where training lets the model write targets: room for the longest in every training row, those to come included.
+
+    Raises:
+        ValueError: naming the row.
+    """
+    encoder.positions = positions
+    if positions is None or not (positions.sequence or positions.prompt):
+        return
+    for row in rows:
+        positions.check(len(row["prompt_ids"]), len(row["target_ids"]), f"train row (id {row['id']})")
 
 
 def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, stored: StoredWarmups | None = None) -> Any:
@@ -55,6 +91,8 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
         encoder.beside = stored.columns(rows, complete=streamed)
         if (said := stored.said()) and not args.process_index:
             print(said)
+    if rows is None:
+        return None
     return EncodedStream(encoder, rows, args) if streamed else encode_rows(encoder, rows, "train", args)
 
 

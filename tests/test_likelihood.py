@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rl_warmup.generation import Writer
+from rl_warmup.layouts.inference import Inference
 from rl_warmup.layouts.writing import write_warmups
 from rl_warmup.likelihood import rank_choices, rerank, target_likelihood
 
@@ -18,7 +20,7 @@ def writer(request):
     """A writer whose warmups are one or two of three words."""
     lab = request.getfixturevalue(request.param)
     law = lab.law("a b c", min_length=1, max_length=2)
-    return lab, Writer(lab.model, lab.tokenizer, lab.layout, law, 4)
+    return lab, Writer(lab.model, lab.tokenizer, lab.layout, Inference(law, "", max_target_length=4))
 
 
 def exact(lab, writer, row) -> tuple[float, float]:
@@ -52,7 +54,7 @@ def test_likelihood_without_a_warmup_and_gain(writer):
     with torch.no_grad():
         empty = [lab.score(row, [EMPTY], write.law).target_logprob.item() for row in rows]
     assert out["without_warmup"]["mean"] == pytest.approx(sum(empty) / 2, abs=1e-4)
-    write.inference = "empty"
+    write.settings = replace(write.settings, mode="empty")
     assert set(target_likelihood(write, rows)) == {"rows", "tokens", "without_warmup"}
 
 

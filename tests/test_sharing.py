@@ -7,6 +7,7 @@ import torch
 
 from rl_warmup import sharing
 from rl_warmup.generation import Writer
+from rl_warmup.layouts.inference import Inference
 
 
 def test_results_come_in_the_order_of_the_items():
@@ -57,10 +58,11 @@ def test_draws_depend_on_the_seed_alone_and_disturb_nothing():
 
 def test_a_batch_draws_the_same_whatever_was_predicted_before_it(t5):
     """The rows of a batch alone get the warmups they get among others: this is what lets processes share."""
-    writer = Writer(t5.model, t5.tokenizer, t5.layout, t5.law(max_length=4), max_target_length=3)
+    writer = Writer(t5.model, t5.tokenizer, t5.layout, Inference(t5.law(max_length=4), "", max_target_length=3))
     rows = [t5.row("a b", "c"), t5.row("a c", "c"), t5.row("a b c d", "e"), t5.row("b c d e", "e")]
     together = writer.predict(rows, 2, sample_warmup=True, seed=7)
     assert writer.predict(rows[:2], 2, sample_warmup=True, seed=7) == together[:2]
+    assert writer.predict(rows, 3, sample_warmup=True, seed=7) == together
     assert writer.predict(rows, 2, sample_warmup=True, seed=8) != together
     torch.manual_seed(0)
     one, other = (writer.predict(rows, 2, sample_warmup=True) for _ in range(2))

@@ -33,13 +33,15 @@ def command(args: list[str]) -> None:
         raise ValueError("No prompt was given. Write it behind the model, use --file, or pipe one per line.")
 
     with quick_imports():
-        from rl_warmup.evaluation import inference_encoder
         from rl_warmup.generation import Writer
         from rl_warmup.sharing import is_main, meet
 
     writer = Writer.load(options.model, meet())
     writer.shared = True
-    rows = inference_encoder(writer).encode_prompts(prompts)
+    if writer.settings.prompt_template is None and is_main():
+        print("rl-warmup generate: this model's prompts were made of several columns; prompts are taken as they are given.",
+              file=sys.stderr)  # fmt: skip
+    rows = writer.encoded([{"prompt": prompt} for prompt in prompts])
     forced = None
     if options.warmup is not None:
         forced = [writer.tokenizer(options.warmup, add_special_tokens=False)["input_ids"]] * len(rows)

@@ -187,7 +187,10 @@ class RowEncoder:
         rows = []
         for index, prompt in enumerate(prompts):
             where = f"prompt {index}"
-            ids = self._limit(self._prompt_ids(prompt), "prompt", where)
+            whole = self._prompt_ids(prompt)
+            if not whole:
+                raise ValueError(f"{where}: is empty ({prompt!r}). Give a text.")
+            ids = self._limit(whole, "prompt", where)
             if ids is not None:
                 if self.positions is not None:
                     self.positions.check(len(ids), 1, where)
@@ -259,8 +262,8 @@ class RowEncoder:
             return ids
         if policy == "error":
             raise ValueError(
-                f"{where}: the {part} has {len(ids)} tokens, the limit max_{part}_length is {limit}. Raise the limit, or set "
-                f"{part}_truncation to cut or drop such rows."
+                f"{where}: the {part} has {len(ids)} tokens, the limit max_{part}_length is {limit}. Shorten it, or train with a "
+                f"higher limit, or with {part}_truncation to cut or drop such rows."
             )
         self.counts[f"{part}s_{'dropped' if policy == 'drop' else 'truncated'}"] += 1
         if policy == "drop":

@@ -120,40 +120,55 @@ def _base_of(name: str) -> str:
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:
-    """The model with a LoRA-like adapter in place.
-
-    Raises:
-        ValueError: for adapters that put tokens of their own before the prompt, and for a base model that no folder or hub
-            holds as it is here (random weights, or a vocabulary that was grown by the separator): a saved adapter alone
-            could not be loaded again.
-    """
+    """The model with a LoRA-like adapter in place. Raises as `check_adapters`."""
     from peft import get_peft_model
 
-    known = model.name_or_path and _base_of(model.name_or_path)
+    adapted = get_peft_model(model, peft_config)
+    check_adapters(adapted)
+    return adapted
+
+
+def check_adapters(model: Any) -> None:
+    """Whether the adapters of a model, if it has any, can be saved and loaded again as what was trained.
+
+    Raises:
+        ValueError: for adapters that put tokens of their own before the prompt, change shared weights, or go by a name under
+            which nobody looks for them; and for a base model that no folder or hub holds as it is here (random weights, or a
+            vocabulary that was grown by the separator): a saved adapter alone could not be loaded again.
+    """
+    adapters = getattr(model, "peft_config", None)
+    if not isinstance(adapters, dict) or not hasattr(model, "get_base_model"):
+        return
+    for name, config in adapters.items():
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"{config.peft_type} adapters put tokens of their own before the prompt, and warmups would be sampled "
+                f"without them. Use LoRA or another adapter that changes layers."
+            )
+        if name != "default":
+            raise ValueError(
+                f"The adapter {name!r} of this model would be saved into a folder of that name, where nothing looks for it. Make "
+                f"it without a name: get_peft_model(model, config)."
+            )
+    base = model.get_base_model()
+    known = base.name_or_path and _base_of(base.name_or_path)
     saved = AutoConfig.from_pretrained(known, trust_remote_code=False) if known else None
-    if saved is None or saved.get_text_config(decoder=True).vocab_size != model.get_input_embeddings().num_embeddings:
+    if saved is None or saved.get_text_config(decoder=True).vocab_size != base.get_input_embeddings().weight.size(0):
         why = "has random weights" if saved is None else "was grown by a separator token"
         raise ValueError(
             f"An adapter alone is saved, and this base model {why}, so it could not be loaded again. Save the base model to "
             f"a folder first, or name a reserved token as `separator`."
         )
-
-    if peft_config.is_prompt_learning:
-        raise ValueError(
-            f"{peft_config.peft_type} adapters put tokens of their own before the prompt, and warmups would be sampled "
-            f"without them. Use LoRA or another adapter that changes layers."
-        )
-    shared = shared_weights(model)
-    adapted = get_peft_model(model, peft_config)
-    _refuse_shared(adapted, shared, "lora_target_modules: the adapter")
-    return adapted
+    _refuse_shared(model, shared_weights(model), "lora_target_modules: the adapter")
 
 
 def shared_weights(model: nn.Module) -> dict[int, list[str]]:
     """By id, the weights that stand in several places of a model (tied embeddings), with the names of these places."""
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+        if (
+            weight := module._parameters.get("weight")
+        ) is not None:  # an adapter's layer shows its base layer's as its own
             places.setdefault(id(weight), []).append(name)
     return {key: names for key, names in places.items() if len(names) > 1}
 

@@ -13,6 +13,7 @@ CHANGES_WITH_LENGTH = (
     "dynamic",
     "longrope",
 )  # RoPE whose angles are other ones in a longer batch: scores would not be the row's
+TABLE = "max_position_embeddings"
 RELATIVE = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano")
 
 
@@ -25,28 +26,40 @@ class Positions:
         sequence: positions of the decoder; in a decoder-only network the prompt stands there too. None: no limit.
         warmup: tokens of the longest warmup.
         name: what sets the limit.
+        written: tokens of the longest target that the model may write. 0 where none is written, and for RoPE with fixed angles,
+            which goes on beyond its limit without changing anything before it.
     """
 
     prompt: int | None
     sequence: int | None
     warmup: int
-    name: str = "max_position_embeddings"
+    name: str = TABLE
     encoder_decoder: bool = False
+    written: int = 0
 
     @classmethod
-    def of(cls, model: Any, max_warmup_length: int, writes_warmups: bool = True) -> Positions:
-        """Of a network, as its config says. One that is trained or used without warmups has none to leave room for."""
+    def of(cls, model: Any, max_warmup_length: int, writes_warmups: bool = True, max_written: int = 0) -> Positions:
+        """Of a network, as its config says. One that is trained or used without warmups has none to leave room for.
+
+        Args:
+            max_written: tokens of the longest target that may be written.
+        """
         max_warmup_length = max_warmup_length if writes_warmups else 0
         config = model.config
         if config.model_type in RELATIVE:
             return cls(None, None, max_warmup_length)
         both = bool(config.is_encoder_decoder)
         encoder = _limit(config.get_text_config(encoder=True))[0] if both else None
-        sequence, name = _limit(config.get_text_config(decoder=True))
-        return cls(encoder, sequence, max_warmup_length, name, both)
+        decoder = config.get_text_config(decoder=True)
+        sequence, name = _limit(decoder)
+        goes_on = name == TABLE and bool(_ropes(_rope_of(decoder)))
+        return cls(encoder, sequence, max_warmup_length, name, both, 0 if goes_on else max_written)
 
     def check(self, prompt: int, target: int, where: str) -> None:
         """Whether a row of so many tokens fits, the longest warmup and its separator between them.
+
+        Args:
+            target: tokens of the row's target; where more may be written, room for that is needed.
 
         Raises:
             ValueError: naming the row, its parts and the limit.
@@ -57,14 +70,20 @@ class Positions:
                 f"{self.prompt} at most, and prompt_truncation to cut or drop such rows."
             )
         before = 1 if self.encoder_decoder else prompt  # the decoder's start token
-        total = before + self.warmup + 1 + target
+        most = max(target, self.written)
+        whose = f"target {target}" if most == target else f"a written target of up to {self.written}"
+        total = before + self.warmup + 1 + most
         if self.sequence is not None and total > self.sequence:
             begin = "" if self.encoder_decoder else f"prompt {prompt} + "
             raise ValueError(
-                f"{where}: {begin}max_warmup_length {self.warmup} + separator + target {target} tokens need {total} positions, "
+                f"{where}: {begin}max_warmup_length {self.warmup} + separator + {whose} tokens need {total} positions, "
                 f"and the model has {self.sequence} ({self.name}). Lower max_warmup_length, or limit such rows by "
                 f"max_prompt_length, max_target_length and the truncation policies."
             )
+
+
+def _rope_of(config: Any) -> Any:
+    return getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
 
 
 def _limit(config: Any) -> tuple[int | None, str]:
@@ -72,14 +91,14 @@ def _limit(config: Any) -> tuple[int | None, str]:
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None, ""
-    for rope in _ropes(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)):
+    for rope in _ropes(_rope_of(config)):
         if rope.get("rope_type", rope.get("type")) in CHANGES_WITH_LENGTH:
             original = rope.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )
             kind = rope.get("rope_type", rope.get("type"))
             return min(limit, original or limit), f"beyond them its {kind} RoPE turns all positions by other angles"
-    return limit, "max_position_embeddings"
+    return limit, TABLE
 
 
 def _ropes(parameters: Any) -> list[Mapping[str, Any]]:

@@ -73,12 +73,14 @@ def sample(
     prompts: int,
     n: int,
     synced: bool = False,
+    draws: Tensor | None = None,
 ) -> list[Warmup]:
     """Draw n warmups for each of B prompts, until every one of them has ended: B*n, prompt by prompt.
 
     Args:
         decoding: made for these prompts.
         synced: every process takes as many steps as the longest of all needs; for weights that live in shards.
+        draws: (B*n, law.max_length) float64 in [0, 1), by which tokens are drawn; None takes them from torch's random state.
     """
     hidden = decoding.first()
     device, rows = hidden.device, prompts * n
@@ -91,7 +93,11 @@ def sample(
     captures = device.type in CAPTURE_ON and not synced
     with head.float32_at_hand():
         for step in range(law.max_length):
-            tokens, logps = _draw_step(head, law, hidden, step, len(running))
+            if draws is None:
+                points = torch.rand(len(running), dtype=torch.float64, device=device)
+            else:
+                points = draws[running.to(draws.device), step].to(device)
+            tokens, logps = _draw_step(head, law, hidden, step, points)
             logprob.index_add_(0, running, logps.masked_fill(ended[running], 0))
             ids[running, step] = tokens
             ended[running] |= tokens == law.separator_id
@@ -163,9 +169,9 @@ def score_ahead(
     return [values for rows in logps_of for values in rows]
 
 
-def _draw_step(head: Head, law: WarmupLaw, hidden: Tensor, step: int, rows: int) -> tuple[Tensor, Tensor]:
-    """(rows,) tokens and log-probabilities; `hidden` has a row for each, or one per prompt."""
-    uniforms = torch.rand(rows, dtype=torch.float64, device=hidden.device).view(len(hidden), -1 if len(hidden) else 1)
+def _draw_step(head: Head, law: WarmupLaw, hidden: Tensor, step: int, points: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows,) tokens and log-probabilities, one for each of `points`; `hidden` has a row for each, or one per prompt."""
+    uniforms = points.view(len(hidden), -1 if len(hidden) else 1)
     size = max(ROWS_PER_CHUNK, LOGITS_PER_CHUNK // len(law.banned))
     drawn = []
     for part, points in zip(hidden.split(size), uniforms.split(size), strict=True):

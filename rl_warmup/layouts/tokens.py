@@ -7,9 +7,7 @@ vocabulary of T5 v1.1, FLAN or mT5 re-ties and overwrites their output head.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ from torch import Tensor
 
 from rl_warmup.layouts.whole import check_vocabulary
 
-LAYOUT_FILE = "warmup_layout.json"
 ADDED_SEPARATOR = "<|warmup_end|>"
 RESERVED = (
     "<extra_id_0>",  # T5, FLAN-T5, mT5, UMT5
@@ -42,17 +39,6 @@ class LayoutTokens:
     eos_id: int
     banned: Tensor
 
-    def save(self, folder: str | Path, **extra: Any) -> None:
-        """Write `warmup_layout.json` beside the weights: the separator, and what inference needs besides it."""
-        record = {"separator": self.separator, "separator_id": self.separator_id, **extra}
-        Path(folder, LAYOUT_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def read_layout(folder: str | Path) -> dict[str, Any]:
-    """The declared layout of a checkpoint folder; an empty dict where none was saved."""
-    path = Path(folder, LAYOUT_FILE)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
 
 def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> LayoutTokens:
     """Choose the separator and list the tokens that a warmup may not hold.
@@ -71,11 +57,11 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    rows = model.get_input_embeddings().num_embeddings
+    rows = model.get_input_embeddings().weight.size(0)
     check_vocabulary(tokenizer, rows)
     name = separator or _reserved_token(tokenizer) or _added_token(model, tokenizer, rows)
     separator_id = _check(name, model, tokenizer)
-    rows = model.get_input_embeddings().num_embeddings
+    rows = model.get_input_embeddings().weight.size(0)
     banned = torch.zeros(rows, dtype=torch.bool)
     banned[len(tokenizer) :] = True  # embedding rows without a token (T5 has 28 of them)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -21,7 +21,7 @@ from rl_warmup.layouts import Layout, passes
 from rl_warmup.layouts.decoding import LLAMA_LIKE, T5_LIKE, LlamaDecoding, T5Decoding, decoding_for
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.passes import Reading
-from rl_warmup.layouts.sampling import sample, score_ahead
+from rl_warmup.layouts.sampling import draw, sample, score_ahead
 from rl_warmup.layouts.scoring import enable_scoring
 from rl_warmup.layouts.splice import pad_right
 
@@ -45,6 +45,7 @@ def write_warmups(
     synced_gpus: bool = False,
     targets: Sequence[list[int]] | None = None,
     reading: Reading | None = None,
+    draws: Tensor | None = None,
 ) -> list[Warmup]:
     """Sample `num_warmups` warmups for every prompt: B prompts -> B * num_warmups warmups, prompt by prompt.
 
@@ -57,6 +58,7 @@ def write_warmups(
         targets: one per prompt, end token included; each warmup then also carries `target_logps`, for much less than
             scoring costs. `generate` cannot go on to them.
         reading: what `read_prompts` made of these prompts; they are not read again.
+        draws: (B * num_warmups, law.max_length) float64 in [0, 1), by which tokens are drawn; None takes torch's random state.
     """
     base = _plain(model)
     enable_scoring(base)
@@ -67,11 +69,11 @@ def write_warmups(
             f"is shorter than prompt, warmup and target. So warmups are sampled by `generate`: the same law, some two times "
             f"slower. Known are {', '.join((*T5_LIKE, *LLAMA_LIKE))}."
         )
-        return generate_warmups(model, layout, law, prompts, num_warmups, synced_gpus=synced_gpus)
+        return generate_warmups(model, layout, law, prompts, num_warmups, draws, synced_gpus=synced_gpus)
     if reading is None:
         reading = read_prompts(base, layout, prompts)
     started, head = decoding(base, reading.detach(), num_warmups, law.max_length), base._warmup_head
-    warmups = sample(started, head, law, len(prompts), num_warmups, synced_gpus)
+    warmups = sample(started, head, law, len(prompts), num_warmups, synced_gpus, draws)
     if targets is None:
         return warmups
     ahead = score_ahead(started, head, law.separator_id, warmups, targets, num_warmups, synced_gpus)
@@ -114,12 +116,13 @@ def _plain(model: Any) -> Any:
 
 @torch.no_grad()
 def generate_warmups(
-    model: Any, layout: Layout, law: WarmupLaw, prompts: Sequence[list[int]], num_warmups: int, **generate: Any
-) -> list[Warmup]:
+    model: Any, layout: Layout, law: WarmupLaw, prompts: Sequence[list[int]], num_warmups: int,
+    draws: Tensor | None = None, **generate: Any,
+) -> list[Warmup]:  # fmt: skip
     """What `write_warmups` does, by `generate`, which gets further keyword arguments."""
     start = layout.written_from(max(map(len, prompts)))
     out = _generate(
-        model, layout, prompts, _WarmupOnly(law, start), max_new_tokens=law.max_length, do_sample=True,
+        model, layout, prompts, _WarmupOnly(law, start, draws), max_new_tokens=law.max_length, do_sample=True,
         num_return_sequences=num_warmups, eos_token_id=law.separator_id, **generate,
     )  # fmt: skip
     return [_read_warmup(row, law) for row in out[:, start:].tolist()]
@@ -133,7 +136,7 @@ def write_targets(
     prompts: Sequence[list[int]],
     max_target_length: int,
     forced: Sequence[list[int]] | None = None,
-    sample_warmup: bool = False,
+    draws: Tensor | None = None,
     sample_target: bool = False,
     **generate: Any,
 ) -> list[Written]:
@@ -142,11 +145,11 @@ def write_targets(
     Args:
         max_target_length: tokens of the target, its end token included.
         forced: warmups to use instead of the policy's own, one per prompt ([] is the empty warmup).
-        sample_warmup: draw the warmup from the policy; otherwise its likeliest tokens are taken.
+        draws: (B, law.max_length) float64 in [0, 1), by which the warmups are drawn; None takes their likeliest tokens.
         sample_target: draw the target too.
     """
     start = layout.written_from(max(map(len, prompts)))
-    processor = _WarmupThenTarget(law, start, forced, sample_warmup, sample_target)
+    processor = _WarmupThenTarget(law, start, forced, draws, sample_target)
     longest = max((len(ids) for ids in forced), default=0) if forced is not None else law.max_length
     out = _generate(
         model, layout, prompts, processor, max_new_tokens=longest + 1 + max_target_length, do_sample=False,
@@ -195,14 +198,15 @@ def _neutral_generation_config(model: Any) -> Iterator[None]:
 
 
 class _WarmupOnly(LogitsProcessor):
-    """The policy's law at every step; `generate` draws."""
+    """The policy's law at every step; `generate` draws, unless what to draw by is given."""
 
-    def __init__(self, law: WarmupLaw, start: int) -> None:
-        self.law, self.start = law, start
+    def __init__(self, law: WarmupLaw, start: int, draws: Tensor | None) -> None:
+        self.law, self.start, self.draws = law, start, draws
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.size(1) - self.start
-        return self.law.restrict(scores, torch.full((len(scores),), step, device=scores.device))
+        allowed = self.law.restrict(scores, torch.full((len(scores),), step, device=scores.device))
+        return allowed if self.draws is None else _drawn(allowed, self.draws[:, step])
 
 
 class _WarmupThenTarget(LogitsProcessor):
@@ -217,12 +221,12 @@ class _WarmupThenTarget(LogitsProcessor):
         law: WarmupLaw,
         start: int,
         forced: Sequence[list[int]] | None,
-        sample_warmup: bool,
+        draws: Tensor | None,
         sample_target: bool,
     ) -> None:
         self.law, self.start = law, start
         self.plans = None if forced is None else [[*ids, law.separator_id] for ids in forced]
-        self.sample_warmup, self.sample_target = sample_warmup, sample_target
+        self.draws, self.sample_target = draws, sample_target
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         written = input_ids[:, self.start :]
@@ -230,7 +234,7 @@ class _WarmupThenTarget(LogitsProcessor):
         in_target = self._in_target(written)
         target = scores.float()
         if self.sample_target:
-            target = _drawn(target)
+            target = _drawn(target, torch.rand(len(target), dtype=torch.float64))
         return torch.where(in_target[:, None], target, self._warmup_scores(scores, step))
 
     def _in_target(self, written: Tensor) -> Tensor:
@@ -247,7 +251,7 @@ class _WarmupThenTarget(LogitsProcessor):
         if step >= self.law.max_length:
             return _only(scores, torch.full((len(scores),), self.law.separator_id, device=scores.device))
         allowed = self.law.restrict(scores, torch.full((len(scores),), step, device=scores.device))
-        return _drawn(allowed) if self.sample_warmup else allowed
+        return allowed if self.draws is None else _drawn(allowed, self.draws[:, step])
 
 
 def _only(scores: Tensor, tokens: Tensor) -> Tensor:
@@ -255,8 +259,9 @@ def _only(scores: Tensor, tokens: Tensor) -> Tensor:
     return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter(1, tokens[:, None], 0.0)
 
 
-def _drawn(scores: Tensor) -> Tensor:
-    return _only(scores, torch.multinomial(scores.softmax(1), 1)[:, 0])
+def _drawn(scores: Tensor, points: Tensor) -> Tensor:
+    """Only the token that stands at each of (M,) points of the distribution function can be chosen."""
+    return _only(scores, draw(scores, points.to(scores.device)[:, None])[0][:, 0])
 
 
 def _read_warmup(row: list[int], law: WarmupLaw) -> Warmup:

@@ -82,7 +82,7 @@ def load(
             split: [] if paths is None else list(_rows(paths, columns, table)) for split, paths in given.items()
         }
     splits |= {split: take(rows, sizes[split], seed, split) for split, rows in read_whole.items()}
-    return Task("file", splits, tuple(metrics))
+    return Task("file", splits, tuple(metrics), columns.template.of_text(prompt_column))
 
 
 def _stream(paths: Paths | None, size: int | None, columns: ColumnMap, shuffle_buffer: int, table: Table) -> Stream:

@@ -109,7 +109,7 @@ def load(
         if keep_columns is not None:
             records = _only(records, [*columns.used(), *keep_columns])
         splits[ours] = _rows(place, ours, records, columns, rules.of_split(ours), size, seed)
-    return Task(f"hub {dataset_name}", splits, tuple(metrics))
+    return Task(f"hub {dataset_name}", splits, tuple(metrics), template.of_text(prompt_column))
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def load(
             rows.append(_row(puzzle, family, position, target_style, template, rng))
         rng.shuffle(rows)
         splits[split] = [{"id": f"{split}-{number}", **row} for number, row in enumerate(rows)]
-    return Task("multiple_choice", splits, ("accuracy", "macro_f1"))
+    return Task("multiple_choice", splits, ("accuracy", "macro_f1"), template.of_text())
 
 
 def _check_families(families: Iterable[str] | None) -> list[str]:

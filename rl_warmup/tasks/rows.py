@@ -26,6 +26,8 @@ class Task:
         splits: rows under exactly the keys train, validation and test; a split may be empty, not all three. The train split
             may be a `stream.Stream`, whose rows are checked when they are read.
         metrics: names for `rl_warmup.metrics.compute`; the first one is the headline.
+        prompt_template: how prompts were made of texts, {text} standing for the text, so that `rl-warmup generate` can make them
+            too; None where a prompt takes several columns.
 
     Raises:
         ValueError: at construction, for a missing split, a row without a non-empty string `id`, `prompt` or `target`, or no
@@ -35,6 +37,7 @@ class Task:
     name: str
     splits: dict[str, Any]
     metrics: tuple[str, ...]
+    prompt_template: str | None = "{text}"
 
     def __post_init__(self) -> None:
         if set(self.splits) != set(SPLITS):

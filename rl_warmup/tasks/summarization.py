@@ -41,4 +41,4 @@ def load(
             }
             for record in records
         ]
-    return Task("summarization", splits, ("rougeL", "rouge1", "rouge2"))
+    return Task("summarization", splits, ("rougeL", "rouge1", "rouge2"), template.of_text())

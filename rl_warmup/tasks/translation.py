@@ -53,4 +53,4 @@ def load(
             }
             for record in records
         ]
-    return Task(f"translation {source}-{target}", splits, ("chrf++", "bleu"))
+    return Task(f"translation {source}-{target}", splits, ("chrf++", "bleu"), template.of_text())

@@ -161,7 +161,8 @@ def test_surprise_averages_to_the_summed_entropy_of_its_steps(hostile_lab, setti
 def test_inference_samples_from_the_same_law(hostile_lab):
     lab, draws = hostile_lab, 3000
     law, row = lab.law("a b c", min_length=1, max_length=2, temperature=1.7, top_p=0.9), lab.row("d e f", "g")
-    written = write_targets(lab.model, lab.layout, law, [row["prompt_ids"]] * draws, 2, sample_warmup=True)
+    points = torch.rand(draws, law.max_length, dtype=torch.float64)
+    written = write_targets(lab.model, lab.layout, law, [row["prompt_ids"]] * draws, 2, draws=points)
     exact = naive_law(lab, row, law)
     assert chi_square_p_value(Counter(key(w.warmup) for w in written), exact) > 1e-4
     assert len({key(w.warmup) for w in written}) > 3

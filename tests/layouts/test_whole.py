@@ -23,6 +23,8 @@ from transformers import (
 from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.generation import Writer
 from rl_warmup.layouts.encoding import RowEncoder
+from rl_warmup.layouts.inference import Inference
+from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import add_adapter, load_model
 from rl_warmup.layouts.positions import Positions
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
@@ -241,6 +243,5 @@ def test_a_writer_keeps_the_stored_precision(folder, tmp_path):
     tokens = declare_tokens(model, tokenizer)
     model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
-    law = {"temperature": 1.0, "top_p": 1.0, "min_length": 1, "max_length": 3}
-    tokens.save(tmp_path / "run", law=law, max_target_length=4, inference="policy")
+    Inference(WarmupLaw(tokens.separator_id, tokens.banned), tokens.separator).save(tmp_path / "run")
     assert Writer.load(tmp_path / "run", "cpu").model.dtype == torch.bfloat16
