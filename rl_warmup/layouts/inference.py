@@ -154,17 +154,14 @@ def _fault(found: dict[str, Any], name: str) -> str | None:
         return f"{name!r} is missing" if name in NEEDED else None
     value: Any = found[name]
     kinds = NEEDED.get(name) or LATER[name]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+    if type(value) not in kinds:
         return f"{name!r} is {value!r}, not {' or '.join('null' if kind is type(None) else kind.__name__ for kind in kinds)}"
     if name == "law":
-        numbers = {key: value.get(key) for key in LAW}
-        bad = [
-            key for key, number in numbers.items() if isinstance(number, bool) or not isinstance(number, int | float)
-        ]
-        if not bad and _possible(**numbers):
+        numbers = [value.get(key) for key in LAW]
+        if all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers) and _possible(*numbers):
             return None
         return f"'law' is {value!r}; it holds {', '.join(LAW)}, numbers under which a warmup can be drawn"
-    allowed = {"inference": MODES, "prompt_truncation": CUTS}.get(name)
+    allowed: tuple[str, ...] | None = {"inference": MODES, "prompt_truncation": CUTS}.get(name)
     if allowed and value not in allowed:
         return f"{name!r} is {value!r}, not one of {', '.join(allowed)}"
     if name.startswith("max_") and value is not None and value < 1:

@@ -120,8 +120,8 @@ class Template:
         """The template with {text} as its only field, which may have been the prompt's column; None with several fields."""
         if len(self.fields) > 1 or self.fields[0] not in ("text", column):
             return None
-        literal = [part.replace("{", "{{").replace("}", "}}") for part, _ in self.parts]
-        return "{text}".join([literal[0], "".join(literal[1:])])
+        spelled = ((part.replace("{", "{{").replace("}", "}}"), field) for part, field in self.parts)
+        return "".join(literal + ("{text}" if field else "") for literal, field in spelled)
 
     def fill(self, values: Record, where: str) -> str:
         """The template with each field replaced by that column's text. Raises ValueError as `pick` and `as_text` do."""
