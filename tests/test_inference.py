@@ -15,7 +15,7 @@ from rl_warmup.layouts.inference import LAYOUT_FILE, read_layout
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.run_folder import read_jsonl, write_jsonl
 
-WORDS = "alpha beta gamma delta omega sigma kappa theta".split()
+WORDS = ["alpha", "beta", "gamma", "delta", "omega", "sigma", "kappa", "theta"]
 SIZE = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
 
 
