@@ -61,7 +61,7 @@ class Evaluation:
         encoder = writer.encoder()
         rows = encoder.encode_all(task.splits[split], split)
         said = encoder.writable.say(split)
-        controls = self.applicable(writer, rows)
+        controls = self.applicable(writer.inference == "policy", len(rows))
         other = others_warmups(Path(str(self.other_run)), writer, rows) if "other_run" in controls else []
         own = writer.predict(rows, self.batch_size, show_progress=self.show_progress)
         predictions = {"": own}
@@ -76,7 +76,7 @@ class Evaluation:
         if writer.shared and not is_main():
             return {}
         out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
-        out |= {"metric_specs": list(task.metrics), "inference": writer.settings.mode}
+        out |= {"metric_specs": list(task.metrics), "inference": writer.inference}
         if encoder.counts:
             out["truncation"] = dict(encoder.counts)
         if said:
@@ -86,14 +86,12 @@ class Evaluation:
         scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
         return {**out, **likelihood, "metrics": scores}
 
-    def applicable(self, writer: Writer, rows: Sequence[Any]) -> list[str]:
+    def applicable(self, writes_warmups: bool, rows: int) -> list[str]:
         """The controls that can be measured: none without warmups, and no shuffling of a single row's, which is said."""
-        if not writer.writes_warmups:
-            return []
-        alone = len(rows) < 2 and "shuffled" in self.controls
-        if alone and is_main():
+        alone = rows < 2 and "shuffled" in self.controls
+        if writes_warmups and alone and is_main():
             print("The control shuffled is not measured: it needs two rows or more, and there is one.")
-        return [control for control in self.controls if control != "shuffled" or not alone]
+        return [control for control in self.controls if not (alone and control == "shuffled")] if writes_warmups else []
 
     def _predict(
         self,

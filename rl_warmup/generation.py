@@ -68,9 +68,9 @@ class Writer:
         return self.settings.law
 
     @property
-    def writes_warmups(self) -> bool:
-        """Whether the model writes a warmup of its own; one trained without warmups does not."""
-        return self.settings.mode == "policy"
+    def inference(self) -> str:
+        """`policy`, or `empty` for a model trained without warmups."""
+        return self.settings.mode
 
     def encoder(self) -> RowEncoder:
         """Encodes rows and prompts for this model, as training would."""
@@ -101,7 +101,7 @@ class Writer:
             ValueError: a row that the model cannot be fed, or a forced warmup that leaves too few positions.
         """
         rows = self.encoded(rows)
-        if forced is None and not self.writes_warmups:
+        if forced is None and self.inference == "empty":
             forced = [[] for _ in rows]
         self._check_room(rows, forced)
         if sample_warmup and seed is None:

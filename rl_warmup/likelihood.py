@@ -53,7 +53,7 @@ def target_likelihood(
         warmup shares so little. A model trained without warmups gets `without_warmup` alone.
     """
     enable_scoring(writer.model)
-    largest = max(counts) if writer.writes_warmups else 0
+    largest = max(counts) if writer.inference == "policy" else 0
     if any(largest % n for n in counts):
         raise ValueError(f"counts: {list(counts)}: each has to divide the largest, so that parts are equal.")
     grouped, empty, overlap = _score_all(writer, rows, largest, batch_size, seed, show_progress)

@@ -118,7 +118,7 @@ class ValidatingTrainer(HoldingTrainer):
 
     def _measure(self, writer: Writer, rows: list[dict[str, Any]]) -> dict[str, float]:
         """The n-sample bound on log P(y|x), its negative per target token as loss, the gain, and what warmups look like."""
-        size = self.args.num_eval_warmups if writer.writes_warmups else 0
+        size = self.args.num_eval_warmups if writer.inference == "policy" else 0
         step = self.args.per_device_eval_batch_size
 
         def sums(start: int) -> tuple[Sums, list[Warmup]]:
