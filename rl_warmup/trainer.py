@@ -105,14 +105,13 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         refuse_fp16(model.config.model_type, "fp16" if args.fp16 else str(model.dtype))
         declared = read_layout(model.name_or_path) if model.name_or_path else {}
         tokens = declare_tokens(model, processing_class, args.separator or declared.get("separator"))
+        check_adapters(model)
         if _ends_by_separator(args, model, peft_config):
             end_by_separator(model, tokens)
         enable_scoring(model)
         if peft_config is not None:
             set_seed(args.seed)  # Trainer's own comes after the adapter's first weights are drawn
             model = add_adapter(model, peft_config)
-        else:
-            check_adapters(model)
         if args.disable_dropout:
             disable_dropout(model)
         self.layout = make_layout(model, tokens)

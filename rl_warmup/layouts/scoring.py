@@ -43,7 +43,9 @@ logger = logging.get_logger(__name__)
 
 
 def enable_scoring(model: nn.Module) -> None:
-    """Patch `forward` of a plain `transformers` model (in place, once) and check the result against the stock logits.
+    """Patch `forward` of a `transformers` model (in place, once) and check the result against the stock logits.
+
+    Of a model with an adapter around it, the one inside is patched: sampling and scoring both go through that.
 
     Raises:
         ValueError: if the log-probabilities differ from the stock model's, i.e. the model transforms its logits after the
@@ -51,6 +53,8 @@ def enable_scoring(model: nn.Module) -> None:
     """
     if hasattr(model, "_warmup_head"):
         return
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
     head = Head(model)
     stock = inspect.signature(head.stock_model)
 
