@@ -103,7 +103,7 @@ class Writer:
         rows = self.encoded(rows)
         if forced is None and self.inference == "empty":
             forced = [[] for _ in rows]
-        self._check_room(rows, forced)
+        self.check_room(rows, forced)
         if sample_warmup and seed is None:
             seed = int(torch.randint(2**31, ()))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]))
@@ -133,14 +133,21 @@ class Writer:
         laid = [self.settings.prompt(row["prompt"]) for row in rows]
         return [{**ids, **row} for row, ids in zip(rows, encoder.encode_prompts(laid), strict=True)]
 
-    def _check_room(self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None) -> None:
-        """Encoding has left room for the model's own warmups; forced ones may be longer."""
+    def check_room(self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None) -> None:
+        """Encoding has left room for the model's own warmups; forced ones may be longer.
+
+        Raises:
+            ValueError: naming the row that needs more positions than there are.
+        """
         longest = max(map(len, forced or ()), default=0)
         positions = self.encoder().positions
         if positions is None or longest <= positions.warmup:
             return
         for place, row in enumerate(rows):
-            replace(positions, warmup=longest).check(len(row["prompt_ids"]), 1, f"row {place} with its forced warmup")
+            target = len(row.get("target_ids", [0]))
+            replace(positions, warmup=longest).check(
+                len(row["prompt_ids"]), target, f"row {place} with its forced warmup"
+            )
 
     def filler_ids(self) -> list[int]:
         """The meaningless warmup of the filler control: `...` up to the limit."""

@@ -113,6 +113,7 @@ class Bench:
         plain = [{k: v for k, v in row.items() if k not in not_columns} for row in rows]
         self.rows = writer.encoder().encode_all(plain, "file")
         self.warmups = [Warmup(self._ids(row["warmup"]), row.get("finish", "separator")) for row in rows]
+        writer.check_room(self.rows, [warmup.ids for warmup in self.warmups])
         self.target_logprobs = [row.get("target_logprob") for row in rows]
 
     def _ids(self, text: str) -> list[int]:

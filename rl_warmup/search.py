@@ -83,7 +83,16 @@ class SearchTrainer(Trainer):
 
 
 def validation_loss(metrics: dict[str, float]) -> float:
-    """Minus the bound on log P(y|x) per target token, nats; to be minimized."""
+    """Minus the bound on log P(y|x) per target token, nats; to be minimized.
+
+    Raises:
+        ValueError: there are several sets of validation rows, or none.
+    """
+    if "eval_loss" not in metrics:
+        raise ValueError(
+            f"compute_objective: the evaluation has no eval_loss, but {', '.join(metrics)}. Give one set of validation rows, or "
+            f"a function that picks a figure."
+        )
     return metrics["eval_loss"]
 
 

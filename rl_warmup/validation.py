@@ -74,19 +74,25 @@ class ValidatingTrainer(HoldingTrainer):
             test_dataset: rows as for `evaluate`; one set.
         """
         rows = encode_sets(self.eval_encoder, test_dataset, metric_key_prefix, self.args)
-        if isinstance(rows, dict):
-            raise ValueError(
-                f"predict: takes one set of rows, and was given a dict of {', '.join(rows)}. Call it for each."
-            )
+        if rows is None or isinstance(rows, dict):
+            given = "none" if rows is None else f"a dict of {', '.join(rows)}"
+            raise ValueError(f"predict: takes one set of rows, and was given {given}. Call it for each set.")
         return super().predict(rows, ignore_keys, metric_key_prefix)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """The rows as they are: `evaluation_loop` deals them out itself."""
+        """The rows, encoded: `evaluation_loop` deals them out itself."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        if isinstance(rows, str):
+            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if rows not in sets:
+                raise ValueError(
+                    f"evaluate: {rows!r} is none of the trainer's sets ({', '.join(sets) or 'it has no dict'})."
+                )
+            rows = sets[rows]
         if rows is None:
             raise ValueError("evaluate: no rows were given, and the trainer has no eval_dataset. Give one of both.")
-        return DataLoader(rows, self.args.eval_batch_size, collate_fn=list)
+        encoded = encode_sets(self.eval_encoder, rows, "validation", self.args)
+        return DataLoader(encoded, self.args.eval_batch_size, collate_fn=list)
 
     get_test_dataloader = get_eval_dataloader
 

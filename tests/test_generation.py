@@ -81,7 +81,10 @@ def test_rope_with_fixed_angles_may_go_on_writing(tmp_path):
     assert len(trainer.predict_rows(ROWS)) == 5
 
 
-@pytest.mark.parametrize("extra", [{"proposals": ["draft"]}, {"rewards": [{"name": "prediction_metric", "kwargs": {"metric": "exact_match"}}]}])
+EXACT = {"name": "prediction_metric", "kwargs": {"metric": "exact_match"}}
+
+
+@pytest.mark.parametrize("extra", [{"proposals": ["draft"]}, {"rewards": [EXACT]}])
 def test_targets_written_while_training_need_their_room_too(tmp_path, extra):
     model, tokenizer = networks(16)["gpt2"], tokenizer_of()
     trainer_of(model, tokenizer, tmp_path, **extra).train()

@@ -54,7 +54,7 @@ def enable_scoring(model: nn.Module) -> None:
     if hasattr(model, "_warmup_head"):
         return
     if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+        model = model.get_base_model()  # type: ignore[operator]
     head = Head(model)
     stock = inspect.signature(head.stock_model)
 

@@ -133,21 +133,28 @@ def test_prompts_beyond_the_limit_are_cut_as_in_training(make_trainer):
     ("rows", "named"),
     [
         ("some rows", "no set of rows"), (["a", "b"], "no set of rows"), ({"prompt": "a", "target": "b"}, "no set of rows"),
-        (7, "no set of rows"), ([], "no row"), ([{"prompt": "a"}], "target"), ([{"target": "a"}], "prompt"),
+        (7, "no set of rows"), ([["a"]], "no set of rows"), ([], "no row"), ([{"prompt": "a"}], "target"), ([{"target": "a"}], "prompt"),
         ([{"prompt": "a+1", "target": " "}], "row 0"), ({"late": [{"prompt": "a"}]}, "late row 0"),
     ],
 )  # fmt: skip
 def test_what_is_no_set_of_rows_is_refused_by_name(trainer, rows, named):
+    found = named
     for measure in (trainer.evaluate, trainer.predict):
         if isinstance(rows, str) and measure == trainer.evaluate:
-            continue  # the name of one of the trainer's own sets, as in transformers
+            named = "none of the trainer's sets"  # a name, as in transformers
         with pytest.raises(ValueError, match=named):
             measure(rows)
+        named = found
 
 
 def test_without_validation_rows_evaluate_says_so(make_trainer):
+    trainer = make_trainer()
     with pytest.raises(ValueError, match="eval_dataset"):
-        make_trainer().evaluate()
+        trainer.evaluate()
+    with pytest.raises(ValueError, match="predict"):
+        trainer.predict(None)
+    trainer.eval_dataset = OTHER  # raw rows, set later
+    assert figures(trainer.evaluate()) == figures(trainer.evaluate(OTHER))
 
 
 def test_evaluating_draws_nothing_from_the_training(trainer):
