@@ -133,7 +133,8 @@ def test_prompts_beyond_the_limit_are_cut_as_in_training(make_trainer):
     ("rows", "named"),
     [
         ("some rows", "no set of rows"), (["a", "b"], "no set of rows"), ({"prompt": "a", "target": "b"}, "no set of rows"),
-        (7, "no set of rows"), ([["a"]], "no set of rows"), ([], "no row"), ([{"prompt": "a"}], "target"), ([{"target": "a"}], "prompt"),
+        (7, "no set of rows"), ([["a"]], "no set of rows"),
+        ([], "no row"), ([{"prompt": "a"}], "target"), ([{"target": "a"}], "prompt"),
         ([{"prompt": "a+1", "target": " "}], "row 0"), ({"late": [{"prompt": "a"}]}, "late row 0"),
     ],
 )  # fmt: skip
