@@ -283,9 +283,9 @@ def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, law_of, 
     monkeypatch.setattr(writing.decoding_for(model, 0), "first", lambda self: first(self).as_subclass(OnAccelerator))
     rows = []
 
-    def plain(head, law, hidden, step, count):
-        rows.append(count)
-        return stock_draw(head, law, hidden.as_subclass(torch.Tensor), step, count)
+    def plain(head, law, hidden, step, points):
+        rows.append(len(points))
+        return stock_draw(head, law, hidden.as_subclass(torch.Tensor), step, points)
 
     monkeypatch.setattr(sampling, "_draw_step", plain)
     law = law_of(temperature=2.0, max_length=12)
