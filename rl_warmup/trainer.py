@@ -141,7 +141,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             tokens.separator_id, tokens.banned.to(args.device), args.temperature, args.top_p,
             args.min_warmup_length, args.max_warmup_length,
         )  # fmt: skip
-        known = first_rows(train_rows, counted="keywords" in args.proposals)
+        known = first_rows(train_rows, args)
         self.rollout = Rollout.of(args, self.layout, self.law, processing_class, known)
         specs = reward_funcs if reward_funcs is not None else args.rewards
         prepare = {"tokenizer": processing_class, "layout": self.layout, "law": self.law, "device": args.device}

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
 from rl_warmup.layouts.encoding import UNSPACED, RowEncoder
-from rl_warmup.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE
+from rl_warmup.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE, UNCOUNTED
 from rl_warmup.warmup_files import StoredWarmups
 
 UNCUT = 4  # letters of a target without spaces from which on it should have more than one word
@@ -58,11 +58,14 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
     return EncodedStream(encoder, rows, args) if streamed else encode_rows(encoder, rows, "train", args)
 
 
-def first_rows(rows: Any, counted: bool) -> list[dict[str, Any]]:
-    """The encoded training rows. Of a stream the first one, or enough to count words in."""
+def first_rows(rows: Any, args: TrainingArguments) -> list[dict[str, Any]]:
+    """The encoded training rows. Of a stream the first one, or the `COUNTED` first where a proposal may look at word counts."""
     if not isinstance(rows, EncodedStream):
         return rows or []
-    first = rows.first(COUNTED if counted else 1)
+    counting = sorted(set(args.proposals) - UNCOUNTED) if args.objective != "sft" else []
+    first = rows.first(COUNTED if counting else 1)
+    if counting and not args.process_index:
+        print(f"train: {', '.join(counting)} may look at word counts, which are those of the stream's first {len(first)} rows.")
     _refuse_words(first, rows.proposals)
     return first
 

@@ -13,6 +13,8 @@ import sysconfig
 from pathlib import Path
 from typing import TextIO
 
+from rl_warmup.cli.main import OptionParser
+
 LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2", "cpu", "single")
 FOLDER = "deepspeed_configs"
 TO_ACCELERATE = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
@@ -39,7 +41,7 @@ def launch(args: list[str]) -> None:
 
 def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     """The command, what it needs in its environment, and the folder of the other processes' logs."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = OptionParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--launch")
     for flag in TO_ACCELERATE:
         parser.add_argument(f"--{flag}")

@@ -50,6 +50,8 @@ def command(args: list[str]) -> None:
         launch(args)
     keep_own_log()
     path = None
+    if args.count("--config") > 1:
+        raise ValueError("--config is given twice. Remove one of the two.")
     if "--config" in args:
         at = args.index("--config")
         if at + 1 == len(args):
