@@ -55,7 +55,16 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
         encoder.beside = stored.columns(rows, complete=streamed)
         if (said := stored.said()) and not args.process_index:
             print(said)
-    return EncodedStream(encoder, rows, args) if streamed else encode_rows(encoder, rows, "train", args)
+    if streamed:
+        return EncodedStream(encoder, rows, args)
+    encoded = encode_rows(encoder, rows, "train", args)
+    batch = args.train_batch_size * args.world_size
+    if encoded and args.dataloader_drop_last and len(encoded) < batch:
+        raise ValueError(
+            f"dataloader_drop_last: leaves nothing to train on, as {len(encoded)} training rows do not fill a batch of {batch}. "
+            f"Leave it out, or lower per_device_train_batch_size."
+        )
+    return encoded
 
 
 def first_rows(rows: Any, args: TrainingArguments) -> list[dict[str, Any]]:
@@ -65,7 +74,9 @@ def first_rows(rows: Any, args: TrainingArguments) -> list[dict[str, Any]]:
     counting = sorted(set(args.proposals) - UNCOUNTED) if args.objective != "sft" else []
     first = rows.first(COUNTED if counting else 1)
     if counting and not args.process_index:
-        print(f"train: {', '.join(counting)} may look at word counts, which are those of the stream's first {len(first)} rows.")
+        print(
+            f"train: {', '.join(counting)} may look at word counts, which are those of the stream's first {len(first)} rows."
+        )
     _refuse_words(first, rows.proposals)
     return first
 

@@ -32,11 +32,13 @@ ARROWS: dict[str, set[str]] = {
     "recipe_file": set(),
     "tasks": {"plugins"},
     "metrics": {"plugins"},
-    "config": {"_trl", "launched", "options", "plugins", "recipe_file"},
+    "settings": set(),
+    "values": {"recipe_file", "settings"},
+    "config": {"_trl", "launched", "options", "plugins", "recipe_file", "settings", "values"},
     "launched": {"_trl", "layouts"},
-    "plan": {"options", "starts", "tasks"},
+    "plan": {"options", "settings", "starts", "tasks", "values"},
     "objectives": {"batch", "plugins"},
-    "layouts": {"batch", "objectives", "starts"},
+    "layouts": {"batch", "objectives", "settings", "starts"},
     "proposals": {"batch", "plugins"},
     "rewards": {"batch", "layouts", "metrics", "plugins"},
     "diagnostics": {"batch", "objectives"},
@@ -70,8 +72,15 @@ ARROWS: dict[str, set[str]] = {
 }  # fmt: skip
 # What a room may take from outside the standard library, where DESIGN.md limits it.
 OUTSIDE = {"batch": {"torch"}, "objectives": {"torch"}, "options": set(), "proposals": set()}
-OUTSIDE |= {"cpu_matmul": {"torch", "transformers"}, "plan": {"tokenizers"}, "recipe_file": {"yaml"}, "plugins": set()}
-NO_TORCH = ("options", "plan", "plugins", "recipe_file", "starts", "tasks", "report")
+OUTSIDE |= {
+    "cpu_matmul": {"torch", "transformers"},
+    "plan": {"tokenizers"},
+    "recipe_file": {"yaml"},
+    "plugins": set(),
+    "settings": set(),
+    "values": set(),
+}
+NO_TORCH = ("options", "plan", "plugins", "recipe_file", "settings", "values", "starts", "tasks", "report")
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

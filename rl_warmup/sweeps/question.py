@@ -152,7 +152,9 @@ def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
             )
     many = math.prod(len(choices) for choices in (values.get("grid") or {}).values() if isinstance(choices, list))
     if many > MANY:
-        faults.append(f"grid: has {many:.3g} combinations, must be at most {MANY}. Give fewer values, or random ranges.")
+        faults.append(
+            f"grid: has {many:.3g} combinations, must be at most {MANY}. Give fewer values, or random ranges."
+        )
     names = [str(name) for name in values.get("runs") or {}]
     faults += [f"runs: two arms are called {name}. Rename one." for name in set(names) if names.count(name) > 1]
     for name, changes in (values.get("runs") or {}).items():
