@@ -105,6 +105,7 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     kwargs: dict[str, Any] = {"dtype": choice.dtype or "float32", "revision": choice.model_revision}
     if choice.attn_implementation:
         kwargs["attn_implementation"] = choice.attn_implementation
+    kwargs |= _trl.quantization(choice)
     rows = task.splits["train"]
     if isinstance(rows, Stream):
         rows = dataclasses.replace(rows, seed=config.seed if config.data_seed is None else config.data_seed)

@@ -29,7 +29,7 @@ from rl_warmup.launched import LaunchCheck, refuse_launch
 from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, refuse_fp16
+from rl_warmup.layouts.loading import add_adapter, disable_dropout, load_model, refuse_fp16, save_quantization
 from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.positions import Positions
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
@@ -318,6 +318,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
+            save_quantization(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
             names, writer = ("temperature", "top_p", "min_length", "max_length"), self.writer()
             self.layout.tokens.save(
                 output_dir or self.args.output_dir, law={name: getattr(self.law, name) for name in names},
