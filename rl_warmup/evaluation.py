@@ -65,10 +65,11 @@ class Evaluation:
         encoder = encoder or inference_encoder(writer)
         rows = encoder.encode_all(task.splits[split], split)
         said = encoder.writable.say(split)
+        controls = self.applicable(writer.inference == "policy", len(rows))
         own = writer.predict(rows, self.batch_size, show_progress=self.show_progress)
         other = read_jsonl(Path(self.other_run, "predictions.jsonl")) if self.other_run else []
         predictions = {"": own}
-        for control in self.controls if writer.inference == "policy" else ():
+        for control in controls:
             predictions[control] = self._predict(writer, rows, own, other, control)
         ranked = {control: self._ranked_accuracy(writer, rows, written) for control, written in predictions.items()}
         likelihood = {}
@@ -81,11 +82,16 @@ class Evaluation:
         out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
         out |= {"metric_specs": list(task.metrics), "inference": writer.inference}
         if said:
-            ceiling = out["ceiling"] = _ceiling(task, rows, writer)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in ceiling.items())
-            print(f"{said} The most that can be reached: {shown}." if shown else said)
+            out["ceiling"] = ceiling(task, rows, writer.tokenizer)
         scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
         return {**out, **likelihood, "metrics": scores}
+
+    def applicable(self, writes_warmups: bool, rows: int) -> list[str]:
+        """The controls that can be measured: none without warmups, and no shuffling of a single row's, which is said."""
+        alone = rows < 2 and "shuffled" in self.controls
+        if writes_warmups and alone and is_main():
+            print("The control shuffled is not measured: it needs two rows or more, and there is one.")
+        return [control for control in self.controls if not (alone and control == "shuffled")] if writes_warmups else []
 
     def _predict(
         self,
@@ -129,15 +135,16 @@ def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str
     return compute(task.metrics, written, targets, predictions)
 
 
-def _ceiling(task: Task, rows: list[dict[str, Any]], writer: Writer) -> dict[str, float]:
+def ceiling(task: Task, rows: list[dict[str, Any]], tokenizer: Any) -> dict[str, float]:
     """What a model would score that writes every target as well as the tokenizer can: metrics of decode(encode(target)).
 
     Metrics that cost much or are somebody else's are left out.
     """
     cheap = [spec for spec in task.metrics if isinstance(spec, str) and spec in METRICS and spec not in COSTLY]
     targets = [row["target"] for row in rows]
-    ids = [writer.tokenizer(target, add_special_tokens=False)["input_ids"] for target in targets]
-    return compute(cheap, [writer.decode(written) for written in ids], targets, rows) if cheap else {}
+    ids = tokenizer(targets, add_special_tokens=False)["input_ids"]
+    written = [tokenizer.decode(each, skip_special_tokens=True).strip() for each in ids]
+    return compute(cheap, written, targets, rows) if cheap else {}
 
 
 def inference_encoder(writer: Writer) -> RowEncoder:

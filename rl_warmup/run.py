@@ -19,10 +19,12 @@ from rl_warmup import _trl
 from rl_warmup.checkpoints import disk_faults, later_than, newest, require
 from rl_warmup.config import Recipe, TaskOptions
 from rl_warmup.evaluation import Evaluation, score_predictions
+from rl_warmup.generation import Writer
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import signatures
+from rl_warmup.rehearsal import rehearse
 from rl_warmup.run_folder import write_json
-from rl_warmup.tasks import Task, load_task
+from rl_warmup.tasks import Task, load_task, rows_hash
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 from rl_warmup.trainer import WarmupTrainer
 
@@ -52,6 +54,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     evaluation.check()
     task = recipe_task(recipe)
     trainer = make_trainer(recipe, task)
+    _rehearse(recipe, task, trainer)
     main_process = trainer.is_world_process_zero()
     if main_process:
         recipe.save(folder)
@@ -60,7 +63,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         trainer.save_model(str(folder))
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
     with trainer.shared_writer() as writer, torch.autocast(writer.model.device.type, enabled=False):
-        scored = evaluation.run(writer, task, recipe.task.predict_split, folder, trainer.eval_encoder)
+        scored = _scored(recipe, task, evaluation, writer, trainer)
     if not main_process:
         return {}
     result = {
@@ -78,6 +81,29 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     }
     write_json(folder / RESULT, result)
     return result
+
+
+def _rehearse(recipe: Recipe, task: Task, trainer: WarmupTrainer) -> None:
+    """Try what the splits that will be predicted need; a split without rows is no fault, but it is said."""
+    split = recipe.task.predict_split
+    if not task.splits[split] and trainer.is_world_process_zero():
+        print(f"The task {task.name} has no rows in its {split} split: nothing will be predicted or scored after training.")
+    rehearse(task, split, trainer.eval_encoder, trainer.writer(), recipe.task.controls)
+    if recipe.config.eval_strategy != "no" and split != "validation":
+        rehearse(task, "validation", trainer.eval_encoder)
+
+
+def _scored(
+    recipe: Recipe, task: Task, evaluation: Evaluation, writer: Writer, trainer: WarmupTrainer
+) -> dict[str, Any]:
+    """The part of metrics.json about the predicted split; without rows it holds no metrics."""
+    split, folder = recipe.task.predict_split, Path(str(recipe.config.output_dir))
+    if task.splits[split]:
+        return evaluation.run(writer, task, split, folder, trainer.eval_encoder)
+    return {
+        "split": split, "rows": 0, "rows_hash": rows_hash([]), "signatures": signatures(task.metrics),
+        "metric_specs": list(task.metrics), "inference": writer.inference, "metrics": {},
+    }  # fmt: skip
 
 
 def recipe_task(recipe: Recipe) -> Task:

@@ -182,10 +182,6 @@ def _check(source: Any, args: TrainingArguments) -> None:
             f"dataloader_num_workers: is {args.dataloader_num_workers}, but a stream is read by the training process itself, "
             f"in one order. Set it to 0."
         )
-    if args.accelerator_config.split_batches:
-        raise ValueError(
-            "accelerator_config: split_batches cannot be used with a stream. Give the batch of one process."
-        )
     if getattr(source, "_distributed", None) is not None:
         raise ValueError(
             "train_dataset: this stream was split over processes (split_dataset_by_node), and is dealt out once more here, so "

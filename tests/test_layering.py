@@ -61,12 +61,16 @@ ARROWS: dict[str, set[str]] = {
     "likelihood": {"batch", "diagnostics", "generation", "layouts", "objectives", "sharing"},
     "evaluation": {"generation", "layouts", "likelihood", "metrics", "run_folder", "sharing", "tasks"},
     "scorecard": {"batch", "evaluation", "generation", "layouts", "rewards", "rollout", "tasks"},
-    "run": {"_trl", "checkpoints", "config", "evaluation", "layouts", "metrics", "run_folder", "tasks", "trainer"},
+    "rehearsal": {"evaluation", "generation", "layouts", "metrics", "run_folder", "sharing", "tasks"},
+    "run": {
+        "_trl", "checkpoints", "config", "evaluation", "generation", "layouts", "metrics", "rehearsal", "run_folder", "tasks",
+        "trainer",
+    },
     "demo": {"config", "demo_words", "report", "run", "run_folder", "tasks"},
     "demo_words": set(),
     "sweeps": {"config", "metrics", "plan", "recipe_file", "report", "run_folder", "tasks"},
     "cli": {
-        "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "report", "run", "run_folder",
+        "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "rehearsal", "report", "run", "run_folder",
         "samples", "scorecard", "sharing", "sweeps", "tasks",
     },
 }  # fmt: skip

@@ -36,8 +36,9 @@ def command(args: list[str]) -> None:
 
     with quick_imports():
         from rl_warmup.config import read_task
-        from rl_warmup.evaluation import Evaluation
+        from rl_warmup.evaluation import Evaluation, inference_encoder
         from rl_warmup.generation import Writer
+        from rl_warmup.rehearsal import rehearse
         from rl_warmup.report import result_table
         from rl_warmup.run import load_recipe_task
         from rl_warmup.run_folder import write_json
@@ -65,6 +66,7 @@ def command(args: list[str]) -> None:
     task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
     if not task.splits[options.split]:
         raise ValueError(f"The task {task.name} has no rows in its {options.split} split.")
+    rehearse(task, options.split, inference_encoder(writer), writer, evaluation.controls)
     output = Path(options.output or folder / "evaluation" / options.split)
     scored = evaluation.run(writer, task, options.split, output)
     if not scored:

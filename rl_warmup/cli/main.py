@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 COMMANDS = {
     "train": "train one recipe, then predict and score it",
@@ -43,13 +43,21 @@ USAGE = "\n".join(
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Refuses an option that is given twice, of which argparse would take the last one without a word."""
+    """Refuses an option that is given twice, of which argparse would take the last one without a word.
+
+    Raises:
+        ValueError: from `parse_args`, for anything that cannot be parsed.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.given: set[str] = set()
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError in the place of printing the usage and leaving: a mistake is one sentence."""
+        raise ValueError(f"{message}; see `{self.prog} --help`.")
 
 
 class _StoreOnce(argparse._StoreAction):
