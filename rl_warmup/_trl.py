@@ -46,7 +46,9 @@ def quantization(model_config: Any) -> dict[str, Any]:
     if asked is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"{asked}: needs the package bitsandbytes, which is not installed. Install it, or leave {asked} out.")
+        raise ValueError(
+            f"{asked}: needs the package bitsandbytes, which is not installed. Install it, or leave {asked} out."
+        )
     return {"quantization_config": _module("trl").get_quantization_config(model_config)}
 
 

@@ -1,7 +1,7 @@
 """Whatever prediction and scoring will need, tried on the rows themselves before anything long begins.
 
-Knows: a task's rows and metrics, an encoder, a `Writer`. Must not know: training, flags. What fails here would else fail after the
-training, when there is nothing left to repair.
+Knows: a task's rows and metrics, an encoder, a `Writer`. Must not know: training, flags. What fails here would fail after the
+training instead, when there is nothing left to repair.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def rehearse(
         _check_json(row, f"{split} row {number} (id {row['id']})")
     if writer is not None and "filler" in controls and not writer.filler_ids():
         raise ValueError("controls: filler cannot be used, as the tokenizer cannot write '...'. Leave it out.")
-    specs = [spec for spec in task.metrics if _name(spec) not in COSTLY]  # those load networks, and checked their settings
+    specs = [
+        spec for spec in task.metrics if _name(spec) not in COSTLY
+    ]  # those load networks, and checked their settings
     targets = [row["target"] for row in rows]
     if specs:
         compute(specs, targets, targets, rows)

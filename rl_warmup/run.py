@@ -87,7 +87,9 @@ def _rehearse(recipe: Recipe, task: Task, trainer: WarmupTrainer) -> None:
     """Try what the splits that will be predicted need; a split without rows is no fault, but it is said."""
     split = recipe.task.predict_split
     if not task.splits[split] and trainer.is_world_process_zero():
-        print(f"The task {task.name} has no rows in its {split} split: nothing will be predicted or scored after training.")
+        print(
+            f"The task {task.name} has no rows in its {split} split: nothing will be predicted or scored after training."
+        )
     rehearse(task, split, trainer.eval_encoder, trainer.writer(), recipe.task.controls)
     if recipe.config.eval_strategy != "no" and split != "validation":
         rehearse(task, "validation", trainer.eval_encoder)

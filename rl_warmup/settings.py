@@ -57,10 +57,12 @@ EFFECTIVE: dict[str, str] = {
     ), "TrainingArguments"),
     "resume_from_checkpoint": "run.py",
     "local_rank": "nowhere: DeepSpeed's own launcher passes it, and says the same by the variable LOCAL_RANK",
-    **dict.fromkeys(("model_name_or_path", "model_revision", "dtype", "attn_implementation", "load_in_8bit", "load_in_4bit",
-                     "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), "run.py"),
-    **dict.fromkeys(("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
-                     "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"), "_trl.py"),
+    **dict.fromkeys(("model_name_or_path", "model_revision", "dtype", "attn_implementation"), "run.py"),
+    **dict.fromkeys((
+        "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
+        "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant",
+        "bnb_4bit_quant_storage",
+    ), "_trl.py"),
 }  # fmt: skip
 
 _OTHER_LOSS = "belongs to a loss that is not computed here"

@@ -153,7 +153,11 @@ def test_a_reward_that_leaves_at_once_is_no_success(tmp_path):
         "max_warmup_length=3", "max_steps=1", "use_cpu=true", "show_progress=false", "output_dir=run", "rewards=[own.py:f]",
     ]  # fmt: skip
     ended = subprocess.run(
-        [sys.executable, "-m", "rl_warmup.cli.main", "train", *flags], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-m", "rl_warmup.cli.main", "train", *flags],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
     )
     assert ended.returncode == 2
     assert "os._exit" in ended.stderr.strip().splitlines()[-1]

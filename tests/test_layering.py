@@ -70,8 +70,8 @@ ARROWS: dict[str, set[str]] = {
     "demo_words": set(),
     "sweeps": {"config", "metrics", "plan", "recipe_file", "report", "run_folder", "tasks"},
     "cli": {
-        "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "rehearsal", "report", "run", "run_folder",
-        "samples", "scorecard", "sharing", "sweeps", "tasks",
+        "config", "demo", "evaluation", "generation", "options", "plan", "recipe_file", "rehearsal", "report", "run",
+        "run_folder", "samples", "scorecard", "sharing", "sweeps", "tasks",
     },
 }  # fmt: skip
 # What a room may take from outside the standard library, where DESIGN.md limits it.

@@ -185,7 +185,9 @@ def _checked(name: str, scores: Any) -> dict[str, float]:
     try:
         return {str(key): value if type(value) is int else float(value) for key, value in given.items()}
     except (TypeError, ValueError):
-        found = {key: type(value).__name__ for key, value in given.items()} if given is scores else type(scores).__name__
+        found = (
+            {key: type(value).__name__ for key, value in given.items()} if given is scores else type(scores).__name__
+        )
         raise ValueError(f"metric '{name}' returned a {found}; let it return a number or a dict of numbers") from None
 
 

@@ -65,7 +65,9 @@ def _check_rows(rows: Sequence[Row], where: str) -> None:
                 found = "is missing" if key not in row else f"is {value!r}"
                 raise ValueError(f"{label}{name}: '{key}' {found}; give a non-empty string or drop the row")
             if key != "id" and (half := HALF.search(value)):
-                raise ValueError(f"{label}: '{key}' holds half a character ({half[0]!r}); repair the text or drop the row")
+                raise ValueError(
+                    f"{label}: '{key}' holds half a character ({half[0]!r}); repair the text or drop the row"
+                )
 
 
 def rows_hash(rows: Iterable[Row]) -> str:

@@ -9,7 +9,8 @@ from rl_warmup.cli.main import main
 TWICE = {
     "train": ["--tau", "1", "--tau=2"], "evaluate": ["run", "--split", "test", "--spl=train"],
     "sample": ["run", "--output", "a", "--seed", "1", "--seed", "2"], "generate": ["run", "--seed", "1", "--seed", "1"],
-    "plan": ["r.yaml", "--hardware", "2xCPU", "--hardware", "1xCPU"], "score": ["f", "--reward", "gain", "--show", "1", "--show", "2"],
+    "plan": ["r.yaml", "--hardware", "2xCPU", "--hardware", "1xCPU"],
+    "score": ["f", "--reward", "gain", "--show", "1", "--show", "2"],
     "report": ["run", "--output", "a", "--output", "b"], "sweep": ["s.yaml", "--jobs", "1", "--jobs", "2"],
     "demo": ["--parts", "legs", "--parts", "rare"],
 }  # fmt: skip

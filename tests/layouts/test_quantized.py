@@ -26,7 +26,9 @@ def recipe(tmp_path, monkeypatch):
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **ids)).save_pretrained("base")
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **ids)
+    ).save_pretrained("base")
     tokenizer.save_pretrained("base")
 
     def write(**values) -> list[str]:
