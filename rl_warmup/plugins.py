@@ -55,7 +55,10 @@ def _guard_exits() -> None:
         def function(*args: Any, **kwargs: Any) -> Any:
             if os.getpid() == process and _inside.get():
                 raise _Ended(f"os.{name}")
-            if os.getpid() == process and real is real_exit and not any(args):
+            alone = (
+                threading.current_thread() is not threading.main_thread()
+            )  # no caller there could know the run's end
+            if os.getpid() == process and alone and real is real_exit and not any(args):
                 print("rl-warmup: a thread ended the process by os._exit before the run was finished.", file=sys.stderr)
                 args = (2,)
             return real(*args, **kwargs)

@@ -60,8 +60,8 @@ EFFECTIVE: dict[str, str] = {
     **dict.fromkeys(("model_name_or_path", "model_revision", "dtype", "attn_implementation"), "run.py"),
     **dict.fromkeys((
         "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
-        "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant",
-        "bnb_4bit_quant_storage",
+        "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type",
+        "use_bnb_nested_quant", "bnb_4bit_quant_storage",
     ), "_trl.py"),
 }  # fmt: skip
 

@@ -94,7 +94,7 @@ def read_question(path: str | Path) -> Question:
     if isinstance(values.get("base"), str) and not (beside.is_file() or base.is_file()):
         faults.append(f"base: the recipe {beside} does not exist. Give its path relative to {path}.")
     seeds = values.get("seeds") or [0]
-    seeds = list(range(1, seeds + 1)) if type(seeds) is int and seeds <= MANY else seeds
+    seeds = list(range(1, seeds + 1)) if type(seeds) is int and 0 < seeds <= MANY else seeds
     whole = isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**32 for s in seeds)
     if not whole or not 0 < len(set(seeds)) == len(seeds) <= MANY:
         faults.append(

@@ -34,7 +34,7 @@ SHIPPED = Path(__file__).parents[2] / "recipes" / "sweeps"
         ({"control": None}, "control is missing: name the arm to compare with, one of num_warmups=1"),
         ({"warmups": "shufled"}, "warmups: 'shufled' is not one of own, shuffled"),
         ({"warmups": "filler"}, "warmups: filler is not scored by the base recipe; add it to `controls` under settings"),
-        ({"seeds": [1, 1]}, "seeds: [1, 1] must be a list of different whole numbers, or how many."),
+        ({"seeds": [1, 1]}, "seeds: [1, 1] must be a list of different whole numbers"),
         ({"random": {"tau": {"low": 2, "high": 1}}, "trials": 3}, "random: tau runs from 2 to 1"),
         ({"random": {"tau": [1, 2]}}, "trials: random ranges need a number of arms to draw"),
         ({"sampler": "tpe"}, "sampler: is for random ranges, and there are none."),
