@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 HINT = "trl is not installed: pip install 'trl>=1.9,<2'."
 
 
 def _module(name: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -34,6 +34,22 @@ def peft_config(model_config: Any) -> Any:
             named
         }  # trl makes text of a list of one name, which peft takes for a pattern of whole paths
     return config
+
+
+def quantization(model_config: Any) -> dict[str, Any]:
+    """What `from_pretrained` has to be told for `load_in_4bit` and `load_in_8bit`, by TRL's own helpers; empty without them.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    asked = next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(model_config, name)), None)
+    if asked is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"{asked}: needs the package bitsandbytes, which is not installed. Install it, or leave {asked} out."
+        )
+    return {"quantization_config": _module("trl").get_quantization_config(model_config)}
 
 
 def remove_hooks(engine: Any) -> None:

@@ -7,8 +7,6 @@ All faults of a recipe are reported together, each with its remedy.
 from __future__ import annotations
 
 import copy
-import difflib
-import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,7 +19,9 @@ from rl_warmup import _trl
 from rl_warmup.launched import meet_on_cpu
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
-from rl_warmup.recipe_file import is_masked, masked, read_values
+from rl_warmup.recipe_file import masked, read_values
+from rl_warmup.settings import number_fault, scratch_faults, setting_faults, shown
+from rl_warmup.values import defaults_of, typed, unknown
 
 REMOTE_CODE = (
     "trust_remote_code: is {value!r}, but code that lies beside a model or a data set is never run. Leave the setting out; for "
@@ -42,7 +42,10 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many updates."})
 
     def __post_init__(self) -> None:
-        faults = option_faults(self)
+        inherited = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if f.name != "do_eval"}
+        numbers = (number_fault(name, value) for name, value in inherited.items())
+        faults = option_faults(self) + setting_faults(inherited, _inherited([type(self)]))
+        faults += [fault for fault in numbers if fault is not None]
         if faults:
             raise ValueError(_report(faults))
         meet_on_cpu(self)
@@ -107,19 +110,22 @@ def build_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from a flat mapping, checked as `read_recipe` does."""
     model_class = _trl.model_config_class()
     coerced, faults = _read_settings(values, (TaskOptions, WarmupConfig, model_class))
-    if "model_name_or_path" not in values:
+    if values.get("model_name_or_path") is None:
         faults.append("model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5 or scratch-llama.")
-    options = _pick(WarmupOptions, coerced)
     reported = {fault.partition(":")[0] for fault in faults}
-    faults += [fault for fault in option_faults(WarmupOptions(**options)) if fault.partition(":")[0] not in reported]
+    more = option_faults(WarmupOptions(**_pick(WarmupOptions, coerced)))
+    more += setting_faults(coerced, _inherited([WarmupConfig, model_class]))
+    faults += [fault for fault in more if fault.partition(":")[0] not in reported]
+    parts: dict[str, Any] = {}
+    for name, cls in (("task", TaskOptions), ("config", WarmupConfig), ("model", model_class)):
+        try:
+            if not faults or name == "model":  # the others repeat what is known already
+                parts[name] = cls(**_pick(cls, coerced))
+        except ValueError as error:
+            faults.append(str(error))
     if faults:
         raise ValueError(_report(faults))
-    return Recipe(
-        task=TaskOptions(**_pick(TaskOptions, coerced)),
-        config=WarmupConfig(**_pick(WarmupConfig, coerced)),
-        model=model_class(**_pick(model_class, coerced)),
-        values=values,
-    )
+    return Recipe(**parts, values=values)
 
 
 def read_task(path: str | Path) -> TaskOptions:
@@ -155,31 +161,21 @@ def code_named_by(task: TaskOptions) -> dict[str, str]:
 
 
 def _read_settings(values: dict[str, Any], classes: tuple[type, ...]) -> tuple[dict[str, Any], list[str]]:
-    """The values as the types of their fields, and a sentence for each that is none."""
-    types = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
-    known = {f.name: f for cls in classes for f in fields(cls) if f.init}
-    faults, coerced = [], {}
-    for key, value in values.items():
-        if key == "trust_remote_code":
-            faults += [] if value is False else [REMOTE_CODE.format(value=value)]
-            continue
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else " See `rl-warmup train --help`."
-            faults.append(f"{key!r} is not a setting.{hint}")
-            continue
-        if is_masked(key, value):
-            continue  # a run's own recipe.yaml does not know its secrets: HF_TOKEN of the environment is used
-        try:
-            if value is False and (key.endswith("_strategy") or key == "guard"):
-                value = "off" if key == "guard" else "no"  # YAML reads bare words for no as false
-            coerced[key] = _coerce(value, types[key])
-        except (TypeError, ValueError):
-            faults.append(f"{key}: {value!r} is not {_spell(types[key])}.")
-            continue
-        allowed = known[key].metadata.get("choices")
-        if allowed and coerced[key] not in allowed and "plugin" not in known[key].metadata:
-            faults.append(_unknown(key, value, allowed))
+    """The values as the types of their fields, and a sentence for each that is none, or names something that cannot be."""
+    remote = values.get("trust_remote_code", False)
+    coerced, faults = typed({key: value for key, value in values.items() if key != "trust_remote_code"}, classes)
+    faults += [] if remote is False else [REMOTE_CODE.format(value=remote)]
+    faults += scratch_faults(coerced.get("scratch") or {})
+    for spec in coerced.get("metrics") or ():
+        given = {"name": spec} if isinstance(spec, str) else spec
+        fine = isinstance(given, dict) and isinstance(given.get("name"), str) and not set(given) - {"name", "kwargs"}
+        if not fine or not isinstance(given.get("kwargs") or {}, dict):
+            faults.append(f"metrics: {shown(spec)} is no metric; give a name, or {{name: ..., kwargs: {{...}}}}.")
+    for spec in coerced.get("rewards") or ():
+        if not isinstance(spec, str) and not (isinstance(spec, dict) and isinstance(spec.get("name"), str)):
+            faults.append(
+                f"rewards: {shown(spec)} is no reward; give a name, or {{name: ..., weight: ..., kwargs: ...}}."
+            )
     return coerced, faults
 
 
@@ -191,10 +187,11 @@ def option_faults(options: WarmupOptions) -> list[str]:
         if "plugin" in f.metadata:
             faults += _plugin_faults(f.name, f.metadata["plugin"], value, f.metadata["choices"])
         elif allowed and value not in allowed:
-            faults.append(_unknown(f.name, value, allowed))
+            faults.append(unknown(f.name, value, allowed))
     for name in options.proposals:
         faults += _plugin_faults("proposals", "proposal", name, PROPOSALS)
-    faults += _range_faults(options)
+    numbers = (number_fault(f.name, getattr(options, f.name)) for f in fields(WarmupOptions))
+    faults += [fault for fault in numbers if fault is not None]
     known = not any(fault.startswith("objective:") for fault in faults)
     if known and options.num_warmups == 1 and options.objective not in SINGLE_GROUP_OBJECTIVES:
         faults.append(
@@ -258,37 +255,10 @@ def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> l
     return []
 
 
-def _unknown(key: str, value: Any, allowed: Any) -> str:
-    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{key}: {value!r} is not one of {', '.join(map(str, allowed))}.{hint}"
-
-
-def _range_faults(options: WarmupOptions) -> list[str]:
-    """Numbers outside their range."""
-    shares = ("uniform_target_share", "empty_share", "tsallis_q")
-    at_least_one = ("num_warmups", "max_warmup_length", "max_reading_updates", "num_eval_warmups")
-    limits = [name for name in ("max_prompt_length", "max_target_length") if getattr(options, name) is not None]
-    checks = [
-        *((name, getattr(options, name) >= 2, "at least 2, or empty for no limit") for name in limits),
-        *((name, 0 <= getattr(options, name) <= 1, "between 0 and 1") for name in shares),
-        *((name, getattr(options, name) >= 1, "at least 1") for name in at_least_one),
-        ("min_warmup_length", options.min_warmup_length >= 0, "at least 0"),
-        ("temperature", options.temperature > 0, "above 0"),
-        ("top_p", 0 < options.top_p <= 1, "above 0 and at most 1"),
-        ("tau", options.tau > 0, "above 0"),
-        ("anchor_weight", options.anchor_weight >= 0, "at least 0"),
-        ("min_reading_updates", options.min_reading_updates >= 0, "at least 0"),
-        ("reading_threshold", 0 <= options.reading_threshold <= 1, "between 0 and 1"),
-        ("beta", options.beta is None or 0 <= options.beta < float("inf"), "at least 0, or empty"),
-        (
-            "hang_timeout",
-            options.hang_timeout is None or options.hang_timeout > 0,
-            "above 0, or empty to wait for ever",
-        ),
-        ("readiness", options.readiness < 0, "below 0 (nats per token)"),
-    ]
-    return [f"{name}: is {getattr(options, name)}, must be {allowed}." for name, fine, allowed in checks if not fine]
+def _inherited(classes: list[type]) -> dict[str, Any]:
+    """The settings that are not ours, with their defaults."""
+    ours = {f.name for f in fields(WarmupOptions)}
+    return {name: value for name, value in defaults_of(classes).items() if name not in ours}
 
 
 def _report(faults: list[str]) -> str:
@@ -300,44 +270,3 @@ def _report(faults: list[str]) -> str:
 def _pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     names = {f.name for f in fields(cls)}
     return {key: value for key, value in values.items() if key in names}
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    """A YAML value as the field's type: YAML reads 1e-4 as text, and a flag may give one item for a list."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | str)) else (hint,)
-    if value is None:
-        if type(None) not in options:
-            raise TypeError
-        return None
-    bases = [typing.get_origin(option) or option for option in options]
-    if bool in bases and isinstance(value, bool):
-        return value
-    if isinstance(value, bool):
-        if str in bases:
-            return value
-        raise TypeError
-    if int in bases and (isinstance(value, int) or str(value).lstrip("-").isdigit()):
-        return int(value)
-    if float in bases and isinstance(value, (int, float, str)):
-        return float(value)
-    if list in bases and not isinstance(value, list) and str not in bases:
-        return [value]
-    if str in bases and isinstance(value, (int, float)) and not {int, float} & set(bases):
-        return str(value)
-    if any(base in (int, float, bool, dict, list) for base in bases) and str not in bases:
-        plain = tuple(base for base in bases if isinstance(base, type))
-        if not isinstance(value, plain):
-            raise TypeError
-    return value
-
-
-def _spell(hint: Any) -> str:
-    names = {
-        "int": "a whole number",
-        "float": "a number",
-        "bool": "true or false",
-        "dict": "a mapping",
-        "list": "a list",
-    }
-    text = str(getattr(hint, "__name__", hint))
-    return next((spelled for name, spelled in names.items() if name in text), f"a {text}")

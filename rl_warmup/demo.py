@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from rl_warmup.demo_words import EXPLANATIONS
 from rl_warmup.orphans import as_parent, end_with_parent
 from rl_warmup.ownership import is_run
-from rl_warmup.report import NAMES, plot_curves, spread, text_table, write_report
+from rl_warmup.report import NAMES, plot_curves, require_extras, spread, text_table, write_report
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.tasks.legs import worked
 
@@ -220,11 +220,17 @@ def _jobs(experiment: Experiment) -> list[Job]:
 def _check(jobs: list[Job], output: Path) -> None:
     """Read every run's recipe before the first one starts: a fault must not wait for its turn."""
     from rl_warmup.config import read_recipe
+    from rl_warmup.run import recipe_task
 
+    require_extras()
+    checked: set[Path] = set()
     spent = {job.key: {"updates": 1, "train_seconds": 1.0} for job in jobs}
     for job in jobs:
         flags = _settings(job, output, spent)
-        read_recipe(flags[1], flags[2:])
+        recipe = read_recipe(flags[1], flags[2:])
+        if job.experiment.recipe not in checked:
+            recipe_task(recipe)  # its metrics need libraries
+            checked.add(job.experiment.recipe)
 
 
 def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[str, Any]]:

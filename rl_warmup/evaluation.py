@@ -80,9 +80,7 @@ class Evaluation:
         if encoder.counts:
             out["truncation"] = dict(encoder.counts)
         if said:
-            ceiling = out["ceiling"] = _ceiling(task, rows, writer)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in ceiling.items())
-            print(f"{said} The most that can be reached: {shown}." if shown else said)
+            out["ceiling"] = ceiling(task, rows, writer.tokenizer)
         scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
         return {**out, **likelihood, "metrics": scores}
 
@@ -157,12 +155,13 @@ def others_warmups(folder: Path, writer: Writer, rows: Sequence[dict[str, Any]])
     return [row["warmup_ids"] for row in other]
 
 
-def _ceiling(task: Task, rows: list[dict[str, Any]], writer: Writer) -> dict[str, float]:
+def ceiling(task: Task, rows: list[dict[str, Any]], tokenizer: Any) -> dict[str, float]:
     """What a model would score that writes every target as well as the tokenizer can: metrics of decode(encode(target)).
 
     Metrics that cost much or are somebody else's are left out.
     """
     cheap = [spec for spec in task.metrics if isinstance(spec, str) and spec in METRICS and spec not in COSTLY]
     targets = [row["target"] for row in rows]
-    ids = [writer.tokenizer(target, add_special_tokens=False)["input_ids"] for target in targets]
-    return compute(cheap, [writer.decode(written) for written in ids], targets, rows) if cheap else {}
+    ids = tokenizer(targets, add_special_tokens=False)["input_ids"]
+    written = [tokenizer.decode(each, skip_special_tokens=True).strip() for each in ids]
+    return compute(cheap, written, targets, rows) if cheap else {}

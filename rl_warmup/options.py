@@ -17,6 +17,13 @@ IMITATIONS = ("all", "posterior")
 SEPARATOR_INITS = ("auto", "keep", "end_token")
 TRUNCATIONS = ("error", "left", "right", "drop")
 GUARDS = ("warn", "act", "stop", "off")
+CONTROLS = (
+    "shuffled",
+    "empty_warmup",
+    "filler",
+    "sampled",
+    "rerank",
+)  # `generation.CONTROLS` without that of another run
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plugin: str | None = None) -> Any:
@@ -131,7 +138,5 @@ class TaskOptions:
     scratch: dict | None = _option(None, "Sizes of a scratch-t5 / scratch-llama model: width, layers, heads, ...")
     metrics: list = _option([], "Names or {name, kwargs} in place of the task's own metrics; see docs/metrics.md.")
     predict_split: str = _option("test", "Split that is predicted and scored after training.", ("validation", "test"))
-    controls: list = _option(
-        ["shuffled", "empty_warmup"], "Scored after training besides own warmups: shuffled, empty_warmup, filler."
-    )
+    controls: list = _option(["shuffled", "empty_warmup"], "Scored after training besides own warmups.", CONTROLS)
     show_progress: bool = _option(True, "Progress bars and log lines in the terminal.")

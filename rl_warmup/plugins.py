@@ -12,11 +12,13 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +31,42 @@ OWN = "Own ones are named `package.module:function` or `path/to/file.py:function
 
 
 class ProcessExit(Exception):
-    """A plugin tried to end the process, by `sys.exit` or the like."""
+    """A plugin tried to end the process, by `sys.exit`, `os._exit` or the like."""
+
+
+class _Ended(BaseException):
+    """Raised in the place of `os._exit` and `os.exec*`, which no `except` would see."""
+
+
+_inside: ContextVar[bool] = ContextVar("inside a plugin", default=False)
+
+
+@functools.cache
+def _guard_exits() -> None:
+    """From now on `os._exit` and `os.exec*` raise where a plugin calls them.
+
+    Child processes that were forked keep the real functions, as they have to end by `os._exit`. So do other threads of this
+    process, our watchdog among them, but none of them can end it with code 0: that would look like a finished run.
+    """
+    process, real_exit = os.getpid(), os._exit
+
+    def guarded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(real)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            if os.getpid() == process and _inside.get():
+                raise _Ended(f"os.{name}")
+            alone = (
+                threading.current_thread() is not threading.main_thread()
+            )  # no caller there could know the run's end
+            if os.getpid() == process and alone and real is real_exit and not any(args):
+                print("rl-warmup: a thread ended the process by os._exit before the run was finished.", file=sys.stderr)
+                args = (2,)
+            return real(*args, **kwargs)
+
+        return function
+
+    for name in ("_exit", "execv", "execve"):
+        setattr(os, name, guarded(name, getattr(os, name)))
 
 
 @contextmanager
@@ -48,12 +85,14 @@ def contained(cancels: bool = True) -> Iterator[None]:
         typed.append(number)
         raise KeyboardInterrupt
 
+    _guard_exits()
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     listens = main and handler is signal.default_int_handler
     deaf = handler is signal.SIG_IGN  # a job in the background: nobody can type
     if listens:
         signal.signal(signal.SIGINT, hear)
+    before = _inside.set(True)
     try:
         yield
     except Exception:
@@ -63,9 +102,10 @@ def contained(cancels: bool = True) -> Iterator[None]:
         interrupted = isinstance(error, KeyboardInterrupt) and (typed or (main and not listens and not deaf))
         if cancelled or interrupted or getattr(error, "of_rl_warmup", False):
             raise
-        what = f"{type(error).__name__}({str(error)!s})"
+        what = str(error) if isinstance(error, _Ended) else f"{type(error).__name__}({str(error)!s})"
         raise ProcessExit(f"it tried to end the process by {what}; let it return, or raise an error") from error
     finally:
+        _inside.reset(before)
         if listens:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

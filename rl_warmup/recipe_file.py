@@ -14,6 +14,9 @@ import yaml
 
 VOCABULARY = tuple(f"{kind}_token" for kind in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "separator"))
 
+# what reading YAML raises: besides its own errors, those of Python's numbers, of texts and of deep nesting
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+
 
 def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings of a recipe by name, unchecked.
@@ -103,7 +106,7 @@ def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> di
         values = load_yaml(path.read_text(encoding="utf-8"))
     except Twice as error:
         raise ValueError(f"The {what} {path}, {error}") from None
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise ValueError(f"The {what} {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"The {what} {path} must be a mapping of settings, `key: value` on every line.")
@@ -119,8 +122,15 @@ def _read_flags(flags: list[str]) -> dict[str, Any]:
             if not flag.startswith("--") or not flags:
                 raise ValueError(f"Cannot read {flag!r}: give settings as `--key value` or `key=value`.")
             text = flags.pop(0)
+        if key in values:
+            raise ValueError(f"--{key} is given twice. Remove one of the two.")
         try:
             values[key] = load_yaml(text)
         except Twice as error:
             raise ValueError(f"--{key} {text}: {error}") from None
+        except UNREADABLE as error:
+            shown, line = "..." if _is_secret(key, False) else repr(text)[:80], (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"--{key} {shown} is not valid YAML ({line:.80}). Put a text into quotes: --{key} '\"...\"'."
+            ) from error
     return values

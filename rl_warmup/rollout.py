@@ -29,6 +29,7 @@ from rl_warmup.proposals import (
     DRAFT,
     DRAWN,
     REFERENCE,
+    UNCOUNTED,
     Proposal,
     ProposalContext,
     count_words,
@@ -73,8 +74,7 @@ class Rollout:
         cls, options: WarmupOptions, layout: Layout, law: WarmupLaw, tokenizer: Any, rows: list[dict[str, Any]]
     ) -> Rollout:
         """The rollout that options ask for; a proposal that cannot work on these training rows says so here."""
-        cheap = {"reverse", "head", "sorted", "filler", DRAFT, *DRAWN}
-        counted = rows if set(options.proposals) - cheap else []  # a large data set takes its time
+        counted = rows if set(options.proposals) - UNCOUNTED else []  # a large data set takes its time
         context = ProposalContext(options.max_warmup_length, word_counts=count_words(counted), decode=tokenizer.decode)
         filler = tokenizer("...", add_special_tokens=False)["input_ids"]
         context.filler_ids = tuple(i for i in filler if not law.banned[i])

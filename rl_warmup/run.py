@@ -19,12 +19,14 @@ from rl_warmup import _trl
 from rl_warmup.checkpoints import disk_faults, newest, require
 from rl_warmup.config import Recipe, TaskOptions
 from rl_warmup.evaluation import Evaluation, score_predictions
+from rl_warmup.generation import Writer
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import signatures
 from rl_warmup.ownership import RESULT, fingerprint, reading, refuse_folder, sources
 from rl_warmup.recipe_file import masked
+from rl_warmup.rehearsal import rehearse
 from rl_warmup.run_folder import write_json
-from rl_warmup.tasks import Task, load_task
+from rl_warmup.tasks import Task, load_task, rows_hash
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 from rl_warmup.trainer import WarmupTrainer
 
@@ -52,6 +54,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     evaluation.check()
     task = recipe_task(recipe)
     trainer = make_trainer(recipe, task)
+    _rehearse(recipe, task, trainer)
     with trainer.own_folder(resume):
         if trainer.is_world_process_zero():
             recipe.save(folder)
@@ -67,7 +70,7 @@ def _predict(
         trainer.save_model(str(folder))
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
     with trainer.shared_writer() as writer, torch.autocast(writer.model.device.type, enabled=False):
-        scored = evaluation.run(writer, task, recipe.task.predict_split, folder)
+        scored = _scored(recipe, task, evaluation, writer)
     if not trainer.is_world_process_zero():
         return {}
     truncation = trainer.encoder.counts + trainer.eval_encoder.counts + Counter(scored.pop("truncation", {}))
@@ -87,6 +90,30 @@ def _predict(
     }
     write_json(folder / RESULT, result)
     return result
+
+
+def _rehearse(recipe: Recipe, task: Task, trainer: WarmupTrainer) -> None:
+    """Try what the splits that will be predicted need; a split without rows is no fault, but it is said."""
+    split = recipe.task.predict_split
+    if not task.splits[split] and trainer.is_world_process_zero():
+        print(
+            f"The task {task.name} has no rows in its {split} split: nothing will be predicted or scored after training."
+        )
+    writer = trainer.writer()
+    rehearse(task, split, writer.encoder(), writer, recipe.task.controls)
+    if recipe.config.eval_strategy != "no" and split != "validation":
+        rehearse(task, "validation", trainer.eval_encoder)
+
+
+def _scored(recipe: Recipe, task: Task, evaluation: Evaluation, writer: Writer) -> dict[str, Any]:
+    """The part of metrics.json about the predicted split; without rows it holds no metrics."""
+    split, folder = recipe.task.predict_split, Path(str(recipe.config.output_dir))
+    if task.splits[split]:
+        return evaluation.run(writer, task, split, folder)
+    return {
+        "split": split, "rows": 0, "rows_hash": rows_hash([]), "signatures": signatures(task.metrics),
+        "metric_specs": list(task.metrics), "inference": writer.inference, "metrics": {},
+    }  # fmt: skip
 
 
 def recipe_task(recipe: Recipe) -> Task:
@@ -114,6 +141,7 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     kwargs: dict[str, Any] = {"dtype": choice.dtype or "float32", "revision": choice.model_revision}
     if choice.attn_implementation:
         kwargs["attn_implementation"] = choice.attn_implementation
+    kwargs |= _trl.quantization(choice)
     rows = task.splits["train"]
     if isinstance(rows, Stream):
         rows = dataclasses.replace(rows, seed=config.seed if config.data_seed is None else config.data_seed)

@@ -117,20 +117,31 @@ class ProgressLine(TrainerCallback):
             tqdm.write(f"step {state.global_step}/{state.max_steps}{phase}  {values}")
 
 
+def json_line(value: Any, **settings: Any) -> str:
+    """A value as JSON that any file can hold. Dates and other kinds that JSON lacks become texts; half a character (a lone
+    surrogate) is escaped, and comes back as it was.
+
+    Raises:
+        TypeError, ValueError: the keys of a mapping are no texts or numbers, or a value holds itself.
+    """
+    text = json.dumps(value, ensure_ascii=False, default=str, **settings)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def append_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append records, one JSON object a line."""
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        file.writelines(json_line(record) + "\n" for record in records)
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write records, one JSON object a line; the file appears whole or not at all."""
-    _write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    _write_whole(path, "".join(json_line(record) + "\n" for record in records))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON value; the file appears whole or not at all."""
-    _write_whole(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    _write_whole(path, json_line(value, indent=2) + "\n")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

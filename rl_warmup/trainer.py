@@ -28,7 +28,14 @@ from rl_warmup.hold import HoldingTrainer, end_with_the_best
 from rl_warmup.launched import LaunchCheck, refuse_launch
 from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.inference import Inference, read_layout
-from rl_warmup.layouts.loading import add_adapter, check_adapters, disable_dropout, load_model, refuse_fp16
+from rl_warmup.layouts.loading import (
+    add_adapter,
+    check_adapters,
+    disable_dropout,
+    load_model,
+    refuse_fp16,
+    save_quantization,
+)  # fmt: skip
 from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
 from rl_warmup.layouts.tokens import LayoutTokens, declare_tokens, end_by_separator
@@ -136,7 +143,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
         self.law = self.settings.law
-        known = first_rows(train_rows, counted="keywords" in args.proposals)
+        known = first_rows(train_rows, args)
         self.settings = replace(self.settings, chat=any(isinstance(row["prompt"], list) for row in known))
         self.rollout = Rollout.of(args, self.layout, self.law, processing_class, known)
         specs = reward_funcs if reward_funcs is not None else args.rewards
@@ -317,6 +324,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.inference().save(output_dir or self.args.output_dir)
+            save_quantization(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
 
     # ------------------------------------------------------------------ small parts
 

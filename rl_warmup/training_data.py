@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from rl_warmup.checkpoints import plain
 from rl_warmup.layouts.encoding import UNSPACED, RowEncoder
 from rl_warmup.layouts.positions import Positions
-from rl_warmup.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE
+from rl_warmup.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE, UNCOUNTED
 from rl_warmup.warmup_files import StoredWarmups
 
 BLOCKS = 100
@@ -98,14 +98,28 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
             print(said)
     if rows is None:
         return None
-    return EncodedStream(encoder, rows, args) if streamed else encode_rows(encoder, rows, "train", args)
+    if streamed:
+        return EncodedStream(encoder, rows, args)
+    encoded = encode_rows(encoder, rows, "train", args)
+    batch = args.train_batch_size * args.world_size
+    if encoded and args.dataloader_drop_last and len(encoded) < batch:
+        raise ValueError(
+            f"dataloader_drop_last: leaves nothing to train on, as {len(encoded)} training rows do not fill a batch of {batch}. "
+            f"Leave it out, or lower per_device_train_batch_size."
+        )
+    return encoded
 
 
-def first_rows(rows: Any, counted: bool) -> list[dict[str, Any]]:
-    """The encoded training rows. Of a stream the first one, or enough to count words in."""
+def first_rows(rows: Any, args: TrainingArguments) -> list[dict[str, Any]]:
+    """The encoded training rows. Of a stream the first one, or the `COUNTED` first where a proposal may look at word counts."""
     if not isinstance(rows, EncodedStream):
         return rows or []
-    first = rows.first(COUNTED if counted else 1)
+    counting = sorted(set(args.proposals) - UNCOUNTED) if args.objective != "sft" else []
+    first = rows.first(COUNTED if counting else 1)
+    if counting and not args.process_index:
+        print(
+            f"train: {', '.join(counting)} may look at word counts, which are those of the stream's first {len(first)} rows."
+        )
     _refuse_words(first, rows.proposals)
     return first
 
@@ -229,10 +243,6 @@ def _check(source: Any, args: TrainingArguments) -> None:
         raise ValueError(
             f"dataloader_num_workers: is {args.dataloader_num_workers}, but a stream is read by the training process itself, "
             f"in one order. Set it to 0."
-        )
-    if args.accelerator_config.split_batches:
-        raise ValueError(
-            "accelerator_config: split_batches cannot be used with a stream. Give the batch of one process."
         )
     if getattr(source, "_distributed", None) is not None:
         raise ValueError(

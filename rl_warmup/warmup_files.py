@@ -45,7 +45,7 @@ def record(number: int, row: dict[str, Any], warmups: Sequence[tuple[str, Warmup
         for text, w in warmups
     ]
     known = {"row": number, **{key: row[key] for key in ("id", "prompt", "target")}, "warmups": drawn}
-    return json.dumps(known, ensure_ascii=False) + "\n"
+    return json.dumps(known, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def read_lines(path: Path) -> list[Line]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -20,12 +22,14 @@ from rl_warmup.rewards import load_reward
 from rl_warmup.tasks import load_task
 
 PLUGIN = """
-import sys
+import os, sys
 class Stop(BaseException): pass
 def leave(how):
     if how == "exit": sys.exit(0)
     if how == "none": raise SystemExit
     if how == "quit": raise KeyboardInterrupt
+    if how == "_exit": os._exit(0)
+    if how == "exec": os.execvp("true", ["true"])
     raise Stop("enough")
 def reward(completions, **kwargs): leave("{how}")
 async def later(completions, **kwargs): leave("{how}")
@@ -40,7 +44,7 @@ class Prepared:
     def prepare(self, **kwargs): leave("{how}")
     def __call__(self, completions): return [0.0] * len(completions)
 """
-HOWS = ["exit", "none", "quit", "stop"]
+HOWS = ["exit", "none", "quit", "stop", "_exit", "exec"]
 
 
 @pytest.fixture(params=HOWS)
@@ -67,6 +71,29 @@ def test_every_kind_of_plugin(own, what):
     with pytest.raises(ValueError, match=r"own\.py|leaves|failed with ProcessExit") as caught:
         CALLS[what]()
     assert "tried to end the process" in str(caught.value)
+
+
+def test_children_of_a_plugin_may_end(capfd):
+    """A forked child ends by os._exit, and multiprocessing's do too."""
+    with contained():
+        child = os.fork()
+        if not child:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        worker = multiprocessing.get_context("fork").Process(target=print, args=("worker",))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+    assert "worker" in capfd.readouterr().out
+
+
+def test_a_thread_that_a_plugin_leaves_cannot_end_the_run_with_success(tmp_path):
+    code = (
+        "import os, threading, time\nfrom rl_warmup.plugins import contained\n"
+        "with contained(): threading.Thread(target=lambda: (time.sleep(0.2), os._exit(0))).start()\ntime.sleep(20)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=15)
+    assert (ended.returncode, len(ended.stderr.strip().splitlines())) == (2, 1)
 
 
 def test_ctrl_c_stays_ctrl_c():
@@ -115,6 +142,25 @@ def test_a_run_fails_with_a_sentence(tmp_path, monkeypatch, capsys, change):
     said = capsys.readouterr().err
     assert "tried to end the process by SystemExit(0)" in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_reward_that_leaves_at_once_is_no_success(tmp_path):
+    """In a process of its own, as it would end this one."""
+    (tmp_path / "own.py").write_text("import os\ndef f(completions, **kwargs): os._exit(0)\n")
+    flags = [
+        "model_name_or_path=scratch-t5", "scratch={width: 16, layers: 1, heads: 2, tokenizer: words}", "task=ledger",
+        "task_kwargs={length: 3, modulus: 3, train_size: 4, validation_size: 0, test_size: 2}", "num_warmups=2",
+        "max_warmup_length=3", "max_steps=1", "use_cpu=true", "show_progress=false", "output_dir=run", "rewards=[own.py:f]",
+    ]  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "rl_warmup.cli.main", "train", *flags],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "os._exit" in ended.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(("code", "rc"), [(0, 2), (None, 2)])

@@ -171,12 +171,32 @@ def test_keywords_count_words_in_the_first_rows(make):
     assert sum(trainer.rollout.context.word_counts.values()) == 20
 
 
+def test_own_proposals_count_words_in_the_first_rows_too(make, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "def rarest(words, context): return sorted(words, key=lambda word: context.word_counts[word])[:1]\n"
+    )
+    listed = make(ROWS, proposals=["own.py:rarest"])
+    trainer = make(Rows(ROWS), proposals=["own.py:rarest"])
+    assert trainer.rollout.context.word_counts == count_words(listed.train_dataset)
+    said = capsys.readouterr().out
+    assert "own.py:rarest" in said
+    assert f"first {len(ROWS)} rows" in said
+    make(Rows(ROWS), proposals=["reverse"])
+    assert not capsys.readouterr().out
+
+
+def test_rows_that_fill_no_batch_are_refused(make):
+    with pytest.raises(ValueError, match="dataloader_drop_last"):
+        make(ROWS, per_device_train_batch_size=len(ROWS) + 1, dataloader_drop_last=True)
+
+
 def test_what_cannot_be_exact_is_refused(make):
     with pytest.raises(ValueError, match="max_steps: a stream has no length"):
         make(Rows(ROWS), max_steps=-1)
     with pytest.raises(ValueError, match="dataloader_num_workers: is 2"):
         make(Rows(ROWS), dataloader_num_workers=2)
-    with pytest.raises(ValueError, match="split_batches"):
+    with pytest.raises(ValueError, match="accelerator_config: split_batches"):
         make(Rows(ROWS), accelerator_config={"split_batches": True})
     split = pytest.importorskip("datasets.distributed").split_dataset_by_node
     stream = pytest.importorskip("datasets").IterableDataset.from_generator(lambda: iter(ROWS))

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from rl_warmup.cli.main import quick_imports
+from rl_warmup.cli.main import OptionParser, count, quick_imports
 
 PARTS = """\
 parts:
@@ -22,14 +22,14 @@ parts:
 
 def command(args: list[str]) -> None:
     """Run the demo and print its page."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="rl-warmup demo", description=__doc__, epilog=PARTS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default="quick", help="what to run, separated by commas; default quick")
     parser.add_argument("--output", default="runs/demo", help="folder for the results; default runs/demo")
     parser.add_argument("--recipes", default="recipes/demo", help="folder of the demo's recipes; default recipes/demo")
     parser.add_argument(
-        "--processes", type=int, default=min(4, os.cpu_count() or 1), help="runs at a time, one thread each"
+        "--processes", type=count, default=min(4, os.cpu_count() or 1), help="runs at a time, one thread each"
     )
     options = parser.parse_args(args)
 

@@ -5,18 +5,17 @@ Also `accelerate launch -m rl_warmup.cli.evaluate RUN`: every process predicts a
 
 from __future__ import annotations
 
-import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.cli.main import quick_imports, run_command
+from rl_warmup.cli.main import OptionParser, count, quick_imports, run_command
 
 
 def command(args: list[str]) -> None:
     """Load the run's recipe for its task and its folder for the model; write predictions and metrics; print the table."""
-    parser = argparse.ArgumentParser(prog="rl-warmup evaluate", description=__doc__)
+    parser = OptionParser(prog="rl-warmup evaluate", description=__doc__)
     parser.add_argument("run", help="folder of a finished run (output_dir of its recipe)")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--controls", nargs="*", default=["shuffled", "empty_warmup"], metavar="CONTROL",
@@ -24,15 +23,15 @@ def command(args: list[str]) -> None:
                              "other_run (with --warmups-from), or all; default: shuffled empty_warmup")  # fmt: skip
     parser.add_argument("--likelihood", action="store_true",
                         help="also log P(y|x) by 1 to 16 warmups, the gain, and multiple choice by likelihood")  # fmt: skip
-    parser.add_argument("--num-warmups", type=int, default=8, help="candidates of rerank; default 8")
+    parser.add_argument("--num-warmups", type=count, default=8, help="candidates of rerank; default 8")
     parser.add_argument("--warmups-from", metavar="RUN", help="run whose warmups the control other_run uses")
     parser.add_argument("--metrics", nargs="*", type=_metric, metavar="METRIC",
                         help="in place of the recipe's: bleu, chrf++, ..., or '{name: bertscore, kwargs: {...}}'")  # fmt: skip
     parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
                         help="run code that the run's recipe names as its task or a metric (module:function, file.py:function, "
                              "a command): only these, or with no NAME all, saying which; without it, refused")  # fmt: skip
-    parser.add_argument("--limit", type=int, help="only the first rows of the split")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--limit", type=count, help="only the first rows of the split")
+    parser.add_argument("--batch-size", type=count, default=32)
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")
     options = parser.parse_args(args)
 
@@ -41,6 +40,7 @@ def command(args: list[str]) -> None:
         from rl_warmup.evaluation import Evaluation
         from rl_warmup.generation import Writer
         from rl_warmup.ownership import clear_results, fingerprint, reading, refuse_output, writing
+        from rl_warmup.rehearsal import rehearse
         from rl_warmup.report import result_table
         from rl_warmup.run import load_recipe_task
         from rl_warmup.run_folder import write_json
@@ -65,12 +65,8 @@ def command(args: list[str]) -> None:
     refuse_output(output, folder, [Path(other) for other in [options.warmups_from] if other])
     device = meet()
     with ExitStack() as held:
-        if (
-            is_main()
-        ):  # what was measured of other weights, or under other controls, does not stand beside the new files
+        if is_main():
             held.enter_context(reading(folder, "evaluate"))
-            held.enter_context(writing(output, "--output"))
-            clear_results(output)
         weights = fingerprint(folder) if is_main() else None
         writer = Writer.load(folder, device)
         writer.shared = True
@@ -79,6 +75,12 @@ def command(args: list[str]) -> None:
         task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
         if not task.splits[options.split]:
             raise ValueError(f"The task {task.name} has no rows in its {options.split} split.")
+        rehearse(task, options.split, writer.encoder(), writer, evaluation.controls)
+        if (
+            is_main()
+        ):  # what was measured of other weights, or under other controls, does not stand beside the new files
+            held.enter_context(writing(output, "--output"))
+            clear_results(output)
         scored = evaluation.run(writer, task, options.split, output)
         if not scored:
             return  # not the main process

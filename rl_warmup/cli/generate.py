@@ -5,18 +5,17 @@ Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: every p
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
-from rl_warmup.cli.main import quick_imports, run_command
+from rl_warmup.cli.main import OptionParser, count, quick_imports, run_command
 
 
 def command(args: list[str]) -> None:
     """One warmup and one target per prompt, as text or as JSON lines."""
-    parser = argparse.ArgumentParser(prog="rl-warmup generate", description=__doc__)
+    parser = OptionParser(prog="rl-warmup generate", description=__doc__)
     parser.add_argument("model", help="folder that training wrote")
     parser.add_argument("prompts", nargs="*", help="prompts; none reads one per line from --file or standard input")
     parser.add_argument("--file", help="text file with one prompt per line")
@@ -25,7 +24,7 @@ def command(args: list[str]) -> None:
         "--sample", action="store_true", help="sample the warmup instead of taking the likeliest tokens"
     )
     parser.add_argument("--seed", type=int, default=0, help="of --sample")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=count, default=32)
     parser.add_argument("--json", action="store_true", help="JSON lines: prompt, warmup, warmup_finish, prediction")
     options = parser.parse_args(args)
     prompts = options.prompts or _lines(options.file)

@@ -13,6 +13,7 @@ import sysconfig
 from pathlib import Path
 from typing import TextIO
 
+from rl_warmup.cli.main import OptionParser
 from rl_warmup.orphans import as_parent
 from rl_warmup.ownership import LOGS, refuse_folder
 
@@ -42,7 +43,7 @@ def launch(args: list[str]) -> None:
 
 def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     """The command, what it needs in its environment, and the folder of the other processes' logs."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = OptionParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--launch")
     for flag in TO_ACCELERATE:
         parser.add_argument(f"--{flag}")

@@ -5,12 +5,15 @@ Imports nothing heavy itself, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import argparse
 import gc
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any, NoReturn
 
 COMMANDS = {
     "train": "train one recipe, then predict and score it",
@@ -38,6 +41,50 @@ USAGE = "\n".join(
         *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
     ]
 )
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Refuses an option that is given twice, of which argparse would take the last one without a word.
+
+    Raises:
+        ValueError: from `parse_args`, for anything that cannot be parsed.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.given: set[str] = set()
+        for name in (None, "store"):
+            self.register("action", name, _StoreOnce)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError in the place of printing the usage and leaving: a mistake is one sentence."""
+        raise ValueError(f"{message}; see `{self.prog} --help`.")
+
+
+class _StoreOnce(argparse._StoreAction):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        if option_string and self.dest in parser.given:
+            raise argparse.ArgumentError(self, "is given twice; remove one of the two")
+        parser.given.add(self.dest)
+        super().__call__(parser, namespace, values, option_string)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, as an option's type."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:12]) <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number between 1 and 10^9")
+    return int(text)
+
+
+def quantity(text: str) -> float:
+    """A finite number above 0, as an option's type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0")
+    return value
 
 
 def main(argv: list[str] | None = None) -> int:

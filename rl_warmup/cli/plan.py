@@ -4,13 +4,14 @@ From shapes alone: no weight is loaded, nothing is downloaded, and torch is not 
 
 from __future__ import annotations
 
-import argparse
 import json
+
+from rl_warmup.cli.main import OptionParser, quantity
 
 
 def command(args: list[str]) -> None:
     """Print tokens, operations, memory, time, and the line that launches the quickest way that fits."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="rl-warmup plan",
         description=__doc__,
         epilog="Settings of the recipe follow as `--key value`, as for train.",
@@ -20,11 +21,11 @@ def command(args: list[str]) -> None:
         "--hardware", required=True, metavar="COUNTxNAME-MEMORY",
         help="e.g. 8xA100-80GB, 1xRTX4090-24GB, 4xH100-80GB, 2xCPU; a device of your own with its two figures",
     )  # fmt: skip
-    parser.add_argument("--tflops", type=float, metavar="T", help="dense bf16, 10^12 per second, of one device")
-    parser.add_argument("--bandwidth", type=float, metavar="GB/s", help="of one device's memory")
+    parser.add_argument("--tflops", type=quantity, metavar="T", help="dense bf16, 10^12 per second, of one device")
+    parser.add_argument("--bandwidth", type=quantity, metavar="GB/s", help="of one device's memory")
     for part in ("prompt", "warmup", "target"):
         parser.add_argument(
-            f"--{part}-tokens", type=float, metavar="N", help=f"mean tokens of a {part}, where you know them"
+            f"--{part}-tokens", type=quantity, metavar="N", help=f"mean tokens of a {part}, where you know them"
         )
     parser.add_argument("--json", action="store_true", help="print it for programs: bytes, operations, seconds")
     options, flags = parser.parse_known_args(args)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
+
+from rl_warmup.cli.main import OptionParser
 
 
 def command(args: list[str]) -> None:
     """Write report.html, summary.md and pictures; print where they are."""
-    parser = argparse.ArgumentParser(prog="rl-warmup report", description=__doc__)
+    parser = OptionParser(prog="rl-warmup report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders that hold some, e.g. runs/demo")
     parser.add_argument("--output", metavar="DIR", help="folder for the report; default: report/ beside the runs")
     parser.add_argument(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.cli.evaluate import refuse_code
-from rl_warmup.cli.main import quick_imports, run_command
+from rl_warmup.cli.main import OptionParser, count, quick_imports, run_command
 
 EPILOG = """A run has its task in recipe.yaml and its constraints of sampling in warmup_layout.json; any other model (a folder,
 a hub name, start:NAME) needs --config or --task. Further settings of a recipe are flags too: --dtype bfloat16,
@@ -33,7 +33,7 @@ NOT_FOR_SAMPLING = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16")  # how a
 
 def command(args: list[str]) -> None:
     """Settings from the run, the recipe and the flags; draw what is missing in the file; say what it holds."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="rl-warmup sample", description=__doc__, epilog=EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -44,13 +44,11 @@ def command(args: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a FILE of another drawing")
     parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
                         help="run the code that the run's recipe names as its task; without it, refused")  # fmt: skip
-    parser.add_argument("--limit", type=int, help="only the first rows of the split")
-    parser.add_argument("--batch-size", type=int, default=32, help="prompts at a time; what is drawn depends on it")
+    parser.add_argument("--limit", type=count, help="only the first rows of the split")
+    parser.add_argument("--batch-size", type=count, default=32, help="prompts at a time; what is drawn depends on it")
     for name, text in SETTINGS.items():
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text)
     options, further = parser.parse_known_args(args)
-    if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
-        raise ValueError("--batch-size and --limit must be at least 1.")
     given = [f"--{name}={getattr(options, name)}" for name in SETTINGS if hasattr(options, name)]
 
     with quick_imports():

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from rl_warmup.cli.main import quick_imports
+from rl_warmup.cli.main import OptionParser, count, quick_imports
 
 
 def command(args: list[str]) -> None:
     """Run what is missing, print the table, and fail where a run failed."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="rl-warmup sweep", description=__doc__,
         epilog="Run it again to go on after a stop; run it more than once at the same time, here or on other machines, to "
         "share the work. docs/sweeps.md tells how a sweep file is written.",
     )  # fmt: skip
     parser.add_argument("file", metavar="FILE", help="a sweep file, e.g. recipes/sweeps/num_warmups.yaml")
     parser.add_argument("--output", metavar="DIR", help="folder of the runs; default runs/sweeps/NAME")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default 1")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at a time; default 1")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and what they cost, and run nothing")
     parser.add_argument("--budget", metavar="TIME", help="2h, 90m or seconds: start no run that would not end in time")
     parser.add_argument("--retry-failed", action="store_true", help="also try again what failed before")
@@ -29,14 +28,10 @@ def command(args: list[str]) -> None:
         "--devices", nargs="*", default=[], metavar="GPU", help="GPUs dealt out to the jobs, e.g. 0 1 2 3"
     )
     parser.add_argument(
-        "--patience", type=int, default=60, metavar="SECONDS",
+        "--patience", type=count, default=60, metavar="SECONDS",
         help="without a sign of life from a worker before its run is taken over; default 60",
     )  # fmt: skip
     options = parser.parse_args(args)
-    if options.jobs < 1:
-        raise ValueError(f"--jobs: is {options.jobs}, must be at least 1.")
-    if options.patience < 1:
-        raise ValueError(f"--patience: is {options.patience}, must be at least 1 (seconds).")
 
     with quick_imports():
         from rl_warmup.sweeps import SweepSettings, run_sweep, show_plan

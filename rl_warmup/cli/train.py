@@ -52,6 +52,8 @@ def command(args: list[str]) -> None:
     end_with_parent()
     keep_own_log()
     path = None
+    if args.count("--config") > 1:
+        raise ValueError("--config is given twice. Remove one of the two.")
     if "--config" in args:
         at = args.index("--config")
         if at + 1 == len(args):

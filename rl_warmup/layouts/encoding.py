@@ -27,6 +27,7 @@ UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff01-\uff0f\uff1a-\uff1f\uff5f-\uff9f\U00020000-\U0003ffff]"
 )
+HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its other half
 TOGETHER = 64  # rows whose texts go to the tokenizer in one call: a call for each text takes more than twice as long
 
 
@@ -95,6 +96,7 @@ class RowEncoder:
         """The rows as they come, `TOGETHER` of them read ahead; the first is row number `first`. Raises as `encode_all`."""
         source, index = iter(rows), first
         while together := [dict(row) for row in islice(source, TOGETHER)]:
+            _refuse_halves(together, name, index)
             ahead = self._read_ahead(together)
             for row in together:
                 self._ahead = ahead
@@ -273,6 +275,20 @@ class RowEncoder:
             return ids[: int(begins)] + ids[len(ids) - limit + int(begins) :]
         ends = ids[-1] == self._end
         return ids[: limit - 1] + ids[-1:] if ends else ids[:limit]
+
+
+def _refuse_halves(rows: list[dict[str, Any]], name: str, first: int) -> None:
+    """Raises ValueError for a text with half a character, which no tokenizer takes, naming its row."""
+    for number, row in enumerate(rows, first):
+        for column in ("prompt", "target", "completion"):
+            value = row.get(column)
+            texts = [m.get("content") for m in value if isinstance(m, dict)] if isinstance(value, list) else [value]
+            for text in texts:
+                if isinstance(text, str) and (half := HALF.search(text)):
+                    raise ValueError(
+                        f"{name} row {number} (id {row.get('id', number)}): the {column} holds half a character ({half[0]!r}). "
+                        f"Repair the text, or remove the row."
+                    )
 
 
 def _between_unspaced(text: str, place: int) -> bool:

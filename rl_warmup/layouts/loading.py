@@ -5,6 +5,7 @@ Knows: transformers' loaders. Must not know: recipes, training. `trust_remote_co
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -12,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from rl_warmup.layouts.stored import check_head
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
@@ -21,6 +23,7 @@ from rl_warmup.layouts.whole import check_adapter, check_kind, load_tokenizer, l
 from rl_warmup.starts import PREFIX, resolve
 
 ADAPTER_FILE = "adapter_config.json"
+QUANTIZED_FILE = "quantization.json"  # beside an adapter whose base model was quantized while it was trained
 SCRATCH = {"scratch-t5": "t5", "scratch-llama": "llama"}
 NO_FP16 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
@@ -47,13 +50,22 @@ def load_model(
         ValueError: the model cannot be found, is of another kind, lacks tensors or its tokenizer, the sizes make no sense, or
             the output head is not the checkpoint's.
     """
+    kwargs = {"dtype": "float32", **kwargs}
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
-        return build_model(SCRATCH[name], tokenizer, size, seed), tokenizer
-    kwargs = {"dtype": "float32", **kwargs}
+        return _as_asked(build_model(SCRATCH[name], tokenizer, size, seed), name, **kwargs), tokenizer
+    if "/" in str(kwargs.get("attn_implementation")):
+        raise ValueError(
+            f"attn_implementation: {kwargs['attn_implementation']!r} is code on the hub, which is never run. Use eager, sdpa or "
+            f"flash_attention_2."
+        )
     if name.startswith(PREFIX):
         name = resolve(name)
+    if kwargs.get("revision") not in (None, "main") and Path(name).is_dir():
+        raise ValueError(
+            f"model_revision: {kwargs['revision']!r} is a revision on the hub, and {name} is a folder. Leave it out."
+        )
     if Path(name, ADAPTER_FILE).is_file():
         return _load_adapted(name, texts, **kwargs)
     try:
@@ -74,6 +86,48 @@ def load_model(
         raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
     check_head(model, name, kwargs.get("revision"))
     return model, tokenizer
+
+
+def _as_asked(
+    model: Any, name: str, dtype: Any, attn_implementation: str | None = None, revision: str | None = None,
+    quantization_config: Any = None,
+) -> Any:  # fmt: skip
+    """A model with random weights, in the precision and with the attention asked for.
+
+    Raises:
+        ValueError: a revision or a quantization is asked for, which random weights do not have.
+    """
+    if quantization_config is not None or revision not in (None, "main"):
+        asked = "load_in_4bit and load_in_8bit" if quantization_config is not None else f"model_revision: {revision!r}"
+        raise ValueError(f"{asked} cannot be used with {name}, whose weights are random. Leave it out.")
+    if attn_implementation:
+        model.set_attn_implementation(attn_implementation)
+    return model if dtype == "auto" else model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+
+def save_quantization(model: Any, folder: str | Path) -> None:
+    """Beside an adapter, how its base model was quantized while it was trained; nothing for other models."""
+    config = getattr(model.config, "quantization_config", None)
+    if hasattr(model, "peft_config") and config is not None:
+        kept = {"quantization_config": config.to_dict(), "dtype": str(model.dtype).removeprefix("torch.")}
+        Path(folder, QUANTIZED_FILE).write_text(json.dumps(kept, indent=2, default=str), encoding="utf-8")
+
+
+def _read_quantization(path: Path) -> dict[str, Any]:
+    """What `from_pretrained` has to be told for the base model to be the one that was trained on.
+
+    Raises:
+        ValueError: bitsandbytes is not installed, or the file cannot be read.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"{path.parent} holds an adapter of a quantized model, which needs the package bitsandbytes. Install it."
+        )
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {**kept, "quantization_config": BitsAndBytesConfig(**kept["quantization_config"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not say how the base model was quantized: {error}.") from error
 
 
 @contextmanager
@@ -99,6 +153,9 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     """The base model an adapter folder names, with the adapter merged into it, and the folder's tokenizer."""
     from peft import PeftModel
 
+    quantized = Path(folder, QUANTIZED_FILE)
+    if quantized.is_file():
+        kwargs |= _read_quantization(quantized)
     base = json.loads(Path(folder, ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base or not base.strip():
         raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
@@ -107,6 +164,8 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
     _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
     check_adapter(folder, adapted)
+    if quantized.is_file():  # merging would round the adapter with the base model
+        return adapted.eval(), load_tokenizer(folder)
     merged = adapted.merge_and_unload()
     merged.name_or_path = folder  # its base is another model, and what the folder declares is true of this one alone
     return merged.requires_grad_(True), load_tokenizer(folder)  # peft has frozen the base model

@@ -7,7 +7,7 @@ Both take the same sizes, so that one recipe drives either by its model line alo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from transformers.trainer_utils import set_seed
 
 from rl_warmup.layouts.encoding import UNSPACED
+from rl_warmup.settings import scratch_faults
 
 PAD, END, UNKNOWN, BEGIN, SEPARATOR, FILLER = "<pad>", "</s>", "<unk>", "<s>", "<extra_id_0>", "..."
 
@@ -39,16 +40,9 @@ class TinySize:
     @classmethod
     def read(cls, values: dict[str, Any]) -> TinySize:
         """From a recipe's mapping, with one sentence for a key or a value that does not exist."""
-        known = [f.name for f in fields(cls)]
-        unknown = [key for key in values if key not in known]
-        if unknown:
-            raise ValueError(f"scratch: unknown {', '.join(map(repr, unknown))}. Allowed: {', '.join(known)}.")
-        size = cls(**values)
-        if size.tokenizer not in ("words", "digits", "subwords"):
-            raise ValueError(f"scratch: tokenizer is {size.tokenizer!r}; allowed: words, digits, subwords.")
-        if size.width % size.heads:
-            raise ValueError(f"scratch: width {size.width} is not a multiple of heads {size.heads}.")
-        return size
+        if faults := scratch_faults(values):
+            raise ValueError(" ".join(faults))
+        return cls(**values)
 
 
 def build_tokenizer(texts: Iterable[str], size: TinySize, encoder_decoder: bool) -> PreTrainedTokenizerFast:

@@ -181,12 +181,13 @@ def _listed(names: Iterable[Spec] | Spec) -> list[Spec]:
 
 
 def _checked(name: str, scores: Any) -> dict[str, float]:
-    if isinstance(scores, dict):
-        return scores
+    given = scores if isinstance(scores, dict) else {name.rpartition(":")[2]: scores}
     try:
-        return {name.rpartition(":")[2]: float(scores)}
+        return {str(key): value if type(value) is int else float(value) for key, value in given.items()}
     except (TypeError, ValueError):
-        found = type(scores).__name__
+        found = (
+            {key: type(value).__name__ for key, value in given.items()} if given is scores else type(scores).__name__
+        )
         raise ValueError(f"metric '{name}' returned a {found}; let it return a number or a dict of numbers") from None
 
 

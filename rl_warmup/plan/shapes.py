@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.settings import scratch_faults
+
 T5_KINDS = ("t5", "mt5")
 LLAMA_KINDS = ("llama", "mistral", "qwen2", "qwen3")
 # What `layouts.tiny.TinySize` falls back on; a test keeps the two alike, as importing that one means importing transformers.
@@ -144,13 +146,10 @@ def read_shape(name: str, scratch: dict[str, Any] | None = None, scratch_vocab: 
 
 
 def _scratch(name: str, given: dict[str, Any], vocab: int | None) -> Shape:
-    unknown = [key for key in given if key not in SCRATCH]
-    if unknown:
-        raise ValueError(f"scratch: unknown {', '.join(map(repr, unknown))}. Allowed: {', '.join(SCRATCH)}.")
+    if faults := scratch_faults(given):
+        raise ValueError(" ".join(faults))
     size: dict[str, Any] = {**SCRATCH, **given}
     heads, width, t5 = size["heads"], size["width"], name == "scratch-t5"
-    if width % heads:
-        raise ValueError(f"scratch: width {width} is not a multiple of heads {heads}.")
     return Shape(
         name, "t5" if t5 else "llama", vocab or size["vocab_size"], width, heads, heads, width // heads,
         size["feed_forward"] or 4 * width, size["layers"], (size["encoder_layers"] or size["layers"]) if t5 else 0,

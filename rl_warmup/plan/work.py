@@ -7,23 +7,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rl_warmup.options import OBJECTIVES, TaskOptions, WarmupOptions
 from rl_warmup.plan.shapes import Shape, read_shape
+from rl_warmup.settings import scratch_faults
 from rl_warmup.starts import resolve
 from rl_warmup.tasks import Task, load_task
+from rl_warmup.values import defaults_of, typed
 
 SAMPLED_ROWS = 256
 NO_LIMIT = (512, 128)  # tokens of a prompt and a target, where the recipe sets no limit and rows cannot be counted
-# Keys of transformers.TrainingArguments and trl.ModelConfig that change cost, with their defaults there.
-SETTINGS: dict[str, Any] = {
-    "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": -1, "num_train_epochs": 3.0,
-    "bf16": False, "dtype": None, "gradient_checkpointing": False, "optim": "adamw_torch_fused", "use_peft": False,
-    "model_name_or_path": None, "use_cpu": False,
-}  # fmt: skip
+
+
+@dataclass
+class Inherited:
+    """Settings of transformers.TrainingArguments and trl.ModelConfig that change cost, with their defaults there."""
+
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    max_steps: int = -1
+    num_train_epochs: float = 3.0
+    bf16: bool = False
+    dtype: str | None = None
+    gradient_checkpointing: bool = False
+    optim: str = "adamw_torch_fused"
+    use_peft: bool = False
+    model_name_or_path: str | None = None
+    use_cpu: bool = False
+
+
+READ = (TaskOptions, WarmupOptions, Inherited)
 
 
 @dataclass(frozen=True)
@@ -78,20 +94,24 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
     Raises:
         ValueError: a setting that matters here is missing or makes no sense. `rl-warmup train` checks all the others.
     """
-    said = {**_defaults(), **{key: value for key, value in values.items() if key in _defaults()}}
+    coerced, faults = typed({key: value for key, value in values.items() if key in _defaults()}, READ)
+    faults += scratch_faults(coerced.get("scratch") or {})
+    if faults:
+        raise ValueError(
+            faults[0] if len(faults) == 1 else "\n  - ".join([f"{len(faults)} settings cannot be used:", *faults])
+        )
+    said = {**_defaults(), **coerced}
     if not said["model_name_or_path"]:
         raise ValueError(
             "model_name_or_path is missing. Give a folder, a well-known name, scratch-t5 or scratch-llama."
         )
     said["model_name_or_path"] = resolve(str(said["model_name_or_path"]))
-    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_warmups", "max_warmup_length"):
-        said[key] = _whole(key, said[key])
     sft = said["objective"] == "sft"
     if said["objective"] not in OBJECTIVES:
         raise ValueError(f"objective: {said['objective']!r} is not one of {', '.join(OBJECTIVES)}.")
     n = 0 if sft else said["num_warmups"]
-    k = n if sft or said["backward_samples"] is None else _whole("backward_samples", said["backward_samples"])
-    if k > n:
+    k = n if sft or said["backward_samples"] is None else said["backward_samples"]
+    if not sft and not 1 <= k <= n:
         raise ValueError(f"backward_samples: {k} must lie between 1 and num_warmups ({n}); leave it empty for all.")
     scratch = str(said["model_name_or_path"]).startswith("scratch-")
     words = scratch and (said["scratch"] or {}).get("tokenizer") == "words"
@@ -113,19 +133,11 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
 
 def unread(values: Mapping[str, Any]) -> list[str]:
     """Keys of a recipe that change nothing here; a misspelt one is among them."""
-    ours = {f.name for f in (*fields(TaskOptions), *fields(WarmupOptions))}
-    return [key for key in values if key not in _defaults() and key not in ours]
+    return [key for key in values if key not in _defaults()]
 
 
 def _defaults() -> dict[str, Any]:
-    task, warmups = TaskOptions(), WarmupOptions()
-    return {**SETTINGS, **vars(task), **vars(warmups)}
-
-
-def _whole(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
-        raise ValueError(f"{key}: {value!r} is not a whole number of at least 1.")
-    return int(value)
+    return defaults_of(READ)
 
 
 def _optimizer_bytes(name: str) -> float:

@@ -22,6 +22,7 @@ COLUMNS = {
     REFERENCE: "reference warmups",
     STORED: "stored warmups",
 }  # of encoded rows; data may have a `reference` of its own
+UNCOUNTED = frozenset({"reverse", "head", "sorted", "filler", DRAFT, *DRAWN})  # do not look at `word_counts`
 ANOTHERS = "reference warmups of another prompt"  # a column too: the warmups of the start for some other row
 
 
@@ -29,8 +30,8 @@ ANOTHERS = "reference warmups of another prompt"  # a column too: the warmups of
 class ProposalContext:
     """What a proposal may look at besides the target.
 
-    max_length: tokens of a warmup; longer ones are cut. word_counts: in how many training targets a word occurs. decode:
-    turns a word's ids into text.
+    max_length: tokens of a warmup; longer ones are cut. word_counts: in how many training targets a word occurs; of a stream,
+    in how many of its first rows (`training_data.COUNTED`). decode: turns a word's ids into text.
     """
 
     max_length: int

@@ -7,7 +7,7 @@
 """
 
 from rl_warmup.report.build import write_report
-from rl_warmup.report.plots import plot_curves
+from rl_warmup.report.plots import plot_curves, require_extras
 from rl_warmup.report.tables import NAMES, result_table, spread, text_table
 
-__all__ = ["NAMES", "plot_curves", "result_table", "spread", "text_table", "write_report"]
+__all__ = ["NAMES", "plot_curves", "require_extras", "result_table", "spread", "text_table", "write_report"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from rl_warmup.report import curves, differences, examples
 from rl_warmup.report.collect import Section, find_runs, sections
 from rl_warmup.report.page import Part, page
-from rl_warmup.report.plots import plot_curves
+from rl_warmup.report.plots import plot_curves, require_extras
 from rl_warmup.report.summary import summary
 from rl_warmup.report.words import title
 
@@ -33,6 +33,7 @@ def write_report(
         ValueError: a path without a finished run, or a control that no run belongs to.
         ImportError: matplotlib or scipy is missing.
     """
+    require_extras()
     runs, skipped = find_runs(paths)
     found = sections(runs)
     parts = [_part(section, control) for section in found]

@@ -5,6 +5,7 @@ Knows: points. Must not know: runs, files of runs, or pages.
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,13 @@ from pathlib import Path
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b2569a", "#a06a00", "#4b4bb8", "#5b6770", "#8c2d19")
 MARKERS = "osD^vPX*"
 Panel = tuple[dict[str, list[list[tuple[float, float]]]], str, str]
+
+
+def require_extras() -> None:
+    """Raises ImportError, before anything is computed, where matplotlib or scipy is missing."""
+    for package in ("matplotlib", "scipy"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"Reports need {package}, which is not installed: pip install 'rl_warmup[metrics]'.")
 
 
 def plot_curves(
@@ -25,10 +33,9 @@ def plot_curves(
         panels: (arm -> one list of (x, y) points per seed, title, label of the y axis).
         marks: x at which a vertical line stands in every panel.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(f"Plots need matplotlib: pip install 'rl_warmup[metrics]' ({error}).") from error
+    require_extras()
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -31,6 +31,8 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def result_table(result: dict[str, Any]) -> str:
     """The metrics of one run: a line per kind of warmup, a column per metric."""
+    if not result["metrics"]:
+        return f"\n{result['task']}: no rows in the {result['split']} split, so nothing was predicted or scored."
     names = list(next(iter(result["metrics"].values())))
     rows = [
         [

@@ -165,7 +165,13 @@ def metric_names(recipe: Recipe) -> list[str]:
     signatures(specs)
     if not all(spec in METRICS and spec not in HEAVY_METRICS for spec in map(str, specs)):
         return []
-    row = task.splits[recipe.task.predict_split][0]
+    rows = task.splits[recipe.task.predict_split]
+    if not rows:
+        raise ValueError(
+            f"predict_split: the task {task.name} has no rows in its {recipe.task.predict_split} split, so no metric can answer "
+            f"the question. Give rows, or another split."
+        )
+    row = rows[0]
     return list(compute(specs, [row["target"]], [row["target"]], [row]))
 
 

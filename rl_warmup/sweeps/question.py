@@ -6,6 +6,7 @@ Knows: the keys of a sweep file. Must not know: recipes beyond their path, runs,
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,13 @@ WARMUPS = {
 }  # fmt: skip
 SAMPLERS = ("random", "tpe")
 PRUNERS = ("median", "percentile", "halving", "hyperband")
+# settings that every run of a sweep is given its own value of, so that one in the file would be overwritten
+GIVEN = {
+    "output_dir": "every run has a folder of its own", "seed": "list seeds under `seeds`",
+    "resume_from_checkpoint": "a run that was cut off goes on by itself", "show_progress": "the sweep shows its own line",
+}  # fmt: skip
+MANY = 10_000  # arms or seeds; more are a slip of the pen
+TEXTS = ("question", "base", "metric", "control", "launch")
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]*")
 HELP = {
     "question": "what the sweep is to find out, in words",
@@ -75,15 +83,23 @@ def read_question(path: str | Path) -> Question:
     faults += [
         f"{key} is missing: {HELP[key]}." for key in ("question", "base", "seeds", "metric") if not values.get(key)
     ]
-    faults += _fault_of_variation(values) + _faults_of_choices(values)
+    faults += [
+        f"{key}: {values[key]!r:.80} is not a text; give {HELP[key]}."
+        for key in TEXTS
+        if values.get(key) and not isinstance(values[key], str)
+    ]
+    faults += _fault_of_variation(values) + _faults_of_choices(values) + _faults_of_given(values)
     base = Path(str(values.get("base", "")))
     beside = path.parent / base
-    if values.get("base") and not (beside.is_file() or base.is_file()):
+    if isinstance(values.get("base"), str) and not (beside.is_file() or base.is_file()):
         faults.append(f"base: the recipe {beside} does not exist. Give its path relative to {path}.")
     seeds = values.get("seeds") or [0]
-    seeds = list(range(1, seeds + 1)) if isinstance(seeds, int) else seeds
-    if not isinstance(seeds, list) or not all(isinstance(s, int) for s in seeds) or len(set(seeds)) < len(seeds):
-        faults.append(f"seeds: {seeds!r} must be a list of different whole numbers, or how many.")
+    seeds = list(range(1, seeds + 1)) if type(seeds) is int and 0 < seeds <= MANY else seeds
+    whole = isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**32 for s in seeds)
+    if not whole or not 0 < len(set(seeds)) == len(seeds) <= MANY:
+        faults.append(
+            f"seeds: {seeds!r:.80} must be a list of different whole numbers from 0 to {2**32 - 1}, or how many (1 to {MANY})."
+        )
     if faults:
         text = faults[0] if len(faults) == 1 else "\n".join(f"  - {fault}" for fault in faults)
         raise ValueError(f"{path}: {text}" if len(faults) == 1 else f"{path} cannot be used:\n{text}")
@@ -104,6 +120,19 @@ def _unknown(key: str) -> str:
     return f"{key!r} is no key of a sweep file.{hint}"
 
 
+def _faults_of_given(values: Mapping[str, Any]) -> list[str]:
+    """Settings that a sweep cannot vary or set, wherever they stand."""
+    arms = values.get("runs") if isinstance(values.get("runs"), dict) else {}
+    places = {key: values.get(key) for key in ("settings", "grid", "random")}
+    places |= {f"runs: {name}": changes for name, changes in (arms or {}).items()}
+    return [
+        f"{place}: {key} would have no effect, as {why}. Remove it."
+        for place, changes in places.items()
+        for key, why in GIVEN.items()
+        if isinstance(changes, dict) and key in changes
+    ]
+
+
 def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with grid, runs, random and settings."""
     faults = []
@@ -121,6 +150,11 @@ def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
             faults.append(
                 f"grid: {key} has mappings as values, which give no readable name; list such arms under runs."
             )
+    many = math.prod(len(choices) for choices in (values.get("grid") or {}).values() if isinstance(choices, list))
+    if many > MANY:
+        faults.append(
+            f"grid: has {many:.3g} combinations, must be at most {MANY}. Give fewer values, or random ranges."
+        )
     names = [str(name) for name in values.get("runs") or {}]
     faults += [f"runs: two arms are called {name}. Rename one." for name in set(names) if names.count(name) > 1]
     for name, changes in (values.get("runs") or {}).items():
@@ -130,8 +164,8 @@ def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
             faults.append(f"runs: {name} must be a mapping of settings; {{}} is the base itself.")
     faults += [_range_fault(key, given) for key, given in (values.get("random") or {}).items()]
     trials = values.get("trials")
-    if values.get("random") and not (isinstance(trials, int) and trials > 0):
-        faults.append("trials: random ranges need a number of arms to draw, e.g. `trials: 12`.")
+    if values.get("random") and not (type(trials) is int and 0 < trials <= MANY):
+        faults.append(f"trials: random ranges need a number of arms to draw, e.g. `trials: 12` (at most {MANY}).")
     if trials and not values.get("random"):
         faults.append("trials: is for random ranges; a grid and runs say by themselves how many there are.")
     return [fault for fault in faults if fault]
@@ -143,9 +177,9 @@ def _range_fault(key: str, given: Any) -> str:
     if isinstance(given, dict) and {"low", "high"} <= given.keys() <= {"low", "high", "log", "step"}:
         try:
             low, high = float(given["low"]), float(given["high"])
-        except (TypeError, ValueError):
-            return f"random: {key} has bounds that are no numbers: {given['low']!r}, {given['high']!r}."
-        if low > high or (given.get("log") and low <= 0):
+        except (TypeError, ValueError, OverflowError):
+            return f"random: {key} has bounds that are no numbers: {given['low']!r:.40}, {given['high']!r:.40}."
+        if not (math.isfinite(low) and math.isfinite(high)) or low > high or (given.get("log") and low <= 0):
             return f"random: {key} runs from {low:g} to {high:g}; low must not exceed high, and be above 0 with log."
         return f"random: {key} cannot have both log and step." if given.get("log") and given.get("step") else ""
     return f"random: {key} must be a list of values or {{low, high}}, with log: true or step if wanted."

@@ -7,6 +7,7 @@ a label for people, and may recur, as foreign data sets repeat theirs: a row is 
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 Row = dict[str, Any]
 
 Item = TypeVar("Item")
+HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, which no tokenizer takes
 SPLITS = ("train", "validation", "test")
 
 
@@ -65,6 +67,10 @@ def _check_rows(rows: Sequence[Row], where: str) -> None:
                 name = f" (id {row.get('id')!r})" if key != "id" else ""
                 found = "is missing" if key not in row else f"is {value!r}"
                 raise ValueError(f"{label}{name}: '{key}' {found}; give a non-empty string or drop the row")
+            if key != "id" and (half := HALF.search(value)):
+                raise ValueError(
+                    f"{label}: '{key}' holds half a character ({half[0]!r}); repair the text or drop the row"
+                )
 
 
 def rows_hash(rows: Iterable[Row]) -> str:
@@ -75,7 +81,7 @@ def rows_hash(rows: Iterable[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         line = json.dumps([row["id"], row["prompt"], row["target"]], ensure_ascii=False)
-        digest.update(line.encode("utf-8") + b"\n")
+        digest.update(line.encode("utf-8", "backslashreplace") + b"\n")
     return digest.hexdigest()
 
 

@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_overwritten(recipe
         ({"num_warmups": "many"}, ["num_warmups: 'many' is not a whole number"]),
         ({"num_warmup": 3, "tau": 0.0}, ["2 settings cannot be used", "num_warmups", "tau: is 0.0, must be above 0"]),
         ({"proposals": ["revers"]}, ["proposals: There is no proposal 'revers'", "Did you mean 'reverse'"]),
-        ({"controls": ["shuffle"]}, ["controls: 'shuffle' is not a control", "shuffled"]),
+        ({"controls": ["shuffle"]}, ["controls: 'shuffle' is not one of", "shuffled"]),
         ({"model_name_or_path": "./nowhere"}, ["model_name_or_path: './nowhere' is no folder", "scratch-t5"]),
         ({"model_name_or_path": "-"}, ["model_name_or_path is missing"]),
         ({"metrics": ["blue"]}, ["blue", "bleu"]),

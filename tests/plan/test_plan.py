@@ -191,7 +191,7 @@ def test_rows_that_are_at_hand_are_counted(recipe, capsys):
     [
         ({}, "model_name_or_path is missing"),
         ({"model_name_or_path": "someone/unknown"}, "the shape of 'someone/unknown' is not known here, and plan asks no network"),
-        ({"model_name_or_path": "t5-base", "num_warmups": 0}, "num_warmups: 0 is not a whole number of at least 1"),
+        ({"model_name_or_path": "t5-base", "num_warmups": 0}, "num_warmups: is 0, must be at least 1"),
         ({"model_name_or_path": "t5-base", "backward_samples": 9}, r"backward_samples: 9 must lie between 1 and num_warmups"),
         ({"model_name_or_path": "t5-base", "objective": "ppo"}, "objective: 'ppo' is not one of sft, marginal"),
     ],

@@ -34,13 +34,25 @@ SHIPPED = Path(__file__).parents[2] / "recipes" / "sweeps"
         ({"control": None}, "control is missing: name the arm to compare with, one of num_warmups=1"),
         ({"warmups": "shufled"}, "warmups: 'shufled' is not one of own, shuffled"),
         ({"warmups": "filler"}, "warmups: filler is not scored by the base recipe; add it to `controls` under settings"),
-        ({"seeds": [1, 1]}, "seeds: [1, 1] must be a list of different whole numbers, or how many."),
+        ({"seeds": [1, 1]}, "seeds: [1, 1] must be a list of different whole numbers"),
         ({"random": {"tau": {"low": 2, "high": 1}}, "trials": 3}, "random: tau runs from 2 to 1"),
         ({"random": {"tau": [1, 2]}}, "trials: random ranges need a number of arms to draw"),
         ({"sampler": "tpe"}, "sampler: is for random ranges, and there are none."),
         ({"pruner": "medain"}, "pruner: 'medain' is not one of median, percentile, halving, hyperband. Did you mean 'median'?"),
         ({"pruner": "median"}, "pruner: needs evaluations during training"),
         ({"launch": "no-such-program"}, "no-such-program cannot be started"),
+        ({"grid": {"output_dir": ["a", "b"]}}, "grid: output_dir would have no effect"),
+        ({"grid": {"seed": [1, 2]}}, "grid: seed would have no effect"),
+        ({"settings": {"seed": 1}}, "settings: seed would have no effect"),
+        ({"runs": {"one": {"output_dir": "a"}}}, "runs: one: output_dir would have no effect"),
+        ({"random": {"seed": [1, 2]}, "trials": 2}, "random: seed would have no effect"),
+        ({"grid": {"tau": list(range(1, 200)), "beta": list(range(200))}}, "grid: has 3.98e+04 combinations"),
+        ({"seeds": 1000000}, "seeds: 1000000 must be"), ({"seeds": -3}, "seeds: -3 must be"),
+        ({"seeds": [-1]}, "seeds: [-1] must be"),
+        ({"seeds": [2**32]}, "seeds: [4294967296] must be"), ({"seeds": True}, "seeds: True must be"),
+        ({"metric": ["a"]}, "metric: ['a'] is not a text"), ({"base": ["a"]}, "base: ['a'] is not a text"),
+        ({"random": {"tau": {"low": float("nan"), "high": 1}}, "trials": 3}, "random: tau runs from nan"),
+        ({"random": {"tau": [1, 2]}, "trials": 10**9}, "trials: random ranges need a number"),
     ],
 )  # fmt: skip
 def test_every_mistake_gets_one_sentence(stage, capsys, keys, sentence):
@@ -55,7 +67,7 @@ def test_flags_and_files(stage, tmp_path, capsys):
     assert main(["sweep", str(tmp_path / "none.yaml")]) == 2
     assert "The sweep file" in capsys.readouterr().err
     file = str(stage().write())
-    for flags, sentence in ((["--jobs", "0"], "--jobs: is 0"), (["--budget", "soon"], "--budget: 'soon' is no time")):
+    for flags, sentence in ((["--jobs", "0"], "--jobs: '0'"), (["--budget", "soon"], "--budget: 'soon' is no time")):
         assert main(["sweep", file, *flags]) == 2
         assert sentence in capsys.readouterr().err
     assert [seconds_of(text) for text in ("2h", "1h30m", "90m", "45s", "45")] == [7200, 5400, 5400, 45, 45]

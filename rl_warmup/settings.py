@@ -1,0 +1,276 @@
+"""Every setting of a recipe, judged once: what it does here, why it is refused, what it needs, which numbers it may hold.
+
+Knows: names and numbers. Must not know: torch, transformers, any value that is not handed in. `tests/test_settings.py` fails when
+transformers or trl brings a setting that is not judged here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """The numbers that a setting may hold; all of them finite."""
+
+    low: float = 0
+    high: float = 1e9
+    above: bool = False  # `low` itself is not allowed
+    below: bool = False  # `high` itself is not allowed
+    also: str = ""  # what else is allowed, or the unit, in words
+
+    def fault(self, value: float) -> str | None:
+        """What is allowed in its place; None where the value is fine."""
+        within = self.low <= value <= self.high and not (self.above and value == self.low)
+        if math.isfinite(value) and within and not (self.below and value == self.high):
+            return None
+        low = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        high = f"below {self.high:g}" if self.below else f"at most {self.high:g}"
+        if self.high == 1:
+            words = f"{low} and {high}" if self.above or self.below else "between 0 and 1"
+        else:
+            words = high if value > self.high or self.high == 0 else low
+        return words + self.also
+
+
+# Settings of transformers.TrainingArguments and trl.ModelConfig that do here what their own documentation says. "Trainer" and
+# "TrainingArguments" stand for the classes of transformers, whose code reads them; anything else is the file of ours that does.
+EFFECTIVE: dict[str, str] = {
+    **dict.fromkeys((
+        "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type",
+        "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1",
+        "adam_beta2", "adam_epsilon", "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16", "activation_checkpointing",
+        "activation_checkpointing_kwargs", "torch_empty_cache_steps", "logging_strategy", "logging_first_step", "disable_tqdm",
+        "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "eval_strategy",
+        "eval_delay", "eval_on_start", "save_only_model", "save_strategy", "save_steps", "save_total_limit",
+        "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+        "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip", "full_determinism", "seed",
+        "data_seed", "accelerator_config", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory",
+        "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+        "dataloader_in_order", "train_sampling_strategy", "ddp_find_unused_parameters", "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers", "ddp_static_graph", "fsdp", "fsdp_config", "deepspeed", "debug", "skip_memory_metrics",
+    ), "Trainer"),
+    **dict.fromkeys((
+        "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "logging_steps", "log_on_each_node", "log_level",
+        "log_level_replica", "eval_steps", "per_device_eval_batch_size", "use_cpu", "ddp_backend", "ddp_timeout", "do_eval",
+    ), "TrainingArguments"),
+    "resume_from_checkpoint": "run.py",
+    "local_rank": "nowhere: DeepSpeed's own launcher passes it, and says the same by the variable LOCAL_RANK",
+    **dict.fromkeys(("model_name_or_path", "model_revision", "dtype", "attn_implementation"), "run.py"),
+    **dict.fromkeys((
+        "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
+        "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type",
+        "use_bnb_nested_quant", "bnb_4bit_quant_storage",
+    ), "_trl.py"),
+}  # fmt: skip
+
+_OTHER_LOSS = "belongs to a loss that is not computed here"
+_TEXT_METRICS = "validation here scores texts and sums log-probabilities itself (`metrics`, `num_eval_warmups`)"
+_HALF_EVAL = (
+    "validation uses the weights that are trained; it would leave a rounded model behind. Use bf16 or `dtype: bfloat16`"
+)
+_COMPILED = "every update has other shapes, for each of which the model would be compiled again"
+# Settings that are refused where they differ from their default, and why.
+REFUSED: dict[str, str] = {
+    "label_smoothing_factor": f"{_OTHER_LOSS}; a smoothed target would not be the likelihood that rewards warmups",
+    "neftune_noise_alpha": "noise in the embeddings would score warmups under another model than the one that wrote them",
+    "average_tokens_across_devices": f"{_OTHER_LOSS}; it is always divided by the target tokens of all processes",
+    "bf16_full_eval": _HALF_EVAL,
+    "fp16_full_eval": f"{_HALF_EVAL}; models of the T5 family overflow in float16",
+    "torch_compile": _COMPILED,
+    "torch_compile_backend": _COMPILED,
+    "torch_compile_mode": _COMPILED,
+    "use_liger_kernel": "its fused loss takes the place of the forward that scores warmups",
+    "liger_kernel_config": "use_liger_kernel is refused",
+    "use_cache": "training needs no cache, and what samples warmups always has one",
+    "auto_find_batch_size": "it would change the rows of an update while the run goes; lower per_device_train_batch_size and "
+    "raise gradient_accumulation_steps",
+    "logging_nan_inf_filter": "a loss that is not finite always ends the run",
+    "include_num_input_tokens_seen": "it counts tensors that do not exist here; timing.jsonl has train_tokens",
+    "prediction_loss_only": _TEXT_METRICS,
+    "eval_do_concat_batches": _TEXT_METRICS,
+    "eval_use_gather_object": _TEXT_METRICS,
+    "eval_accumulation_steps": _TEXT_METRICS,
+    "include_for_metrics": _TEXT_METRICS,
+    "batch_eval_metrics": _TEXT_METRICS,
+    "label_names": _TEXT_METRICS,
+    "enable_jit_checkpoint": "SIGTERM ends a run here with a checkpoint anyway (docs/checkpoints.md)",
+    "restore_callback_states_from_checkpoint": "callbacks restore themselves from a checkpoint, and copies of them would be "
+    "filled in their place",
+    "save_on_each_node": "a checkpoint is put in its place by the main process alone (docs/checkpoints.md)",
+    "parallelism_config": "it splits one prompt over processes, and warmups are sampled from whole ones",
+    "remove_unused_columns": "rewards and metrics read columns that the model does not take",
+    "length_column_name": "rows are not sorted by length",
+    "do_train": "`rl-warmup train` always trains",
+    "do_predict": "`rl-warmup train` predicts `predict_split`, where the task has one",
+}  # fmt: skip
+# Values beside the default under which a refused setting is what it always was, as TrainingArguments rewrites some of its own.
+SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no",)}
+# Settings that do nothing unless another one is on.
+NEEDS: dict[str, str] = {
+    **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
+                     "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora", "load_in_8bit", "load_in_4bit"),
+                    "use_peft"),
+    **dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), "load_in_4bit"),
+    **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"), "push_to_hub"),
+    **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "project"), "report_to"),
+    **dict.fromkeys(("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+                     "dataloader_in_order"), "dataloader_num_workers"),
+    **dict.fromkeys(("load_best_model_at_end", "eval_on_start", "do_eval"), "eval_strategy"),
+    "fsdp_config": "fsdp",
+    "activation_checkpointing_kwargs": "activation_checkpointing", "gradient_checkpointing_kwargs": "gradient_checkpointing",
+}  # fmt: skip
+# Values of effective settings that are refused all the same.
+NOT: dict[tuple[str, str], str] = {
+    ("train_sampling_strategy", "group_by_length"): "rows are not sorted by length; batches of the forward already are",
+    ("train_sampling_strategy", "batch_rebalance"): "rows are not sorted by length; batches of the forward already are",
+    ("lora_task_type", "SEQ_CLS"): "the adapter's model has to write text; leave it out",
+    ("lora_task_type", "TOKEN_CLS"): "the adapter's model has to write text; leave it out",
+    ("lora_task_type", "QUESTION_ANS"): "the adapter's model has to write text; leave it out",
+    ("lora_task_type", "FEATURE_EXTRACTION"): "the adapter's model has to write text; leave it out",
+    ("debug", "tpu_metrics_debug"): "it is for TPUs, which are not supported",
+}  # fmt: skip
+ACCELERATOR = {  # keys of accelerator_config that may not be changed
+    "split_batches": (False, "batches are those of one process"),
+    "dispatch_batches": (False, "rows are no tensors, and every process reads its own"),
+    "even_batches": (True, "processes would do different numbers of updates and wait for each other"),
+}
+# (settings of optimizers, beginnings of `optim`, whether these are the only ones that read them, or those that do not)
+OPTIMIZERS: tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...] = (
+    (("adam_beta1", "adam_beta2", "adam_epsilon"), ("sgd", "adagrad", "rmsprop", "adafactor"), False),
+    (("optim_args",), ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu", "adamw_apex", "adafactor"), False),
+    (("optim_target_modules",), ("galore", "apollo"), True),
+)
+
+SEED, SHARE, EMPTY = Range(0, 2**32 - 1), Range(0, 1), ", or empty"
+COUNT, AMOUNT, POSITIVE = Range(1), Range(0, math.inf), Range(0, math.inf, True)
+BATCH, TOKENS = Range(1, 1e6), Range(1, 1e7)
+RANGES: dict[str, Range] = {
+    # ours
+    "num_warmups": Range(1, 10_000), "num_eval_warmups": Range(1, 10_000), "temperature": POSITIVE, "top_p": Range(0, 1, True),
+    "min_warmup_length": Range(0, 1e6), "max_warmup_length": Range(1, 1e6), "tau": POSITIVE, "target_ess": Range(0, 10_000),
+    "uniform_target_share": SHARE, "tsallis_q": SHARE, "empty_share": SHARE, "backward_samples": Range(0, 10_000),
+    "min_reading_updates": Range(0), "max_reading_updates": COUNT, "reading_threshold": SHARE,
+    "beta": Range(0, math.inf, also=EMPTY), "anchor_weight": AMOUNT,
+    "readiness": Range(-1e9, 0, below=True, also=" (nats per token)"),
+    "max_prompt_length": Range(2, 1e7, also=", or empty for no limit"),
+    "max_target_length": Range(2, 1e7, also=", or empty for no limit"),
+    "hang_timeout": Range(0, math.inf, True, also=", or empty to wait for ever"), "log_warmups": Range(0, 1e6),
+    # TrainingArguments
+    "per_device_train_batch_size": BATCH, "per_device_eval_batch_size": BATCH, "gradient_accumulation_steps": BATCH,
+    "num_train_epochs": Range(0, 1e9, True), "max_steps": Range(1, also=", or -1 for num_train_epochs"),
+    "learning_rate": AMOUNT, "warmup_steps": Range(0), "weight_decay": AMOUNT, "adam_beta1": Range(0, 1, below=True),
+    "adam_beta2": Range(0, 1, below=True), "adam_epsilon": AMOUNT, "max_grad_norm": AMOUNT, "torch_empty_cache_steps": COUNT,
+    "logging_steps": Range(0, 1e9, True), "eval_steps": Range(0, 1e9, True), "save_steps": Range(0, 1e9, True),
+    "eval_delay": Range(0), "save_total_limit": COUNT, "seed": SEED, "data_seed": SEED, "dataloader_num_workers": Range(0, 1024),
+    "dataloader_prefetch_factor": Range(1, 10_000), "ddp_bucket_cap_mb": Range(1, 1e6), "ddp_timeout": COUNT,
+    # ModelConfig
+    "lora_r": Range(1, 1e5), "lora_alpha": COUNT, "lora_dropout": Range(0, 1, below=True),
+}  # fmt: skip
+ONLY_ALLOWED = {"max_steps": (-1,)}  # besides the range
+# `scratch`, by the names of `layouts.tiny.TinySize`
+SCRATCH: dict[str, Range | tuple[str, ...]] = {
+    "width": Range(1, 65_536), "layers": Range(1, 1024), "encoder_layers": Range(1, 1024, also=EMPTY), "heads": Range(1, 1024),
+    "feed_forward": Range(1, 1e6, also=EMPTY), "vocab_size": Range(8, 1e7), "tokenizer": ("words", "digits", "subwords"),
+    "max_positions": Range(2, 1e7),
+}  # fmt: skip
+
+
+def number_fault(name: str, value: Any, allowed: Range | None = None) -> str | None:
+    """A sentence for a number outside of its range; None for anything that is no number, or is fine."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    allowed = allowed or RANGES.get(name, Range(-1e18, 1e18))
+    try:
+        fault = None if value in ONLY_ALLOWED.get(name, ()) else allowed.fault(float(value))
+    except OverflowError:
+        fault = f"at most {allowed.high:g}{allowed.also}"
+    return None if fault is None else f"{name}: is {shown(value)}, must be {fault}."
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def is_on(value: Any) -> bool:
+    """Whether a setting that others need is on."""
+    return bool(value) and str(getattr(value, "value", value)) not in ("no", "none", "['none']")
+
+
+def setting_faults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """A sentence for every inherited setting whose value is refused, or would do nothing.
+
+    Args:
+        values: settings by name, of the right types.
+        defaults: of all inherited settings.
+    """
+    faults = []
+    for name, value in values.items():
+        if name not in defaults or value == defaults[name] or value in SAME.get(name, ()):
+            continue
+        why, needed = REFUSED.get(name), NEEDS.get(name)
+        if why is None and isinstance(value, str):
+            why = NOT.get((name, str(getattr(value, "value", value))))
+        if why is not None:
+            faults.append(f"{name}: {shown(value)} cannot be used: {why}. Leave it out.")
+        elif name not in EFFECTIVE:
+            faults.append(
+                f"{name}: is new in transformers or trl, and what it does to warmups is not known. Leave it out."
+            )
+        elif needed and not is_on(values.get(needed, defaults.get(needed))):
+            faults.append(f"{name}: has no effect without {needed}. Set {needed}, or leave {name} out.")
+    return faults + _faults_of_pairs(values, defaults)
+
+
+def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Settings that make others void."""
+    faults, all_values = [], {**defaults, **given}
+    scheduler = all_values.get("lr_scheduler_type")
+    if given.get("warmup_steps") and getattr(scheduler, "value", scheduler) == "constant":
+        faults.append(
+            "warmup_steps: has no effect with lr_scheduler_type constant. Use constant_with_warmup, or leave it out."
+        )
+    if given.get("lora_dropout") and all_values.get("use_peft") and all_values.get("disable_dropout", True):
+        faults.append(
+            "lora_dropout: has no effect, as disable_dropout sets every dropout to 0. Set that to false, or leave this out."
+        )
+    optimizer = str(getattr(all_values.get("optim"), "value", all_values.get("optim")))
+    for names, optimizers, only in OPTIMIZERS:
+        faults += [
+            f"{name}: has no effect with optim {optimizer}. Leave it out."
+            for name in names
+            if name in given and given[name] != defaults.get(name) and optimizer.startswith(optimizers) != only
+        ]
+    config = all_values.get("accelerator_config")
+    for key, (allowed, why) in ACCELERATOR.items():
+        value = config.get(key) if isinstance(config, dict) else getattr(config, key, None)
+        if value is not None and value != allowed:
+            faults.append(f"accelerator_config: {key} {shown(value)} cannot be used: {why}.")
+    return faults
+
+
+def scratch_faults(given: Mapping[str, Any]) -> list[str]:
+    """A sentence for everything about the sizes of a scratch model that cannot be."""
+    unknown = [key for key in given if key not in SCRATCH]
+    faults = []
+    if unknown:
+        faults.append(f"scratch: unknown {', '.join(map(repr, unknown))}. Allowed: {', '.join(SCRATCH)}.")
+    for key, value in given.items():
+        allowed = SCRATCH.get(key)
+        if isinstance(allowed, Range):
+            if type(value) is not int and not (value is None and allowed.also):
+                faults.append(f"scratch: {key} {shown(value)} is not a whole number.")
+            elif fault := number_fault(key, value, allowed):
+                faults.append(f"scratch: {fault}")
+        elif allowed is not None and value not in allowed:
+            faults.append(f"scratch: {key} is {shown(value)}; allowed: {', '.join(allowed)}.")
+    width, heads = given.get("width", 128), given.get("heads", 4)
+    if not faults and width % heads:
+        faults.append(f"scratch: width {width} is not a multiple of heads {heads}.")
+    return faults

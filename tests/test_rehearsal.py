@@ -1,0 +1,149 @@
+"""What prediction and scoring need is known before the first update; no test set is a normal case."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl_warmup.cli.main import main
+from rl_warmup.demo import run_demo
+from rl_warmup.run_folder import json_line, read_jsonl, write_jsonl
+
+ROWS = [{"prompt": f"a b c w{i}", "target": f"w{i} c b a"} for i in range(6)]
+PLUGINS = """
+import datetime
+from rl_warmup.tasks import Task
+def broken(predictions, targets, rows): raise KeyError("gone")
+def needs_text(predictions, targets, rows): return sum(1 / len(p) for p in predictions)
+def words(predictions, targets, rows): return {"x": "y"}
+def only_validation(predictions, targets, rows): return 1 / (0 if "v" in rows[0]["prompt"] else 1)
+ROWS = [{"id": str(i), "prompt": f"a b w{i}", "target": f"w{i} b"} for i in range(4)]
+def task(kind):
+    extra = {"date": datetime.date(2020, 1, 1), "set": {1}, "keys": {(1, 2): 3}, "bytes": b"x"}[kind]
+    return Task("own", {"train": ROWS, "validation": [], "test": [{**row, "extra": extra} for row in ROWS]}, ("exact_match",))
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(PLUGINS)
+    paths = {"train": "rows.jsonl", "test": "rows.jsonl"}
+
+    def start(rows=ROWS, test=None, **values):
+        for name, part in (("rows", rows), ("test", test if test is not None else rows)):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        recipe = {
+            "model_name_or_path": "scratch-t5", "scratch": {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"},
+            "task": "file", "task_kwargs": {**paths, "test": "test.jsonl"}, "num_warmups": 2, "max_warmup_length": 3,
+            "max_target_length": 12, "max_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "no", "controls": [],
+            "use_cpu": True, "show_progress": False, "output_dir": "run", **values,
+        }  # fmt: skip
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        code = main(["train", "--config", "recipe.yaml"])
+        said = capsys.readouterr()
+        if code:
+            assert len(said.err.strip().splitlines()) == 1
+            assert not (tmp_path / "run" / "metrics.jsonl").exists()  # nothing was trained
+        return code, said.out, said.err
+
+    return start
+
+
+def test_no_test_set_is_a_normal_case(run, tmp_path, capsys):
+    code, out, _ = run(task_kwargs={"train": "rows.jsonl"})
+    assert code == 0
+    assert "test" in out
+    result = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (result["updates"], result["rows"], result["metrics"]) == (1, 0, {})
+    assert not (tmp_path / "run" / "predictions.jsonl").exists()
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert main(["report", "run", "--output", "report"]) == 0
+    assert main(["evaluate", "run"]) == 2
+    assert "test" in capsys.readouterr().err
+
+
+def test_a_single_test_row_cannot_be_shuffled(run, tmp_path):
+    code, out, _ = run(test=ROWS[:1], controls=["shuffled", "empty_warmup"])
+    assert code == 0
+    assert "shuffled" in out
+    assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]) == {"", "empty_warmup"}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"test": [*ROWS, {"prompt": "a " * 9, "target": "b"}], "max_prompt_length": 8}, ["test row 6", "max_prompt_length"]),
+        ({"test": [*ROWS, {"prompt": "cut \ud83d", "target": "b"}]}, ["row 6", "prompt"]),
+        ({"test": [*ROWS, {"prompt": "a", "target": "cut \ud83d"}]}, ["row 6", "target"]),
+        ({"rows": [*ROWS, {"prompt": "cut \ud83d", "target": "b"}]}, ["train", "row 6", "prompt"]),
+        ({"metrics": ["own.py:broken"]}, ["own.py:broken", "KeyError"]),
+        ({"metrics": ["own.py:needs_text"]}, ["own.py:needs_text", "ZeroDivisionError"]),
+        ({"metrics": ["own.py:words"]}, ["own.py:words"]),
+        ({"metrics": [{"name": "bleu", "kwargs": {"tokenise": "13a"}}]}, ["bleu"]),
+        ({"task": "own.py:task", "task_kwargs": {"kind": "keys"}}, ["test row 0", "extra"]),
+        (
+            {
+                "rows": [{"prompt": f"a b v{i}", "target": "c b"} for i in range(4)], "test": ROWS, "eval_strategy": "steps",
+                "task_kwargs": {"train": "test.jsonl", "validation": "rows.jsonl", "test": "test.jsonl"},
+                "metrics": ["own.py:only_validation"],
+            },
+            ["own.py:only_validation", "ZeroDivisionError"],
+        ),
+    ],
+)  # fmt: skip
+def test_it_is_known_before_the_first_update(run, given, named):
+    code, _, said = run(**given)
+    assert code == 2
+    assert all(word in said for word in named), said
+
+
+@pytest.mark.parametrize("kind", ["date", "set", "bytes"])
+def test_what_json_lacks_is_written_as_text(run, tmp_path, kind):
+    assert run(task="own.py:task", task_kwargs={"kind": kind})[0] == 0
+    extra = {row["extra"] for row in read_jsonl(tmp_path / "run" / "predictions.jsonl")}
+    assert extra == {str({"date": datetime.date(2020, 1, 1), "set": {1}, "bytes": b"x"}[kind])}
+
+
+def test_half_characters_in_unused_columns_come_back(run, tmp_path):
+    assert run(rows=[{**row, "note": "cut \ud83d", "id": f"\ud83d{i}"} for i, row in enumerate(ROWS)])[0] == 0
+    written = read_jsonl(tmp_path / "run" / "predictions.jsonl")
+    assert {row["note"] for row in written} == {"cut \ud83d"}
+    assert main(["evaluate", "run", "--controls", "empty_warmup"]) == 0
+
+
+def test_what_a_tokenizer_cannot_write_is_said_before_training(run, tmp_path):
+    code, out, _ = run(test=[{"prompt": "a b", "target": "unheard of"}, *ROWS], max_steps=1, logging_steps=1)
+    assert code == 0
+    assert "1 of 7 targets" in out
+    assert out.count("1 of 7 targets") == 1
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["ceiling"]["exact_match"] == pytest.approx(6 / 7)
+
+
+def test_evaluate_tries_its_metrics_before_it_predicts(run, tmp_path, capsys):
+    assert run()[0] == 0
+    assert main(["evaluate", "run", "--metrics", "own.py:broken"]) == 2
+    assert "own.py:broken" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "evaluation" / "test" / "predictions.jsonl").exists()
+
+
+def test_lines_of_json(tmp_path):
+    row = {"text": "\u2028 \ud83d é", "price": decimal.Decimal("1.5"), "when": datetime.datetime(2020, 1, 2)}
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    assert read_jsonl(tmp_path / "a.jsonl") == [{**row, "price": "1.5", "when": "2020-01-02 00:00:00"}]
+    with pytest.raises(TypeError):
+        json_line({(1, 2): 3})
+
+
+def test_extras_are_asked_for_before_a_demo_runs(monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else found(name, *a))
+    monkeypatch.setattr("rl_warmup.demo._run_jobs", lambda *a: pytest.fail("runs were started"))
+    with pytest.raises(ImportError, match="matplotlib"):
+        run_demo(Path(__file__).parents[1] / "recipes" / "demo", tmp_path, 1, ["ledger"])

@@ -1,0 +1,241 @@
+"""Every setting is judged: it does what it says, or is refused with its reason; numbers are numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from pathlib import Path
+
+import pytest
+import transformers
+import trl
+from transformers import TrainingArguments
+
+from rl_warmup import _trl, settings
+from rl_warmup.config import WarmupConfig, build_recipe
+from rl_warmup.options import CONTROLS, TaskOptions, WarmupOptions
+from rl_warmup.settings import ACCELERATOR, EFFECTIVE, NEEDS, NOT, RANGES, REFUSED, SCRATCH, Range
+from rl_warmup.values import defaults_of
+
+BASE = {"model_name_or_path": "scratch-t5", "output_dir": "run", "use_cpu": True}
+INHERITED = (TrainingArguments, _trl.model_config_class())
+DEFAULTS = defaults_of([WarmupConfig, _trl.model_config_class()])
+ROOM = Path(settings.__file__).parent
+# another value than the default, where its type does not give one
+OTHER = {
+    "torch_compile_backend": "eager", "torch_compile_mode": "default", "liger_kernel_config": {"rope": True},
+    "include_for_metrics": ["inputs"], "label_names": ["labels"], "length_column_name": "size", "eval_accumulation_steps": 2,
+    "label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0, "include_num_input_tokens_seen": "all",
+    "lora_target_modules": ["q"], "lora_target_parameters": ["q"], "lora_modules_to_save": ["q"],
+    "lora_task_type": "SEQ_2_SEQ_LM",
+    "bnb_4bit_quant_type": "fp4", "bnb_4bit_quant_storage": "uint8", "hub_model_id": "a/b", "hub_strategy": "end",
+    "hub_revision": "x", "dataloader_prefetch_factor": 2, "dataloader_multiprocessing_context": "fork", "fsdp_config": {"a": 1},
+    "activation_checkpointing_kwargs": {"use_reentrant": False}, "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "project": "mine", "trackio_space_id": "a/b", "trackio_bucket_id": "a/b", "trackio_static_space_id": "a/b",
+    "lora_dropout": 0.25,
+}  # fmt: skip
+
+
+def other(name):
+    if name in OTHER:
+        return OTHER[name]
+    return not DEFAULTS[name] if isinstance(DEFAULTS[name], bool) else DEFAULTS[name] + 1
+
+
+def faults_of(**values) -> list[str]:
+    with pytest.raises(ValueError, match=".") as caught:
+        build_recipe({**BASE, **values})
+    lines = str(caught.value).splitlines()
+    return [line.removeprefix("  - ") for line in lines[1:]] if len(lines) > 1 else lines
+
+
+def keys_of(faults: list[str]) -> list[str]:
+    return [fault.partition(":")[0] for fault in faults]
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def test_every_inherited_setting_is_judged_once():
+    """If this fails after an update of transformers or trl: find out what the new setting does here, and add it to `settings`."""
+    known = {f.name for cls in INHERITED for f in dataclasses.fields(cls)}
+    assert known - EFFECTIVE.keys() - REFUSED.keys() == set()
+    assert set(EFFECTIVE) & set(REFUSED) == set()
+    assert {*NEEDS, *NEEDS.values(), *(name for name, _ in NOT)} <= known
+
+
+def test_effective_settings_are_read_where_the_table_says():
+    trainer = "".join(path.read_text() for path in Path(transformers.__file__).parent.glob("trainer*.py"))
+    trainer += "".join(path.read_text() for path in Path(transformers.__file__).parent.glob("integrations/*.py"))
+    arguments = inspect.getsource(TrainingArguments)
+    peft = inspect.getsource(trl.get_peft_config) + inspect.getsource(trl.get_quantization_config)
+    for name, where in EFFECTIVE.items():
+        if where == "Trainer":
+            assert re.search(rf"args\.{name}\b", trainer), name
+        elif where == "TrainingArguments":
+            assert re.search(rf"self\.{name}\b|\"{name}\"", arguments) or f"args.{name}" in trainer, name
+        elif where == "_trl.py":
+            assert f".{name}" in peft or f".{name}" in (ROOM / where).read_text(), name
+        elif where.endswith(".py"):
+            assert f".{name}" in (ROOM / where).read_text(), name
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_setting_is_refused_in_recipes_and_in_python(name):
+    if name == "parallelism_config":
+        pytest.skip("an object that no recipe can give")
+    faults = faults_of(**{name: other(name)})
+    assert keys_of(faults) == [name]
+    assert REFUSED[name] in faults[0]
+    if name in {f.name for f in dataclasses.fields(TrainingArguments)}:
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            WarmupConfig(output_dir="run", use_cpu=True, **{name: other(name)})
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_setting_without_the_one_it_needs_is_refused(name):
+    if name == "trackio_static_space_id":
+        pytest.skip("its type differs between versions")
+    assert keys_of(faults_of(**{name: other(name)})) == [name]
+
+
+def test_refused_values_and_void_pairs():
+    assert keys_of(faults_of(train_sampling_strategy="group_by_length")) == ["train_sampling_strategy"]
+    assert keys_of(faults_of(use_peft=True, lora_task_type="SEQ_CLS")) == ["lora_task_type"]
+    assert keys_of(faults_of(lr_scheduler_type="constant", warmup_steps=3)) == ["warmup_steps"]
+    assert keys_of(faults_of(use_peft=True, lora_dropout=0.1)) == ["lora_dropout"]
+    assert keys_of(faults_of(optim="sgd", adam_beta1=0.5)) == ["adam_beta1"]
+    assert keys_of(faults_of(optim_args="momentum=0.9")) == ["optim_args"]
+    assert keys_of(faults_of(optim_target_modules=["q"])) == ["optim_target_modules"]
+    for key, (allowed, _) in ACCELERATOR.items():
+        assert keys_of(faults_of(accelerator_config={key: not allowed})) == ["accelerator_config"]
+    build_recipe({**BASE, "use_peft": True, "lora_dropout": 0.1, "disable_dropout": False})
+    build_recipe({**BASE, "optim": "sgd", "optim_args": "momentum=0.9"})
+    build_recipe({**BASE, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3, "eval_strategy": "no"})
+
+
+def test_an_unknown_new_setting_is_refused(monkeypatch):
+    monkeypatch.delitem(settings.EFFECTIVE, "weight_decay")
+    assert keys_of(faults_of(weight_decay=0.5)) == ["weight_decay"]
+
+
+def test_a_config_can_be_made_again_from_itself():
+    """TrainingArguments rewrites some of its own values."""
+    config = WarmupConfig(output_dir="run", use_cpu=True, eval_strategy="steps", eval_steps=5, logging_steps=5)
+    again = dataclasses.replace(config, eval_strategy="no")
+    assert (again.eval_steps, again.eval_strategy.value) == (5, "no")
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def numeric() -> dict[str, set]:
+    found = {}
+    for cls in (*INHERITED, WarmupOptions, TaskOptions):
+        for name, hint in typing.get_type_hints(cls).items():
+            kinds = {int, float} & set(typing.get_args(hint) or (hint,))
+            if kinds and name not in REFUSED and name != "local_rank":
+                found[name] = kinds
+    return found
+
+
+def test_every_number_has_a_range():
+    assert numeric().keys() - {f for f in numeric() if f.startswith("_")} == RANGES.keys()
+
+
+@pytest.mark.parametrize("name", numeric())
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), float("-inf"), 10**400, -(10**400), 10**5000, 1e300], ids=range(7)
+)
+def test_numbers_are_finite_and_of_this_world(name, value):
+    whole = numeric()[name] == {int}
+    if value == 1e300 and not whole and RANGES[name].high == float("inf"):
+        pytest.skip("a number like others")
+    values = {"use_peft": True} if name.startswith("lora") else {}
+    faults = faults_of(**values, **{name: value})
+    assert name in keys_of(faults)
+    assert all(len(fault) < 300 for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_steps", 0), ("max_steps", -2), ("max_steps", 10**40), ("gradient_accumulation_steps", -1),
+        ("gradient_accumulation_steps", 0), ("per_device_train_batch_size", 0), ("num_warmups", 1000000), ("seed", -1),
+        ("seed", 2**32), ("data_seed", -1), ("learning_rate", -1e-4), ("warmup_steps", -1), ("num_train_epochs", 0),
+        ("weight_decay", -0.1), ("adam_beta1", 1.0), ("adam_beta2", 1.5), ("logging_steps", 0), ("eval_steps", -5),
+        ("save_steps", 0), ("save_total_limit", 0), ("max_grad_norm", -1), ("dataloader_num_workers", -1),
+        ("max_prompt_length", 1), ("hang_timeout", 0), ("log_warmups", -1), ("num_eval_warmups", 10**6),
+    ],
+)  # fmt: skip
+def test_numbers_outside_their_range(name, value):
+    assert name in keys_of(faults_of(**{name: value}))
+    inherited = name in {f.name for f in dataclasses.fields(WarmupConfig)}
+    with pytest.raises(ValueError, match=f"{name}: is "):
+        WarmupConfig(output_dir="run", use_cpu=True, **{name: value}) if inherited else None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "value", "words"),
+    [
+        (Range(1), 0, "at least 1"), (Range(1, 5), 6, "at most 5"), (Range(0, 1), 2, "between 0 and 1"),
+        (Range(0, 1, True), 0, "above 0 and at most 1"), (Range(0, 1, below=True), 1, "at least 0 and below 1"),
+        (Range(-9, 0, below=True), 0, "below 0"), (Range(0, 1), 0.5, None),
+        (Range(1, also=", or empty"), 0, "at least 1, or empty"),
+    ],
+)  # fmt: skip
+def test_what_a_range_says(allowed, value, words):
+    assert allowed.fault(value) == words
+
+
+# ---------------------------------------------------------------------- types
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("output_dir", ["a"]), ("output_dir", {"a": 1}), ("output_dir", False), ("output_dir", ""), ("task", ["file"]),
+        ("model_name_or_path", ""), ("model_name_or_path", ["a"]), ("metrics", [5]), ("metrics", [{"nam": "bleu"}]),
+        ("metrics", [{"name": "bleu", "kwargs": 3}]), ("rewards", [5]), ("rewards", [{"weight": 1}]), ("controls", [5]),
+        ("controls", ["shufled"]), ("controls", "other_run"), ("task_kwargs", "text"), ("task_kwargs", {1: 2}),
+        ("eval_strategy", "sometimes"), ("lr_scheduler_type", "linaer"), ("optim", "adamm"), ("run_name", True),
+        ("deepspeed", 5), ("report_to", [5]), ("bf16", "--seed"), ("show_progress", 1), ("separator", ["a"]),
+    ],
+)  # fmt: skip
+def test_values_of_a_wrong_type(name, value):
+    assert keys_of(faults_of(**{name: value})) == [name]
+
+
+@pytest.mark.parametrize("key", SCRATCH)
+@pytest.mark.parametrize("value", ["x", -1, 0, 1.5, True, [2], 10**400, float("inf")])
+def test_every_size_of_a_scratch_model_is_checked(key, value):
+    faults = faults_of(scratch={key: value})
+    assert keys_of(faults) == ["scratch"]
+    assert key in faults[0]
+
+
+def test_a_missing_model_and_everything_else_at_once():
+    faults = faults_of(
+        model_name_or_path=None, max_steps=0, output_dir=["a"], label_smoothing_factor=0.1, lora_r=4, xyz=1
+    )
+    assert len(faults) == 6
+    for key in ("model_name_or_path", "max_steps", "output_dir", "label_smoothing_factor", "lora_r", "xyz"):
+        assert sum(key in fault for fault in faults) == 1, key
+
+
+def test_what_transformers_and_trl_refuse_comes_in_the_same_list():
+    assert len(faults_of(use_peft=True, load_in_4bit=True, load_in_8bit=True, max_steps=0)) == 2
+    with pytest.raises(ValueError, match="evaluation strategy|eval strategy"):
+        build_recipe({**BASE, "lr_scheduler_type": "reduce_lr_on_plateau"})
+
+
+def test_names_of_controls_agree():
+    from rl_warmup import generation
+
+    assert {*CONTROLS, "other_run"} == set(generation.CONTROLS)
+
+
+def test_a_secret_is_in_no_error():
+    assert "hf_S" not in " ".join(faults_of(hub_token={"hf_S": 1}))
