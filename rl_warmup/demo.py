@@ -223,14 +223,12 @@ def _check(jobs: list[Job], output: Path) -> None:
     from rl_warmup.run import recipe_task
 
     require_extras()
-    checked: set[Path] = set()
     spent = {job.key: {"updates": 1, "train_seconds": 1.0} for job in jobs}
-    for job in jobs:
-        flags = _settings(job, output, spent)
-        recipe = read_recipe(flags[1], flags[2:])
-        if job.experiment.recipe not in checked:
-            recipe_task(recipe)  # its metrics need libraries
-            checked.add(job.experiment.recipe)
+    recipes = {
+        job.experiment.recipe: read_recipe(job.experiment.recipe, _settings(job, output, spent)[2:]) for job in jobs
+    }
+    for recipe in recipes.values():
+        recipe_task(recipe)  # its metrics need libraries
 
 
 def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[str, Any]]:
