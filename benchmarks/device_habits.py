@@ -53,18 +53,10 @@ def run(options: argparse.Namespace) -> list[DeviceRow]:
         probes = list(asked)[: 4 if options.tiny else PROBES]
         shares = habit_shares(model, tokenizer, asked.__getitem__, probes, options.seed)
         note = ", ".join(f"{habit} {share:.2f}" for habit, share in shares.items())
-        about = (options.part, device_name(), options.save.name, f"gym_{kind}", "habits")
-        rows.append(
-            DeviceRow(
-                *about,
-                seed=options.seed,
-                updates=updates,
-                seconds=seconds,
-                metric="worked out",
-                value=shares["worked"],
-                note=note,
-            )  # fmt: skip
-        )
+        row = DeviceRow(options.part, device_name(), options.save.name, f"gym_{kind}", "habits", seed=options.seed)
+        row.updates, row.seconds, row.metric, row.value = updates, seconds, "worked out", shares["worked"]
+        row.note = note
+        rows.append(row)
     unfinished = options.save.with_name(f"{options.save.name}.part")
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)

@@ -209,31 +209,13 @@ STARTS = {
     "copies-llama": Start("llama", ledger_prompts, list_skills, {"copy": 1.0}, 600, LIST),
     "rare-llama": Start("llama", ledger_prompts, list_skills, RARE, 300, LIST, 5e-4, goes_on_from="skills-llama"),
     "gym-llama": Start(
-        "llama",
-        gym_prompts,
-        gym_habits,
-        gym.SHARES,
-        8000,
-        LEGS_LLAMA,
-        1e-3,
-        dropout=0.1,
-        rows=32,
-        tokenizer=gym.build_tokenizer,
+        "llama", gym_prompts, gym_habits, gym.SHARES, 8000, LEGS_LLAMA, 1e-3, dropout=0.1, rows=32, tokenizer=gym.build_tokenizer
     ),
     "gym-t5": Start(
-        "t5",
-        gym_prompts,
-        gym_habits,
-        gym.SHARES,
-        10000,
-        LEGS_T5,
-        1e-3,
-        dropout=0.1,
-        rows=32,
-        tokenizer=gym.build_tokenizer,
+        "t5", gym_prompts, gym_habits, gym.SHARES, 10000, LEGS_T5, 1e-3, dropout=0.1, rows=32, tokenizer=gym.build_tokenizer
     ),
     "copies-t5": Start("t5", ledger_prompts, list_skills, {"copy": 1.0}, 1500, LIST),
-}
+}  # fmt: skip
 
 
 def words_of(start: Start, prompts: Sequence[str]) -> list[str]:
