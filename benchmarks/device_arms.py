@@ -67,7 +67,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "reading": {},  # the starting model's samples first; of the gym tasks
     "marginal_kl": {"proposals": [], "beta": 0.1},  # its own samples from the first update on, held near the start
 }
-TINY = {"max_steps": 2, "per_device_train_batch_size": 2, "max_target_length": 24, "max_warmup_length": 4}
+TINY = {
+    "max_steps": 2, "per_device_train_batch_size": 2, "max_target_length": 24, "max_warmup_length": 4,
+    "min_reading_updates": 4, "max_reading_updates": 4,
+}  # fmt: skip
 
 
 def run_arm(options: argparse.Namespace) -> list[DeviceRow]:
