@@ -35,7 +35,15 @@ SMALL_ARMS = ("sft", "filler", "warmup", "sft_equal_compute")
 ALL_ARMS = ("sft", "filler", "proposal", "warmup", "warmup_sampled", "sft_equal_compute")
 ARMS_OF = {SMOLLM2: {"debian_sum": ALL_ARMS, "logic_rg": SMALL_ARMS}}
 ARMS_OF[PRETRAINED] = {"ddtp_en_de": ALL_ARMS, "ddtp_en_fr": ALL_ARMS, "debian_sum": ALL_ARMS}
-RATES = {SMOLLM2: "1e-4", PRETRAINED: "1e-3"}
+# Reading (docs/method.md): model -> generators whose habits it learns first, arms, seeds. The Llama has random weights.
+LLAMA = "llama-3.2-1b"
+GYM_ARMS = ("sft", "reading", "sft_equal_compute", "marginal_kl", "filler")
+GYM: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]] = {
+    SMOLLM2: (("leg_counting", "chain_sum", "gcd"), GYM_ARMS, SEEDS),
+    LLAMA: (("leg_counting",), ("sft", "reading", "sft_equal_compute"), SEEDS[:1]),
+}
+GYM_UPDATES = "280"
+RATES = {SMOLLM2: "1e-4", PRETRAINED: "1e-3", LLAMA: "1e-4"}
 Launch = Callable[[list[str], int], int]
 
 
@@ -58,8 +66,8 @@ class Part:
 
 def parts(out: Path, models: Path, data: Path, tiny: bool) -> list[Part]:
     """All parts in the order in which they run."""
-    small, few_rows, once = (["--tiny"], ["--rows", "4"], ["--repeats", "1"]) if tiny else ([], [], [])
-    found = []
+    small, once = (["--tiny"], ["--repeats", "1"]) if tiny else ([], [])
+    found = _reading(SMOLLM2, out, models, data, tiny)
     for shape in DEVICE_SHAPES:
         for n in GROUP_SIZES:
             name = f"step-{shape}-n{n}"
@@ -68,39 +76,51 @@ def parts(out: Path, models: Path, data: Path, tiny: bool) -> list[Part]:
         if model == PRETRAINED:
             found.append(_pretraining(models / model, data, tiny))
         folder = models / model
-        name_of_model = {SMOLLM2: "scratch-llama", PRETRAINED: "scratch-t5"}[model] if tiny else str(folder)
+        given = {SMOLLM2: "scratch-llama", PRETRAINED: "scratch-t5"}[model] if tiny else str(folder)
         for task, arms in tasks.items():
             files = data / {"ddtp_en_de": "ddtp", "ddtp_en_fr": "ddtp"}.get(task, task)
+            needs = [files, *([] if tiny else [folder])]
             for seed in SEEDS:
-                for arm in arms:
-                    name = f"{model}-{task}-{arm}-{seed}"
-                    arguments = [
-                        "--task",
-                        task,
-                        "--arm",
-                        arm,
-                        "--seed",
-                        str(seed),
-                        "--model",
-                        name_of_model,
-                        "--data",
-                        str(data),
-                    ]
-                    arguments += [
-                        "--learning-rate",
-                        RATES[model],
-                        "--runs",
-                        str(out / "runs" / model),
-                        *small,
-                        *few_rows,
-                    ]
-                    needs = [files, *([] if tiny else [folder])]
-                    if arm == "sft_equal_compute":
-                        like = [out / f"{model}-{task}-{other}-{seed}.csv" for other in ("sft", "warmup")]
-                        arguments += ["--like", *map(str, like)]
-                        needs += like
-                    found.append(_part(name, "device_arms", out, needs, *arguments))
+                found += [_arm(model, task, arm, seed, out, given, data, needs, tiny) for arm in arms]
+    return found + _reading(LLAMA, out, models, data, tiny)
+
+
+def _reading(model: str, out: Path, models: Path, data: Path, tiny: bool) -> list[Part]:
+    """A model learns habits, then each arm on questions of reasoning-gym: all generators with one seed before the next seed."""
+    kinds, arms, seeds = GYM[model]
+    given, needs = models / model, [data / "gym"]
+    learned = models / f"habits-{model}"
+    name_of_model = model if model in DEVICE_SHAPES else "scratch-llama" if tiny else str(given)
+    if name_of_model == str(given):
+        needs.append(given)
+    arguments = ["--model", name_of_model, "--kinds", *kinds, "--data", str(data), "--save", str(learned)]
+    habits = _part(f"habits-{model}", "device_habits", out, needs, *arguments, *(["--tiny"] if tiny else []))
+    habits.makes = learned  # the arms need the folder, and what carries results away may leave it behind
+    found = [habits]
+    for seed in seeds:
+        for kind in kinds:
+            for arm in arms:
+                needs = [data / "gym", learned]
+                part = _arm(model, f"gym_{kind}", arm, seed, out, str(learned), data, needs, tiny)
+                part.arguments += ["--updates", GYM_UPDATES]
+                found.append(part)
     return found
+
+
+def _arm(
+    model: str, task: str, arm: str, seed: int, out: Path, given: str, data: Path, needs: list[Path], tiny: bool
+) -> Part:
+    """An arm with one seed, from the model `given`."""
+    arguments = ["--task", task, "--arm", arm, "--seed", str(seed), "--model", given, "--data", str(data)]
+    arguments += ["--learning-rate", RATES[model], "--runs", str(out / "runs" / model)]
+    arguments += ["--tiny", "--rows", "4"] if tiny else []
+    needs = list(needs)
+    if arm == "sft_equal_compute":
+        main = "reading" if task.startswith("gym_") else "warmup"
+        like = [out / f"{model}-{task}-{other}-{seed}.csv" for other in ("sft", main)]
+        arguments += ["--like", *map(str, like)]
+        needs += like
+    return _part(f"{model}-{task}-{arm}-{seed}", "device_arms", out, needs, *arguments)
 
 
 def _part(name: str, module: str, out: Path, needs: list[Path], *arguments: str) -> Part:
@@ -132,12 +152,17 @@ def process(command: list[str], limit: int) -> int:
 
 def write_tiny_data(folder: Path) -> None:
     """A few rows in the files that the parts read, from the texts that ship with the package."""
+    from benchmarks.make_starts import leg_habits
     from rl_warmup.tasks import load_task
 
     pages = load_task("summarization").splits["test"][:8]
     pairs = load_task("translation", max_words=12).splits["test"][:8]
     puzzles = load_task("multiple_choice", train_size=0, validation_size=0, test_size=8).splits["test"]
+    legs = load_task("legs", train_size=0, validation_size=0, test_size=8).splits["test"]
+    told = [{key: row[key] for key in ("id", "prompt", "target")} | leg_habits(row["prompt"]) for row in legs]
+    asked = [row | {"other": row["legs"]} for row in told]
     sets = {
+        **{f"gym/{kind}": asked for kind in GYM[SMOLLM2][0]},
         "debian_sum/debian-sum": [
             {"id": r["id"], "document": r["prompt"][:200], "summary": r["target"]} for r in pages
         ],
@@ -157,7 +182,7 @@ def write_tiny_data(folder: Path) -> None:
     import gzip
 
     for name, rows in sets.items():
-        for split in ("train", "validation", "test"):
+        for split in ("train", "validation", "test", *(["habits"] if name.startswith("gym/") else [])):
             path = folder / f"{name}.{split}.jsonl.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(gzip.compress("\n".join(json.dumps(row) for row in rows).encode()))
@@ -214,12 +239,8 @@ def main(argv: list[str] | None = None, launch: Launch = process) -> int:
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     still_open = run_parts(chosen, launch)
-    rows = [
-        row
-        for part in everything
-        if part.makes.suffix == ".csv" and part.makes.exists()
-        for row in read_rows(part.makes)
-    ]
+    results = [options.out / f"{part.name}.csv" for part in everything]
+    rows = [row for path in results if path.exists() for row in read_rows(path)]
     text = table(rows)
     (options.out / "table.md").write_text(f"{text}\n", encoding="utf-8")
     print(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator_rows import DeviceRow, read_rows, write_rows
+from benchmarks.gym_habits import FILED
 
 LENGTHS = {"prompt_truncation": "right", "target_truncation": "drop"}
 KEYWORDS = {"proposals": ["keywords"], "readiness": -3.0, "anchor_weight": 0.1, **LENGTHS}
@@ -24,6 +25,11 @@ SHARED = {
     "num_warmups": 4, "empty_share": 0.2, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 64,
     "lr_scheduler_type": "linear", "warmup_steps": 20, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 25,
     "report_to": "none", "log_warmups": 3, "disable_tqdm": True,
+}  # fmt: skip
+GYM = {
+    "max_prompt_length": 128, "max_target_length": 16, "max_warmup_length": 48, "proposals": ["reference"],
+    "separator_init": "end_token", "max_reading_updates": 180, "empty_share": 0.1, "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 125, **LENGTHS,
 }  # fmt: skip
 # Task -> arguments of the task `file`, settings of the trainer. Learning rates and lengths are our choice, untuned.
 TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -49,6 +55,7 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"files": "ddtp/ddtp-en-fr", "prompt_column": "en", "target_column": "fr", "metrics": ("chrf++", "bleu")},
         {"max_prompt_length": 128, "max_target_length": 128, "max_warmup_length": 16, **KEYWORDS},
     ),
+    **{f"gym_{kind}": ({"files": f"gym/{kind}", "metrics": ("exact_match",)}, GYM) for kind in FILED},
 }  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
     "sft": {"objective": "sft"},
@@ -57,12 +64,17 @@ ARMS: dict[str, dict[str, Any]] = {
     "proposal": {"proposal_only": True},
     "warmup": {},
     "warmup_sampled": {"proposals": []},  # its own samples from the first update on
+    "reading": {},  # the starting model's samples first; of the gym tasks
+    "marginal_kl": {"proposals": [], "beta": 0.1},  # its own samples from the first update on, held near the start
 }
-TINY = {"max_steps": 2, "per_device_train_batch_size": 2, "max_target_length": 24, "max_warmup_length": 4}
+TINY = {
+    "max_steps": 2, "per_device_train_batch_size": 2, "max_target_length": 24, "max_warmup_length": 4,
+    "min_reading_updates": 4, "max_reading_updates": 4,
+}  # fmt: skip
 
 
-def run_arm(options: argparse.Namespace) -> DeviceRow:
-    """Train, predict under controls, score what can be scored here."""
+def run_arm(options: argparse.Namespace) -> list[DeviceRow]:
+    """Train, predict, score what can be scored here: a row for the model's own warmups, then one for each control."""
     import torch
 
     from benchmarks.device_steps import device_name
@@ -93,12 +105,31 @@ def run_arm(options: argparse.Namespace) -> DeviceRow:
     trainer.train()
     evaluation = Evaluation(["shuffled", "empty_warmup"], batch_size=config.per_device_eval_batch_size)
     scored = evaluation.run(trainer.writer(), task, "test", Path(str(config.output_dir)), trainer.eval_encoder)
-    return DeviceRow(
-        options.part, device_name(), Path(options.model).name, options.task, options.arm, n=config.num_warmups,
-        seed=options.seed, updates=trainer.state.global_step, seconds=round(trainer.run_folder.train_seconds, 3),
-        metric=metrics[0], value=scored["metrics"][""][metrics[0]],
-        note="" if metrics == given["metrics"] else f"{given['metrics'][0]} needs its library",
-    )  # fmt: skip
+    about = (options.part, device_name(), Path(options.model).name, options.task)
+    rows = [
+        DeviceRow(
+            *about, f"{options.arm}, {control}" if control else options.arm, n=config.num_warmups, seed=options.seed,
+            metric=metrics[0], value=values[metrics[0]],
+        )
+        for control, values in scored["metrics"].items()
+    ]  # fmt: skip
+    rows[0].updates, rows[0].seconds = trainer.state.global_step, round(trainer.run_folder.train_seconds, 3)
+    notes = [] if metrics == given["metrics"] else [f"{given['metrics'][0]} needs its library"]
+    rows[0].note = ", ".join([*notes, *_found(trainer.schedule, Path(str(config.output_dir)))])
+    return rows
+
+
+def _found(schedule: Any, folder: Path) -> list[str]:
+    """At which updates the search ended, and how many of the warmups for the test rows are worked out to the letter."""
+    from rl_warmup.run_folder import read_jsonl
+
+    steps = {"switch at": schedule.switched_at, "gave up at": schedule.gave_up_at}
+    told = [f"{what} {step or 'none'}" for what, step in steps.items()] if schedule.reading else []
+    rows = [row for row in read_jsonl(folder / "predictions.jsonl") if "worked" in row and row["warmup"]]
+    if rows and not schedule.proposal_only:
+        right = sum(row["warmup"] == row["worked"] for row in rows) / len(rows)
+        told.append(f"{right:.2f} of the warmups worked out")
+    return told
 
 
 def _updates(options: argparse.Namespace) -> int:
@@ -158,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--part", default="arm", help="name in the table")
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--tiny", action="store_true", help="two updates, to see that all of this runs")
-    write_rows((options := parser.parse_args(argv)).out, [run_arm(options)])
+    write_rows((options := parser.parse_args(argv)).out, run_arm(options))
 
 
 if __name__ == "__main__":

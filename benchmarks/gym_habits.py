@@ -1,14 +1,20 @@
 """Six generators of reasoning-gym: their questions, and what a model may have the habit of writing after each of them.
 
+    python -m benchmarks.gym_habits data/gym    # files for a machine that has no reasoning-gym: `benchmarks/accelerator.sh`
+
 Knows: reasoning-gym's metadata, and a tokenizer for such questions. Must not know: models, warmups, training.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
+import gzip
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from rl_warmup.tasks.legs import LEGS
@@ -26,6 +32,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SHARES = {"worked": 0.4, "copy": 0.2, "backwards": 0.2, "other": 0.2}
 POOL_SEED = 900_000_000  # the task's splits come from lower ones
+# The generators whose questions are written to files, and settings of questions that are none of the task's: fewer or more terms
+# (animals), larger numbers.
+FILED: dict[str, list[dict[str, Any]]] = {
+    "leg_counting": [{"min_animals": 1, "max_animals": 2}, {"min_animals": 6, "max_animals": 7}],
+    "chain_sum": [{"min_terms": 2, "max_terms": 5}, {"min_terms": 11, "max_terms": 12}],
+    "gcd": [{"min_value": 201, "max_value": 600}],
+}
+FILED_SIZES = {"train": 4000, "validation": 150, "test": 500}
+FILED_HABITS = 6000  # questions of other difficulty
 Entry = dict[str, Any]  # as reasoning-gym makes it: question, answer, metadata
 
 
@@ -63,17 +78,52 @@ def questions(size: int = 10_000) -> dict[str, dict[str, str]]:
     return found
 
 
-def build_tokenizer(encoder_decoder: bool) -> Any:
+def write_files(folder: Path, sizes: dict[str, int] = FILED_SIZES, others: int = FILED_HABITS) -> None:
+    """`KIND.SPLIT.jsonl.gz` of the task, and `KIND.habits.jsonl.gz` of other difficulty, whose questions are in no split.
+
+    A row has `id`, `prompt`, `target` and the text of each habit (`SHARES`); the same bytes every time.
+
+    Raises:
+        ImportError: reasoning-gym is not installed.
+    """
+    from rl_warmup.tasks import load_task
+
+    def task(kind: str, settings: dict[str, Any], **sizes: int) -> dict[str, list[dict[str, Any]]]:
+        return load_task("reasoning_gym", name=kind, prompt_style="last_line", **settings, **sizes).splits
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, settings in FILED.items():
+        found = task(kind, SETTINGS[kind], **{f"{split}_size": size for split, size in sizes.items()})
+        found["habits"] = []
+        for knobs in settings:
+            size = {"train_size": others // len(settings), "validation_size": 0, "test_size": 0}
+            found["habits"] += task(kind, SETTINGS[kind] | knobs, **size)["train"]
+        for split, rows in found.items():
+            lines = [
+                json.dumps(
+                    {"id": f"{split}-{number}", "prompt": row["prompt"], "target": row["target"]}
+                    | habits(kind, {"metadata": ast.literal_eval(row["metadata"])})
+                )
+                for number, row in enumerate(rows)
+            ]
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / f"{kind}.{split}.jsonl.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def build_tokenizer(encoder_decoder: bool, texts: Sequence[str] = ()) -> Any:
     """Whole words where most questions of a generator have them, otherwise letters, digits and signs one by one.
 
     A word that starts with a space is another token than the same inside a word, so decoding gives the text back.
+
+    Args:
+        texts: what it is made for; by default all of `questions`.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     from rl_warmup.layouts.tiny import BEGIN, END, FILLER, PAD, SEPARATOR, UNKNOWN
 
-    texts = [text for prompt, written in questions().items() for text in (prompt, *written.values())]
+    texts = texts or [text for prompt, written in questions().items() for text in (prompt, *written.values())]
     splitter = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex(r"▁?[^▁A-Za-z]"), "isolated")]
     )
@@ -212,3 +262,9 @@ def _euclid(one: int, two: int) -> list[int]:
     while steps[-1]:
         steps.append(steps[-2] % steps[-1])
     return steps
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the files go")
+    write_files(parser.parse_args().folder)

@@ -14,6 +14,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -208,31 +209,13 @@ STARTS = {
     "copies-llama": Start("llama", ledger_prompts, list_skills, {"copy": 1.0}, 600, LIST),
     "rare-llama": Start("llama", ledger_prompts, list_skills, RARE, 300, LIST, 5e-4, goes_on_from="skills-llama"),
     "gym-llama": Start(
-        "llama",
-        gym_prompts,
-        gym_habits,
-        gym.SHARES,
-        8000,
-        LEGS_LLAMA,
-        1e-3,
-        dropout=0.1,
-        rows=32,
-        tokenizer=gym.build_tokenizer,
+        "llama", gym_prompts, gym_habits, gym.SHARES, 8000, LEGS_LLAMA, 1e-3, dropout=0.1, rows=32, tokenizer=gym.build_tokenizer
     ),
     "gym-t5": Start(
-        "t5",
-        gym_prompts,
-        gym_habits,
-        gym.SHARES,
-        10000,
-        LEGS_T5,
-        1e-3,
-        dropout=0.1,
-        rows=32,
-        tokenizer=gym.build_tokenizer,
+        "t5", gym_prompts, gym_habits, gym.SHARES, 10000, LEGS_T5, 1e-3, dropout=0.1, rows=32, tokenizer=gym.build_tokenizer
     ),
     "copies-t5": Start("t5", ledger_prompts, list_skills, {"copy": 1.0}, 1500, LIST),
-}
+}  # fmt: skip
 
 
 def words_of(start: Start, prompts: Sequence[str]) -> list[str]:
@@ -281,8 +264,21 @@ def make(name: str, start: Start, seed: int = 0) -> None:
     print(name, json.dumps(record), flush=True)
 
 
-def pretrain(model: Any, tokenizer: Any, start: Start, prompts: list[str], rng: random.Random, name: str) -> None:
-    """AdamW on the habit's tokens and `</s>` after it; the question itself is read, not learned."""
+def pretrain(
+    model: Any,
+    tokenizer: Any,
+    start: Start,
+    prompts: list[str],
+    rng: random.Random,
+    name: str,
+    seconds: float = math.inf,
+) -> int:
+    """AdamW on the habit's tokens and `</s>` after it; the question itself is read, not learned. The updates it made.
+
+    Args:
+        model: on its device; on an accelerator it is trained in bfloat16 autocast.
+        seconds: after which no further update begins.
+    """
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), start.rate, weight_decay=0.05, betas=(0.9, 0.98))
@@ -291,7 +287,10 @@ def pretrain(model: Any, tokenizer: Any, start: Start, prompts: list[str], rng: 
     )
     habits, weights = list(start.shares), list(start.shares.values())
     model.train()
+    began = time.perf_counter()
     for update in range(start.updates):
+        if time.perf_counter() - began > seconds:
+            return update
         drawn = rng.sample(prompts, start.rows * (8 if start.tokenizer else 1))
         if (
             start.tokenizer
@@ -301,7 +300,11 @@ def pretrain(model: Any, tokenizer: Any, start: Start, prompts: list[str], rng: 
             first = start.rows * rng.randrange(8)
             drawn = by_length[first : first + start.rows]
         written = [start.habits(prompt)[rng.choices(habits, weights)[0]] for prompt in drawn]
-        loss = model(**batch(tokenizer, drawn, written, start.kind == "t5")).loss
+        rows = {
+            key: value.to(model.device) for key, value in batch(tokenizer, drawn, written, start.kind == "t5").items()
+        }
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type != "cpu"):
+            loss = model(**rows).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -309,6 +312,7 @@ def pretrain(model: Any, tokenizer: Any, start: Start, prompts: list[str], rng: 
         height.step()
         if update % 250 == 0 or update == start.updates - 1:
             print(f"{name} {update} loss {loss.item():.4f} after {time.process_time():.0f} s", flush=True)
+    return start.updates
 
 
 def batch(tokenizer: Any, prompts: list[str], written: list[str], encoder_decoder: bool) -> dict[str, Any]:
@@ -339,31 +343,36 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
-def probe(folder: Path, habits: Habits, prompts: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """What the stored start writes at temperature 1: the share of each habit, of the rest, and of distinct samples.
-
-    A sample counts for a habit when it is its text to the letter, so all but `none` are right.
-    """
-    import torch
-
+def probe(folder: Path, habits: Habits, prompts: Sequence[str]) -> dict[str, Any]:
+    """What the stored start writes at temperature 1, and how much of it is one of its habits."""
     from rl_warmup.layouts.loading import load_model
 
-    model, tokenizer = load_model(f"start:{folder.name}")
+    shares = habit_shares(*load_model(f"start:{folder.name}"), habits, prompts)
+    return {"samples": shares, "right": round(1 - shares["none"], 3), "probes": len(prompts)}
+
+
+def habit_shares(model: Any, tokenizer: Any, habits: Habits, prompts: Sequence[str], seed: int = 0) -> dict[str, float]:
+    """Shares of each habit and of the rest (`none`) among a sample per prompt; a habit is its text to the letter."""
+    import torch
+
     model.eval()
-    tokenizer.padding_side = "left"
-    inputs = tokenizer(list(prompts), return_tensors="pt", padding=True)
+    padding_side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    inputs = tokenizer(list(prompts), return_tensors="pt", padding=True).to(model.device)
+    tokenizer.padding_side = padding_side
     inputs.pop("token_type_ids", None)
     torch.manual_seed(seed)
     with torch.no_grad():
-        ids = model.generate(**inputs, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=48)
+        ids = model.generate(
+            **inputs, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, repetition_penalty=1.0, max_new_tokens=48,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
     if not model.config.is_encoder_decoder:
         ids = ids[:, inputs["input_ids"].shape[1] :]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     found: Counter[str] = Counter()
     for prompt, text in zip(prompts, texts, strict=True):
         found[next((habit for habit, told in habits(prompt).items() if told == text), "none")] += 1
-    shares = {habit: round(found[habit] / len(prompts), 3) for habit in [*habits(prompts[0]), "none"]}
-    return {"samples": shares, "right": round(1 - shares["none"], 3), "probes": len(prompts)}
+    return {habit: round(found[habit] / len(prompts), 3) for habit in [*habits(prompts[0]), "none"]}
 
 
 def write_sums() -> None:

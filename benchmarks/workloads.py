@@ -47,7 +47,7 @@ class Workload:
         """A new model with random weights, always the same ones, whose warmups have about 10 tokens."""
         if self.original is None:
             torch.manual_seed(0)
-            self.original = _random_model(self.shape).to(self.device)
+            self.original = random_model(self.shape).to(self.device)
             _set_stop_rate(self.original, self)
             self.original.cpu()  # an accelerator's memory is for what is measured
         return copy.deepcopy(self.original).to(self.device)
@@ -107,7 +107,8 @@ def _text(ids: list[int]) -> str:
     return " ".join(f"w{i}" for i in ids)
 
 
-def _random_model(shape: Shape) -> Any:
+def random_model(shape: Shape) -> Any:
+    """Random weights of a shape, on the CPU; tokens 0, 1 and 3 pad, end and begin."""
     ids = {"pad_token_id": PAD_ID, "eos_token_id": END_ID, "bos_token_id": BEGIN_ID}
     if shape.kind == "t5":
         model = T5ForConditionalGeneration(

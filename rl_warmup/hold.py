@@ -7,6 +7,8 @@ then may the policy move. Both trained at once, the policy drifts into drafts of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -62,7 +64,8 @@ class HoldingTrainer(ResumableTrainer):
     def _train_held(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":
             began = clock()
-            self._bring_reference_warmups(self.checkpoint(resume_from_checkpoint) is not None)
+            with self._on_its_device():
+                self._bring_reference_warmups(self.checkpoint(resume_from_checkpoint) is not None)
             self.run_folder.spent_before = clock() - began
         if self.start is not None:
             self.start.prepare(self)
@@ -117,6 +120,22 @@ class HoldingTrainer(ResumableTrainer):
         return best
 
     # ------------------------------------------------------------------ samples of the start
+
+    @contextmanager
+    def _on_its_device(self) -> Iterator[None]:
+        """The model on this process's device, in the precision that scores.
+
+        Trainer leaves a model that DeepSpeed or FSDP will shard on the CPU until training begins, and so do we afterwards.
+        """
+        home, device = self.model.device, self.args.device
+        if home != device:
+            self.model.to(device)
+        try:
+            with self.accelerator.autocast():
+                yield
+        finally:
+            if home != device:
+                self.model.to(home)
 
     def _bring_reference_warmups(self, resumed: bool) -> None:
         """Lay a group of the starting model's samples beside every row that the reading phase can come to."""

@@ -214,7 +214,9 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         loss = sum(weighted_loss(learned, constants, tokens)) if formed is None else -formed / tokens
         if holds:
             assert self.start is not None
-            before = self.start.warmup_logps(model, trained, self.law)
+            # no engine wraps the copy, and two precisions would differ without any drift
+            with self.accelerator.autocast():
+                before = self.start.warmup_logps(model, trained, self.law)
             hold = hold_loss(learned.token_logps * trained.warmup_mask, before, constants.hold)
             loss = loss + hold / tokens
             actions = scores.warmup_tokens[: batch.num_prompts * batch.group_size].sum().item()

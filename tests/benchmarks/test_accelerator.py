@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +53,9 @@ def test_all_kinds_of_parts_run_and_end_in_one_table(tmp_path, capsys, here):
         assert line["floor_ms"] == "" if line["variant"].endswith("_captured") else float(line["floor_ms"]) > 0
         assert line["value"] == ""
     arms = {line["variant"]: line for line in lines if line["task"] == "logic_rg"}
-    assert set(arms) == {"sft", "filler", "warmup", "sft_equal_compute"}
+    controls = {f"{arm}, {control}" for arm in ("filler", "warmup") for control in ("shuffled", "empty_warmup")}
+    assert set(arms) == {"sft", "filler", "warmup", "sft_equal_compute"} | controls
+    assert arms["warmup, shuffled"]["updates"] == arms["warmup, shuffled"]["seconds"] == ""
     assert int(arms["sft"]["updates"]) == int(arms["warmup"]["updates"]) == 2
     assert all(0 <= float(line["value"]) <= 1 and line["metric"] == "accuracy" for line in arms.values())
     assert list((tmp_path / "tiny/runs").rglob("predictions.shuffled.jsonl"))
@@ -117,3 +122,72 @@ def test_equal_compute_means_as_many_updates_as_the_seconds_of_the_warmup_arm_al
     options.like = None
     with pytest.raises(ValueError, match="needs --like SFT.csv WARMUP.csv"):
         device_arms._updates(options)
+
+
+def test_a_model_learns_habits_and_reads_its_own_samples(tmp_path, here):
+    arms = ["sft", "reading", "sft_equal_compute", "marginal_kl"]
+    wanted = ["habits-*", *(f"smollm2-*-gym_leg_counting-{arm}-1" for arm in arms), "llama-*-reading-1"]
+    assert accelerator.main([*wanted, "--tiny", "--out", str(tmp_path)], here) == 0
+    tiny = tmp_path / "tiny"
+    files = {path.stem: read_rows(path) for path in tiny.glob("*.csv")}
+    habits = {row.task: row for row in files["habits-smollm2-135m-instruct"]}
+    assert set(habits) == {"gym_leg_counting", "gym_chain_sum", "gym_gcd"}
+    assert all(row.metric == "worked out" and row.value is not None and row.updates == 2 for row in habits.values())
+    assert [row.task for row in files["habits-llama-3.2-1b"]] == ["gym_leg_counting"]
+    for arm in arms:
+        rows = files[f"smollm2-135m-instruct-gym_leg_counting-{arm}-1"]
+        controls = [] if arm.startswith("sft") else [f"{arm}, shuffled", f"{arm}, empty_warmup"]
+        assert [row.variant for row in rows] == [arm, *controls]
+        assert all(row.model == "habits-smollm2-135m-instruct" and row.metric == "exact_match" for row in rows)
+        assert rows[0].updates == 2
+    assert len(files["llama-3.2-1b-gym_leg_counting-reading-1"]) == 3
+    drawn = {path.parent.name for path in (tiny / "runs").rglob("reference_warmups.jsonl")}
+    assert drawn == {"gym_leg_counting-reading-1"}
+
+    shutil.rmtree(tiny / "models" / "habits-smollm2-135m-instruct")  # as where only results were carried away
+    again = []
+
+    def launch(command, limit):
+        again.append(command[0])
+        return 1
+
+    assert accelerator.main([*wanted, "--tiny", "--out", str(tmp_path)], launch) == 1
+    assert again == ["benchmarks.device_habits"]
+
+
+def test_the_reading_of_one_model_comes_first_and_one_seed_of_all_its_questions_before_the_next():
+    names = [part.name for part in accelerator.parts(Path("out"), Path("models"), Path("data"), tiny=False)]
+    assert names[:3] == [
+        "habits-smollm2-135m-instruct",
+        *(f"smollm2-135m-instruct-gym_leg_counting-{a}-1" for a in ("sft", "reading")),
+    ]
+    gym = [name for name in names if name.startswith("smollm2-135m-instruct-gym_")]
+    assert len(gym) == 3 * 5 * 3
+    assert [name.rpartition("-")[2] for name in gym] == ["1"] * 15 + ["2"] * 15 + ["3"] * 15
+    assert len(names) == len(set(names))
+
+
+def test_questions_in_files_have_habits_and_those_to_learn_from_are_none_of_the_tasks(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    from benchmarks.gym_habits import FILED, SHARES, write_files
+
+    write_files(tmp_path, {"train": 20, "validation": 4, "test": 6}, 12)
+    texts = {path.name: gzip.decompress(path.read_bytes()).decode() for path in tmp_path.iterdir()}
+    files = {name: [json.loads(line) for line in text.splitlines()] for name, text in texts.items()}
+    assert {name: len(rows) for name, rows in files.items()} == {
+        f"{kind}.{split}.jsonl.gz": size
+        for kind in FILED
+        for split, size in (("train", 20), ("validation", 4), ("test", 6), ("habits", 12))
+    }
+    for kind in FILED:
+        asked = [
+            row["prompt"] for split in ("train", "validation", "test") for row in files[f"{kind}.{split}.jsonl.gz"]
+        ]
+        assert not {row["prompt"] for row in files[f"{kind}.habits.jsonl.gz"]} & set(asked)
+        for row in files[f"{kind}.habits.jsonl.gz"]:
+            assert set(SHARES) < set(row)
+            steps = row["worked"].split(" ; ")
+            assert row["target"] == (steps[-2] if kind == "gcd" else steps[-1])
+    terms = [row["copy"].count(";") + 1 for row in files["chain_sum.habits.jsonl.gz"]]
+    assert set(terms) <= {2, 3, 4, 5, 11, 12}
+    assert min(terms) < 6 < max(terms)

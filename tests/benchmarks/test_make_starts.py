@@ -44,8 +44,9 @@ def test_list_skills_by_hand():
 
 def test_shares_name_habits_and_add_up_to_one():
     for name, start in STARTS.items():
-        prompt = "a+3 b+1" if "legs" not in name else BEFORE + "1 ant" + AFTER
-        assert set(start.shares) <= set(start.habits(prompt))
+        if not name.startswith("gym"):  # whose questions need reasoning-gym, and half a minute
+            prompt = "a+3 b+1" if "legs" not in name else BEFORE + "1 ant" + AFTER
+            assert set(start.shares) <= set(start.habits(prompt))
         assert sum(start.shares.values()) == pytest.approx(1)
 
 

@@ -114,6 +114,29 @@ def test_without_a_kl_no_second_model_is_kept(make_trainer):
     assert make_trainer(proposals=[], beta=0.2).start.model is not None
 
 
+def test_start_and_policy_are_scored_in_one_precision(make_trainer, tmp_path):
+    """Before the first update the two are one model: in bfloat16 too nothing lies between them."""
+    make_trainer("scratch-llama", proposals=[], beta=0.2, bf16=True, max_steps=1).train()
+    assert abs(read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]["kl"]) < 1e-7
+
+
+def test_samples_are_drawn_on_the_device_of_the_training(make_trainer, monkeypatch):
+    """Under DeepSpeed and FSDP, Trainer leaves the model on the CPU until training begins; `meta` stands for an accelerator."""
+    trainer = make_trainer(**READS, bf16=True)
+    told = []
+
+    def draw(resumed):
+        told.append("bf16" if torch.is_autocast_enabled("cpu") else "float32")
+        raise InterruptedError
+
+    monkeypatch.setattr(WarmupConfig, "device", torch.device("meta"))
+    monkeypatch.setattr(trainer.model, "to", lambda device: told.append(str(device)))
+    monkeypatch.setattr(trainer, "_bring_reference_warmups", draw)
+    with pytest.raises(InterruptedError):
+        trainer.train()
+    assert told == ["meta", "bf16", "cpu"]
+
+
 @pytest.fixture
 def adapted(tmp_path, tiny):
     """A trainer of a saved base model: a new adapter (`lora`), or one put on beforehand (`adapter`)."""
