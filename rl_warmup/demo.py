@@ -379,8 +379,7 @@ def _metrics(experiment: Experiment, results: dict[str, dict[str, Any]]) -> list
 def _rows(experiment: Experiment, arm: str, results: dict[str, dict[str, Any]]) -> list[list[Any]]:
     """A line per kind of warmup of one arm, over its seeds."""
     runs = [results[job.key] for job in _jobs(experiment) if job.arm == arm]
-    updates = spread([run["updates"] for run in runs], 0)
-    seconds = spread([run["train_seconds"] for run in runs], 0)
+    updates, seconds = (spread([run[key] for run in runs], 0) for key in ("updates", "train_seconds"))
     rows = []
     for control in runs[0]["metrics"]:
         first = not control
