@@ -340,10 +340,11 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    """An adapter's settings, without the place of its base."""
+    """An adapter's settings, without the place of its base. peft writes sets as lists in an order that varies."""
     with suppress(OSError, ValueError):
         found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return {key: value for key, value in found.items() if key != "base_model_name_or_path"}
+        ordered = {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in found.items()}
+        return {key: value for key, value in ordered.items() if key != "base_model_name_or_path"}
     return {}
 
 

@@ -16,8 +16,10 @@ from rl_warmup.plan.shapes import Shape, read_shape
 from rl_warmup.settings import scratch_faults
 from rl_warmup.starts import resolve
 from rl_warmup.tasks import Task, load_task
+from rl_warmup.tasks.stream import Stream
 from rl_warmup.values import defaults_of, typed
 
+STREAMED_ROWS = 10_000  # of a stream that stand for all of it
 SAMPLED_ROWS = 256
 NO_LIMIT = (512, 128)  # tokens of a prompt and a target, where the recipe sets no limit and rows cannot be counted
 
@@ -160,10 +162,13 @@ def _notes(said: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _task(said: dict[str, Any]) -> Task | None:
-    """The task's rows where they are at hand offline; None for the hub's and for functions of one's own."""
+    """The task's rows where they are at hand offline, of a stream the first ones; None for the hub's and functions of a user."""
     if said["task"] == "hub" or ":" in said["task"]:
         return None
-    return load_task(said["task"], **(said["task_kwargs"] or {}))
+    task = load_task(said["task"], **(said["task_kwargs"] or {}))
+    if isinstance(train := task.splits["train"], Stream):
+        task.splits["train"] = train.first(STREAMED_ROWS)
+    return task
 
 
 def _distinct_words(task: Task, scratch: Mapping[str, Any]) -> int:
