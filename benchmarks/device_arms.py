@@ -104,7 +104,7 @@ def run_arm(options: argparse.Namespace) -> list[DeviceRow]:
     )  # fmt: skip
     trainer.train()
     evaluation = Evaluation(["shuffled", "empty_warmup"], batch_size=config.per_device_eval_batch_size)
-    scored = evaluation.run(trainer.writer(), task, "test", Path(str(config.output_dir)), trainer.eval_encoder)
+    scored = evaluation.run(trainer.writer(), task, "test", Path(str(config.output_dir)))
     about = (options.part, device_name(), Path(options.model).name, options.task)
     rows = [
         DeviceRow(

@@ -128,6 +128,9 @@ def _busy(folder: Path) -> str:
 # ---------------------------------------------------------------------- what is whose
 
 
+PARTS = ("checkpoint-*", "evaluation", "unfinished", "logs", "heartbeats")  # folders inside a run
+
+
 def is_run(folder: Path) -> bool:
     """Whether a run began in the folder."""
     return any((folder / name).is_file() for name in MARKS)
@@ -137,6 +140,16 @@ def is_finished(folder: Path) -> bool:
     """Whether the folder holds what a run ends with: results, or weights where no recipe asked for results."""
     ends = (RESULT,) if (folder / "recipe.yaml").is_file() else (RESULT, *WEIGHTS)
     return any(any(folder.glob(name)) for name in ends)
+
+
+def _run_around(folder: Path) -> Path | None:
+    """The run of which the folder is a part; a folder that merely lies beside somebody's recipe.yaml is none."""
+    place = folder.resolve()
+    for above in place.parents:
+        part = place.relative_to(above).parts[0]
+        if is_run(above) and any(fnmatch(part, name) for name in PARTS):
+            return above
+    return None
 
 
 def refuse_folder(folder: Path, overwrite: bool, resumes: bool, sources: Mapping[str, Path] | None = None) -> None:
@@ -158,9 +171,7 @@ def refuse_folder(folder: Path, overwrite: bool, resumes: bool, sources: Mapping
                 f"output_dir: {folder} holds {source}, which the run reads ({name}), and would write over it. Give another "
                 f"output_dir."
             )
-    inside = next((place for place in folder.resolve().parents if is_run(place)), None)
-    part = folder.resolve().relative_to(inside).parts[0] if inside else ""
-    if any(fnmatch(part, name) for name in ("checkpoint-*", "evaluation", "unfinished", "logs", "heartbeats")):
+    if inside := _run_around(folder):
         raise ValueError(f"output_dir: {folder} is a part of the run {inside}. Give a folder of its own.")
     if not is_run(folder):
         found = [
@@ -234,7 +245,7 @@ def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
             f"--output: {output} is {'read by this evaluation' if read else 'a run'}, whose own files it would replace. Give "
             f"another folder; the default is {run}/evaluation/SPLIT."
         )
-    owner = next((place for place in output.resolve().parents if is_run(place)), None)
+    owner = _run_around(output)
     if owner is not None and not (run.exists() and owner.samefile(run)):
         raise ValueError(f"--output: {output} is a part of another run, {owner}. Give another folder.")
     if foreign := [str(p.relative_to(output)) for p in _files(output) if not _fits(p.relative_to(output), EVALUATED)]:
