@@ -155,6 +155,12 @@ def newest(run: Path) -> Path | None:
     return max(whole_checkpoints(run), key=step_of, default=None)
 
 
+def beside(checkpoint: Path, step: int) -> Path | None:
+    """The whole checkpoint of another update in the same folder, or None."""
+    place = checkpoint.parent / f"{PREFIX}{step}"
+    return place if contents(place) is not None else None
+
+
 def step_of(checkpoint: Path) -> int:
     """The number of updates in a checkpoint's name."""
     return int(checkpoint.name.removeprefix(PREFIX))
