@@ -181,7 +181,8 @@ def later_than(checkpoint: Path, run: Path) -> list[Path]:
     """Checkpoints of the same run with more updates."""
     if checkpoint.resolve().parent != run.resolve():
         return []
-    return [path for path in whole_checkpoints(run) if step_of(path) > step_of(checkpoint)]
+    step = require(checkpoint)["step"]  # it may have been renamed
+    return [path for path in whole_checkpoints(run) if step_of(path) > step]
 
 
 def refuse_other_makers(checkpoint: Path, now: Makers) -> str | None:

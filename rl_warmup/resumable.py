@@ -119,7 +119,7 @@ class ResumableTrainer(Trainer):
             said = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
             tqdm.write(f"Goes on from {checkpoint} with other settings: {said}")
             with (folder / "resumes.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": checkpoints.step_of(checkpoint), "changes": changes}) + "\n")
+                file.write(json.dumps({"step": checkpoints.require(checkpoint)["step"], "changes": changes}) + "\n")
 
     def describe(self) -> dict[str, Any]:
         """What must be the same when the run goes on: its settings by name (tokens masked), and whatever else is added."""

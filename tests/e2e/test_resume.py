@@ -195,6 +195,15 @@ def test_the_best_checkpoint_is_named_where_it_lies(make_trainer, tmp_path):
     assert saved["best_model_checkpoint"] == str(best)
 
 
+def test_a_checkpoint_that_was_renamed_goes_on(make_trainer, whole, tmp_path):
+    shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "the best one")
+    trainer = make_trainer(folder="other", **{**SETTINGS, "max_steps": 8})
+    trainer.train(resume_from_checkpoint=str(tmp_path / "the best one"))
+    [line] = read_jsonl(tmp_path / "other" / "resumes.jsonl")
+    assert (line["step"], line["changes"]["max_steps"]) == (6, [7, 8])
+    assert trainer.state.global_step == 8
+
+
 BEST = {
     **SETTINGS, "max_steps": 4, "save_total_limit": None, "guard": "off", "eval_strategy": "steps", "eval_steps": 2,
     "load_best_model_at_end": True, "metric_for_best_model": "mark", "greater_is_better": True,
