@@ -155,6 +155,12 @@ def newest(run: Path) -> Path | None:
     return max(whole_checkpoints(run), key=step_of, default=None)
 
 
+def beside(checkpoint: Path, step: int) -> Path | None:
+    """The whole checkpoint of another update in the same folder, or None."""
+    place = checkpoint.parent / f"{PREFIX}{step}"
+    return place if contents(place) is not None else None
+
+
 def step_of(checkpoint: Path) -> int:
     """The number of updates in a checkpoint's name."""
     return int(checkpoint.name.removeprefix(PREFIX))
@@ -175,7 +181,8 @@ def later_than(checkpoint: Path, run: Path) -> list[Path]:
     """Checkpoints of the same run with more updates."""
     if checkpoint.resolve().parent != run.resolve():
         return []
-    return [path for path in whole_checkpoints(run) if step_of(path) > step_of(checkpoint)]
+    step = require(checkpoint)["step"]  # it may have been renamed
+    return [path for path in whole_checkpoints(run) if step_of(path) > step]
 
 
 def refuse_other_makers(checkpoint: Path, now: Makers) -> str | None:

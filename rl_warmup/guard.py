@@ -134,6 +134,7 @@ class Guard(TrainerCallback, ExportableState):
         self.min_length, self.temperature = min_length, temperature
         self.apply, self.record = apply, record
         self.streaks: dict[str, int] = {}
+        self.unused = {"min_length": min_length, "temperature": temperature, "streaks": {}}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         if not logs or "completions/median_length" not in logs or logs.get("phase") == "cold start":
@@ -145,10 +146,10 @@ class Guard(TrainerCallback, ExportableState):
                 self._speak(rule, logs, args, state, control)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = (state.stateful_callbacks or {}).get("Guard")
-        if state.global_step and saved:
-            for name, value in saved["attributes"].items():
-                setattr(self, name, value)
+        saved = (state.stateful_callbacks or {}).get("Guard") if state.global_step else None
+        if saved or not state.global_step:  # a second training of one trainer begins anew
+            for name, value in (saved["attributes"] if saved else self.unused).items():
+                setattr(self, name, dict(value) if isinstance(value, dict) else value)
             self.apply(temperature=self.temperature, min_length=self.min_length)
 
     def state(self) -> dict[str, Any]:

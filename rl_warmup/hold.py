@@ -44,6 +44,7 @@ class HoldingTrainer(ResumableTrainer):
     schedule: Schedule
     run_folder: RunFolder
     start: StartingPolicy | None = None
+    has_trained = False
     train_dataset: Any
 
     def keep_start(self) -> None:
@@ -53,6 +54,10 @@ class HoldingTrainer(ResumableTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trainer's, after the starting model's samples are at hand; at the end says which model the run ends with."""
+        if self.has_trained and self.checkpoint(resume_from_checkpoint) is None:  # anew, from the present weights
+            self.rollout = replace(self.rollout, objective=self.args.objective)  # an earlier search may have given up
+            self.keep_start()
+        self.has_trained = True
         with self.own_folder(resume_from_checkpoint):
             return self._train_held(resume_from_checkpoint, **kwargs)
 

@@ -31,6 +31,7 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.saving_in: Path | None = None
         self.changed_makers: str | None = None
+        self.goes_on_from: Path | None = None
         self.folder = run = Path(self.args.output_dir)
         self.owns = False
         self.recipe: dict[str, Any] = {}  # settings of the run that are not among the arguments
@@ -47,7 +48,7 @@ class ResumableTrainer(Trainer):
             ValueError: the checkpoint is incomplete, or other processes wrote it than can go on from it.
             OSError: the disk is full or the folder gone; the sentence names the last good checkpoint.
         """
-        checkpoint = self.checkpoint(resume_from_checkpoint)
+        checkpoint = self.goes_on_from = self.checkpoint(resume_from_checkpoint)
         with self.own_folder(resume_from_checkpoint):
             if self.is_world_process_zero():
                 checkpoints.clear_unfinished(self.folder)
@@ -118,7 +119,7 @@ class ResumableTrainer(Trainer):
             said = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
             tqdm.write(f"Goes on from {checkpoint} with other settings: {said}")
             with (folder / "resumes.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": checkpoints.step_of(checkpoint), "changes": changes}) + "\n")
+                file.write(json.dumps({"step": checkpoints.require(checkpoint)["step"], "changes": changes}) + "\n")
 
     def describe(self) -> dict[str, Any]:
         """What must be the same when the run goes on: its settings by name (tokens masked), and whatever else is added."""
@@ -207,6 +208,24 @@ class ResumableTrainer(Trainer):
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         missing = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Trainer's, which looks for the best checkpoint where it was once: a folder may have moved, and another run be there."""
+        found = super()._init_training_state(*args, **kwargs)
+        state, best, said = self.state, None, None
+        if self.goes_on_from is not None and state.best_global_step:
+            best = checkpoints.beside(self.goes_on_from, state.best_global_step)
+            if best is not None and state.best_model_checkpoint is None:
+                said = f"{best} is the best checkpoint so far."
+            if best is None and state.best_model_checkpoint is None:
+                gone = f"{checkpoints.PREFIX}{state.best_global_step}"
+                said = f"The best checkpoint so far, {gone}, is not there any more: the best of those to come counts."
+                state.best_metric = state.best_global_step = None  # it would keep them out
+        if best is not None:
+            state.best_model_checkpoint = str(best)
+        if said is not None and self.is_world_process_zero():
+            tqdm.write(said)
+        return found
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

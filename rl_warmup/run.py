@@ -138,6 +138,11 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
         transformers_logging.disable_progress_bar()
     if not task.splits["train"]:
         raise ValueError(f"The task {task.name} has no training rows.")
+    if config.eval_strategy != "no" and not task.splits["validation"]:
+        raise ValueError(
+            f"eval_strategy: is {config.eval_strategy.value}, but the task {task.name} has no validation rows. Give it some "
+            f"(task_kwargs), or leave eval_strategy out."
+        )
     kwargs: dict[str, Any] = {"dtype": choice.dtype or "float32", "revision": choice.model_revision}
     if choice.attn_implementation:
         kwargs["attn_implementation"] = choice.attn_implementation

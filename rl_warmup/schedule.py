@@ -120,6 +120,7 @@ class Schedule(TrainerCallback, ExportableState):
         self.switched_at: int | None = None
         self.gave_up_at: int | None = None
         self.decided = False
+        self.unused = {name: getattr(self, name) for name in KEPT}
         self.reset_sums()
 
     @property
@@ -224,10 +225,11 @@ class Schedule(TrainerCallback, ExportableState):
         self.warn({**told, "done": PLAIN})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = (state.stateful_callbacks or {}).get("Schedule")
-        if state.global_step and saved:
-            for name, value in saved["attributes"].items():
+        saved = (state.stateful_callbacks or {}).get("Schedule") if state.global_step else None
+        if saved or not state.global_step:  # a second training of one trainer begins anew
+            for name, value in (saved["attributes"] if saved else self.unused).items():
                 setattr(self, name, value)
+            self.reset_sums()
         if self.gave_up_at is not None:
             self.gave_up()
 

@@ -87,6 +87,11 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
         ValueError: a faulty row of a list; settings under which a stream cannot be read exactly; a file of warmups that does
             not fit the rows.
     """
+    if isinstance(rows, Mapping | str):
+        given = f"a dict of {', '.join(map(str, rows))}" if isinstance(rows, Mapping) else repr(rows)
+        raise ValueError(
+            f"train_dataset: takes one set of rows, and was given {given}. Give a list of rows or a data set."
+        )
     streamed = isinstance(rows, IterableDataset) or not isinstance(rows, Sized | Iterator | None)
     if stored is not None and rows is not None:
         if streamed:

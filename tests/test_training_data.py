@@ -67,6 +67,13 @@ def order(trainer) -> list[str]:
     return [name for update in trainer.seen for name in update]
 
 
+@pytest.mark.parametrize("given", [{"train": ROWS, "test": ROWS}, "rows.jsonl"])
+def test_one_set_of_rows_is_trained_on(make, given):
+    """A `DatasetDict` is a dict."""
+    with pytest.raises(ValueError, match="takes one set of rows, and was given (a dict of train, test|'rows.jsonl')"):
+        make(given)
+
+
 def test_passes_follow_each_other_without_a_gap(make):
     """Six updates of two micro-batches of two from ten rows: two whole passes and two updates more than one."""
     trainer = make(shuffled(), gradient_accumulation_steps=2)

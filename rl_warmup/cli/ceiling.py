@@ -12,6 +12,10 @@ from typing import Any
 
 from rl_warmup.cli.main import quick_imports
 
+OF_GROUPS: dict[str, Any] = {
+    "backward_samples": None, "target_ess": None, "stored_warmups": None, "anchor_weight": 0.0, "proposal_only": False,
+}  # fmt: skip
+
 
 def command(args: list[str]) -> None:
     """Write the two arms as a sweep file, run what is missing of it, and print the answer."""
@@ -35,6 +39,7 @@ def command(args: list[str]) -> None:
     options = parser.parse_args(args)
 
     with quick_imports():
+        from rl_warmup.ownership import is_run
         from rl_warmup.recipe_file import read_values
         from rl_warmup.sweeps import SweepSettings, run_sweep
 
@@ -45,11 +50,14 @@ def command(args: list[str]) -> None:
             f"--metric: {options.config} names no metric_for_best_model; say what is compared, e.g. exact_match."
         )
     output = Path(options.output)
+    if is_run(output):
+        raise ValueError(f"--output: {output} is the folder of one run. Give a folder for the runs of both arms.")
     output.mkdir(parents=True, exist_ok=True)
+    arms = {"sft": {"objective": "sft", "proposals": []}, **_ceilings(options.warmups)}
     question = {
         "question": "Could warmups pay here? Good ones imitated, beside plain fine-tuning",
         "base": str(Path(options.config).resolve()),
-        "runs": {"sft": {"objective": "sft", "proposals": []}, **_ceilings(options.warmups)},
+        "runs": {name: _without(recipe, arm) for name, arm in arms.items()},
         "seeds": options.seeds, "metric": metric, "control": "sft",
     }  # fmt: skip
     file = output / "ceiling.yaml"
@@ -60,6 +68,11 @@ def command(args: list[str]) -> None:
         raise ValueError(
             f"Runs failed: {', '.join(outcome.failed)}; the table lacks them. Their folders have a train.log."
         )
+
+
+def _without(recipe: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
+    """An arm that also takes back what the recipe says of groups and proposals, which its one warmup, or none, cannot have."""
+    return {**{name: value for name, value in OF_GROUPS.items() if recipe.get(name, value) != value}, **arm}
 
 
 def _ceilings(files: list[str]) -> dict[str, dict[str, Any]]:

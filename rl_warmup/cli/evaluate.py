@@ -74,7 +74,10 @@ def command(args: list[str]) -> None:
         rows = task.splits[options.split]
         task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
         if not task.splits[options.split]:
-            raise ValueError(f"The task {task.name} has no rows in its {options.split} split.")
+            others = " or ".join(f"--split {name}" for name, rows in task.splits.items() if rows)
+            raise ValueError(
+                f"The task {task.name} has no rows in its {options.split} split. It has some for {others}."
+            )
         rehearse(task, options.split, writer.encoder(), writer, evaluation.controls)
         if (
             is_main()

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from rl_warmup.cli.ceiling import command
-from rl_warmup.sweeps.answer import Line, _of_ceiling
+from rl_warmup.config import build_recipe
+from rl_warmup.sweeps.answer import Line, Outcome, _of_ceiling
 from rl_warmup.sweeps.arms import Arm, Plan
 from rl_warmup.sweeps.question import Question
 
@@ -62,6 +63,34 @@ def test_what_is_refused(recipe, tmp_path, changes, named):
         command(
             ["--config", str(recipe), *(part.format(file=file) for part in changes), "--output", str(tmp_path / "o")]
         )
+
+
+@pytest.mark.parametrize(
+    "given", [{"proposals": ["reference"]}, {"proposals": ["stored"], "stored_warmups": "own.jsonl"}]
+)
+def test_a_recipe_may_say_how_its_own_groups_are_trained(recipe, tmp_path, monkeypatch, given):
+    """Both arms can be read whatever the recipe says of groups, and they alone differ from it."""
+    groups = {"num_warmups": 4, "backward_samples": 2, "target_ess": 2.0, "anchor_weight": 0.1}
+    recipe.write_text(yaml.safe_dump({**RECIPE, **given, **groups}))
+    (tmp_path / "gold.jsonl").write_text("")
+    asked = []
+    monkeypatch.setattr("rl_warmup.sweeps.run_sweep", lambda file, settings: asked.append(file) or Outcome("", {}, []))
+    command(["--config", str(recipe), "--warmups", str(tmp_path / "gold.jsonl"), "--output", str(tmp_path / "o")])
+    arms = json.loads(asked[0].read_text())["runs"]
+    read = {name: build_recipe({**yaml.safe_load(recipe.read_text()), **arm}).config for name, arm in arms.items()}
+    assert (read["sft"].objective, read["sft"].proposals, read["sft"].stored_warmups) == ("sft", [], None)
+    assert (read["gold"].num_warmups, read["gold"].proposal_only) == (1, True)
+    assert read["gold"].stored_warmups == str(tmp_path / "gold.jsonl")
+
+
+def test_nothing_is_written_into_a_run(recipe, tmp_path):
+    gold, run = tmp_path / "gold.jsonl", tmp_path / "run"
+    gold.write_text("")
+    run.mkdir()
+    (run / "recipe.yaml").write_text("")
+    with pytest.raises(ValueError, match="folder of one run"):
+        command(["--config", str(recipe), "--warmups", str(gold), "--output", str(run)])
+    assert [path.name for path in run.iterdir()] == ["recipe.yaml"]
 
 
 def test_a_recipe_without_a_metric_has_to_be_told_one(recipe, tmp_path):

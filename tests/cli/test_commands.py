@@ -147,6 +147,18 @@ def test_mistakes_in_files_and_flags(recipe, tmp_path, capsys):
     assert "unknown command 'trian'" in fails(capsys, "trian")
 
 
+def test_splits_without_rows_are_named(recipe, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a b", "target": "b"}\n' * 2)
+    path = recipe(
+        task="file", task_kwargs={"train": str(rows)}, metrics=["exact_match"], eval_strategy="steps", eval_steps=1
+    )
+    error = fails(capsys, "train", "--config", path)
+    assert "eval_strategy: is steps, but the task file has no validation rows" in error
+    assert main(["train", "--config", str(path), "--eval_strategy", "'no'", "--max_steps", "1"]) == 0
+    assert "in its test split. It has some for --split train." in fails(capsys, "evaluate", tmp_path / "run")
+
+
 def test_a_reward_that_dies_names_itself_and_keeps_the_checkpoints(recipe, tmp_path, capsys):
     plugin = tmp_path / "mine.py"
     plugin.write_text(

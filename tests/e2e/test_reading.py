@@ -54,6 +54,16 @@ def test_first_the_starts_samples_then_the_policys_own(make_trainer, tmp_path, k
     }
 
 
+def test_a_second_training_reads_first_as_well(make_trainer, tmp_path):
+    trainer = make_trainer(**READS)
+    trainer.train()
+    moved = weights(trainer)
+    trainer.train()
+    assert phases(tmp_path / "run") == ["reading"] * 2 + ["own warmups"] * 4
+    held_to = trainer.start.model.state_dict()
+    assert all(torch.equal(value, held_to[name]) for name, value in moved.items())
+
+
 def test_columns_of_the_data_may_be_called_like_ours(make_trainer):
     """Rewards see the data's own `reference` and `stored`, and nothing of ours."""
     seen = []

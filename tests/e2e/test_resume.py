@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from rl_warmup import checkpoints
 from rl_warmup.cli.main import main
@@ -192,6 +193,42 @@ def test_the_best_checkpoint_is_named_where_it_lies(make_trainer, tmp_path):
     assert best.parent == tmp_path / "best"
     saved = json.loads((best / "trainer_state.json").read_text())
     assert saved["best_model_checkpoint"] == str(best)
+
+
+def test_a_checkpoint_that_was_renamed_goes_on(make_trainer, whole, tmp_path):
+    shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "the best one")
+    trainer = make_trainer(folder="other", **{**SETTINGS, "max_steps": 8})
+    trainer.train(resume_from_checkpoint=str(tmp_path / "the best one"))
+    [line] = read_jsonl(tmp_path / "other" / "resumes.jsonl")
+    assert (line["step"], line["changes"]["max_steps"]) == (6, [7, 8])
+    assert trainer.state.global_step == 8
+
+
+BEST = {
+    **SETTINGS, "max_steps": 4, "save_total_limit": None, "guard": "off", "eval_strategy": "steps", "eval_steps": 2,
+    "load_best_model_at_end": True, "metric_for_best_model": "mark", "greater_is_better": True,
+}  # fmt: skip
+
+
+def falling(marks):
+    """A metric that only falls: the first model is the best."""
+    return {"eval_dataset": ledger_rows(4, seed=3), "compute_metrics": lambda predictions: {"mark": next(marks)}}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_moved_run_ends_with_its_own_best_model(make_trainer, tmp_path, lost):
+    make_trainer(folder="old", **falling(iter([9.0, 8.0])), **BEST).train()
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "old" / "checkpoint-2").mkdir(parents=True)  # of somebody else
+    if lost:
+        shutil.rmtree(tmp_path / "new" / "checkpoint-2")
+        shutil.rmtree(tmp_path / "old")
+    trainer = make_trainer(folder="new", **falling(iter([7.0, 6.0])), **{**BEST, "max_steps": 8})
+    trainer.train(resume_from_checkpoint="auto")
+    best = 6 if lost else 2
+    assert trainer.best_at() == best
+    stored = load_file(tmp_path / "new" / f"checkpoint-{best}" / "model.safetensors")
+    assert torch.equal(stored["shared.weight"], trainer.model.shared.weight)
 
 
 RECIPE = {
