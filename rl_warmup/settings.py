@@ -57,6 +57,7 @@ EFFECTIVE: dict[str, str] = {
     ), "TrainingArguments"),
     "resume_from_checkpoint": "run.py",
     "local_rank": "nowhere: DeepSpeed's own launcher passes it, and says the same by the variable LOCAL_RANK",
+    **dict.fromkeys(("do_train", "do_predict"), "run.py, which does so anyway"),
     **dict.fromkeys(("model_name_or_path", "model_revision", "dtype", "attn_implementation"), "run.py"),
     **dict.fromkeys((
         "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
@@ -102,8 +103,6 @@ REFUSED: dict[str, str] = {
     "parallelism_config": "it splits one prompt over processes, and warmups are sampled from whole ones",
     "remove_unused_columns": "rewards and metrics read columns that the model does not take",
     "length_column_name": "rows are not sorted by length",
-    "do_train": "`rl-warmup train` always trains",
-    "do_predict": "`rl-warmup train` predicts `predict_split`, where the task has one",
 }  # fmt: skip
 # Values beside the default under which a refused setting is what it always was, as TrainingArguments rewrites some of its own.
 SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no",)}

@@ -30,6 +30,7 @@ from rl_warmup.layouts.tokens import declare_tokens
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup ignores the end of a terminal
 
 WORDS = "a b c d e f g h"
 KINDS = ("scratch-t5", "scratch-llama")

@@ -5,12 +5,11 @@ Trains plain fine-tuning and, from the same start, imitation of warmups that are
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.cli.main import quick_imports
+from rl_warmup.cli.main import OptionParser, count, quick_imports
 
 OF_GROUPS: dict[str, Any] = {
     "backward_samples": None, "target_ess": None, "stored_warmups": None, "anchor_weight": 0.0, "proposal_only": False,
@@ -19,7 +18,7 @@ OF_GROUPS: dict[str, Any] = {
 
 def command(args: list[str]) -> None:
     """Write the two arms as a sweep file, run what is missing of it, and print the answer."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="rl-warmup ceiling", description=__doc__,
         epilog="The same command goes on after any stop. What it runs is the sweep file DIR/ceiling.yaml.",
     )  # fmt: skip
@@ -31,11 +30,11 @@ def command(args: list[str]) -> None:
         help="warmups of the training rows, a JSON line each (docs/stored-warmups.md); an arm for each file",
     )  # fmt: skip
     parser.add_argument("--metric", help="what is compared; default: the recipe's metric_for_best_model")
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds of each arm; default 3")
+    parser.add_argument("--seeds", type=count, default=3, help="how many seeds of each arm; default 3")
     parser.add_argument(
         "--output", metavar="DIR", default="runs/ceiling", help="folder of the runs; default runs/ceiling"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default 1")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at a time; default 1")
     options = parser.parse_args(args)
 
     with quick_imports():

@@ -189,8 +189,10 @@ def test_mistakes(place, capsys):
     assert "the limit max_prompt_length is 3" in fails(
         capsys, *START, "--max_prompt_length", "3", "--output", "w.jsonl"
     )
-    empty = ["--task_kwargs", LEDGER.replace("validation_size: 3", "validation_size: 0"), "--split", "validation"]
-    assert "has no rows in its validation split" in fails(capsys, *START, *empty, "--output", "w.jsonl")
+    empty = [str(part).replace("validation_size: 3", "validation_size: 0") for part in START]
+    assert "has no rows in its validation split" in fails(
+        capsys, *empty, "--split", "validation", "--output", "w.jsonl"
+    )
     assert train(output_dir="sft", objective="sft") == 0
     assert "sft was trained to answer without a warmup" in fails(capsys, "sft", "--output", "w.jsonl")
     assert "--output" in fails(capsys, *START)

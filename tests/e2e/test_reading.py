@@ -316,8 +316,6 @@ def test_a_run_ends_with_its_best_model(make_trainer, tmp_path, capsys):
     trainer.train()
     assert trainer.best_at() == 4
     assert "update 4" in capsys.readouterr().out
-    at_four = make_trainer(folder="four", **(READS | {"max_steps": 6}))
-    at_four.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
     from safetensors.torch import load_file
 
     saved = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
