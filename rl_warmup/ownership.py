@@ -152,13 +152,21 @@ def _run_around(folder: Path) -> Path | None:
     return None
 
 
-def refuse_folder(folder: Path, overwrite: bool, resumes: bool, sources: Mapping[str, Path] | None = None) -> None:
+def is_free(folder: Path) -> bool:
+    """Whether nothing lies in the folder but what may lie there before a run."""
+    return not any(not _fits(path.relative_to(folder), BESIDE) for path in _files(folder))
+
+
+def refuse_folder(
+    folder: Path, overwrite: bool, resumes: bool, sources: Mapping[str, Path] | None = None, was_free: bool = False
+) -> None:
     """Nothing, where a run may begin in the folder.
 
     Args:
         overwrite: an earlier run may be removed.
         resumes: so may one that was told to go on (`auto`) and has nothing to go on from: no checkpoint, no result.
         sources: setting -> a path that the new run reads.
+        was_free: who asks saw it free, so what a run writes is theirs: an evaluation before the training, say.
 
     Raises:
         ValueError: it is somebody else's, an earlier run's, or holds what the run starts from.
@@ -175,7 +183,9 @@ def refuse_folder(folder: Path, overwrite: bool, resumes: bool, sources: Mapping
         raise ValueError(f"output_dir: {folder} is a part of the run {inside}. Give a folder of its own.")
     if not is_run(folder):
         found = [
-            str(path.relative_to(folder)) for path in _files(folder) if not _fits(path.relative_to(folder), BESIDE)
+            str(path.relative_to(folder))
+            for path in _files(folder)
+            if not _fits(path.relative_to(folder), BESIDE) and not (was_free and _is_own(path, folder))
         ]
         if found:
             raise ValueError(

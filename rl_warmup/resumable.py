@@ -34,6 +34,7 @@ class ResumableTrainer(Trainer):
         self.goes_on_from: Path | None = None
         self.folder = run = Path(self.args.output_dir)
         self.owns = False
+        self.was_free = ownership.is_free(self.folder)
         self.recipe: dict[str, Any] = {}  # settings of the run that are not among the arguments
         self.described: dict[str, Any] = {}  # of the run, as checkpoints keep it
         self.watchdog = Watchdog(run / "heartbeats", self.args.hang_timeout)
@@ -106,7 +107,7 @@ class ResumableTrainer(Trainer):
             if not goes_on:
                 model = Path(str(getattr(self.model, "name_or_path", "") or "nowhere, as it has no name"))
                 replaces = self.args.overwrite or self.wrote == folder
-                ownership.refuse_folder(folder, replaces, resumes, {"model": model})
+                ownership.refuse_folder(folder, replaces, resumes, {"model": model}, self.was_free)
             if not looks:
                 held.enter_context(ownership.writing(folder, "output_dir"))
         if goes_on:

@@ -327,3 +327,15 @@ def test_the_start_that_a_kl_holds_to_is_compared(make_trainer):
     other.model.get_input_embeddings().weight.data += 1.0
     with pytest.raises(ValueError, match="beta"):
         other.train(resume_from_checkpoint="auto")
+
+
+def test_evaluating_and_saving_before_training_is_no_other_run(make_trainer, tmp_path):
+    trainer = make_trainer(eval_dataset=ledger_rows(4, 1))
+    trainer.evaluate()
+    trainer.save_model()
+    trainer.train()
+    assert [log["step"] for log in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="metrics.jsonl"):
+        make_trainer(folder="other").train()
