@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from rl_warmup import checkpoints
 from rl_warmup.cli.main import main
@@ -101,7 +102,12 @@ def test_sums_between_checkpoint_and_log_are_kept(make_trainer, whole, tmp_path)
 def test_the_law_a_guard_has_changed_is_kept(make_trainer, tmp_path):
     trainer = make_trainer(folder="guarded", **{**SETTINGS, "max_steps": 2})
     guard = next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "Guard")
-    guard.temperature, guard.min_length = 1.44, 2
+
+    class Acts(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            guard.temperature, guard.min_length = 1.44, 2
+
+    trainer.add_callback(Acts())
     trainer.train()
     again = make_trainer(folder="guarded", **{**SETTINGS, "max_steps": 4})
     again.train(resume_from_checkpoint="auto")

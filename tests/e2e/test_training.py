@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import TrainerCallback
 
 from rl_warmup import WarmupConfig, WarmupTrainer, Writer
 from rl_warmup.objectives.weights import RULES
@@ -369,7 +370,12 @@ def test_the_guard_speaks_on_a_run_whose_warmups_are_ignored(make_trainer):
 
 def test_the_guard_changes_the_law_that_samples_and_scores(make_trainer):
     trainer = make_trainer(guard="act")
-    trainer._change_law(temperature=1.5, min_length=2)
-    assert trainer.law is trainer.rollout.law
+
+    class Acts(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            trainer._change_law(temperature=1.5, min_length=2)
+            assert trainer.law is trainer.rollout.law
+
+    trainer.add_callback(Acts())
     trainer.train()
     assert all(len(warmup.ids) >= 2 for warmup in trainer.last[0].warmups[: trainer.last[0].num_prompts * 3])
