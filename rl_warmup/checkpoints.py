@@ -32,22 +32,21 @@ GONE_WORDS = ("No such file", "does not exist")
 # What a run that goes on may change: where it writes and what it says, on which machine it runs (`Makers` has the rest), ...
 FREE = {
     "output_dir", "run_name", "project", "report_to", "logging_strategy", "logging_steps", "logging_first_step", "log_warmups",
-    "logging_nan_inf_filter", "include_num_input_tokens_seen", "skip_memory_metrics", "debug", "push_to_hub", "hub_model_id",
+    "include_num_input_tokens_seen", "skip_memory_metrics", "debug", "push_to_hub", "hub_model_id",
     "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision", "trackio_space_id", "trackio_bucket_id",
-    "trackio_static_space_id", "save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model",
-    "enable_jit_checkpoint", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_num_workers",
+    "trackio_static_space_id", "save_strategy", "save_steps", "save_total_limit", "save_only_model",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_num_workers",
     "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
-    "ddp_static_graph", "ddp_backend", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "use_cpu", "torch_compile",
-    "torch_compile_backend", "torch_compile_mode", "gradient_checkpointing", "gradient_checkpointing_kwargs",
-    "activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps", "use_cache", "hang_timeout",
-    "full_determinism", "attn_implementation", "parallelism_config", "average_tokens_across_devices",
+    "ddp_static_graph", "ddp_backend", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "use_cpu",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps", "hang_timeout",
+    "full_determinism", "attn_implementation",
     "metrics", "controls", "predict_split",
 }  # fmt: skip
 # ... how it is validated, unless that chooses the model it ends with, how long it is, and how its rows are named ...
 EVALUATION = {
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "num_eval_warmups",
-    "eval_accumulation_steps", "eval_use_gather_object", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only",
 }  # fmt: skip
 BUDGET = {"max_steps", "num_train_epochs"}
 ROWS = {"task", "task_kwargs", "stored_warmups"}

@@ -79,9 +79,7 @@ def command(args: list[str]) -> None:
                 f"The task {task.name} has no rows in its {options.split} split. It has some for {others}."
             )
         rehearse(task, options.split, writer.encoder(), writer, evaluation.controls)
-        if (
-            is_main()
-        ):  # what was measured of other weights, or under other controls, does not stand beside the new files
+        if is_main():  # what was measured of other weights or controls does not stand beside the new files
             held.enter_context(writing(output, "--output"))
             clear_results(output)
         scored = evaluation.run(writer, task, options.split, output)

@@ -16,10 +16,9 @@ from rl_warmup.plan.shapes import Shape, read_shape
 from rl_warmup.settings import scratch_faults
 from rl_warmup.starts import resolve
 from rl_warmup.tasks import Task, load_task
-from rl_warmup.tasks.stream import Stream
+from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 from rl_warmup.values import defaults_of, typed
 
-STREAMED_ROWS = 10_000  # of a stream that stand for all of it
 SAMPLED_ROWS = 256
 NO_LIMIT = (512, 128)  # tokens of a prompt and a target, where the recipe sets no limit and rows cannot be counted
 
@@ -167,7 +166,7 @@ def _task(said: dict[str, Any]) -> Task | None:
         return None
     task = load_task(said["task"], **(said["task_kwargs"] or {}))
     if isinstance(train := task.splits["train"], Stream):
-        task.splits["train"] = train.first(STREAMED_ROWS)
+        task.splits["train"] = train.first(SHUFFLE_BUFFER)  # whose words a scratch model's tokenizer knows
     return task
 
 
