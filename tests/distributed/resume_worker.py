@@ -23,6 +23,9 @@ SETTINGS = {
     "num_warmups": 3, "max_warmup_length": 4, "proposals": ["reverse", "head"], "readiness": -3.5, "target_ess": 2.0,
     "anchor_weight": 0.1, "guard": "act", "disable_dropout": False, "disable_tqdm": True, "report_to": "none",
 }  # fmt: skip
+READING = {
+    "proposals": ["reference"], "imitation": "posterior", "min_reading_updates": 8, "reading_threshold": 0.0, "anchor_weight": 0.0,
+}  # fmt: skip
 INPUT = [[5, 6, 7, 8, 9, 10]]
 
 
@@ -54,9 +57,9 @@ def make_trainer(folder: Path, kind: str, deepspeed: str | None = None, **change
     return WarmupTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
 
 
-def train(folder: Path, kind: str, deepspeed: str | None) -> None:
+def train(folder: Path, kind: str, deepspeed: str | None, changes: dict[str, Any]) -> None:
     """To the last update, from the newest checkpoint if there is one; then save what came out."""
-    trainer = make_trainer(folder, kind, deepspeed)
+    trainer = make_trainer(folder, kind, deepspeed, **changes)
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model(str(folder))
     answer = logits(trainer.model_wrapped, trainer.model.config.is_encoder_decoder)
@@ -64,7 +67,9 @@ def train(folder: Path, kind: str, deepspeed: str | None) -> None:
         torch.save(answer, folder / "logits.pt")
 
 
-def main(place: dict[str, str], folder: str, kind: str, deepspeed: str | None, runs: list[str]) -> None:
+def main(
+    place: dict[str, str], folder: str, kind: str, deepspeed: str | None, changes: dict[str, Any], runs: list[str]
+) -> None:
     """Every run in turn; output goes to `folder/log.txt`."""
     os.environ.update(place)
     with Path(folder, "log.txt").open("a") as log:
@@ -74,7 +79,7 @@ def main(place: dict[str, str], folder: str, kind: str, deepspeed: str | None, r
     if deepspeed is not None:
         start_deepspeed()
     for run in runs:
-        train(Path(folder, run), kind, deepspeed)
+        train(Path(folder, run), kind, deepspeed, changes)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -15,21 +15,27 @@ import pytest
 import torch
 
 from rl_warmup import checkpoints
+from rl_warmup.cpu_matmul import choose_cpu_matmul
 from rl_warmup.interruptions import EXIT_SIGNALLED
 from rl_warmup.run_folder import read_jsonl
 
-from .resume_worker import UPDATES, logits, make_trainer
+from .resume_worker import READING, UPDATES, logits, make_trainer
 
 pytestmark = pytest.mark.distributed
 CONFIGS = Path(__file__).parents[2] / "deepspeed_configs"
-LAYOUTS = {"ddp": ("scratch-t5", None), "zero2": ("scratch-t5", "zero2.json"), "zero3": ("scratch-llama", "zero3.json")}
+LAYOUTS = {  # model, launch, settings beside those of `resume_worker`
+    "ddp": ("scratch-t5", None, {}),
+    "ddp-reading": ("scratch-llama", None, READING),
+    "zero2": ("scratch-t5", "zero2.json", READING),
+    "zero3": ("scratch-llama", "zero3.json", READING),
+}
 
 
 class Pair:
     """Both processes, forked from one that has imported everything; a launcher would import it anew for each."""
 
     def __init__(self, folder: Path, layout: str, *runs: str) -> None:
-        kind, config = LAYOUTS[layout]
+        kind, config, changes = LAYOUTS[layout]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
@@ -40,7 +46,7 @@ class Pair:
         for rank in ("0", "1"):
             given = {
                 "place": {**meeting, "RANK": rank, "LOCAL_RANK": rank}, "folder": str(folder), "kind": kind,
-                "deepspeed": str(CONFIGS / config) if config else None, "runs": runs,
+                "deepspeed": str(CONFIGS / config) if config else None, "changes": changes, "runs": runs,
             }  # fmt: skip
             script = str(Path(__file__).with_name("resume_worker.py"))
             settings = {"init_globals": {"GIVEN": given}, "run_name": "__main__"}
@@ -74,12 +80,13 @@ def check_equal(folder: Path, run: str) -> None:
     assert len(checkpoints.whole_checkpoints(folder / run)) == 2
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_a_killed_pair_ends_like_one_left_alone(tmp_path, layout):
+# With reading the policy takes over after update 8: the first kill comes before it, the second around it or after it.
+@pytest.mark.parametrize(("layout", "step"), [("ddp", 4), ("ddp-reading", 4), ("zero2", 4), ("zero3", 8)])
+def test_a_killed_pair_ends_like_one_left_alone(tmp_path, layout, step):
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     pair = Pair(tmp_path, layout, "alone", "killed")
-    pair.wait_for(tmp_path / "killed" / "checkpoint-4")
+    pair.wait_for(tmp_path / "killed" / f"checkpoint-{step}")
     delay = random.Random().uniform(0, 0.4)
     time.sleep(delay)
     for process in pair.processes:
@@ -87,10 +94,14 @@ def test_a_killed_pair_ends_like_one_left_alone(tmp_path, layout):
     assert pair.end() == [-signal.SIGKILL] * 2, f"the runs ended before they were killed, {delay:.3f} s late"
     assert Pair(tmp_path, layout, "killed").end() == [0, 0], pair.log.read_text()[-4000:]
     check_equal(tmp_path, "killed")
+    phases = [log["phase"] for log in read_jsonl(tmp_path / "killed" / "metrics.jsonl")]
+    if LAYOUTS[layout][2] is READING:  # logged at updates 3, 6, 9, ...
+        assert phases == ["reading"] * 2 + ["own warmups"] * 3, phases
     inside = checkpoints.contents(checkpoints.newest(tmp_path / "killed"))
-    sharding = "none" if layout == "ddp" else layout.replace("zero", "zero-")
+    sharding = layout.replace("zero", "zero-") if LAYOUTS[layout][1] else "none"
     assert (inside["processes"], inside["sharding"], inside["rows_per_update"]) == (2, sharding, 8)
-    # a plain model, equal to the one that the engine held in shards
+    # a plain model, equal to the one that the engine held in shards; its products are made as in the processes that trained
+    choose_cpu_matmul("cpu")
     auto = AutoModelForSeq2SeqLM if LAYOUTS[layout][0] == "scratch-t5" else AutoModelForCausalLM
     plain = auto.from_pretrained(tmp_path / "killed")
     answer = logits(plain, plain.config.is_encoder_decoder)
