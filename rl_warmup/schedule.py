@@ -19,7 +19,8 @@ SMOOTHING = 0.9
 MEASURED_EVERY = 4  # updates between two looks at what warmups are worth, as a look costs a forward
 WINDOW = 12  # looks that are averaged
 STILL_LEARNING = 0.1  # share of the target's surprise that goes away within a window without any reading
-TRIAL = 200  # updates that the policy has after the switch to become worth it
+FADING = 0.9  # `read` of a window over that of the window before, below which what is read is being forgotten
+TRIAL = 200  # updates that the policy has after the switch to become worth it, or longer while its warmups help more and more
 TAU_RATE = 0.1
 TAU_RANGE = (1e-2, 1e4)
 KEPT = ("tau", "proposal_logp", "looks", "switched_at", "gave_up_at", "decided")
@@ -78,9 +79,10 @@ class Schedule(TrainerCallback, ExportableState):
     With given proposals the switch waits until the policy can write them: log P(c|x) per token, smoothed over updates, has to
     reach `readiness`. With samples of the starting model (`reading`) the policy can write them from the beginning; there the
     switch waits, at least for the first bound in updates, until the generator begins to read them (`read` over a window reaches
-    `threshold`) and what can be learned without reading has been learned: before that, the target's term moves the policy
-    more than a KL can hold. At the second bound it is enough that warmups help at all, as a habit that nearly all samples show
-    does not stand out. If they do not help then, or some updates after the switch, the run becomes plain fine-tuning.
+    `threshold` and does not fall) and what can be learned without reading has been learned: before that, the target's term
+    moves the policy more than a KL can hold. At the second bound it is enough that warmups help at all, as a habit that nearly all
+    samples show does not stand out. If they do not help then, or do not help some updates after the switch and do not improve
+    either, the run becomes plain fine-tuning.
 
     Args:
         has_proposals: False starts in the main phase.
@@ -140,10 +142,18 @@ class Schedule(TrainerCallback, ExportableState):
         return Worth.over(self.looks[-WINDOW:]) if self.looks else None
 
     @property
-    def still_learning(self) -> bool:
-        """Whether targets have become so much likelier since the window before, without being read, that the switch can wait."""
-        before, now = self.looks[:-WINDOW][-WINDOW:], self.looks[-WINDOW:]
-        return len(before) < WINDOW or _taken(Worth.over(now).unread, Worth.over(before).unread) > STILL_LEARNING
+    def unsettled(self) -> bool:
+        """Whether the switch can wait for what happened since the window before: targets became much likelier without being read,
+        or what was read is being forgotten (early on a reader leans on how long or of what kind a warmup is)."""
+        if len(self.looks) < 2 * WINDOW:
+            return True
+        before, now = Worth.over(self.looks[:WINDOW]), Worth.over(self.looks[WINDOW:])
+        return _taken(now.unread, before.unread) > STILL_LEARNING or now.read < FADING * before.read
+
+    @property
+    def improves(self) -> bool:
+        """Whether warmups help more than in the window before."""
+        return Worth.over(self.looks[-WINDOW:]).helped > Worth.over(self.looks[:-WINDOW]).helped
 
     @property
     def phase(self) -> str:
@@ -201,17 +211,17 @@ class Schedule(TrainerCallback, ExportableState):
             return
         before = self.phase
         if self.switched_at is None:
-            waits = bool(self.threshold) and (worth.read < self.threshold or self.still_learning)
+            waits = bool(self.threshold) and (worth.read < self.threshold or self.unsettled)
             if not waits or (step >= self.updates[1] and worth.helped >= HELPS):
                 self.switched_at = step
                 if state.is_world_process_zero and not args.disable_tqdm:
                     tqdm.write(SWITCH.format(step=step, read=worth.read))
             elif step >= self.updates[1]:
                 self._give_up(state, worth)
-        elif not self.threshold or step >= self.switched_at + TRIAL:
-            self.decided = True
-            if self.threshold and worth.helped < HELPS:
-                self._give_up(state, worth)
+        elif not self.threshold or worth.helped >= HELPS:
+            self.decided = step >= self.switched_at + TRIAL or not self.threshold
+        elif step >= self.switched_at + TRIAL and not self.improves:
+            self._give_up(state, worth)
         control.should_evaluate |= self.phase != before and args.eval_strategy != "no"
 
     def _give_up(self, state: Any, worth: Worth) -> None:

@@ -229,7 +229,7 @@ def test_targets_known_by_heart_take_no_reading():
     assert (by_heart.read, by_heart.helped) == (0.0, 0.0)
     schedule = Schedule(True, reading=True, updates=(0, 1000), threshold=0.01)
     schedule.looks = [by_heart] * 2 * WINDOW
-    assert not schedule.still_learning
+    assert not schedule.unsettled
 
 
 def test_the_switch_comes_once_it_is_read_and_the_rest_is_learned():
@@ -245,10 +245,38 @@ def test_no_switch_while_targets_become_likelier_without_reading():
     falling = [Worth(*(value * 0.98**i for value in READ)) for i in range(100)]
     schedule = searching()
     looks(schedule, *falling)
-    assert schedule.still_learning
+    assert schedule.unsettled
     assert schedule.switched_at is None
     looks(schedule, *[falling[-1]] * 30, start=101)
     assert 101 < schedule.switched_at < 131
+
+
+def read_by(share: float) -> Worth:
+    """Without reading the target costs 10 nats, whoever's warmups stand there."""
+    return Worth(-10 * (1 - share), -10.0, -10.0, -10.0)
+
+
+def test_no_switch_while_what_is_read_is_being_forgotten():
+    """List skills: content is read early, forgotten, and read again; at the threshold on the way down it is too early."""
+    down = [read_by(0.5 - 0.01 * i) for i in range(48)]
+    schedule = searching()
+    looks(schedule, *down)
+    assert schedule.worth.read > schedule.threshold
+    assert (schedule.unsettled, schedule.switched_at) == (True, None)
+    looks(schedule, *[down[-1]] * 30, start=49)
+    assert 49 < schedule.switched_at <= 49 + 2 * WINDOW
+
+
+def test_warmups_that_help_more_and_more_get_more_time():
+    """A twentieth of the surprise when the trial ends, below the tenth that pays, but growing; then it grows no more."""
+    schedule = searching()
+    looks(schedule, *[READ] * 24)
+    little = [read_by(0.05 * step / TRIAL) for step in range(1, TRIAL + 21)]
+    looks(schedule, *little, start=25)
+    assert (schedule.phase, schedule.decided) == ("own warmups", False)
+    looks(schedule, *[little[-1]] * 2 * WINDOW, start=45 + TRIAL)
+    assert schedule.phase == "plain"
+    assert 45 + TRIAL < schedule.gave_up_at <= 45 + TRIAL + 2 * WINDOW
 
 
 def test_at_the_upper_bound_help_is_enough():

@@ -24,7 +24,8 @@ SETTINGS = {
     "anchor_weight": 0.1, "guard": "act", "disable_dropout": False, "disable_tqdm": True, "report_to": "none",
 }  # fmt: skip
 READING = {
-    "proposals": ["reference"], "imitation": "posterior", "min_reading_updates": 8, "reading_threshold": 0.0, "anchor_weight": 0.0,
+    "proposals": ["reference"], "imitation": "posterior", "min_reading_updates": 8, "reading_threshold": 0.0,
+    "anchor_weight": 0.0,
 }  # fmt: skip
 INPUT = [[5, 6, 7, 8, 9, 10]]
 
