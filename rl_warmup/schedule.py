@@ -80,8 +80,8 @@ class Schedule(TrainerCallback, ExportableState):
     reach `readiness`. With samples of the starting model (`reading`) the policy can write them from the beginning; there the
     switch waits, at least for the first bound in updates, until the generator begins to read them (`read` over a window reaches
     `threshold` and does not fall) and what can be learned without reading has been learned: before that, the target's term
-    moves the policy more than a KL can hold. At the second bound it is enough that warmups help at all, as a habit that nearly all
-    samples show does not stand out. If they do not help then, or do not help some updates after the switch and do not improve
+    moves the policy more than a KL can hold. At the second bound it is enough that warmups help at all, as a habit that nearly
+    all samples show does not stand out. If they do not help then, or do not help some updates after the switch and do not improve
     either, the run becomes plain fine-tuning.
 
     Args:
