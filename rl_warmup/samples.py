@@ -87,7 +87,8 @@ class Sampler:
         return self.tokenizer.decode(warmup.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def fill(
-        self, path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False, show_progress: bool = False, **about: Any
+        self, path: Path, rows: Sequence[dict[str, Any]], split: str, overwrite: bool = False, show_progress: bool = False,
+        **about: Any,
     ) -> tuple[list[dict[str, Any]], int]:  # fmt: skip
         """Draw a group for every row into a file, or what is missing in it; all processes call.
 
@@ -96,6 +97,7 @@ class Sampler:
 
         Args:
             rows: of a task: `id`, `prompt` and `target`, in the order of the split.
+            split: its name; rows on which training would refuse to train are refused here, before the first sample.
             overwrite: whether a file of another drawing may be replaced.
             about: what FILE.drawing.json says besides.
 
@@ -103,9 +105,10 @@ class Sampler:
             The records of the file, in the order of the rows, and how many of them were there before.
 
         Raises:
-            ValueError: the file is another drawing's, or nobody's; on every process.
+            ValueError: a row cannot be used, or the file is another drawing's, or nobody's; on every process.
         """
-        prompts = [row["prompt_ids"] for row in self.encoder.encode_all(rows, "rows", show_progress and is_main())]
+        prompts = [row["prompt_ids"] for row in self.encoder.encode_all(rows, split, show_progress and is_main())]
+        about = {**about, "split": split}
         header = {**self.drawing.header(prompts), "rows_hash": rows_hash(rows)}
         begun = spread(lambda known: _begin(path, known, about, overwrite), [header])[0]  # the main process alone
         if isinstance(begun, str):

@@ -199,6 +199,17 @@ def test_mistakes(place, capsys):
     assert not (place / "w.jsonl").exists()
 
 
+def test_a_row_that_training_would_refuse_is_refused_before_the_first_sample(place, capsys):
+    rows = [{"prompt": f"a b w{i}", "target": f"w{i} b"} for i in range(4)]
+    write_jsonl(place / "rows.jsonl", rows)
+    write_jsonl(place / "more.jsonl", [*rows, {"prompt": "unheard of", "target": "b"}])
+    assert train(task="file", task_kwargs={"train": "rows.jsonl"}, output_dir="run") == 0
+    sentence = fails(capsys, "run", "--task_kwargs", "{train: more.jsonl}", "--output", "w.jsonl")
+    assert "train row 4" in sentence
+    assert not (place / "w.jsonl").exists()
+    assert sample("run", "--task_kwargs", "{train: rows.jsonl, test: more.jsonl}", "--split", "test", "--output", "w.jsonl") == 0
+
+
 def test_texts_of_another_tokenizer_train_a_model(place):
     """What any model or person wrote: unknown words are left out, and said."""
     write_jsonl(place / "notes.jsonl", [{"row": i, "warmup": "first we add: a=1 b=2"} for i in range(12)])

@@ -131,6 +131,8 @@ def test_the_warmups_of_a_run_are_scored_by_its_model(place, capsys):
         ("{", "rows.jsonl, line 1: is no JSON"),
         ('{"prompt": "a", "target": "b"}', "rows.jsonl, line 1: 'warmup' is None; give a text."),
         ("[1]", "rows.jsonl, line 1: is no JSON object"),
+        (r'{"prompt": "a", "target": "b", "warmup": "cut \ud83d"}', "rows.jsonl, line 1: 'warmup' holds half a character"),
+        ('{"prompt": "a", "target": "b", "warmup": "a", "target_logprob": "-1"}', "line 1: 'target_logprob'"),
     ],
 )
 def test_files_that_cannot_be_read(place, capsys, text, sentence):
@@ -139,6 +141,16 @@ def test_files_that_cannot_be_read(place, capsys, text, sentence):
     assert code == 2
     assert sentence in err
     assert "no.jsonl does not exist" in score(capsys, "no.jsonl", "--reward", "gain")[2]
+
+
+def test_a_warmup_of_unknown_words_alone_is_not_scored_as_none(place, capsys):
+    flags = ["--model", "start:skills-llama", "--reward", "target_logprob"]
+    row = {"prompt": "a+1 b+2", "target": "b=0 a=1", "warmup": "a=1"}
+    write_jsonl(place / "rows.jsonl", [row, {**row, "warmup": "ünheard"}])
+    code, _, err = score(capsys, "rows.jsonl", *flags, "--output", "s.jsonl")
+    assert code == 2
+    assert "line 2" in err
+    assert not (place / "s.jsonl").exists()
 
 
 def test_a_runs_groups_are_spread_out(place):
