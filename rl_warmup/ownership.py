@@ -136,6 +136,11 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in MARKS)
 
 
+def in_run(folder: Path) -> bool:
+    """Whether the folder is a run's, or lies in one that has begun to train (not merely beside somebody's recipe.yaml)."""
+    return is_run(folder) or any((above / MARKS[0]).is_file() for above in folder.absolute().parents)
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds what a run ends with: results, or weights where no recipe asked for results."""
     ends = (RESULT,) if (folder / "recipe.yaml").is_file() else (RESULT, *WEIGHTS)
@@ -269,13 +274,21 @@ def refuse_file(path: Path, flag: str = "--output") -> None:
     if path.is_dir():
         raise ValueError(f"{flag}: {path} is a folder. Give a file.")
     run = next((place for place in path.absolute().parents if is_run(place)), None)
-    if run is not None and _is_own(path.absolute(), run) and not drawn(path):
+    if run is not None and _is_own(path.absolute(), run) and not drawn(path) and not _scored(path):
         raise ValueError(f"{flag}: {path} is a file of the run {run} itself. Give another name.")
 
 
 def drawn(path: Path) -> bool:
     """Whether `rl-warmup sample` wrote this file."""
     return path.with_name(f"{path.name}.drawing.json").is_file()
+
+
+def _scored(path: Path) -> bool:
+    """Whether `rl-warmup score` wrote this file."""
+    with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
+        first = json.loads(file.readline(10**7))
+        return isinstance(first, dict) and {"prompt", "target", "warmup", "scores"} <= first.keys()
+    return False
 
 
 def sources(values: Mapping[str, Any]) -> dict[str, Path]:
@@ -316,7 +329,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _is_own(path: Path, folder: Path) -> bool:
     """Whether a run in the folder wrote this file, or somebody who looked at the run."""
     inside, name = path.relative_to(folder), path.name
-    if _fits(inside, OWN) or name.endswith(".drawing.json") or drawn(path):
+    if _fits(inside, OWN) or name.endswith(".drawing.json") or drawn(path) or _scored(path):
         return True
     if name.endswith(".part"):  # what a kill left of one
         return _is_own(path.with_name(name.removesuffix(".part")), folder)

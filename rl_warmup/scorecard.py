@@ -84,7 +84,7 @@ def read_warmups(path: str | Path) -> list[Row]:
                     raise ValueError(f"{path}, line {number}: {key!r} is {row.get(key)!r}; give a text.")
                 if half := HALF.search(row[key]):
                     raise ValueError(
-                        f"{path}, line {number}: {key!r} holds half a character ({half[0]!r}). Repair the text, or remove the line."
+                        f"{path}, line {number}: {key!r} holds half a character ({half[0]!r}). Repair or remove it."
                     )
             if not isinstance(row.get("target_logprob"), int | float | None):
                 raise ValueError(f"{path}, line {number}: 'target_logprob' is no number. Remove it, or give nats.")
@@ -126,7 +126,8 @@ class Bench:
     def _ids(self, row: Row) -> list[int]:
         ids = self.writer.tokenizer(row["warmup"], add_special_tokens=False)["input_ids"]
         kept = [i for i in ids if not self.writer.law.banned[i] and i != self.writer.law.separator_id]
-        if row["warmup"].strip() and not kept and "finish" not in row:  # it would be scored as no warmup; a model may draw so
+        # it would be scored as no warmup; one that a model drew (`finish`) may be so
+        if row["warmup"].strip() and not kept and "finish" not in row:
             raise ValueError(
                 f"{row['id']}: the warmup {row['warmup']!r:.60} has no token that a warmup may hold: to this tokenizer it is "
                 f"unknown or special. Remove it, or give the --model in whose vocabulary it is written."

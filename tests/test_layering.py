@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "training_data": {"checkpoints", "layouts", "proposals", "warmup_files"},
     "warmup_files": {"batch", "proposals", "tasks"},
     "drawing": {"batch", "layouts", "sharing"},
-    "samples": {"batch", "drawing", "layouts", "options", "sharing", "tasks", "warmup_files"},
+    "samples": {"batch", "drawing", "layouts", "options", "ownership", "sharing", "tasks", "warmup_files"},
     "generation": {"batch", "layouts", "sharing"},
     "reference": {"_trl", "batch", "drawing", "layouts", "sharing"},
     "hold": {

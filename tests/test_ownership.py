@@ -232,6 +232,23 @@ def test_a_file_of_a_run_is_not_written_over(tmp_path):
         ownership.refuse_file(path)
 
 
+def test_scores_of_warmups_go_with_the_run(tmp_path):
+    run = put(tmp_path / "run", "environment.json", "metrics.jsonl")
+    line = json.dumps({"prompt": "x", "target": "y", "warmup": "c", "scores": {"gain": 1}}) + "\n"
+    for name in ("scored.jsonl", "deep/down/scored"):
+        ownership.refuse_file(put(run, name, text=line) / name)  # may be written anew
+    assert ownership.foreign_files(run) == []
+    ownership.clear(run)
+    assert files(run) == []
+
+
+def test_folders_inside_of_a_run(tmp_path):
+    run, recipes = put(tmp_path / "run", "environment.json"), put(tmp_path / "recipes", "recipe.yaml")
+    assert [ownership.in_run(place) for place in (run, run / "a" / "b", recipes)] == [True] * 3
+    assert not ownership.in_run(recipes / "runs")  # beside a recipe is in no run
+    assert not ownership.in_run(tmp_path)
+
+
 def test_the_fingerprint_is_of_the_weights(tmp_path):
     assert ownership.fingerprint(tmp_path) is None
     one = put(tmp_path / "one", "model.safetensors", "config.json", text="1")
