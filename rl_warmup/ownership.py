@@ -48,7 +48,8 @@ OWN = (
     "reference_warmups.jsonl.*", "flags.json", "trainer_state.json", "all_results.json", "train_results.json",
     "eval_results.json", "predict_results.json", "events.out.tfevents.*", "runs/*/events.out.tfevents.*",
     "runs/*/*/events.out.tfevents.*", *(f"checkpoint-*/{name}" for name in (*MODEL, *STATE)),
-    *(f"evaluation/*/{name}" for name in EVALUATED), *(f"report/{name}" for name in REPORT),
+    *(f"{place}evaluation/*/{name}" for place in ("", "checkpoint-*/") for name in EVALUATED),
+    *(f"report/{name}" for name in REPORT),
 )  # fmt: skip
 PATHLESS = ("output_dir", "run_name", "logging_dir", "resume_from_checkpoint", "hub_model_id")
 
@@ -147,7 +148,7 @@ def is_finished(folder: Path) -> bool:
     return any(any(folder.glob(name)) for name in ends)
 
 
-def _run_around(folder: Path) -> Path | None:
+def run_around(folder: Path) -> Path | None:
     """The run of which the folder is a part; a folder that merely lies beside somebody's recipe.yaml is none."""
     place = folder.resolve()
     for above in place.parents:
@@ -184,7 +185,7 @@ def refuse_folder(
                 f"output_dir: {folder} holds {source}, which the run reads ({name}), and would write over it. Give another "
                 f"output_dir."
             )
-    if inside := _run_around(folder):
+    if inside := run_around(folder):
         raise ValueError(f"output_dir: {folder} is a part of the run {inside}. Give a folder of its own.")
     if not is_run(folder):
         found = [
@@ -260,7 +261,7 @@ def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
             f"--output: {output} is {'read by this evaluation' if read else 'a run'}, whose own files it would replace. Give "
             f"another folder; the default is {run}/evaluation/SPLIT."
         )
-    owner = _run_around(output)
+    owner = run_around(output)
     if owner is not None and not (run.exists() and owner.samefile(run)):
         raise ValueError(f"--output: {output} is a part of another run, {owner}. Give another folder.")
     if foreign := [str(p.relative_to(output)) for p in _files(output) if not _fits(p.relative_to(output), EVALUATED)]:
