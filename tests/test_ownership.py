@@ -28,8 +28,9 @@ RUN = (
     "checkpoint-3/model.safetensors", "checkpoint-3/optimizer.pt", "checkpoint-3/rng_state_1.pth", "checkpoint-3/latest",
     "checkpoint-3/global_step3/zero_pp_rank_0.pt", "checkpoint-3/pytorch_model_fsdp_0/__0_0.distcp", "unfinished/x/y/z",
     "logs/rank1.log", "heartbeats/process-0.json", "evaluation/test/metrics.json", "evaluation/test/predictions.jsonl",
-    "evaluation/validation/predictions.filler.jsonl", "checkpoint-3/evaluation/test/metrics.json", "report/report.html", "report/a-b.png", "metrics.jsonl.part",
+    "evaluation/validation/predictions.filler.jsonl", "report/report.html", "report/a-b.png", "metrics.jsonl.part",
     "drawn.jsonl", "drawn.jsonl.drawing.json", "elsewhere/metrics.json", "elsewhere/predictions.jsonl", "flags.json",
+    "checkpoint-3/evaluation/test/metrics.json",
     "asked.yaml", "train.log", "runs/Nov30_host/events.out.tfevents.1", "resumes.jsonl", "reference_warmups.jsonl",
 )  # fmt: skip
 FOREIGN = (
