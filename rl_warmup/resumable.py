@@ -165,9 +165,11 @@ class ResumableTrainer(Trainer):
 
     def _check_weights(self) -> None:
         """Raises FloatingPointError after an update that ruined the weights, before they are saved or sampled from."""
-        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
+        trained = (weight.detach() for weight in self.model.parameters() if weight.requires_grad)
         here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
-        finite = torch.stack([weight.isfinite().all().to(self.args.device) for weight in here]).all()
+        # a sum is finite where all its terms are, and costs a fifth of looking at each
+        sums = [weight.sum(dtype=torch.float32).to(self.args.device) for weight in here]
+        finite = torch.stack(sums).isfinite().all()
         if self._most_of_processes(int(not finite)):
             raise FloatingPointError(
                 f"The weights are not finite any more after update {self.state.global_step}. Checkpoints saved before it are "
