@@ -39,6 +39,9 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     """
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Rewards may need any column, so keep all."})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "With push_to_hub, the model is uploaded after training."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many updates."})
 
     def __post_init__(self) -> None:

@@ -60,12 +60,23 @@ def meet_on_cpu(args: Any) -> None:
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
 
 
+def refuse_quantized(args: Any, quantized: bool) -> None:
+    """Raises ValueError for weights of 4 or 8 bits under an engine that shards weights or optimizer: never tried here."""
+    if quantized and (asks_deepspeed(args) or asks_fsdp(args)):
+        engine = "DeepSpeed" if asks_deepspeed(args) else "FSDP"
+        raise ValueError(
+            f"load_in_4bit, load_in_8bit: quantized weights under {engine} were never tried here. Train in one process without "
+            f"it, or leave them out."
+        )
+
+
 def refuse_launch(args: Any, model: Any) -> None:
     """Raise what can be known to be wrong before anything is built.
 
     Raises:
         ValueError: with one sentence per fault.
     """
+    refuse_quantized(args, getattr(model, "is_quantized", False))
     faults = [*_process_faults(args), *_fsdp_faults(args, model)]
     json, by_launcher = args.deepspeed, os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if json and LAUNCHED_DEEPSPEED in os.environ:

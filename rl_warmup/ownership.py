@@ -48,7 +48,8 @@ OWN = (
     "reference_warmups.jsonl.*", "flags.json", "trainer_state.json", "all_results.json", "train_results.json",
     "eval_results.json", "predict_results.json", "events.out.tfevents.*", "runs/*/events.out.tfevents.*",
     "runs/*/*/events.out.tfevents.*", *(f"checkpoint-*/{name}" for name in (*MODEL, *STATE)),
-    *(f"evaluation/*/{name}" for name in EVALUATED), *(f"report/{name}" for name in REPORT),
+    *(f"{place}evaluation/*/{name}" for place in ("", "checkpoint-*/") for name in EVALUATED),
+    *(f"report/{name}" for name in REPORT),
 )  # fmt: skip
 PATHLESS = ("output_dir", "run_name", "logging_dir", "resume_from_checkpoint", "hub_model_id")
 
@@ -136,13 +137,18 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in MARKS)
 
 
+def in_run(folder: Path) -> bool:
+    """Whether the folder is a run's, or lies in one that has begun to train (not merely beside somebody's recipe.yaml)."""
+    return is_run(folder) or any((above / MARKS[0]).is_file() for above in folder.absolute().parents)
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds what a run ends with: results, or weights where no recipe asked for results."""
     ends = (RESULT,) if (folder / "recipe.yaml").is_file() else (RESULT, *WEIGHTS)
     return any(any(folder.glob(name)) for name in ends)
 
 
-def _run_around(folder: Path) -> Path | None:
+def run_around(folder: Path) -> Path | None:
     """The run of which the folder is a part; a folder that merely lies beside somebody's recipe.yaml is none."""
     place = folder.resolve()
     for above in place.parents:
@@ -179,7 +185,7 @@ def refuse_folder(
                 f"output_dir: {folder} holds {source}, which the run reads ({name}), and would write over it. Give another "
                 f"output_dir."
             )
-    if inside := _run_around(folder):
+    if inside := run_around(folder):
         raise ValueError(f"output_dir: {folder} is a part of the run {inside}. Give a folder of its own.")
     if not is_run(folder):
         found = [
@@ -255,7 +261,7 @@ def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
             f"--output: {output} is {'read by this evaluation' if read else 'a run'}, whose own files it would replace. Give "
             f"another folder; the default is {run}/evaluation/SPLIT."
         )
-    owner = _run_around(output)
+    owner = run_around(output)
     if owner is not None and not (run.exists() and owner.samefile(run)):
         raise ValueError(f"--output: {output} is a part of another run, {owner}. Give another folder.")
     if foreign := [str(p.relative_to(output)) for p in _files(output) if not _fits(p.relative_to(output), EVALUATED)]:
@@ -269,13 +275,21 @@ def refuse_file(path: Path, flag: str = "--output") -> None:
     if path.is_dir():
         raise ValueError(f"{flag}: {path} is a folder. Give a file.")
     run = next((place for place in path.absolute().parents if is_run(place)), None)
-    if run is not None and _is_own(path.absolute(), run) and not drawn(path):
+    if run is not None and _is_own(path.absolute(), run) and not drawn(path) and not _scored(path):
         raise ValueError(f"{flag}: {path} is a file of the run {run} itself. Give another name.")
 
 
 def drawn(path: Path) -> bool:
     """Whether `rl-warmup sample` wrote this file."""
     return path.with_name(f"{path.name}.drawing.json").is_file()
+
+
+def _scored(path: Path) -> bool:
+    """Whether `rl-warmup score` wrote this file."""
+    with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
+        first = json.loads(file.readline(10**7))
+        return isinstance(first, dict) and {"prompt", "target", "warmup", "scores"} <= first.keys()
+    return False
 
 
 def sources(values: Mapping[str, Any]) -> dict[str, Path]:
@@ -316,7 +330,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _is_own(path: Path, folder: Path) -> bool:
     """Whether a run in the folder wrote this file, or somebody who looked at the run."""
     inside, name = path.relative_to(folder), path.name
-    if _fits(inside, OWN) or name.endswith(".drawing.json") or drawn(path):
+    if _fits(inside, OWN) or name.endswith(".drawing.json") or drawn(path) or _scored(path):
         return True
     if name.endswith(".part"):  # what a kill left of one
         return _is_own(path.with_name(name.removesuffix(".part")), folder)

@@ -159,8 +159,22 @@ class ResumableTrainer(Trainer):
         return batches
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._check_weights()
         self.watchdog.rest()  # one process may write and evaluate for long while the others wait
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _check_weights(self) -> None:
+        """Raises FloatingPointError after an update that ruined the weights, before they are saved or sampled from."""
+        trained = (weight.detach() for weight in self.model.parameters() if weight.requires_grad)
+        here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
+        # a sum is finite where all its terms are, and costs a fifth of looking at each
+        sums = [weight.sum(dtype=torch.float32).to(self.args.device) for weight in here]
+        finite = torch.stack(sums).isfinite().all()
+        if self._most_of_processes(int(not finite)):
+            raise FloatingPointError(
+                f"The weights are not finite any more after update {self.state.global_step}. Checkpoints saved before it are "
+                f"intact. Lower learning_rate or max_grad_norm, or use bf16 or float32."
+            )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's, which would do one update too many after the last checkpoint of a run."""

@@ -20,6 +20,7 @@ from rl_warmup.checkpoints import disk_faults, newest, require
 from rl_warmup.config import Recipe, TaskOptions
 from rl_warmup.evaluation import Evaluation, score_predictions
 from rl_warmup.generation import Writer
+from rl_warmup.launched import refuse_quantized
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import signatures
 from rl_warmup.ownership import RESULT, fingerprint, reading, refuse_folder, sources
@@ -171,10 +172,11 @@ def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:
 
 
 def _early(recipe: Recipe, folder: Path) -> str | bool | None:
-    """What to resume from; refuses a folder that no run may begin in, before anything is loaded.
+    """What to resume from; refuses an engine or a folder that cannot be used, before anything is loaded.
 
     `WarmupTrainer.train` looks again, under the lock.
     """
+    refuse_quantized(recipe.config, recipe.model.load_in_4bit or recipe.model.load_in_8bit)
     asked = recipe.config.resume_from_checkpoint
     resume = True if asked in (True, "auto", "true") else str(asked) if asked else None
     checkpoint = newest(folder) if resume is True else Path(resume) if resume else None

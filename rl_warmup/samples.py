@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rl_warmup.layouts.inference import Inference, read_layout
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.layouts.tokens import declare_tokens, end_by_separator
 from rl_warmup.options import WarmupOptions
+from rl_warmup.ownership import file_lock
 from rl_warmup.sharing import is_main, spread
 from rl_warmup.tasks import rows_hash
 from rl_warmup.warmup_files import record
@@ -87,7 +89,8 @@ class Sampler:
         return self.tokenizer.decode(warmup.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def fill(
-        self, path: Path, rows: Sequence[dict[str, Any]], overwrite: bool = False, show_progress: bool = False, **about: Any
+        self, path: Path, rows: Sequence[dict[str, Any]], split: str, overwrite: bool = False, show_progress: bool = False,
+        **about: Any,
     ) -> tuple[list[dict[str, Any]], int]:  # fmt: skip
         """Draw a group for every row into a file, or what is missing in it; all processes call.
 
@@ -96,6 +99,7 @@ class Sampler:
 
         Args:
             rows: of a task: `id`, `prompt` and `target`, in the order of the split.
+            split: its name; rows on which training would refuse to train are refused here, before the first sample.
             overwrite: whether a file of another drawing may be replaced.
             about: what FILE.drawing.json says besides.
 
@@ -103,23 +107,27 @@ class Sampler:
             The records of the file, in the order of the rows, and how many of them were there before.
 
         Raises:
-            ValueError: the file is another drawing's, or nobody's; on every process.
+            ValueError: a row cannot be used, or the file is another drawing's, or nobody's; on every process.
         """
-        prompts = [row["prompt_ids"] for row in self.encoder.encode_all(rows, "rows", show_progress and is_main())]
+        prompts = [row["prompt_ids"] for row in self.encoder.encode_all(rows, split, show_progress and is_main())]
+        about = {**about, "split": split}
         header = {**self.drawing.header(prompts), "rows_hash": rows_hash(rows)}
-        begun = spread(lambda known: _begin(path, known, about, overwrite), [header])[0]  # the main process alone
-        if isinstance(begun, str):
-            raise ValueError(begun)
-        done = begun
+        with ExitStack() as held:
+            begun = spread(lambda known: _begin(path, known, about, overwrite, held), [header])[
+                0
+            ]  # the main process alone
+            if isinstance(begun, str):
+                raise ValueError(begun)
+            done = begun
 
-        def keep(new: Groups) -> None:
-            if is_main():
-                fresh = {place: group for place, group in new.items() if place not in done}
-                append(path, [record(place, rows[place], self._texts(group)) for place, group in fresh.items()])
+            def keep(new: Groups) -> None:
+                if is_main():
+                    fresh = {place: group for place, group in new.items() if place not in done}
+                    append(path, [record(place, rows[place], self._texts(group)) for place, group in fresh.items()])
 
-        title = "Sampling warmups" if show_progress else ""
-        draw_missing(self.drawing, prompts, done, keep, title)
-        return spread(_in_order, [path])[0], len(done)
+            title = "Sampling warmups" if show_progress else ""
+            draw_missing(self.drawing, prompts, done, keep, title)
+            return spread(_in_order, [path])[0], len(done)
 
     def _texts(self, group: list[Warmup]) -> list[tuple[str, Warmup]]:
         return [(self.text(warmup), warmup) for warmup in group]
@@ -132,12 +140,26 @@ def _unless_asked(declared: Inference, options: Inference, asked: Collection[str
     return replace(declared, law=replace(declared.law, **law), **limits)
 
 
-def _begin(path: Path, header: dict[str, Any], about: dict[str, Any], overwrite: bool) -> set[int] | str:
-    """The rows that the file has already; or, as a sentence, why it cannot be gone on with."""
+def _begin(
+    path: Path, header: dict[str, Any], about: dict[str, Any], overwrite: bool, held: ExitStack
+) -> set[int] | str:
+    """The rows that the file has already; or, as a sentence, why it cannot be gone on with.
+
+    Args:
+        held: keeps the file for this drawing alone, until all of it is written.
+    """
+
+    def refuse() -> None:
+        raise BlockingIOError
+
+    try:
+        held.enter_context(file_lock(path, refuse))  # which makes an empty file
+    except BlockingIOError:
+        return f"--output: another `rl-warmup sample` draws into {path}. Wait for it to end, or give another file."
     beside = path.with_name(f"{path.name}.drawing.json")
-    if path.is_file() and path.stat().st_size and not beside.is_file():
+    if path.stat().st_size and not beside.is_file():
         return f"--output: {path} exists, and no {beside.name} beside it says that it is a drawing. Give another file."
-    if path.is_file() and beside.is_file() and not overwrite:
+    if path.stat().st_size and not overwrite:
         known = json.loads(beside.read_text(encoding="utf-8"))
         changed = [
             f"{name} is {known.get(name)!r}, now {value!r}"
@@ -150,7 +172,6 @@ def _begin(path: Path, header: dict[str, Any], about: dict[str, Any], overwrite:
                 f"file, or --overwrite."
             )
         return {found["row"] for found in whole_records(path)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("", encoding="utf-8")
     beside.write_text(json.dumps({**about, **header}, indent=2, default=str) + "\n", encoding="utf-8")
     return set()

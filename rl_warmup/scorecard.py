@@ -24,6 +24,7 @@ from torch import Tensor
 from rl_warmup.batch import RowKind, Warmup, WarmupBatch
 from rl_warmup.generation import Writer
 from rl_warmup.layouts import make_layout
+from rl_warmup.layouts.encoding import HALF
 from rl_warmup.layouts.inference import Inference, read_layout
 from rl_warmup.layouts.law import WarmupLaw
 from rl_warmup.layouts.loading import load_model
@@ -57,7 +58,7 @@ def read_warmups(path: str | Path) -> list[Row]:
     """Rows with `prompt`, `target` and `warmup`: one object a line, or a run's warmups.jsonl, whose groups are spread out.
 
     Raises:
-        ValueError: no such file, a line that is no JSON object, or one without these texts; names the line.
+        ValueError: no such file, a line that is no JSON object, or one whose values cannot be scored; names the line.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist. Give JSON lines with {', '.join(NEEDED)}, or a run's warmups.jsonl.")
@@ -81,6 +82,12 @@ def read_warmups(path: str | Path) -> list[Row]:
             for key in NEEDED:
                 if not isinstance(row.get(key), str):
                     raise ValueError(f"{path}, line {number}: {key!r} is {row.get(key)!r}; give a text.")
+                if half := HALF.search(row[key]):
+                    raise ValueError(
+                        f"{path}, line {number}: {key!r} holds half a character ({half[0]!r}). Repair or remove it."
+                    )
+            if not isinstance(row.get("target_logprob"), int | float | None):
+                raise ValueError(f"{path}, line {number}: 'target_logprob' is no number. Remove it, or give nats.")
             rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no rows. Give JSON lines with {', '.join(NEEDED)}.")
@@ -112,13 +119,20 @@ class Bench:
         not_columns = ("warmup", "finish", "warmup_logprob", "target_logprob", "posterior", "step")
         plain = [{k: v for k, v in row.items() if k not in not_columns} for row in rows]
         self.rows = writer.encoder().encode_all(plain, "file")
-        self.warmups = [Warmup(self._ids(row["warmup"]), row.get("finish", "separator")) for row in rows]
+        self.warmups = [Warmup(self._ids(row), row.get("finish", "separator")) for row in rows]
         writer.check_room(self.rows, [warmup.ids for warmup in self.warmups])
         self.target_logprobs = [row.get("target_logprob") for row in rows]
 
-    def _ids(self, text: str) -> list[int]:
-        ids = self.writer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [i for i in ids if not self.writer.law.banned[i] and i != self.writer.law.separator_id]
+    def _ids(self, row: Row) -> list[int]:
+        ids = self.writer.tokenizer(row["warmup"], add_special_tokens=False)["input_ids"]
+        kept = [i for i in ids if not self.writer.law.banned[i] and i != self.writer.law.separator_id]
+        # it would be scored as no warmup; one that a model drew (`finish`) may be so
+        if row["warmup"].strip() and not kept and "finish" not in row:
+            raise ValueError(
+                f"{row['id']}: the warmup {row['warmup']!r:.60} has no token that a warmup may hold: to this tokenizer it is "
+                f"unknown or special. Remove it, or give the --model in whose vocabulary it is written."
+            )
+        return kept
 
     def run(self, specs: Sequence[Any]) -> list[Card]:
         """A card for every reward; a reward that cannot be loaded gets one with its fault."""

@@ -44,7 +44,7 @@ EFFECTIVE: dict[str, str] = {
         "activation_checkpointing_kwargs", "torch_empty_cache_steps", "logging_strategy", "logging_first_step", "disable_tqdm",
         "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "eval_strategy",
         "eval_delay", "eval_on_start", "save_only_model", "save_strategy", "save_steps", "save_total_limit",
-        "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+        "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_revision",
         "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip", "full_determinism", "seed",
         "data_seed", "accelerator_config", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory",
         "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
@@ -103,6 +103,9 @@ REFUSED: dict[str, str] = {
     "parallelism_config": "it splits one prompt over processes, and warmups are sampled from whole ones",
     "remove_unused_columns": "rewards and metrics read columns that the model does not take",
     "length_column_name": "rows are not sorted by length",
+    "hub_strategy": "it uploads checkpoints in the background, which are moved to their place meanwhile; push_to_hub uploads the "
+    "model when training ends",
+    "hub_always_push": "the model is uploaded once, when training ends",
 }  # fmt: skip
 # Values beside the default under which a refused setting is what it always was, as TrainingArguments rewrites some of its own.
 SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no",)}
@@ -112,7 +115,7 @@ NEEDS: dict[str, str] = {
                      "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora", "load_in_8bit", "load_in_4bit"),
                     "use_peft"),
     **dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), "load_in_4bit"),
-    **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"), "push_to_hub"),
+    **dict.fromkeys(("hub_model_id", "hub_revision"), "push_to_hub"),
     **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "project"), "report_to"),
     **dict.fromkeys(("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
                      "dataloader_in_order"), "dataloader_num_workers"),

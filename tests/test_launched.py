@@ -53,6 +53,20 @@ def zero(stage: int, optimizer: int = 5000, parameters: int = 5000) -> dict[str,
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("engine", [{"deepspeed": "zero2.json"}, {"fsdp": True}, "DEEPSPEED", "FSDP"])
+def test_quantized_weights_and_an_engine(monkeypatch, engine):
+    """Asked for by the settings, or by the launcher."""
+    if isinstance(engine, str):
+        monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    args, quantized = asked(**(engine if isinstance(engine, dict) else {})), model()
+    quantized.is_quantized = True
+    with pytest.raises(ValueError, match="load_in_4bit, load_in_8bit: "):
+        refuse_launch(args, quantized)
+    refuse_launch(args, model())
+    monkeypatch.delenv(f"ACCELERATE_USE_{engine}", raising=False)
+    refuse_launch(asked(), quantized)
+
+
 def test_one_process_without_an_engine_is_fine():
     refuse_launch(asked(), model())
     assert engine_faults(asked(), model(), describe(model())) == []

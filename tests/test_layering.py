@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "training_data": {"checkpoints", "layouts", "proposals", "warmup_files"},
     "warmup_files": {"batch", "proposals", "tasks"},
     "drawing": {"batch", "layouts", "sharing"},
-    "samples": {"batch", "drawing", "layouts", "options", "sharing", "tasks", "warmup_files"},
+    "samples": {"batch", "drawing", "layouts", "options", "ownership", "sharing", "tasks", "warmup_files"},
     "generation": {"batch", "layouts", "sharing"},
     "reference": {"_trl", "batch", "drawing", "layouts", "sharing"},
     "hold": {
@@ -68,7 +68,7 @@ ARROWS: dict[str, set[str]] = {
     "scorecard": {"batch", "generation", "layouts", "rewards", "rollout", "tasks"},
     "rehearsal": {"evaluation", "generation", "layouts", "metrics", "run_folder", "sharing", "tasks"},
     "run": {
-        "_trl", "checkpoints", "config", "evaluation", "generation", "layouts", "metrics", "ownership", "recipe_file",
+        "_trl", "checkpoints", "config", "evaluation", "generation", "launched", "layouts", "metrics", "ownership", "recipe_file",
         "rehearsal", "run_folder", "tasks", "trainer",
     },
     "demo": {"config", "demo_words", "orphans", "ownership", "report", "run", "run_folder", "tasks"},

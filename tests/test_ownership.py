@@ -30,6 +30,7 @@ RUN = (
     "logs/rank1.log", "heartbeats/process-0.json", "evaluation/test/metrics.json", "evaluation/test/predictions.jsonl",
     "evaluation/validation/predictions.filler.jsonl", "report/report.html", "report/a-b.png", "metrics.jsonl.part",
     "drawn.jsonl", "drawn.jsonl.drawing.json", "elsewhere/metrics.json", "elsewhere/predictions.jsonl", "flags.json",
+    "checkpoint-3/evaluation/test/metrics.json",
     "asked.yaml", "train.log", "runs/Nov30_host/events.out.tfevents.1", "resumes.jsonl", "reference_warmups.jsonl",
 )  # fmt: skip
 FOREIGN = (
@@ -230,6 +231,23 @@ def test_a_file_of_a_run_is_not_written_over(tmp_path):
         ownership.refuse_file(run)
     for path in (run / "more.jsonl", run / "drawn.jsonl", tmp_path / "warmups.jsonl"):
         ownership.refuse_file(path)
+
+
+def test_scores_of_warmups_go_with_the_run(tmp_path):
+    run = put(tmp_path / "run", "environment.json", "metrics.jsonl")
+    line = json.dumps({"prompt": "x", "target": "y", "warmup": "c", "scores": {"gain": 1}}) + "\n"
+    for name in ("scored.jsonl", "deep/down/scored"):
+        ownership.refuse_file(put(run, name, text=line) / name)  # may be written anew
+    assert ownership.foreign_files(run) == []
+    ownership.clear(run)
+    assert files(run) == []
+
+
+def test_folders_inside_of_a_run(tmp_path):
+    run, recipes = put(tmp_path / "run", "environment.json"), put(tmp_path / "recipes", "recipe.yaml")
+    assert [ownership.in_run(place) for place in (run, run / "a" / "b", recipes)] == [True] * 3
+    assert not ownership.in_run(recipes / "runs")  # beside a recipe is in no run
+    assert not ownership.in_run(tmp_path)
 
 
 def test_the_fingerprint_is_of_the_weights(tmp_path):

@@ -9,17 +9,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from huggingface_hub.utils import filter_repo_objects
 
 from rl_warmup.cli.launch import _masked
 from rl_warmup.cli.main import main
 from rl_warmup.config import WarmupConfig, build_recipe
 from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import compute
+from rl_warmup.ownership import foreign_files
 from rl_warmup.recipe_file import masked
+from rl_warmup.run_folder import write_jsonl
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "rl_warmup").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
@@ -83,6 +87,45 @@ def test_the_setting_is_refused():
     with pytest.raises(ValueError, match="trust_remote_code: is True.*never run"):
         build_recipe({**BASE, "trust_remote_code": True})
     build_recipe({**BASE, "trust_remote_code": False})
+
+
+def test_a_pushed_run_uploads_its_final_model_once_without_the_token(tmp_path, monkeypatch):
+    made, uploaded = [], []
+
+    class Hub:
+        def create_repo(self, name, token, **kwargs):
+            made.append((name, token))
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, folder_path, token, ignore_patterns, **kwargs):
+            paths = (path for path in Path(folder_path).rglob("*") if path.is_file())
+            names = {str(path.relative_to(folder_path)): path.read_bytes() for path in paths}
+            kept = filter_repo_objects(names, ignore_patterns=ignore_patterns)
+            uploaded.append((kwargs["repo_id"], token, {name: names[name] for name in kept}))
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"a b w{i}", "target": f"w{i} b"} for i in range(4)])
+    recipe = {
+        **TINY, "task_kwargs": {"train": str(tmp_path / "rows.jsonl")}, "max_steps": 2, "save_strategy": "steps",
+        "save_steps": 1, "output_dir": str(tmp_path / "run"), "push_to_hub": True, "hub_model_id": "me/mine",
+        "hub_token": "hf_SECRET",
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", "--config", str(tmp_path / "recipe.yaml")]) == 0
+    assert made == [("me/mine", "hf_SECRET")]
+    ((name, token, files),) = uploaded
+    assert (name, token) == ("me/mine", "hf_SECRET")
+    assert {
+        "model.safetensors",
+        "tokenizer.json",
+        "warmup_layout.json",
+        "recipe.yaml",
+        "training_args.bin",
+    } <= files.keys()
+    assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert not [name for name in files if name.startswith(("checkpoint-", "unfinished"))]
+    assert not [name for name, content in files.items() if b"SECRET" in content]
+    assert foreign_files(tmp_path / "run") == []
 
 
 def test_tokens_are_masked_in_what_is_written(tmp_path):

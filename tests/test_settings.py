@@ -30,7 +30,7 @@ OTHER = {
     "label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0, "include_num_input_tokens_seen": "all",
     "lora_target_modules": ["q"], "lora_target_parameters": ["q"], "lora_modules_to_save": ["q"],
     "lora_task_type": "SEQ_2_SEQ_LM",
-    "bnb_4bit_quant_type": "fp4", "bnb_4bit_quant_storage": "uint8", "hub_model_id": "a/b", "hub_strategy": "end",
+    "bnb_4bit_quant_type": "fp4", "bnb_4bit_quant_storage": "uint8", "hub_model_id": "a/b", "hub_strategy": "every_save",
     "hub_revision": "x", "dataloader_prefetch_factor": 2, "dataloader_multiprocessing_context": "fork", "fsdp_config": {"a": 1},
     "activation_checkpointing_kwargs": {"use_reentrant": False}, "gradient_checkpointing_kwargs": {"use_reentrant": False},
     "project": "mine", "trackio_space_id": "a/b", "trackio_bucket_id": "a/b", "trackio_static_space_id": "a/b",

@@ -38,7 +38,7 @@ def command(args: list[str]) -> None:
     options = parser.parse_args(args)
 
     with quick_imports():
-        from rl_warmup.ownership import is_run
+        from rl_warmup.ownership import in_run
         from rl_warmup.recipe_file import read_values
         from rl_warmup.sweeps import SweepSettings, run_sweep
 
@@ -49,8 +49,8 @@ def command(args: list[str]) -> None:
             f"--metric: {options.config} names no metric_for_best_model; say what is compared, e.g. exact_match."
         )
     output = Path(options.output)
-    if is_run(output):
-        raise ValueError(f"--output: {output} is the folder of one run. Give a folder for the runs of both arms.")
+    if in_run(output):
+        raise ValueError(f"--output: {output} lies in a run's folder. Give a folder for the runs of both arms.")
     output.mkdir(parents=True, exist_ok=True)
     arms = {"sft": {"objective": "sft", "proposals": []}, **_ceilings(options.warmups)}
     question = {

@@ -1,4 +1,4 @@
-"""`rl-warmup evaluate RUN`: predict and score a trained model again, under controls, on any split.
+"""`rl-warmup evaluate RUN`: predict and score a trained model, or a checkpoint of it, under controls, on any split.
 
 Also `accelerate launch -m rl_warmup.cli.evaluate RUN`: every process predicts a share, with the results of one process.
 """
@@ -16,7 +16,7 @@ from rl_warmup.cli.main import OptionParser, count, quick_imports, run_command
 def command(args: list[str]) -> None:
     """Load the run's recipe for its task and its folder for the model; write predictions and metrics; print the table."""
     parser = OptionParser(prog="rl-warmup evaluate", description=__doc__)
-    parser.add_argument("run", help="folder of a finished run (output_dir of its recipe)")
+    parser.add_argument("run", help="folder of a finished run (output_dir of its recipe), or a checkpoint in it")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--controls", nargs="*", default=["shuffled", "empty_warmup"], metavar="CONTROL",
                         help="shuffled (another row's warmup), empty_warmup, filler, sampled, rerank (the best of several), "
@@ -39,7 +39,7 @@ def command(args: list[str]) -> None:
         from rl_warmup.config import read_task
         from rl_warmup.evaluation import Evaluation
         from rl_warmup.generation import Writer
-        from rl_warmup.ownership import clear_results, fingerprint, reading, refuse_output, writing
+        from rl_warmup.ownership import clear_results, fingerprint, is_run, reading, refuse_output, run_around, writing
         from rl_warmup.rehearsal import rehearse
         from rl_warmup.report import result_table
         from rl_warmup.run import load_recipe_task
@@ -53,20 +53,22 @@ def command(args: list[str]) -> None:
     )  # fmt: skip
     evaluation.check()
     folder = Path(options.run)
-    if not (folder / "recipe.yaml").is_file():
+    run = folder if is_run(folder) else run_around(folder) or folder  # of which it is a checkpoint
+    recipe = run / "recipe.yaml"
+    if not recipe.is_file():
         raise ValueError(
-            f"{folder} holds no recipe.yaml, so its task is unknown. Give the output_dir of a finished run."
+            f"{run} holds no recipe.yaml, so its task is unknown. Give the output_dir of a finished run, or a checkpoint in it."
         )
-    wanted = read_task(folder / "recipe.yaml")
+    wanted = read_task(recipe)
     wanted.metrics = [] if options.metrics else wanted.metrics
-    refuse_code(folder / "recipe.yaml", wanted, options.allow_code)
+    refuse_code(recipe, wanted, options.allow_code)
     wanted.metrics = options.metrics or wanted.metrics
     output = Path(options.output or folder / "evaluation" / options.split)
-    refuse_output(output, folder, [Path(other) for other in [options.warmups_from] if other])
+    refuse_output(output, run, [folder, *(Path(other) for other in [options.warmups_from] if other)])
     device = meet()
     with ExitStack() as held:
         if is_main():
-            held.enter_context(reading(folder, "evaluate"))
+            held.enter_context(reading(run, "evaluate"))
         weights = fingerprint(folder) if is_main() else None
         writer = Writer.load(folder, device)
         writer.shared = True

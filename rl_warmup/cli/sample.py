@@ -71,8 +71,8 @@ def command(args: list[str]) -> None:
     sampler = Sampler.open(
         options.model, recipe.config, asked, recipe.config.seed, options.batch_size, device, **kwargs
     )
-    about = {"model": options.model, "task": task, "task_kwargs": recipe.task.task_kwargs, "split": options.split}
-    records, before = sampler.fill(path, rows, options.overwrite, shown, **about)
+    about = {"model": options.model, "task": task, "task_kwargs": recipe.task.task_kwargs}
+    records, before = sampler.fill(path, rows, options.split, options.overwrite, shown, **about)
     if is_main():
         if before == len(records):
             print(f"{path} was finished; nothing was drawn.")

@@ -54,10 +54,11 @@ class Writable:
 class RowEncoder:
     """Turns rows with `prompt` and `target` (or TRL's `completion`) into rows that also hold ids.
 
-    Added columns: `prompt_ids`, `target_ids` (ends with the end token) and `word_lengths` (tokens of each target word, so
-    that proposals can move words, not pieces of them; where a script has no spaces, a token is a word). `counts` tells what
-    was truncated or dropped, `writable` what of the last data set the tokenizer cannot write. `beside` gives further columns of
-    a row by its number in the data set, dropped rows counted, and by how an error calls it.
+    Added columns: `id` (the row's number in its data set) where a row has none, `prompt_ids`, `target_ids` (ends with the end
+    token) and `word_lengths` (tokens of each target word, so that proposals can move words, not pieces of them; where a script
+    has no spaces, a token is a word). `counts` tells what was truncated or dropped, `writable` what of the last data set the
+    tokenizer cannot write. `beside` gives further columns of a row by its number in the data set, dropped rows counted, and by
+    how an error calls it.
     """
 
     tokenizer: Any
@@ -104,6 +105,8 @@ class RowEncoder:
                 ids = self.encode(row, where)
                 if ids is not None:
                     self._look_back(ids, where, refuse=name == "train")
+                    if ids.get("id") is None:
+                        ids["id"] = str(index)
                 self._ahead = {}  # the next row may be taken much later, and others be encoded meanwhile
                 index += 1
                 if ids is not None:
@@ -139,7 +142,6 @@ class RowEncoder:
             )
         if self.positions is not None:
             self.positions.check(len(prompt_ids), len(limited), where)
-        row.setdefault("id", where)
         words = _cut(word_lengths, len(limited) - 1)
         return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
 
@@ -196,7 +198,7 @@ class RowEncoder:
             if ids is not None:
                 if self.positions is not None:
                     self.positions.check(len(ids), 1, where)
-                rows.append({"id": where, "prompt": prompt, "prompt_ids": ids})
+                rows.append({"id": str(index), "prompt": prompt, "prompt_ids": ids})
         return rows
 
     def _read_ahead(self, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:

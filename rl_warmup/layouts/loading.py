@@ -159,7 +159,17 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     base = json.loads(Path(folder, ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base or not base.strip():
         raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
-    model, _ = load_model(base, texts, **kwargs)
+    try:
+        model, _ = load_model(base, texts, **kwargs)
+    except ValueError as error:
+        if Path(base).is_dir():
+            raise
+        why = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(
+            f"model_name_or_path: the adapter in {folder} names the base model {base!r}, which is no folder as seen from "
+            f"{Path.cwd()}, and could not be loaded by that name ({why}). If it was moved, write its new place as "
+            f"base_model_name_or_path into {Path(folder, ADAPTER_FILE)}; a relative one counts from where the command is started."
+        ) from error
     shared = shared_weights(model)
     adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
     _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")

@@ -81,8 +81,16 @@ def sample(
         decoding: made for these prompts.
         synced: every process takes as many steps as the longest of all needs; for weights that live in shards.
         draws: (B*n, law.max_length) float64 in [0, 1), by which tokens are drawn; None takes them from torch's random state.
+
+    Raises:
+        FloatingPointError: the network computes no finite numbers, so there is nothing to draw from.
     """
     hidden = decoding.first()
+    if not hidden.isfinite().all():
+        raise FloatingPointError(
+            "The model's hidden states are not finite, so no warmup can be drawn. Its training diverged (lower learning_rate), "
+            "its weights are damaged, or float16 overflows (use bf16 or float32)."
+        )
     device, rows = hidden.device, prompts * n
     ids = torch.zeros(rows, law.max_length, dtype=torch.int64, device=device)
     lengths = torch.zeros(rows, dtype=torch.int64, device=device)

@@ -11,6 +11,7 @@ import yaml
 from rl_warmup import drawing
 from rl_warmup.cli.main import main
 from rl_warmup.layouts.loading import load_model
+from rl_warmup.ownership import file_lock
 from rl_warmup.run_folder import read_jsonl, write_jsonl
 
 LEDGER = "{length: 8, modulus: 5, train_size: 20, validation_size: 3, test_size: 3}"
@@ -139,6 +140,16 @@ def test_another_drawing_is_not_written_over_unasked(place, capsys):
     assert (place / "notes.jsonl").read_text() == "mine\n"
 
 
+def test_one_drawing_at_a_time_writes_to_a_file(place, capsys):
+    assert sample(*START, "--output", "w.jsonl", "--limit", 4) == 0
+    whole = (place / "w.jsonl").read_bytes()
+    with file_lock(place / "w.jsonl"):
+        for more in ([], ["--overwrite"]):
+            assert "w.jsonl" in fails(capsys, *START, "--output", "w.jsonl", "--limit", 4, *more)
+    assert (place / "w.jsonl").read_bytes() == whole
+    assert sorted(path.name for path in place.iterdir()) == ["w.jsonl", "w.jsonl.drawing.json"]
+
+
 def test_a_run_is_sampled_under_what_its_folder_declares_and_its_file_trains_the_next(place, capsys):
     assert train(output_dir="run") == 0
     assert sample("run", "--output", "w.jsonl") == 0
@@ -197,6 +208,22 @@ def test_mistakes(place, capsys):
     assert "sft was trained to answer without a warmup" in fails(capsys, "sft", "--output", "w.jsonl")
     assert "--output" in fails(capsys, *START)
     assert not (place / "w.jsonl").exists()
+
+
+def test_a_row_that_training_would_refuse_is_refused_before_the_first_sample(place, capsys):
+    rows = [{"prompt": f"a b w{i}", "target": f"w{i} b"} for i in range(4)]
+    write_jsonl(place / "rows.jsonl", rows)
+    write_jsonl(place / "more.jsonl", [*rows, {"prompt": "unheard of", "target": "b"}])
+    assert train(task="file", task_kwargs={"train": "rows.jsonl"}, output_dir="run") == 0
+    sentence = fails(capsys, "run", "--task_kwargs", "{train: more.jsonl}", "--output", "w.jsonl")
+    assert "train row 4" in sentence
+    assert not (place / "w.jsonl").exists()
+    assert (
+        sample(
+            "run", "--task_kwargs", "{train: rows.jsonl, test: more.jsonl}", "--split", "test", "--output", "w.jsonl"
+        )
+        == 0
+    )
 
 
 def test_texts_of_another_tokenizer_train_a_model(place):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from rl_warmup.cli.main import main
+from rl_warmup.ownership import foreign_files
 from rl_warmup.run_folder import read_jsonl, write_jsonl
 from rl_warmup.scorecard import correlation, read_warmups, within
 
@@ -120,6 +121,9 @@ def test_the_warmups_of_a_run_are_scored_by_its_model(place, capsys):
     code, out, _ = score(capsys, "run/warmups.jsonl", "--reward", "target_logprob", "--output", "s.jsonl")
     assert code == 0
     assert "6 warmups of 3 prompts; log-probabilities by run" in out
+    inside = ["run/warmups.jsonl", "--reward", "target_logprob", "--output", "run/scored.jsonl"]
+    assert [score(capsys, *inside)[0] for _ in range(2)] == [0, 0]
+    assert foreign_files(place / "run") == []  # so that the run can be replaced
     for row in read_jsonl(place / "s.jsonl"):  # nothing was learned, and tokens are words: the file's numbers come back
         assert row["scores"]["target_logprob"] == pytest.approx(row["target_logprob"], abs=1e-3)
 
@@ -131,6 +135,11 @@ def test_the_warmups_of_a_run_are_scored_by_its_model(place, capsys):
         ("{", "rows.jsonl, line 1: is no JSON"),
         ('{"prompt": "a", "target": "b"}', "rows.jsonl, line 1: 'warmup' is None; give a text."),
         ("[1]", "rows.jsonl, line 1: is no JSON object"),
+        (
+            r'{"prompt": "a", "target": "b", "warmup": "cut \ud83d"}',
+            "rows.jsonl, line 1: 'warmup' holds half a character",
+        ),
+        ('{"prompt": "a", "target": "b", "warmup": "a", "target_logprob": "-1"}', "line 1: 'target_logprob'"),
     ],
 )
 def test_files_that_cannot_be_read(place, capsys, text, sentence):
@@ -139,6 +148,16 @@ def test_files_that_cannot_be_read(place, capsys, text, sentence):
     assert code == 2
     assert sentence in err
     assert "no.jsonl does not exist" in score(capsys, "no.jsonl", "--reward", "gain")[2]
+
+
+def test_a_warmup_of_unknown_words_alone_is_not_scored_as_none(place, capsys):
+    flags = ["--model", "start:skills-llama", "--reward", "target_logprob"]
+    row = {"prompt": "a+1 b+2", "target": "b=0 a=1", "warmup": "a=1"}
+    write_jsonl(place / "rows.jsonl", [row, {**row, "warmup": "ünheard"}])
+    code, _, err = score(capsys, "rows.jsonl", *flags, "--output", "s.jsonl")
+    assert code == 2
+    assert "line 2" in err
+    assert not (place / "s.jsonl").exists()
 
 
 def test_a_runs_groups_are_spread_out(place):

@@ -100,6 +100,20 @@ def test_predict_gives_the_rows_back_with_what_was_written(make_trainer, objecti
         trainer.predict({"three": OTHER})
 
 
+def test_rows_without_ids_are_known_by_their_number(trainer):
+    """The same one, however they are asked for: predictions, text metrics, raw rows or encoded ones."""
+    seen = []
+    trainer.text_metrics = lambda predictions: seen.append([row["id"] for row in predictions]) or {}
+    trainer.evaluate()
+    trainer.evaluate(VALIDATION)
+    for rows in (VALIDATION, trainer.eval_dataset):
+        seen += [
+            [row["id"] for row in found] for found in (trainer.predict(rows).predictions, trainer.predict_rows(rows))
+        ]
+    assert len(seen) == 8
+    assert all(ids == ["0", "1", "2", "3", "4"] for ids in seen)
+
+
 def test_predict_works_without_text_metrics(make_trainer):
     trainer = make_trainer()
     assert len(trainer.predict(OTHER).predictions) == 3

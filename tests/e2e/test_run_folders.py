@@ -132,6 +132,35 @@ def test_numbers_of_other_weights_are_left_out_and_named(place):
     assert not Path("out/evaluation/test/predictions.filler.jsonl").exists()  # of the weights before
 
 
+def test_a_checkpoint_is_evaluated_as_what_it_is(place, capsys):
+    """Weights of two updates, in a run of four."""
+    for name, steps in (("short", 2), ("long", 4)):
+        settings = flags(output_dir=name, max_steps=steps, lr_scheduler_type="constant")
+        assert main(["train", "--config", "r.yaml", *settings]) == 0
+    alone, ended = (json.loads((place / name / "metrics.json").read_text()) for name in ("short", "long"))
+    assert main(["evaluate", "long/checkpoint-2", "--controls", "filler"]) == 0
+    found = json.loads((place / "long" / "checkpoint-2" / "evaluation" / "test" / "metrics.json").read_text())
+    assert (found["weights"], found["metrics"][""]) == (alone["weights"], alone["metrics"][""])
+    assert found["weights"] != ended["weights"]
+    assert read_jsonl(place / "long/checkpoint-2/evaluation/test/predictions.jsonl") == read_jsonl(
+        place / "short/predictions.jsonl"
+    )
+    assert main(["evaluate", "long/checkpoint-4", "--controls", "filler", "--output", "aside"]) == 0
+    assert json.loads((place / "aside" / "metrics.json").read_text())["weights"] == ended["weights"]
+    (run,), left_out = find_runs([place / "long"])
+    assert (run.metrics, left_out) == (ended["metrics"], [])
+    for output in ("long", "long/checkpoint-2"):
+        assert main(["evaluate", "long/checkpoint-2", "--output", output]) == 2
+    with ownership.writing(place / "long", "x"):
+        assert main(["evaluate", "long/checkpoint-2"]) == 2
+    shutil.copytree(place / "long" / "checkpoint-2", place / "checkpoint-2")
+    assert main(["evaluate", "checkpoint-2"]) == 2  # of no run
+    assert "recipe.yaml" in capsys.readouterr().err
+    assert foreign_files(place / "long") == []
+    assert main(["train", "--config", "r.yaml", "--output_dir", "long", "--overwrite", "true"]) == 0
+    assert not (place / "long" / "checkpoint-2" / "evaluation").exists()
+
+
 def test_a_run_that_goes_on_is_not_finished_until_it_is(place, capsys):
     Path("boom.py").write_text("def f(predictions, targets, **k): raise RuntimeError('boom')\n")
     Path("late.py").write_text(

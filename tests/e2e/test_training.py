@@ -349,6 +349,21 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(make_trainer):
         trainer.train()
 
 
+@pytest.mark.parametrize("settings", [{}, {"objective": "sft"}], ids=["warmups", "sft"])
+def test_weights_ruined_by_the_last_update_are_not_saved(make_trainer, settings):
+    trainer = make_trainer(learning_rate=1e39, max_steps=1, save_strategy="steps", save_steps=1, **settings)
+    with pytest.raises(FloatingPointError, match="update 1"):
+        trainer.train()
+    assert not list(Path(trainer.args.output_dir).rglob("model.safetensors"))
+
+
+def test_a_network_without_finite_states_draws_nothing(make_trainer):
+    trainer = make_trainer()
+    trainer.model.encoder.block[0].layer[0].SelfAttention.o.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer.train()
+
+
 def test_samples_are_shown_in_the_terminal(make_trainer, capsys):
     trainer = make_trainer(disable_tqdm=False, max_steps=1)
     trainer.train()

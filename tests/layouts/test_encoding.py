@@ -79,8 +79,10 @@ def test_conversational_rows():
 
 def test_ids_of_rows_are_kept_or_made():
     encoder = make_encoder()
-    rows = encoder.encode_all([{"prompt": "a", "target": "b", "id": "mine"}, {"prompt": "a", "target": "b"}], "train")
-    assert [row["id"] for row in rows] == ["mine", "train row 1 (id 1)"]
+    plain = {"prompt": "a", "target": "b"}
+    rows = encoder.encode_all([{**plain, "id": "mine"}, plain, {**plain, "id": None}, {**plain, "id": 7}], "train")
+    assert [row["id"] for row in rows] == ["mine", "1", "2", 7]
+    assert [row["id"] for row in encoder.encode_prompts(["a", "b"])] == ["0", "1"]
 
 
 @pytest.mark.parametrize("rows", [1, TOGETHER, TOGETHER + 1])

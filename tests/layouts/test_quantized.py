@@ -74,6 +74,15 @@ def test_without_bitsandbytes_it_is_refused(recipe, tmp_path, capsys, setting):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize("setting", ["load_in_4bit", "load_in_8bit"])
+def test_it_is_refused_under_an_engine_before_anything_is_loaded(recipe, tmp_path, capsys, monkeypatch, setting):
+    monkeypatch.setattr("rl_warmup.run.recipe_task", lambda recipe: pytest.fail("rows were loaded"))
+    monkeypatch.setattr("rl_warmup.launched.asks_fsdp", lambda args: True)
+    assert main(recipe(**{setting: True})) == 2
+    assert setting in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_random_weights_do_not_have():
     size = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
     with pytest.raises(ValueError, match="^model_revision: 'v2'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,6 +237,24 @@ def test_an_adapter_is_loaded_as_it_was_trained(tmp_path, modules):
     with pytest.raises(ValueError, match="adapter in .* does not store") as caught:
         load_model(str(tmp_path / "adapter"))
     assert lost in str(caught.value)
+
+
+def test_an_adapter_whose_base_has_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = load_model("start:skills-llama")
+    model.save_pretrained("base")
+    tokenizer.save_pretrained("base")
+    adapted = add_adapter(load_model("base")[0], LoraConfig(**LORA, target_modules=["q_proj"]))
+    adapted.save_pretrained("adapter")
+    tokenizer.save_pretrained("adapter")
+    (tmp_path / "base").rename("elsewhere")
+    with pytest.raises(ValueError, match="model_name_or_path: ") as caught:
+        load_model("adapter")
+    said = str(caught.value)
+    assert all(word in said for word in ("adapter/adapter_config.json", "'base'", "base_model_name_or_path"))
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    Path("adapter/adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "elsewhere"}))
+    load_model("adapter")  # what the sentence says works
 
 
 def test_a_writer_keeps_the_stored_precision(folder, tmp_path):
