@@ -60,6 +60,7 @@ class Start:
     dropout: float = 0.0  # written into its configuration for `disable_dropout: false`; it is pretrained without
     rows: int = ROWS  # per update
     tokenizer: Callable[[bool], Any] | None = None  # its own, for an encoder-decoder or not; `size` names it for None
+    at_first: dict[str, float] | None = None  # shares in the first four fifths, as the useful habit is the hardest to learn
 
 
 def main() -> None:
@@ -192,6 +193,7 @@ def list_skills(prompt: str) -> dict[str, str]:
 # The starts
 
 LEGS_SHARES = {"worked": 0.4, "copy": 0.2, "backwards": 0.2, "legs": 0.2}
+LEGS_FIRST = {"worked": 0.85, "copy": 0.05, "backwards": 0.05, "legs": 0.05}
 SKILLS = ("totals", "copy", "backwards", "largest", "differences", "doubles")
 EVEN = dict.fromkeys(SKILLS, 1 / len(SKILLS))
 # From random weights 1,500 updates with totals in 1.5 % of the rows taught no totals at all (0 of 500 samples): to be rare, a
@@ -202,10 +204,10 @@ LEGS_T5 = {"width": 128, "layers": 3, "tokenizer": "digits"}
 LIST = {"width": 96, "layers": 2, "tokenizer": "words"}
 
 STARTS = {
-    "legs-llama": Start("llama", leg_prompts, leg_habits, LEGS_SHARES, 2000, LEGS_LLAMA, dropout=0.1),
+    "legs-llama": Start("llama", leg_prompts, leg_habits, LEGS_SHARES, 2000, LEGS_LLAMA, dropout=0.1, at_first=LEGS_FIRST),
     "skills-llama": Start("llama", ledger_prompts, list_skills, EVEN, 1500, LIST),
     "skills-t5": Start("t5", ledger_prompts, list_skills, EVEN, 4500, LIST),
-    "legs-t5": Start("t5", leg_prompts, leg_habits, LEGS_SHARES, 6000, LEGS_T5, 1e-3, dropout=0.1, rows=32),
+    "legs-t5": Start("t5", leg_prompts, leg_habits, LEGS_SHARES, 8000, LEGS_T5, 1e-3, dropout=0.1, rows=32, at_first=LEGS_FIRST),
     "copies-llama": Start("llama", ledger_prompts, list_skills, {"copy": 1.0}, 600, LIST),
     "rare-llama": Start("llama", ledger_prompts, list_skills, RARE, 300, LIST, 5e-4, goes_on_from="skills-llama"),
     "gym-llama": Start(
@@ -285,7 +287,6 @@ def pretrain(
     height = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / 100) * max(0.02, 1 - step / start.updates)
     )
-    habits, weights = list(start.shares), list(start.shares.values())
     model.train()
     began = time.perf_counter()
     for update in range(start.updates):
@@ -299,7 +300,9 @@ def pretrain(
             by_length = [drawn[place] for place in sorted(range(len(drawn)), key=lengths.__getitem__)]
             first = start.rows * rng.randrange(8)
             drawn = by_length[first : first + start.rows]
-        written = [start.habits(prompt)[rng.choices(habits, weights)[0]] for prompt in drawn]
+        shares = start.at_first if start.at_first and update < 0.8 * start.updates else start.shares
+        chosen = rng.choices(list(shares), list(shares.values()), k=len(drawn))
+        written = [start.habits(prompt)[habit] for prompt, habit in zip(drawn, chosen, strict=True)]
         rows = {
             key: value.to(model.device) for key, value in batch(tokenizer, drawn, written, start.kind == "t5").items()
         }

@@ -56,9 +56,6 @@ GIVEN: dict[str, dict[str, Any]] = {
     "warmup": {},
 }
 
-# A start that gets half of what it works out wrong needs longer, and smaller steps (docs/log.md).
-NOISY = {"learning_rate": 5e-4, "max_steps": 500, "eval_steps": 100, "per_device_train_batch_size": 32}
-
 
 @dataclass
 class Experiment:
@@ -98,7 +95,7 @@ def _searching(name: str, recipes: Path, seeds: dict[str, tuple[int, ...]] | Non
     recipe = recipes / ("legs.yaml" if task == "legs" else "skills.yaml")
     arms: dict[str, tuple[int, ...]] = seeds or dict.fromkeys([arm for arm in SEARCHING if arm != "ceiling"], SEEDS)
     gold = _worked_legs if task == "legs" else _totals
-    changes = {"model_name_or_path": f"start:{name}"} | (NOISY if name == "legs-t5" else {})
+    changes = {"model_name_or_path": f"start:{name}"}
     return Experiment(name, recipe, arms, changes, {"disable_dropout": False}, gold)
 
 
