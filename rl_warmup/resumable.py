@@ -116,6 +116,8 @@ class ResumableTrainer(Trainer):
             ownership.clear(folder)
         if self.changed_makers:
             tqdm.write(self.changed_makers)
+        if checkpoint is not None and "first" in self.described["rows"]:
+            tqdm.write(f"Of the training rows, a stream, the first {self.described['rows']['first']} are those of {checkpoint}.")
         if checkpoint is not None and changes:
             said = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
             tqdm.write(f"Goes on from {checkpoint} with other settings: {said}")

@@ -158,9 +158,9 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     trainer = WarmupTrainer(
         model=model, args=config, train_dataset=rows, eval_dataset=validation or None,
         processing_class=tokenizer, peft_config=_trl.peft_config(choice),
-        compute_metrics=lambda predictions: score_predictions(task, predictions),
+        compute_metrics=lambda predictions: score_predictions(task, predictions), dtype="auto",  # it was loaded as asked
     )  # fmt: skip
-    trainer.recipe = masked({**vars(recipe.task), **vars(choice)})
+    trainer.recipe |= masked({**vars(recipe.task), **vars(choice)})
     trainer.settings = dataclasses.replace(trainer.settings, prompt_template=task.prompt_template)
     return trainer
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from rl_warmup.layouts.stored import check_head
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
 from rl_warmup.layouts.whole import check_adapter, check_kind, load_tokenizer, load_weights
+from rl_warmup.sharing import is_main
 from rl_warmup.starts import PREFIX, resolve
 
 ADAPTER_FILE = "adapter_config.json"
@@ -54,7 +55,7 @@ def load_model(
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
-        return _as_asked(build_model(SCRATCH[name], tokenizer, size, seed), name, **kwargs), tokenizer
+        return _in_its_form(build_model(SCRATCH[name], tokenizer, size, seed), name, **kwargs), tokenizer
     if "/" in str(kwargs.get("attn_implementation")):
         raise ValueError(
             f"attn_implementation: {kwargs['attn_implementation']!r} is code on the hub, which is never run. Use eager, sdpa or "
@@ -88,7 +89,24 @@ def load_model(
     return model, tokenizer
 
 
-def _as_asked(
+def as_asked(model: Any, dtype: str) -> tuple[Any, Any]:
+    """A model that was given by its name, or as it is, with weights of this dtype, and the tokenizer of a name (else None).
+
+    transformers loads what a checkpoint stores if it is told nothing, and small steps of Adam are lost in 16 bits.
+    """
+    if isinstance(model, str):
+        return load_model(model, dtype=dtype)
+    wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    others = {p.dtype for p in model.parameters() if p.is_floating_point()} - {wanted, torch.float64}
+    if others and dtype != "auto" and getattr(model.config, "quantization_config", None) is None:
+        found = ", ".join(sorted(str(other).removeprefix("torch.") for other in others))
+        if is_main():
+            print(f"The model comes in {found} and is trained in {dtype}; WarmupTrainer(dtype='auto') leaves it as it is.")
+        model.to(wanted)
+    return model, None
+
+
+def _in_its_form(
     model: Any, name: str, dtype: Any, attn_implementation: str | None = None, revision: str | None = None,
     quantization_config: Any = None,
 ) -> Any:  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from rl_warmup import ownership
 from rl_warmup.cli.main import main
@@ -18,7 +19,7 @@ from rl_warmup.ownership import fingerprint, foreign_files
 from rl_warmup.report.collect import find_runs
 from rl_warmup.run_folder import read_jsonl
 
-from .conftest import SIZE, ledger_rows
+from .conftest import SIZE, ledger_rows, tiny_model
 
 RECIPE = {
     "model_name_or_path": "scratch-t5", "scratch": SIZE, "task": "file", "max_steps": 2, "per_device_train_batch_size": 2,
@@ -346,16 +347,51 @@ def test_in_python_too(make_trainer, tmp_path):
     assert again.state.global_step == 4
 
 
-def test_the_start_that_a_kl_holds_to_is_compared(make_trainer):
-    saving = {"save_strategy": "steps", "save_steps": 1, "beta": 0.1}
+@pytest.mark.parametrize("beta", [None, 0.1])
+def test_the_starting_model_is_compared(make_trainer, monkeypatch, beta):
+    saving = {"save_strategy": "steps", "save_steps": 1, "beta": beta}
+    trainer = make_trainer(**saving)
+    trainer.train()
+    trainer.args.max_steps = 3
+    trainer.train(resume_from_checkpoint="auto")  # the same trainer, whose model has moved meanwhile
+    make_trainer(**saving, max_steps=4).train(resume_from_checkpoint="auto")
+
+    def other_model(kind):
+        model, tokenizer = tiny_model(kind)
+        model.get_input_embeddings().weight.data += 1.0
+        return model, tokenizer
+
+    monkeypatch.setattr("tests.e2e.conftest.tiny_model", other_model)
+    with pytest.raises(ValueError, match="other weights"):
+        make_trainer(**saving, max_steps=5).train(resume_from_checkpoint="auto")
+
+
+def test_an_adapter_goes_on_with_its_base_alone(place, capsys):
+    Path("base").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path("out", name), "base")
+    lora = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q", "v"], "scratch": None}
+    lora |= {"model_name_or_path": "base", "output_dir": "lora"}
+    assert train(**lora) == 0
+    assert resume(**lora, max_steps=4) == 0
+    weights = {name: 2 * tensor for name, tensor in load_file("base/model.safetensors").items()}
+    save_file(weights, "base/model.safetensors", {"format": "pt"})
+    assert "other weights" in fails(capsys, resume(**lora, max_steps=6))
+
+
+def test_names_of_reward_functions_and_files_of_plugins_are_compared(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def f(completions, **kwargs):\n    return [0.0] * len(completions)\n")
+    saving = {"save_strategy": "steps", "save_steps": 1}
     make_trainer(**saving).train()
-    make_trainer(**saving, max_steps=3).train(resume_from_checkpoint="auto")
-    other = make_trainer(**saving, max_steps=4)
-    with_other_start = other.start.model.get_input_embeddings().weight
-    with_other_start.data += 1.0
-    other.model.get_input_embeddings().weight.data += 1.0
-    with pytest.raises(ValueError, match="beta"):
-        other.train(resume_from_checkpoint="auto")
+    with pytest.raises(ValueError, match=r"reward_funcs was None, now \['own.py:f'\]"):
+        make_trainer(**saving, max_steps=3, reward_funcs=["own.py:f"]).train(resume_from_checkpoint=True)
+    own = {**saving, "folder": "own", "rewards": ["target_logprob", "own.py:f"]}
+    make_trainer(**own).train()
+    make_trainer(**own, max_steps=3).train(resume_from_checkpoint=True)
+    Path("own.py").write_text("def f(completions, **kwargs):\n    return [1.0] * len(completions)\n")
+    with pytest.raises(ValueError, match="own.py has other contents"):
+        make_trainer(**own, max_steps=4).train(resume_from_checkpoint=True)
 
 
 def test_evaluating_and_saving_before_training_is_no_other_run(make_trainer, tmp_path):
