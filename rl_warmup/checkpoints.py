@@ -240,7 +240,9 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
     if "start" in before and "start" in now and before["start"] != now["start"]:
         faults.append("the model that it started from has other weights (of an adapter: its base model)")
     code = before.get("code", {})
-    faults += [f"{path} has other contents" for path, found in now.get("code", {}).items() if code.get(path, found) != found]
+    faults += [
+        f"{path} has other contents" for path, found in now.get("code", {}).items() if code.get(path, found) != found
+    ]
     if faults:
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} is of another run: {'; '.join(faults)}. Set them as they were, or start a new "

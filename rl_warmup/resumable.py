@@ -116,8 +116,12 @@ class ResumableTrainer(Trainer):
             ownership.clear(folder)
         if self.changed_makers:
             tqdm.write(self.changed_makers)
+        if checkpoint is None and self.args.ignore_data_skip:
+            tqdm.write("Without effect: ignore_data_skip (no run goes on).")
         if checkpoint is not None and "first" in self.described["rows"]:
-            tqdm.write(f"Of the training rows, a stream, the first {self.described['rows']['first']} are those of {checkpoint}.")
+            tqdm.write(
+                f"Of the training rows, a stream, the first {self.described['rows']['first']} are those of {checkpoint}."
+            )
         if checkpoint is not None and changes:
             said = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
             tqdm.write(f"Goes on from {checkpoint} with other settings: {said}")

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
-from rl_warmup.config import WarmupConfig
+from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.cpu_matmul import choose_cpu_matmul
 from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.guard import Guard
@@ -79,7 +79,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             writes predictions.
         peft_config: a LoRA configuration.
         model_init: makes the model anew, for `hyperparameter_search`; in the place of `model`.
-        dtype: of the weights that are trained, whatever the model comes in (a quantized one stays as it is); auto changes nothing.
+        dtype: of the trained weights, whatever the model comes in (a quantized one stays as it is); auto changes nothing.
     """
 
     _tag_names = ("rl_warmup",)
@@ -108,6 +108,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         if processing_class is None:
             raise ValueError("WarmupTrainer needs the model's tokenizer: pass processing_class=AutoTokenizer....")
         args.check_devices()
+        if (void := void_note(without_effect(args))) and not args.process_index:
+            print(void)
         refuse_launch(args, model)
         refuse_fp16(model.config.model_type, "fp16" if args.fp16 else str(model.dtype))
         declared = read_layout(model.name_or_path) if model.name_or_path else {}

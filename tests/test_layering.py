@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "launched": {"_trl", "layouts"},
     "plan": {"options", "settings", "starts", "tasks", "values"},
     "objectives": {"batch", "plugins"},
-    "layouts": {"batch", "objectives", "settings", "starts"},
+    "layouts": {"batch", "objectives", "settings", "sharing", "starts"},
     "proposals": {"batch", "plugins"},
     "rewards": {"batch", "layouts", "metrics", "plugins"},
     "diagnostics": {"batch", "objectives"},
@@ -51,13 +51,14 @@ ARROWS: dict[str, set[str]] = {
     "generation": {"batch", "layouts", "sharing"},
     "reference": {"_trl", "batch", "drawing", "layouts", "sharing"},
     "hold": {
-        "batch", "drawing", "layouts", "proposals", "reference", "resumable", "rollout", "run_folder", "schedule",
+        "batch", "drawing", "layouts", "plugins", "proposals", "reference", "resumable", "rollout", "run_folder", "schedule",
         "training_data",
     },
     "rollout": {"batch", "layouts", "objectives", "options", "proposals", "rewards"},
     "trainer": {
         "_trl", "batch", "config", "cpu_matmul", "diagnostics", "guard", "hold", "launched", "layouts", "objectives",
-        "proposals", "rewards", "rollout", "run_folder", "schedule", "search", "training_data", "validation", "warmup_files",
+        "plugins", "proposals", "rewards", "rollout", "run_folder", "schedule", "search", "training_data", "validation",
+        "warmup_files",
     },
     "validation": {
         "batch", "diagnostics", "generation", "hold", "launched", "layouts", "likelihood", "run_folder", "sharing",

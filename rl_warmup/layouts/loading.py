@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
-from rl_warmup.layouts.stored import check_head
+from rl_warmup.layouts.stored import check_head, check_numbers
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
 from rl_warmup.layouts.whole import check_adapter, check_kind, load_tokenizer, load_weights
 from rl_warmup.sharing import is_main
@@ -85,6 +85,7 @@ def load_model(
             what += ", as it needs code of its own, which is never run"
         hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5 or scratch-llama"
         raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
+    check_numbers(model, name, kwargs.get("revision"))
     check_head(model, name, kwargs.get("revision"))
     return model, tokenizer
 
@@ -101,7 +102,9 @@ def as_asked(model: Any, dtype: str) -> tuple[Any, Any]:
     if others and dtype != "auto" and getattr(model.config, "quantization_config", None) is None:
         found = ", ".join(sorted(str(other).removeprefix("torch.") for other in others))
         if is_main():
-            print(f"The model comes in {found} and is trained in {dtype}; WarmupTrainer(dtype='auto') leaves it as it is.")
+            print(
+                f"The model comes in {found} and is trained in {dtype}; WarmupTrainer(dtype='auto') leaves it as it is."
+            )
         model.to(wanted)
     return model, None
 
@@ -175,8 +178,11 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     if quantized.is_file():
         kwargs |= _read_quantization(quantized)
     base = json.loads(Path(folder, ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base or not base.strip():
-        raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
+    if not isinstance(base, str) or not base.strip() or (Path(base).is_dir() and Path(base).samefile(folder)):
+        raise ValueError(
+            f"model_name_or_path: the adapter in {folder} names no base model, but {base!r}, so it cannot be loaded. Write the "
+            f"base's folder or hub name as base_model_name_or_path into {Path(folder, ADAPTER_FILE)}."
+        )
     try:
         model, _ = load_model(base, texts, **kwargs)
     except ValueError as error:
@@ -189,7 +195,14 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
             f"base_model_name_or_path into {Path(folder, ADAPTER_FILE)}; a relative one counts from where the command is started."
         ) from error
     shared = shared_weights(model)
-    adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+    except (RuntimeError, TypeError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"model_name_or_path: the adapter in {folder} does not fit its {ADAPTER_FILE} or its base model {base!r} ({why}). "
+            f"Give the files as they were saved together."
+        ) from error
     _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
     check_adapter(folder, adapted)
     if quantized.is_file():  # merging would round the adapter with the base model
