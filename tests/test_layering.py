@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "resumable": {"checkpoints", "interruptions", "ownership"},
     "sharing": set(),
     "starts": set(),
-    "report": {"metrics", "run_folder"},
+    "report": {"metrics", "ownership", "run_folder"},
     "recipe_file": set(),
     "tasks": {"plugins"},
     "metrics": {"plugins"},

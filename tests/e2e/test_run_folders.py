@@ -133,6 +133,45 @@ def test_numbers_of_other_weights_are_left_out_and_named(place):
     assert not Path("out/evaluation/test/predictions.filler.jsonl").exists()  # of the weights before
 
 
+def test_an_evaluation_of_other_rows_is_left_out_and_named(place, capsys):
+    write_rows(place / "rows.jsonl", ledger_rows(4))
+    assert main(["evaluate", "out", "--controls", "filler"]) == 0
+    (run,), said = find_runs(["out"])
+    assert set(run.metrics) == {""}
+    assert len(said) == 1
+    assert "out/evaluation/test" in said[0]
+    assert "(4)" in said[0]
+    assert "(8)" in said[0]
+
+
+def test_weights_that_changed_after_the_numbers_are_named(place, capsys):
+    recorded = json.loads(Path("out/metrics.json").read_text())["weights"]
+    weights = {name: 2 * tensor for name, tensor in load_file("out/model.safetensors").items()}
+    save_file(weights, "out/model.safetensors", {"format": "pt"})
+    _, said = find_runs(["out"])
+    assert len(said) == 1
+    assert recorded in said[0]
+    assert fingerprint(Path("out")) in said[0]
+    capsys.readouterr()
+    assert main(["evaluate", "out", "--controls"]) == 0
+    assert recorded in capsys.readouterr().out
+
+
+def test_a_model_is_not_saved_over_another_runs(place, make_trainer):
+    trainer = make_trainer()
+    before = files(place)
+    for folder in ("out", "out/checkpoint-2", "out/model"):
+        with pytest.raises(ValueError, match=r"save_model: .*another run"):
+            trainer.save_model(folder)
+    assert files(place) == before
+    trainer.train()
+    trainer.save_model()
+    trainer.save_model("elsewhere")
+    assert Path("elsewhere/model.safetensors").is_file()
+    with pytest.raises(ValueError, match="save_model: "):
+        make_trainer().save_model()  # one that has not trained, into the folder of the one that has
+
+
 def test_a_checkpoint_is_evaluated_as_what_it_is(place, capsys):
     """Weights of two updates, in a run of four."""
     for name, steps in (("short", 2), ("long", 4)):
