@@ -143,7 +143,7 @@ def in_run(folder: Path) -> bool:
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run whose folder this is, or in which it lies once that has begun to train (not merely beside somebody's recipe.yaml)."""
+    """The run whose folder this is, or in which it lies once that has begun to train (and not merely beside a recipe.yaml)."""
     place = folder.resolve()
     return place if is_run(place) else next((above for above in place.parents if (above / MARKS[0]).is_file()), None)
 
