@@ -90,14 +90,22 @@ def load_model(
     return model, tokenizer
 
 
-def as_asked(model: Any, dtype: str) -> tuple[Any, Any]:
+def as_asked(model: Any, dtype: Any) -> tuple[Any, Any]:
     """A model that was given by its name, or as it is, with weights of this dtype, and the tokenizer of a name (else None).
 
     transformers loads what a checkpoint stores if it is told nothing, and small steps of Adam are lost in 16 bits.
+
+    Raises:
+        ValueError: there is no such dtype; or as `load_model`.
     """
+    dtype = str(dtype).removeprefix("torch.")
+    wanted = model.dtype if dtype == "auto" and not isinstance(model, str) else getattr(torch, dtype, None)
+    if dtype != "auto" and not isinstance(wanted, torch.dtype):
+        raise ValueError(
+            f"dtype: {dtype!r} is none of weights. Give float32, bfloat16, float16, or auto to change nothing."
+        )
     if isinstance(model, str):
         return load_model(model, dtype=dtype)
-    wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
     others = {p.dtype for p in model.parameters() if p.is_floating_point()} - {wanted, torch.float64}
     if others and dtype != "auto" and getattr(model.config, "quantization_config", None) is None:
         found = ", ".join(sorted(str(other).removeprefix("torch.") for other in others))

@@ -289,6 +289,20 @@ def test_a_model_in_16_bits_is_trained_in_float32_unless_asked(tmp_path, capsys,
     assert (moved > 0.9) == (way != "auto")
 
 
+def test_a_dtype_that_is_none(make_trainer):
+    model, tokenizer = tiny_model("scratch-llama")
+    for given in (model, "nowhere"):
+        with pytest.raises(ValueError, match="dtype: 'float31'"):
+            WarmupTrainer(model=given, args=WarmupConfig(use_cpu=True), processing_class=tokenizer, dtype="float31")
+
+
+def test_settings_without_effect_are_said_in_python_too(make_trainer, capsys):
+    trainer = make_trainer(tsallis_q=0.3, ignore_data_skip=True)
+    assert "tsallis_q (the objective is marginal)" in capsys.readouterr().out
+    trainer.train()
+    assert "ignore_data_skip" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_saved_folder_is_a_plain_model_and_a_writer(make_trainer, tmp_path, kind):
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
