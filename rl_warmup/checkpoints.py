@@ -218,10 +218,12 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
     """The settings in which a run that goes on differs from the one that wrote the checkpoint: key -> [before, now].
 
     Args:
-        now: `settings` by name; `rows`, their `training_data.rows_digest`; `start`, a hash of the model that a KL holds to.
+        now: `settings` by name; `rows`, their `training_data.rows_digest`; `start`, a hash of the model that the run starts
+            from; `code`, hashes of the files of plugins.
 
     Raises:
-        ValueError: naming what differs, where that makes it another run: rows, a start, or a setting that is not in `FREE`.
+        ValueError: naming what differs, where that makes it another run: rows, a start, code, or a setting that is not in
+            `FREE`.
     """
     before = require(checkpoint)
     if "settings" not in before:
@@ -236,7 +238,11 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
     if before["rows"] != now["rows"]:
         faults.append(_other_rows(before["rows"], now["rows"]))
     if "start" in before and "start" in now and before["start"] != now["start"]:
-        faults.append("the starting model that `beta` holds to has other weights")
+        faults.append("the model that it started from has other weights (of an adapter: its base model)")
+    code = before.get("code", {})
+    faults += [
+        f"{path} has other contents" for path, found in now.get("code", {}).items() if code.get(path, found) != found
+    ]
     if faults:
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} is of another run: {'; '.join(faults)}. Set them as they were, or start a new "

@@ -20,7 +20,7 @@ from rl_warmup.launched import meet_on_cpu
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.recipe_file import masked, read_values
-from rl_warmup.settings import number_fault, scratch_faults, setting_faults, shown
+from rl_warmup.settings import RANGES, number_fault, scratch_faults, setting_faults, shown
 from rl_warmup.values import defaults_of, typed, unknown
 
 REMOTE_CODE = (
@@ -28,6 +28,14 @@ REMOTE_CODE = (
     "an architecture that is not part of transformers, load the model yourself and give it to WarmupTrainer(model=...)."
 )
 SINGLE_GROUP_OBJECTIVES = ("sft", "marginal", "joint")  # the rules of every other one compare warmups of a group
+
+
+# Settings of the search for warmups, which plain fine-tuning does not read.
+SEARCH = (
+    "num_warmups", "tau", "uniform_target_share", "tsallis_q", "empty_share", "backward_samples", "rewards", "proposals",
+    "stored_warmups", "imitation", "min_reading_updates", "max_reading_updates", "reading_threshold", "beta", "readiness",
+    "proposal_only", "anchor_weight", "num_eval_warmups", "log_warmups", "guard",
+)  # fmt: skip
 
 
 @dataclass
@@ -45,14 +53,25 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many updates."})
 
     def __post_init__(self) -> None:
+        faults = self._read_numbers()
         inherited = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if f.name != "do_eval"}
-        numbers = (number_fault(name, value) for name, value in inherited.items())
-        faults = option_faults(self) + setting_faults(inherited, _inherited([type(self)]))
-        faults += [fault for fault in numbers if fault is not None]
+        faults += option_faults(self) + setting_faults(inherited, _inherited([type(self)]))
         if faults:
             raise ValueError(_report(faults))
         meet_on_cpu(self)
         super().__post_init__()
+        if self.lr_scheduler_kwargs:
+            _try_scheduler(self)
+
+    def _read_numbers(self) -> list[str]:
+        """Numbers as recipes give them: of their type, in their range. A faulty one gets its default, so that all are named."""
+        defaults = defaults_of([type(self)])
+        given = {name: getattr(self, name) for name in RANGES if name in defaults}
+        given = {name: _number(value) for name, value in given.items() if value != defaults[name] or value is True}
+        coerced, faults = typed(given, [type(self)])
+        for name in given:
+            setattr(self, name, coerced.get(name, defaults[name]))
+        return faults
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling sees, and so training_args.bin: tokens are masked."""
@@ -243,6 +262,77 @@ def _reading_faults(options: WarmupOptions) -> list[str]:
             f"`proposals: [stored]` and `stored_warmups: FILE` (`rl-warmup sample` writes one)."
         )
     return faults
+
+
+def _number(value: Any) -> Any:
+    """A whole number that came as another kind, of numpy or a float, as Python's."""
+    value = value.item() if hasattr(value, "item") else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _try_scheduler(config: WarmupConfig) -> None:
+    """Make the learning rate's schedule once, as transformers does when training begins.
+
+    Raises:
+        ValueError: lr_scheduler_kwargs holds what this schedule does not take.
+    """
+    import torch
+    from transformers import get_scheduler
+
+    kind = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    try:
+        get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs))
+    except Exception as error:
+        raise ValueError(
+            f"lr_scheduler_kwargs: {shown(config.lr_scheduler_kwargs)} cannot be used with lr_scheduler_type {kind} ({error})."
+        ) from None
+
+
+def without_effect(*parts: Any) -> dict[str, str]:
+    """Settings that differ from their default and that this run never reads, each with the reason.
+
+    They are said and not refused: a sweep, a demo or a control changes a few settings of one recipe, which makes others void.
+
+    Args:
+        parts: `WarmupConfig`, and of a recipe its task and model.
+    """
+    values = {f.name: getattr(part, f.name) for part in parts for f in fields(part)}
+    defaults = defaults_of([type(part) for part in parts])
+    objective, proposals = values["objective"], values["proposals"]
+    sft, reference = objective == "sft", "reference" in proposals
+    evaluates, schedule = (getattr(values[key], "value", values[key]) for key in ("eval_strategy", "lr_scheduler_type"))
+    compares = evaluates != "no" or schedule == "reduce_lr_on_plateau"
+    named = str(values.get("model_name_or_path") or "scratch-")
+    rules = [
+        (SEARCH, sft, "the objective is sft"),
+        (("tsallis_q",), objective in set(OBJECTIVES) - {"tsallis"}, f"the objective is {objective}"),
+        (("readiness",), not set(proposals) - {"reference"}, "no proposals but those of the starting model are given"),
+        (("imitation", "min_reading_updates", "max_reading_updates", "reading_threshold"), not reference,
+         "proposals is not [reference]"),
+        (("beta", "readiness"), values["proposal_only"], "with proposal_only the policy never writes"),
+        (("eval_steps",), evaluates in ("no", "epoch"), f"eval_strategy is {evaluates}"),
+        (("metric_for_best_model", "greater_is_better"), not compares, "eval_strategy is no"),
+        (("scratch",), not named.startswith("scratch-"), f"the model is {named}"),
+    ]  # fmt: skip
+    found: dict[str, str] = {}
+    for names, void, why in rules:
+        for name in names if void else ():
+            if name in values and values[name] != defaults.get(name):
+                found.setdefault(name, why)
+    return found
+
+
+def effective(*parts: Any) -> dict[str, Any]:
+    """All values of a recipe's parts, those without effect as their defaults: two recipes that agree in them are one run."""
+    void, defaults = without_effect(*parts), defaults_of([type(part) for part in parts])
+    values = {f.name: getattr(part, f.name) for part in parts for f in fields(part)}
+    return {name: defaults[name] if name in void else value for name, value in values.items()}
+
+
+def void_note(found: dict[str, str]) -> str | None:
+    """One line about settings without effect; None where there are none."""
+    return f"Without effect: {'; '.join(f'{name} ({why})' for name, why in found.items())}." if found else None
 
 
 def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> list[str]:

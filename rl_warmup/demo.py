@@ -11,7 +11,6 @@ import csv
 import json
 import math
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -23,7 +22,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.demo_words import EXPLANATIONS
-from rl_warmup.orphans import as_parent, end_with_parent
+from rl_warmup.orphans import as_parent, start_worker
 from rl_warmup.ownership import in_run
 from rl_warmup.report import NAMES, plot_curves, require_extras, spread, text_table, write_report
 from rl_warmup.run_folder import read_jsonl
@@ -234,7 +233,7 @@ def _run_jobs(jobs: list[Job], output: Path, processes: int) -> dict[str, dict[s
     waiting = sorted(jobs, key=lambda job: (_place(job), job.seed))
     running: dict[Future, Job] = {}
     context = multiprocessing.get_context("spawn")
-    workers = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(as_parent(),))
+    workers = ProcessPoolExecutor(processes, mp_context=context, initializer=start_worker, initargs=(as_parent(),))
     with workers as pool, tqdm(total=len(jobs), desc="runs", unit="run") as bar:
         while waiting or running:
             ready = [job for job in waiting if all(key in results for key in job.after)]
@@ -277,20 +276,14 @@ def _settings(job: Job, output: Path, results: dict[str, dict[str, Any]]) -> lis
     return ["--config", str(job.experiment.recipe), *(f"{key}={json.dumps(value)}" for key, value in values.items())]
 
 
-def _start_worker(parent: dict[str, str]) -> None:
-    """One thread for the arithmetic; the worker ends with the demo, or it would train on for nobody."""
-    os.environ.update(parent, OMP_NUM_THREADS="1")
-    end_with_parent()
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def _run(flags: list[str], folder: Path) -> dict[str, Any]:
     """One run inside a worker; what it prints goes to `<folder>.log`. A finished run of the same flags is kept."""
+    import torch
+
     from rl_warmup.config import read_recipe
     from rl_warmup.run import read_result, train_run
 
+    torch.set_num_threads(1)
     asked = folder / "flags.json"
     if asked.is_file() and json.loads(asked.read_text()) == flags:
         with contextlib.suppress(ValueError):

@@ -101,10 +101,17 @@ def draw_missing(
     drawing.model.train(was_training)
 
 
-def weights_hash(model: Any) -> str:
-    """A short hash of some numbers of every tensor: the same on every device, in no time also for large models."""
+def weights_hash(model: Any, frozen_alone: bool = False) -> str:
+    """A short hash of some numbers of every tensor: the same on every device, in no time also for large models.
+
+    Args:
+        frozen_alone: without what is trained.
+    """
     found = hashlib.sha256()
+    trained = {name for name, weight in model.named_parameters() if frozen_alone and weight.requires_grad}
     for name, tensor in sorted(model.state_dict().items()):
+        if name in trained:
+            continue
         flat = tensor.detach().flatten()
         some = flat[:: max(1, flat.numel() // LOOKED_AT)]
         found.update(name.encode() + str(tuple(tensor.shape)).encode() + some.float().cpu().numpy().tobytes())

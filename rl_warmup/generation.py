@@ -24,6 +24,7 @@ from rl_warmup.sharing import spread, uniforms
 
 FORCED = ("shuffled", "empty_warmup", "filler")  # made here; other_run takes its warmups from a file
 CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
+WRITTEN = ("warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids")  # columns of a prediction
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Writer:
         seed: int | None = None,
         **generate: Any,
     ) -> list[dict[str, Any]]:
-        """Predictions for rows: the text columns plus warmup, warmup_ids, warmup_finish, prediction and prediction_ids.
+        """Predictions for rows: the text columns plus those of `WRITTEN`.
 
         Rows of similar length share a batch. Every row draws from a random stream of its own, so what is sampled depends on
         `seed` and the row's place, and neither on the batch nor on how many processes share the work.

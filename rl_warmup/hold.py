@@ -23,6 +23,7 @@ from rl_warmup.drawing import Drawing, weights_hash
 from rl_warmup.layouts import Layout
 from rl_warmup.layouts.inference import read_layout
 from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.plugins import code_hashes
 from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.reference import FILE, StartingPolicy, reference_warmups
 from rl_warmup.resumable import ResumableTrainer
@@ -44,13 +45,18 @@ class HoldingTrainer(ResumableTrainer):
     schedule: Schedule
     run_folder: RunFolder
     start: StartingPolicy | None = None
+    began_with: str  # the hash of the starting model
+    plugins: list[Any]  # names of what may be code: objective, proposals, rewards
     has_trained = False
     train_dataset: Any
 
     def keep_start(self) -> None:
-        """Remember the starting policy where a KL to it is asked for."""
+        """Remember which model the run starts from, and its policy where a KL to it is asked for."""
         if self.rollout.beta and self.rollout.objective != "sft":
             self.start = StartingPolicy(self.model)
+        # what a new adapter begins with is drawn, and comes back with a checkpoint; its base does not
+        adapted = hasattr(self.model, "peft_config") and (self.start is None or self.start.model is None)
+        self.began_with = weights_hash(self.model, frozen_alone=adapted)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trainer's, after the starting model's samples are at hand; at the end says which model the run ends with."""
@@ -62,9 +68,11 @@ class HoldingTrainer(ResumableTrainer):
             return self._train_held(resume_from_checkpoint, **kwargs)
 
     def describe(self) -> dict[str, Any]:
-        """With the training rows, and the start where a KL holds to it."""
-        start = {"start": weights_hash(self.model)} if self.start is not None else {}
-        return {**super().describe(), "rows": rows_digest(self.train_dataset), **start}
+        """With the training rows, the model that the run starts from, and the files of its plugins."""
+        rows = rows_digest(self.train_dataset)
+        tasks = [self.recipe.get("task")] if "first" in rows else []  # of whose rows not all are compared
+        code = code_hashes([*self.plugins, *tasks])
+        return {**super().describe(), "rows": rows, "start": self.began_with, "code": code}
 
     def _train_held(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":

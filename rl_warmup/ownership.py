@@ -138,8 +138,14 @@ def is_run(folder: Path) -> bool:
 
 
 def in_run(folder: Path) -> bool:
-    """Whether the folder is a run's, or lies in one that has begun to train (not merely beside somebody's recipe.yaml)."""
-    return is_run(folder) or any((above / MARKS[0]).is_file() for above in folder.absolute().parents)
+    """Whether the folder belongs to a run."""
+    return run_of(folder) is not None
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run whose folder this is, or in which it lies once that has begun to train (and not merely beside a recipe.yaml)."""
+    place = folder.resolve()
+    return place if is_run(place) else next((above for above in place.parents if (above / MARKS[0]).is_file()), None)
 
 
 def is_finished(folder: Path) -> bool:

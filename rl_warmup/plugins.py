@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -186,6 +187,22 @@ def build_plugin(
     if offered and not sees and not needs:
         return _called(noun, name, found, kwargs)
     return functools.partial(found, **kwargs) if kwargs else found
+
+
+def code_hashes(names: Iterable[Any]) -> dict[str, str]:
+    """Path -> a hash of its contents, for every `path/to/file.py:function` among the names (or mappings with a `name`)."""
+    found = {}
+    for given in names:
+        name = given.get("name") if isinstance(given, Mapping) else given
+        place = Path(name.rpartition(":")[0]).expanduser() if isinstance(name, str) else Path()
+        if place.suffix == ".py" and place.is_file():
+            found[str(place)] = hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+    return found
+
+
+def spelled(given: Iterable[Any] | None) -> list[Any] | None:
+    """Names, mappings and callables, as a file can keep them."""
+    return None if given is None else [short_name(one) if callable(one) else one for one in given]
 
 
 def short_name(function: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from rl_warmup.evaluation import COSTLY, ceiling
-from rl_warmup.generation import Writer
+from rl_warmup.generation import WRITTEN, Writer
 from rl_warmup.layouts.encoding import RowEncoder
 from rl_warmup.metrics import compute
 from rl_warmup.run_folder import json_line
@@ -65,8 +65,13 @@ def _check_json(row: dict[str, Any], where: str) -> None:
     """Predictions are written with the columns of their rows.
 
     Raises:
-        ValueError: naming the column that JSON cannot hold, not even as text.
+        ValueError: naming the column that JSON cannot hold, not even as text, or that predictions have themselves.
     """
+    if taken := [column for column in WRITTEN if column in row]:
+        raise ValueError(
+            f"{where}: predictions.jsonl has a {taken[0]!r} of its own, beside which the column of that name would be lost. "
+            f"Rename the column."
+        )
     for column, value in row.items():
         try:
             json_line({column: value})

@@ -60,6 +60,18 @@ class ResumableTrainer(Trainer):
                 self.watchdog.close()
                 self.interruption.close()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's, but not over the model of another run, whose results would then stand beside weights they are not of.
+
+        Raises:
+            ValueError: the folder is a run's that this trainer has not written, or lies in one.
+        """
+        place = Path(output_dir or self.args.output_dir)
+        run = ownership.run_of(place)
+        if run is not None and not self.owns and (self.wrote is None or run != self.wrote.resolve()):
+            raise ValueError(f"save_model: {place} belongs to another run, {run}. Give a folder of its own.")
+        super().save_model(output_dir, _internal_call)
+
     def checkpoint(self, asked: str | bool | None) -> Path | None:
         """The checkpoint that `resume_from_checkpoint` means; None for a run that starts anew."""
         if asked in (True, "auto"):
@@ -116,6 +128,12 @@ class ResumableTrainer(Trainer):
             ownership.clear(folder)
         if self.changed_makers:
             tqdm.write(self.changed_makers)
+        if checkpoint is None and self.args.ignore_data_skip:
+            tqdm.write("Without effect: ignore_data_skip (no run goes on).")
+        if checkpoint is not None and "first" in self.described["rows"]:
+            tqdm.write(
+                f"Of the training rows, a stream, the first {self.described['rows']['first']} are those of {checkpoint}."
+            )
         if checkpoint is not None and changes:
             said = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
             tqdm.write(f"Goes on from {checkpoint} with other settings: {said}")

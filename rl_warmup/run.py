@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from rl_warmup import _trl
 from rl_warmup.checkpoints import disk_faults, newest, require
-from rl_warmup.config import Recipe, TaskOptions
+from rl_warmup.config import Recipe, TaskOptions, void_note, without_effect
 from rl_warmup.evaluation import Evaluation, score_predictions
 from rl_warmup.generation import Writer
 from rl_warmup.launched import refuse_quantized
@@ -148,6 +148,9 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     if choice.attn_implementation:
         kwargs["attn_implementation"] = choice.attn_implementation
     kwargs |= _trl.quantization(choice)
+    void = {name: why for name, why in without_effect(config, choice, recipe.task).items() if name == "scratch"}
+    if void and not config.process_index:
+        print(void_note(void))
     rows = task.splits["train"]
     if isinstance(rows, Stream):
         rows = dataclasses.replace(rows, seed=config.seed if config.data_seed is None else config.data_seed)
@@ -158,9 +161,9 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     trainer = WarmupTrainer(
         model=model, args=config, train_dataset=rows, eval_dataset=validation or None,
         processing_class=tokenizer, peft_config=_trl.peft_config(choice),
-        compute_metrics=lambda predictions: score_predictions(task, predictions),
+        compute_metrics=lambda predictions: score_predictions(task, predictions), dtype="auto",  # it was loaded as asked
     )  # fmt: skip
-    trainer.recipe = masked({**vars(recipe.task), **vars(choice)})
+    trainer.recipe |= masked({**vars(recipe.task), **vars(choice)})
     trainer.settings = dataclasses.replace(trainer.settings, prompt_template=task.prompt_template)
     return trainer
 

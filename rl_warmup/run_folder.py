@@ -7,6 +7,7 @@ or empty, never 0. Clock times live in timing.jsonl, so that metrics.jsonl of a 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Iterable
@@ -118,14 +119,26 @@ class ProgressLine(TrainerCallback):
 
 
 def json_line(value: Any, **settings: Any) -> str:
-    """A value as JSON that any file can hold. Dates and other kinds that JSON lacks become texts; half a character (a lone
-    surrogate) is escaped, and comes back as it was.
+    """A value as JSON that any file can hold. Dates and other kinds that JSON lacks become texts, numbers that are not finite
+    become null; half a character (a lone surrogate) is escaped, and comes back as it was.
 
     Raises:
         TypeError, ValueError: the keys of a mapping are no texts or numbers, or a value holds itself.
     """
-    text = json.dumps(value, ensure_ascii=False, default=str, **settings)
+    settings = {"ensure_ascii": False, "default": str, **settings}
+    try:
+        text = json.dumps(value, allow_nan=False, **settings)
+    except ValueError:  # also raised by a value that holds itself, which is found again
+        text = json.dumps(_finite(value), **settings)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:

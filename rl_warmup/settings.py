@@ -119,7 +119,8 @@ NEEDS: dict[str, str] = {
     **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "project"), "report_to"),
     **dict.fromkeys(("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
                      "dataloader_in_order"), "dataloader_num_workers"),
-    **dict.fromkeys(("load_best_model_at_end", "eval_on_start", "do_eval"), "eval_strategy"),
+    **dict.fromkeys(("load_best_model_at_end", "eval_on_start", "do_eval", "eval_delay"), "eval_strategy"),
+    "save_only_model": "save_strategy",
     "fsdp_config": "fsdp",
     "activation_checkpointing_kwargs": "activation_checkpointing", "gradient_checkpointing_kwargs": "gradient_checkpointing",
 }  # fmt: skip
@@ -238,6 +239,8 @@ def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> l
         faults.append(
             "warmup_steps: has no effect with lr_scheduler_type constant. Use constant_with_warmup, or leave it out."
         )
+    if given.get("lr_scheduler_kwargs") and str(getattr(scheduler, "value", scheduler)).startswith("constant"):
+        faults.append("lr_scheduler_kwargs: has no effect with a constant lr_scheduler_type. Leave it out.")
     if given.get("lora_dropout") and all_values.get("use_peft") and all_values.get("disable_dropout", True):
         faults.append(
             "lora_dropout: has no effect, as disable_dropout sets every dropout to 0. Set that to false, or leave this out."

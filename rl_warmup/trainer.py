@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
-from rl_warmup.config import WarmupConfig
+from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.cpu_matmul import choose_cpu_matmul
 from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.guard import Guard
@@ -30,18 +29,19 @@ from rl_warmup.layouts import make_layout
 from rl_warmup.layouts.inference import Inference, read_layout
 from rl_warmup.layouts.loading import (
     add_adapter,
+    as_asked,
     check_adapters,
     disable_dropout,
-    load_model,
     refuse_fp16,
     save_quantization,
 )  # fmt: skip
 from rl_warmup.layouts.passes import checkpoints_layers
 from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
-from rl_warmup.layouts.tokens import LayoutTokens, declare_tokens, end_by_separator
+from rl_warmup.layouts.tokens import declare_tokens, end_by_separator
 from rl_warmup.objectives.losses import hold_loss, weighted_loss
 from rl_warmup.objectives.weights import log_mean_exp
-from rl_warmup.proposals import DRAFT, REFERENCE, STORED
+from rl_warmup.plugins import spelled
+from rl_warmup.proposals import DRAFT, REFERENCE
 from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
 from rl_warmup.rollout import EMPTY, Rollout
 from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
@@ -79,6 +79,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             writes predictions.
         peft_config: a LoRA configuration.
         model_init: makes the model anew, for `hyperparameter_search`; in the place of `model`.
+        dtype: of the trained weights, whatever the model comes in (a quantized one stays as it is); auto changes nothing.
     """
 
     _tag_names = ("rl_warmup",)
@@ -99,15 +100,16 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         model_init: Callable[..., Any] | None = None,
+        dtype: str = "float32",
     ) -> None:
         args = args or WarmupConfig(output_dir="warmup-run")
-        model = first_model(model, model_init, args.seed)
-        if isinstance(model, str):
-            model, loaded = load_model(model)
-            processing_class = processing_class or loaded
+        model, loaded = as_asked(first_model(model, model_init, args.seed), dtype)
+        processing_class = processing_class or loaded
         if processing_class is None:
             raise ValueError("WarmupTrainer needs the model's tokenizer: pass processing_class=AutoTokenizer....")
         args.check_devices()
+        if (void := void_note(without_effect(args))) and not args.process_index:
+            print(void)
         refuse_launch(args, model)
         refuse_fp16(model.config.model_type, "fp16" if args.fp16 else str(model.dtype))
         declared = read_layout(model.name_or_path) if model.name_or_path else {}
@@ -130,7 +132,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             self.eval_encoder, counts=Counter(), positions=read_only, max_target_length=args.max_target_length,
             prompt_truncation=args.prompt_truncation, target_truncation=args.target_truncation,
         )  # fmt: skip
-        train_rows = training_rows(self.encoder, train_dataset, args, _stored(args, processing_class, tokens))
+        train_rows = training_rows(self.encoder, train_dataset, args, StoredWarmups.of(args, processing_class, tokens))
         eval_rows = encode_sets(self.eval_encoder, eval_dataset, "validation", args)
         self.text_metrics = compute_metrics
         # Ranks seed their sampling apart (below), but must shuffle the rows alike, or rows repeat and go missing.
@@ -149,6 +151,11 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         specs = reward_funcs if reward_funcs is not None else args.rewards
         prepare = {"tokenizer": processing_class, "layout": self.layout, "law": self.law, "device": args.device}
         self.rewards = RewardBoard.load(specs, **prepare, report=self._warn)
+        self.plugins = [args.objective, *args.proposals, *specs]
+        self.recipe = {
+            "reward_funcs": spelled(reward_funcs),
+            "dtype": str(dtype),
+        }  # by which a run that goes on is compared
         self.rollout.predictions = self.rewards.asked(PREDICTIONS)
         if self.rollout.predictions or DRAFT in args.proposals:
             check_written(self.encoder, known, self.eval_encoder.positions)
@@ -388,12 +395,3 @@ def _ends_by_separator(args: WarmupConfig, model: Any, peft_config: Any) -> bool
         return args.separator_init == "end_token"
     trained_here = bool(model.name_or_path) and bool(read_layout(model.name_or_path))
     return REFERENCE in args.proposals and args.objective != "sft" and not adapted and not trained_here
-
-
-def _stored(args: WarmupConfig, tokenizer: Any, tokens: LayoutTokens) -> StoredWarmups | None:
-    """The file of warmups that this run trains on, if it does."""
-    if STORED not in args.proposals or args.objective == "sft":
-        return None
-    forbidden = {*tokens.banned.nonzero()[:, 0].tolist(), tokens.separator_id}
-    path = Path(str(args.stored_warmups))
-    return StoredWarmups(path, tokenizer, forbidden, args.num_warmups, args.max_warmup_length)

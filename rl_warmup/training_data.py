@@ -20,11 +20,12 @@ from transformers import TrainerCallback, TrainingArguments
 from rl_warmup.checkpoints import plain
 from rl_warmup.layouts.encoding import UNSPACED, RowEncoder
 from rl_warmup.layouts.positions import Positions
-from rl_warmup.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE, UNCOUNTED
+from rl_warmup.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE, UNCOUNTED, target_words
 from rl_warmup.warmup_files import StoredWarmups
 
 BLOCKS = 100
-UNCUT = 4  # letters of a target without spaces from which on it should have more than one word
+UNCUT = 4  # letters without spaces from which on they should be more than one word
+LOOKED_AT = 1_000  # rows, spread over all, that tell how the tokenizer cuts
 COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
 
 
@@ -36,7 +37,7 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
     if said := encoder.writable.say(name):
         print(said)
     if name == "train":
-        _refuse_words(encoded, args.proposals)
+        _refuse_words(encoded, args.proposals, encoder.tokenizer)
     return encoded
 
 
@@ -125,7 +126,7 @@ def first_rows(rows: Any, args: TrainingArguments) -> list[dict[str, Any]]:
         print(
             f"train: {', '.join(counting)} may look at word counts, which are those of the stream's first {len(first)} rows."
         )
-    _refuse_words(first, rows.proposals)
+    _refuse_words(first, rows.proposals, rows.encoder.tokenizer)
     return first
 
 
@@ -208,20 +209,31 @@ class EncodedStream(IterableDataset):
                 )
 
 
-def _refuse_words(rows: list[dict[str, Any]], proposals: list[Any]) -> None:
-    """Proposals move words; where the tokenizer makes one token of a whole text without spaces, they are the target itself.
+def _refuse_words(rows: list[dict[str, Any]], proposals: list[Any], tokenizer: Any) -> None:
+    """Proposals move words; where the tokenizer makes one token of a clause without spaces, they keep too much of the target.
 
     Raises:
         ValueError: for such rows, if they are most.
     """
     moving = [name for name in proposals if name not in (REFERENCE, "stored", DRAFT, "filler")]
-    whole = [row for row in rows if len(row["word_lengths"]) == 1 and len(UNSPACED.findall(row["target"])) >= UNCUT]
-    if moving and len(whole) > len(rows) / 2:
+    looked_at = rows[:: max(1, len(rows) // LOOKED_AT)] if moving else []
+    whole = [row for row in looked_at if _in_lumps(row, tokenizer)]
+    if len(whole) > len(looked_at) / 2:
         raise ValueError(
-            f"proposals: {moving[0]} moves the target's words, but the tokenizer makes one token of all of it in {len(whole)} of "
-            f"{len(rows)} training rows (id {whole[0]['id']}, {whole[0]['target'][:40]!r}), so a proposal would be the target "
-            f"itself. Use a tokenizer of pieces (scratch: {{tokenizer: subwords}}), or other proposals."
+            f"proposals: {moving[0]} moves the target's words, but the tokenizer makes single tokens of whole clauses without "
+            f"spaces in {len(whole)} of {len(looked_at)} training rows (id {whole[0]['id']}, {whole[0]['target'][:40]!r}), so a "
+            f"proposal would be most of the target itself. Use a tokenizer of pieces (scratch: {{tokenizer: subwords}}), or "
+            f"other proposals."
         )
+
+
+def _in_lumps(row: dict[str, Any], tokenizer: Any) -> bool:
+    """Whether half of the target's letters without spaces stand in lumps: words of `UNCUT` of them, a quarter of all, or more."""
+    total = len(UNSPACED.findall(row["target"]))
+    if total < UNCUT:
+        return False
+    letters = [len(UNSPACED.findall(tokenizer.decode(list(word)))) for word in target_words(row)]
+    return 2 * sum(count for count in letters if count >= max(UNCUT, total / 4)) >= total
 
 
 def callbacks_for(rows: Any) -> list[TrainerCallback]:

@@ -138,6 +138,15 @@ class StoredWarmups:
     max_length: int
     counts: Counter[str] = field(default_factory=Counter)  # tokens and warmups, for `said`
 
+    @classmethod
+    def of(cls, args: Any, tokenizer: Any, tokens: Any) -> StoredWarmups | None:
+        """The file that a run with these `WarmupOptions` and `LayoutTokens` trains on, if it does."""
+        if STORED not in args.proposals or args.objective == "sft":
+            return None
+        forbidden = {*tokens.banned.nonzero()[:, 0].tolist(), tokens.separator_id}
+        path = Path(str(args.stored_warmups))
+        return cls(path, tokenizer, forbidden, args.num_warmups, args.max_warmup_length)
+
     def columns(self, rows: Iterable[Any], complete: bool = False) -> Columns:
         """What gives a row, by its number, its group under `COLUMNS[STORED]`.
 

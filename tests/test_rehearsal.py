@@ -13,7 +13,7 @@ import yaml
 
 from rl_warmup.cli.main import main
 from rl_warmup.demo import run_demo
-from rl_warmup.run_folder import json_line, read_jsonl, write_jsonl
+from rl_warmup.run_folder import json_line, read_jsonl, write_json, write_jsonl
 
 ROWS = [{"prompt": f"a b c w{i}", "target": f"w{i} c b a"} for i in range(6)]
 PLUGINS = """
@@ -22,6 +22,10 @@ from rl_warmup.tasks import Task
 def broken(predictions, targets, rows): raise KeyError("gone")
 def needs_text(predictions, targets, rows): return sum(1 / len(p) for p in predictions)
 def words(predictions, targets, rows): return {"x": "y"}
+def nothing(predictions, targets, rows): return {}
+def digits(predictions, targets, rows): return "0.5"
+def not_a_number(predictions, targets, rows): return float("nan")
+def endless(predictions, targets, rows): return {"x": 1.0, "y": 1e999 if "" in predictions else 0.0}
 def only_validation(predictions, targets, rows): return 1 / (0 if "v" in rows[0]["prompt"] else 1)
 ROWS = [{"id": str(i), "prompt": f"a b w{i}", "target": f"w{i} b"} for i in range(4)]
 def task(kind):
@@ -86,6 +90,12 @@ def test_a_single_test_row_cannot_be_shuffled(run, tmp_path):
         ({"metrics": ["own.py:broken"]}, ["own.py:broken", "KeyError"]),
         ({"metrics": ["own.py:needs_text"]}, ["own.py:needs_text", "ZeroDivisionError"]),
         ({"metrics": ["own.py:words"]}, ["own.py:words"]),
+        ({"metrics": ["own.py:nothing"]}, ["own.py:nothing"]),
+        ({"metrics": ["own.py:digits"]}, ["own.py:digits", "str"]),
+        ({"metrics": ["own.py:not_a_number"]}, ["own.py:not_a_number", "nan"]),
+        ({"metrics": ["own.py:endless"]}, ["own.py:endless", "inf"]),
+        ({"test": [{**row, "prediction": "x"} for row in ROWS]}, ["test row 0", "prediction"]),
+        ({"test": [*ROWS, {**ROWS[0], "warmup": "x"}]}, ["test row 6", "warmup"]),
         ({"metrics": [{"name": "bleu", "kwargs": {"tokenise": "13a"}}]}, ["bleu"]),
         ({"task": "own.py:task", "task_kwargs": {"kind": "keys"}}, ["test row 0", "extra"]),
         (
@@ -131,6 +141,11 @@ def test_evaluate_tries_its_metrics_before_it_predicts(run, tmp_path, capsys):
     assert main(["evaluate", "run", "--metrics", "own.py:broken"]) == 2
     assert "own.py:broken" in capsys.readouterr().err
     assert not (tmp_path / "run" / "evaluation" / "test" / "predictions.jsonl").exists()
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [float("nan"), {"b": float("-inf")}], "c": 1.5})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, {"b": None}], "c": 1.5}
 
 
 def test_lines_of_json(tmp_path):

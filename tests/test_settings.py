@@ -8,13 +8,14 @@ import re
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import transformers
 import trl
 from transformers import TrainingArguments
 
 from rl_warmup import _trl, settings
-from rl_warmup.config import WarmupConfig, build_recipe
+from rl_warmup.config import WarmupConfig, build_recipe, without_effect
 from rl_warmup.options import CONTROLS, TaskOptions, WarmupOptions
 from rl_warmup.settings import ACCELERATOR, EFFECTIVE, NEEDS, NOT, RANGES, REFUSED, SCRATCH, Range
 from rl_warmup.values import defaults_of
@@ -96,7 +97,8 @@ def test_a_refused_setting_is_refused_in_recipes_and_in_python(name):
     "name", [name for name in NEEDS if name != "trackio_static_space_id"]
 )  # its type varies by version
 def test_a_setting_without_the_one_it_needs_is_refused(name):
-    assert keys_of(faults_of(**{name: other(name)})) == [name]
+    off = {"save_strategy": "no"} if NEEDS[name] == "save_strategy" else {}
+    assert keys_of(faults_of(**{name: other(name)}, **off)) == [name]
 
 
 def test_refused_values_and_void_pairs():
@@ -114,6 +116,27 @@ def test_refused_values_and_void_pairs():
     build_recipe({**BASE, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3, "eval_strategy": "no"})
 
 
+@pytest.mark.parametrize(
+    ("given", "void"),
+    [
+        ({"tsallis_q": 0.3}, {"tsallis_q"}), ({"tsallis_q": 0.3, "objective": "tsallis"}, set()),
+        ({"eval_steps": 5}, {"eval_steps"}), ({"eval_steps": 5, "eval_strategy": "steps"}, set()),
+        ({"metric_for_best_model": "x", "greater_is_better": True}, {"metric_for_best_model", "greater_is_better"}),
+        ({"metric_for_best_model": "x", "eval_strategy": "epoch"}, set()),
+        ({"readiness": -1.0, "reading_threshold": 0.1, "min_reading_updates": 3},
+         {"readiness", "reading_threshold", "min_reading_updates"}),
+        ({"readiness": -1.0, "reading_threshold": 0.1, "proposals": ["reverse"]}, {"reading_threshold"}),
+        ({"readiness": -1.0, "reading_threshold": 0.1, "proposals": ["reference"]}, {"readiness"}),
+        ({"beta": 0.1, "readiness": -1.0, "proposals": ["head"], "proposal_only": True}, {"beta", "readiness"}),
+        ({"beta": 0.1, "tau": 2.0, "num_warmups": 1, "objective": "sft"}, {"beta", "tau", "num_warmups"}),
+        ({"model_name_or_path": "t5-small", "scratch": {"width": 16}}, {"scratch"}), ({"scratch": {"width": 16}}, set()),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_are_known(given, void):
+    recipe = build_recipe({**BASE, **given})
+    assert set(without_effect(recipe.config, recipe.model, recipe.task)) == void
+
+
 def test_an_unknown_new_setting_is_refused(monkeypatch):
     monkeypatch.delitem(settings.EFFECTIVE, "weight_decay")
     assert keys_of(faults_of(weight_decay=0.5)) == ["weight_decay"]
@@ -127,6 +150,32 @@ def test_a_config_can_be_made_again_from_itself():
 
 
 # ---------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"max_warmup_length": 2.5}, "max_warmup_length"),
+        ({"num_warmups": "x"}, "num_warmups"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"max_steps": None}, "max_steps"),
+        ({"tau": True}, "tau"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "lr_scheduler_kwargs"),
+        ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"num_cycles": 1}}, "lr_scheduler_kwargs"),
+    ],
+)
+def test_what_is_no_setting_of_its_kind_is_refused_in_python_and_in_recipes(given, named):
+    with pytest.raises(ValueError, match=f"^{named}: "):
+        WarmupConfig(output_dir="run", use_cpu=True, **given)
+    assert keys_of(faults_of(**given)) == [named]
+
+
+def test_numbers_of_other_kinds_are_read_in_python():
+    config = WarmupConfig(output_dir="run", use_cpu=True, learning_rate="0.1", num_warmups=np.int64(3), max_steps=20.0)
+    assert (config.learning_rate, config.num_warmups, config.max_steps) == (0.1, 3, 20)
+    assert [type(value) for value in (config.learning_rate, config.num_warmups, config.max_steps)] == [float, int, int]
+    cosine = {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}}
+    assert WarmupConfig(output_dir="run", use_cpu=True, **cosine).lr_scheduler_kwargs == {"num_cycles": 2}
 
 
 def numeric() -> dict[str, set]:

@@ -6,7 +6,7 @@ Also `accelerate launch -m rl_warmup.cli.evaluate RUN`: every process predicts a
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def command(args: list[str]) -> None:
         from rl_warmup.ownership import clear_results, fingerprint, is_run, reading, refuse_output, run_around, writing
         from rl_warmup.rehearsal import rehearse
         from rl_warmup.report import result_table
-        from rl_warmup.run import load_recipe_task
+        from rl_warmup.report.collect import other_weights
+        from rl_warmup.run import load_recipe_task, read_result
         from rl_warmup.run_folder import write_json
         from rl_warmup.sharing import is_main, meet
         from rl_warmup.tasks.stream import Stream
@@ -70,6 +71,9 @@ def command(args: list[str]) -> None:
         if is_main():
             held.enter_context(reading(run, "evaluate"))
         weights = fingerprint(folder) if is_main() else None
+        with suppress(ValueError, AttributeError):  # no result, or none that can be read
+            if is_main() and folder == run and (said := other_weights(run, read_result(run).get("weights"), weights)):
+                print(said)
         writer = Writer.load(folder, device)
         writer.shared = True
         task = load_recipe_task(wanted)

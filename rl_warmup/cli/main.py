@@ -88,7 +88,7 @@ def quantity(text: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code. 0 success, 2 a mistake in what was asked for, 130 interrupted."""
+    """Run a command; the exit code. 0 success, 2 a mistake in what was asked for, 130 interrupted, 143 terminated."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
@@ -105,9 +105,9 @@ def run_command(name: str, args: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import_module(f"rl_warmup.cli.{name}").command(args)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("rl-warmup: interrupted.", file=sys.stderr)
-        return 130
+        return getattr(error, "code", 130)
     except SystemExit as error:
         if error.code or {"-h", "--help"} & set(args):
             raise

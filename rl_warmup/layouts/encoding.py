@@ -227,8 +227,11 @@ class RowEncoder:
         else:
             ids = self.tokenizer(prompt)["input_ids"]
         begin = self._begin
-        if begin is not None and ids[:2] == [begin, begin]:
-            ids = ids[1:]  # the text began with the token that the tokenizer puts before it
+        while begin is not None and ids[0:1] == [begin] and begin in ids[1:]:
+            again = ids.index(begin, 1)
+            if self.tokenizer.decode(ids[1:again]).strip():
+                break
+            ids = ids[again:]  # the text began with the token that the tokenizer puts before it
         if not self.encoder_decoder and len(ids) > 1 and ids[-1] == self._end:
             ids = ids[:-1]  # a decoder-only prompt must not look finished
         return list(ids)

@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
-from rl_warmup.layouts.stored import check_head
+from rl_warmup.layouts.stored import check_head, check_numbers
 from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
 from rl_warmup.layouts.whole import check_adapter, check_kind, load_tokenizer, load_weights
+from rl_warmup.sharing import is_main
 from rl_warmup.starts import PREFIX, resolve
 
 ADAPTER_FILE = "adapter_config.json"
@@ -54,7 +55,7 @@ def load_model(
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
-        return _as_asked(build_model(SCRATCH[name], tokenizer, size, seed), name, **kwargs), tokenizer
+        return _in_its_form(build_model(SCRATCH[name], tokenizer, size, seed), name, **kwargs), tokenizer
     if "/" in str(kwargs.get("attn_implementation")):
         raise ValueError(
             f"attn_implementation: {kwargs['attn_implementation']!r} is code on the hub, which is never run. Use eager, sdpa or "
@@ -84,11 +85,39 @@ def load_model(
             what += ", as it needs code of its own, which is never run"
         hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5 or scratch-llama"
         raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
+    check_numbers(model, name, kwargs.get("revision"))
     check_head(model, name, kwargs.get("revision"))
     return model, tokenizer
 
 
-def _as_asked(
+def as_asked(model: Any, dtype: Any) -> tuple[Any, Any]:
+    """A model that was given by its name, or as it is, with weights of this dtype, and the tokenizer of a name (else None).
+
+    transformers loads what a checkpoint stores if it is told nothing, and small steps of Adam are lost in 16 bits.
+
+    Raises:
+        ValueError: there is no such dtype; or as `load_model`.
+    """
+    dtype = str(dtype).removeprefix("torch.")
+    wanted = model.dtype if dtype == "auto" and not isinstance(model, str) else getattr(torch, dtype, None)
+    if dtype != "auto" and not isinstance(wanted, torch.dtype):
+        raise ValueError(
+            f"dtype: {dtype!r} is none of weights. Give float32, bfloat16, float16, or auto to change nothing."
+        )
+    if isinstance(model, str):
+        return load_model(model, dtype=dtype)
+    others = {p.dtype for p in model.parameters() if p.is_floating_point()} - {wanted, torch.float64}
+    if others and dtype != "auto" and getattr(model.config, "quantization_config", None) is None:
+        found = ", ".join(sorted(str(other).removeprefix("torch.") for other in others))
+        if is_main():
+            print(
+                f"The model comes in {found} and is trained in {dtype}; WarmupTrainer(dtype='auto') leaves it as it is."
+            )
+        model.to(wanted)
+    return model, None
+
+
+def _in_its_form(
     model: Any, name: str, dtype: Any, attn_implementation: str | None = None, revision: str | None = None,
     quantization_config: Any = None,
 ) -> Any:  # fmt: skip
@@ -157,8 +186,11 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     if quantized.is_file():
         kwargs |= _read_quantization(quantized)
     base = json.loads(Path(folder, ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base or not base.strip():
-        raise ValueError(f"model_name_or_path: the adapter in {folder} names no base model, so it cannot be loaded.")
+    if not isinstance(base, str) or not base.strip() or (Path(base).is_dir() and Path(base).samefile(folder)):
+        raise ValueError(
+            f"model_name_or_path: the adapter in {folder} names no base model, but {base!r}, so it cannot be loaded. Write the "
+            f"base's folder or hub name as base_model_name_or_path into {Path(folder, ADAPTER_FILE)}."
+        )
     try:
         model, _ = load_model(base, texts, **kwargs)
     except ValueError as error:
@@ -171,7 +203,14 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
             f"base_model_name_or_path into {Path(folder, ADAPTER_FILE)}; a relative one counts from where the command is started."
         ) from error
     shared = shared_weights(model)
-    adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+    except (RuntimeError, TypeError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"model_name_or_path: the adapter in {folder} does not fit its {ADAPTER_FILE} or its base model {base!r} ({why}). "
+            f"Give the files as they were saved together."
+        ) from error
     _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
     check_adapter(folder, adapted)
     if quantized.is_file():  # merging would round the adapter with the base model

@@ -6,7 +6,7 @@ Knows: safetensors, PyTorch's pickles, and their indices. Must not know: how a m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+FLOATS = ("F16", "BF16", "F32", "F64", *(f"torch.{kind}" for kind in ("float16", "bfloat16", "float32", "float64")))
 ROWS = 64  # of the head that are compared: a tied head differs in nearly every one
 
 
@@ -71,6 +72,48 @@ def stored_rows(name: str, key: str, revision: str | None = None) -> tuple[bool,
         if path is not None:
             return True, _rows(path, key)
     return False, None
+
+
+def check_numbers(model: Any, name: str, revision: str | None = None) -> None:
+    """Refuse whole numbers stored where the model has weights: a quantization whose scales are not known.
+
+    transformers would take them for the weights themselves.
+
+    Raises:
+        ValueError: naming the first such tensor, and what it holds.
+    """
+    if getattr(model.config, "quantization_config", None) is not None:
+        return
+    weights = {key for key, weight in model.named_parameters(remove_duplicate=False)}
+    for key, kind in _kinds(name, revision):
+        if kind not in FLOATS and (
+            key in weights or _matching(weights, key) or any(_matching([key], w) for w in weights)
+        ):
+            raise ValueError(
+                f"model_name_or_path: {name} stores {key} as {kind}, which is no kind of weight without a quantization_config in "
+                f"its config.json. Give the checkpoint as it was before it was quantized, or its own config."
+            )
+
+
+def _kinds(name: str, revision: str | None) -> Iterator[tuple[str, str]]:
+    """Name and dtype of every stored tensor."""
+    for single in (SAFE, PICKLED):
+        index, parts = stored_file(name, f"{single}.index.json", revision), [single]
+        if index is not None:
+            with open(index, encoding="utf-8") as file:
+                parts = sorted(set(json.load(file)["weight_map"].values()))
+        found = [path for part in parts if (path := stored_file(name, part, revision))]
+        for path in found:
+            if path.endswith(".safetensors"):
+                from safetensors import safe_open
+
+                with safe_open(path, framework="pt") as stored:
+                    yield from ((key, stored.get_slice(key).get_dtype()) for key in stored.keys())  # noqa: SIM118
+            else:
+                tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                yield from ((key, str(tensor.dtype)) for key, tensor in tensors.items())
+        if found:
+            return
 
 
 def _rows(path: str, key: str) -> Tensor | None:

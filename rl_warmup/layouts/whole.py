@@ -37,7 +37,8 @@ def check_kind(config: Any, name: str) -> None:
         *map(str, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()),
     }
     for kind in getattr(config, "architectures", None) or ():
-        if "For" in kind and not kind.endswith(WRITES) and kind not in known:
+        reads_alone = "For" in kind or kind.endswith(("EncoderModel", "Encoder"))
+        if reads_alone and not kind.endswith(WRITES) and kind not in known:
             raise ValueError(
                 f"model_name_or_path: {name} holds a {kind} (architectures in its config.json), which was not trained to write "
                 f"text. Give a model that ends in {', '.join(WRITES)}."
@@ -89,6 +90,13 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         files = ", ".join(TOKENIZER_FILES[:3])
         raise NoTokenizer(
             f"model_name_or_path: {name} holds no tokenizer (none of {files} or the like). {SAVE.format(name=name)}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # the library in Rust has an Exception and nothing more, and of other shapes come all kinds
+        raise ValueError(
+            f"model_name_or_path: the tokenizer's files of {name} cannot be read ({type(error).__name__}: {error}). "
+            f"{SAVE.format(name=name)}"
         ) from error
     check_tokenizer(tokenizer, name, revision)
     return tokenizer

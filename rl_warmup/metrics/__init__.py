@@ -10,6 +10,7 @@ Libraries are imported on use: `pip install 'rl_warmup[metrics]'`. Is a differen
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -181,14 +182,23 @@ def _listed(names: Iterable[Spec] | Spec) -> list[Spec]:
 
 
 def _checked(name: str, scores: Any) -> dict[str, float]:
+    """The numbers that a metric's function gave, all of them finite: one that is not has no place in a table or in JSON."""
     given = scores if isinstance(scores, dict) else {name.rpartition(":")[2]: scores}
     try:
-        return {str(key): value if type(value) is int else float(value) for key, value in given.items()}
+        if not given or any(isinstance(value, str | bytes) for value in given.values()):
+            raise TypeError
+        found = {str(key): value if type(value) is int else float(value) for key, value in given.items()}
     except (TypeError, ValueError):
-        found = (
+        kinds = (
             {key: type(value).__name__ for key, value in given.items()} if given is scores else type(scores).__name__
         )
-        raise ValueError(f"metric '{name}' returned a {found}; let it return a number or a dict of numbers") from None
+        raise ValueError(f"metric '{name}' returned a {kinds}; let it return a number or a dict of numbers") from None
+    if lost := [key for key, value in found.items() if not math.isfinite(value)]:
+        raise ValueError(
+            f"metric '{name}' gave {found[lost[0]]} as {lost[0]}; let it return a finite number whatever "
+            f"a model writes, 0 for instance where all predictions are the same or empty"
+        )
+    return found
 
 
 def _metric(spec: Spec) -> tuple[str, Metric, dict[str, Any]]:

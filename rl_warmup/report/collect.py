@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from rl_warmup.ownership import fingerprint
 from rl_warmup.run_folder import read_jsonl
 
 Predictions = dict[str, list[dict[str, Any]]]
@@ -38,7 +39,7 @@ class Run:
     recipe: dict[str, Any]
     environment: dict[str, Any]
     extra: dict[str, Path] = field(default_factory=dict)  # predictions of controls that were evaluated later
-    left_out: list[str] = field(default_factory=list)  # evaluations of other weights, a sentence each
+    left_out: list[str] = field(default_factory=list)  # evaluations of other weights or rows, a sentence each
 
     @property
     def seed(self) -> Any:
@@ -193,11 +194,27 @@ def read_run(folder: Path) -> Run:
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
         environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
         run = Run(folder, {"metrics": {}, **result}, recipe, environment)
+        if said := other_weights(folder, result.get("weights"), fingerprint(folder)):
+            run.left_out.append(said)
         for later in sorted(folder.glob("evaluation/*/metrics.json")):
             _join(run, _json(later), later.parent)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{folder} cannot be read: {error}. Remove the folder or repeat the run.") from error
     return run
+
+
+def other_weights(folder: Path, measured: str | None, there: str | None) -> str | None:
+    """A sentence where the model in a run's folder is not the one that its metrics.json is about; None where it is, or is gone.
+
+    Args:
+        measured, there: fingerprints, of metrics.json and of the files.
+    """
+    if None in (measured, there) or measured == there:
+        return None
+    return (
+        f"{folder} holds another model ({there}) than the one its metrics.json is about ({measured}): the weights, an adapter's "
+        f"settings or its base model were changed since. What metrics.json says is not true of it."
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -206,7 +223,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _join(run: Run, later: dict[str, Any], folder: Path) -> None:
     """Add what `rl-warmup evaluate` measured on the same rows, with the same weights, and the run itself lacks."""
-    if any(later.get(key) != run.result.get(key) for key in ("split", "rows_hash")):
+    if later.get("split") != run.result.get("split"):
+        return
+    if later.get("rows_hash") != run.result.get("rows_hash"):
+        run.left_out.append(
+            f"{folder} was measured on other rows of the split {later.get('split')} ({later.get('rows')}) than {run.folder} "
+            f"({run.result.get('rows')}) and is left out; repeat `rl-warmup evaluate {run.folder}` on the same rows."
+        )
         return
     if later.get("weights") != run.result.get("weights"):  # both lack it in folders of older versions
         run.left_out.append(

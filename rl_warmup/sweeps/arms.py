@@ -7,6 +7,7 @@ so that every worker, and `--dry-run`, sees the same ones; arms of `sampler: tpe
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rl_warmup.config import Recipe, build_recipe
+from rl_warmup.config import Recipe, build_recipe, effective
 from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.recipe_file import read_values
 from rl_warmup.report.differences import better
@@ -24,6 +25,13 @@ from rl_warmup.tasks import load_task
 
 ASKED = "asked.yaml"  # beside the run's own recipe.yaml, which holds every default too
 INCIDENTAL = ("output_dir", "show_progress", "resume_from_checkpoint", "overwrite")
+# settings that only say where a run goes or how it is called; and when it logs, which a guard that acts goes by
+ALIKE = {
+    *INCIDENTAL, "run_name", "project", "report_to", "log_warmups", "disable_tqdm", "push_to_hub", "hub_model_id", "hub_revision",
+    "hub_private_repo", "hub_token", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "log_level",
+    "log_level_replica", "log_on_each_node", "hang_timeout", "skip_memory_metrics",
+}  # fmt: skip
+LOGGING = {"logging_steps", "logging_strategy", "logging_first_step"}
 HEAVY_METRICS = ("bertscore", "comet")
 SEARCHED = "trial-"  # names of arms that the study makes
 
@@ -131,8 +139,26 @@ class Plan:
             )
         if self.question.pruner and str(getattr(first.config.eval_strategy, "value", "no")) == "no":
             raise ValueError("pruner: needs evaluations during training; set eval_strategy and eval_steps in the base.")
+        if alike := [key for key in self.ranges if key in ALIKE]:
+            raise ValueError(f"random: {alike[0]} makes no difference between runs. Remove it.")
+        seen: dict[str, Arm] = {}
         for arm in self.arms:
-            self.run(arm, self.question.seeds[0])
+            made = self.run(arm, self.question.seeds[0]).recipe
+            same = seen.setdefault(_what_counts(made), arm)
+            drawn_twice = arm.changes == same.changes and arm.name.startswith(SEARCHED)
+            if same is not arm and not drawn_twice:
+                keys = [key for key in {**same.changes, **arm.changes} if same.changes.get(key) != arm.changes.get(key)]
+                raise ValueError(
+                    f"The arms {same.name} and {arm.name} would be the same run: {', '.join(keys) or 'nothing'} makes no "
+                    f"difference between them. Remove one of them."
+                )
+
+
+def _what_counts(recipe: Recipe) -> str:
+    """What of a recipe can make its run another one."""
+    values = effective(recipe.config, recipe.model, recipe.task)
+    silent = ALIKE if recipe.config.guard in ("act", "stop") else ALIKE | LOGGING
+    return json.dumps({key: values[key] for key in sorted(values.keys() - silent)}, default=str)
 
 
 def make_plan(question: Question, output: Path) -> Plan:

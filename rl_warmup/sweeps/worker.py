@@ -241,6 +241,12 @@ class Worker:
             bar.write(self.news.pop(0))
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, with the exit code that a shell reports for it."""
+
+    code = 143
+
+
 @contextmanager
 def _terminate_like_interrupt() -> Iterator[None]:
     """SIGTERM, as batch systems send it, ends a worker as cleanly as Ctrl-C does."""
@@ -249,7 +255,7 @@ def _terminate_like_interrupt() -> Iterator[None]:
         return
 
     def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from rl_warmup import ownership
 from rl_warmup.cli.main import main
@@ -18,7 +19,7 @@ from rl_warmup.ownership import fingerprint, foreign_files
 from rl_warmup.report.collect import find_runs
 from rl_warmup.run_folder import read_jsonl
 
-from .conftest import SIZE, ledger_rows
+from .conftest import SIZE, ledger_rows, tiny_model
 
 RECIPE = {
     "model_name_or_path": "scratch-t5", "scratch": SIZE, "task": "file", "max_steps": 2, "per_device_train_batch_size": 2,
@@ -130,6 +131,45 @@ def test_numbers_of_other_weights_are_left_out_and_named(place):
     assert said == []
     assert set(run.metrics) == {"", "empty_warmup"}
     assert not Path("out/evaluation/test/predictions.filler.jsonl").exists()  # of the weights before
+
+
+def test_an_evaluation_of_other_rows_is_left_out_and_named(place, capsys):
+    write_rows(place / "rows.jsonl", ledger_rows(4))
+    assert main(["evaluate", "out", "--controls", "filler"]) == 0
+    (run,), said = find_runs(["out"])
+    assert set(run.metrics) == {""}
+    assert len(said) == 1
+    assert "out/evaluation/test" in said[0]
+    assert "(4)" in said[0]
+    assert "(8)" in said[0]
+
+
+def test_weights_that_changed_after_the_numbers_are_named(place, capsys):
+    recorded = json.loads(Path("out/metrics.json").read_text())["weights"]
+    weights = {name: 2 * tensor for name, tensor in load_file("out/model.safetensors").items()}
+    save_file(weights, "out/model.safetensors", {"format": "pt"})
+    _, said = find_runs(["out"])
+    assert len(said) == 1
+    assert recorded in said[0]
+    assert fingerprint(Path("out")) in said[0]
+    capsys.readouterr()
+    assert main(["evaluate", "out", "--controls"]) == 0
+    assert recorded in capsys.readouterr().out
+
+
+def test_a_model_is_not_saved_over_another_runs(place, make_trainer):
+    trainer = make_trainer()
+    before = files(place)
+    for folder in ("out", "out/checkpoint-2", "out/model"):
+        with pytest.raises(ValueError, match=r"save_model: .*another run"):
+            trainer.save_model(folder)
+    assert files(place) == before
+    trainer.train()
+    trainer.save_model()
+    trainer.save_model("elsewhere")
+    assert Path("elsewhere/model.safetensors").is_file()
+    with pytest.raises(ValueError, match="save_model: "):
+        make_trainer().save_model()  # one that has not trained, into the folder of the one that has
 
 
 def test_a_checkpoint_is_evaluated_as_what_it_is(place, capsys):
@@ -346,16 +386,51 @@ def test_in_python_too(make_trainer, tmp_path):
     assert again.state.global_step == 4
 
 
-def test_the_start_that_a_kl_holds_to_is_compared(make_trainer):
-    saving = {"save_strategy": "steps", "save_steps": 1, "beta": 0.1}
+@pytest.mark.parametrize("beta", [None, 0.1])
+def test_the_starting_model_is_compared(make_trainer, monkeypatch, beta):
+    saving = {"save_strategy": "steps", "save_steps": 1, "beta": beta}
+    trainer = make_trainer(**saving)
+    trainer.train()
+    trainer.args.max_steps = 3
+    trainer.train(resume_from_checkpoint="auto")  # the same trainer, whose model has moved meanwhile
+    make_trainer(**saving, max_steps=4).train(resume_from_checkpoint="auto")
+
+    def other_model(kind):
+        model, tokenizer = tiny_model(kind)
+        model.get_input_embeddings().weight.data += 1.0
+        return model, tokenizer
+
+    monkeypatch.setattr("tests.e2e.conftest.tiny_model", other_model)
+    with pytest.raises(ValueError, match="other weights"):
+        make_trainer(**saving, max_steps=5).train(resume_from_checkpoint="auto")
+
+
+def test_an_adapter_goes_on_with_its_base_alone(place, capsys):
+    Path("base").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path("out", name), "base")
+    lora = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q", "v"], "scratch": None}
+    lora |= {"model_name_or_path": "base", "output_dir": "lora"}
+    assert train(**lora) == 0
+    assert resume(**lora, max_steps=4) == 0
+    weights = {name: 2 * tensor for name, tensor in load_file("base/model.safetensors").items()}
+    save_file(weights, "base/model.safetensors", {"format": "pt"})
+    assert "other weights" in fails(capsys, resume(**lora, max_steps=6))
+
+
+def test_names_of_reward_functions_and_files_of_plugins_are_compared(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def f(completions, **kwargs):\n    return [0.0] * len(completions)\n")
+    saving = {"save_strategy": "steps", "save_steps": 1}
     make_trainer(**saving).train()
-    make_trainer(**saving, max_steps=3).train(resume_from_checkpoint="auto")
-    other = make_trainer(**saving, max_steps=4)
-    with_other_start = other.start.model.get_input_embeddings().weight
-    with_other_start.data += 1.0
-    other.model.get_input_embeddings().weight.data += 1.0
-    with pytest.raises(ValueError, match="beta"):
-        other.train(resume_from_checkpoint="auto")
+    with pytest.raises(ValueError, match=r"reward_funcs was None, now \['own.py:f'\]"):
+        make_trainer(**saving, max_steps=3, reward_funcs=["own.py:f"]).train(resume_from_checkpoint=True)
+    own = {**saving, "folder": "own", "rewards": ["target_logprob", "own.py:f"]}
+    make_trainer(**own).train()
+    make_trainer(**own, max_steps=3).train(resume_from_checkpoint=True)
+    Path("own.py").write_text("def f(completions, **kwargs):\n    return [1.0] * len(completions)\n")
+    with pytest.raises(ValueError, match="own.py has other contents"):
+        make_trainer(**own, max_steps=4).train(resume_from_checkpoint=True)
 
 
 def test_evaluating_and_saving_before_training_is_no_other_run(make_trainer, tmp_path):

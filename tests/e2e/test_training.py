@@ -267,8 +267,40 @@ def test_fp16_is_refused_for_t5(make_trainer, tmp_path):
     with pytest.raises(ValueError, match="t5 overflows in float16.*bf16"):
         WarmupTrainer(
             model=model.half(), args=WarmupConfig(output_dir=str(tmp_path), use_cpu=True),
-            train_dataset=ledger_rows(4), processing_class=tokenizer,
+            train_dataset=ledger_rows(4), processing_class=tokenizer, dtype="auto",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["object", "model_init", "auto"])
+def test_a_model_in_16_bits_is_trained_in_float32_unless_asked(tmp_path, capsys, way):
+    model, tokenizer = tiny_model("scratch-llama")
+    model.to(torch.bfloat16)
+    given = {"model_init": lambda: model} if way == "model_init" else {"model": model}
+    given |= {"dtype": "auto"} if way == "auto" else {}
+    trainer = WarmupTrainer(
+        args=WarmupConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, learning_rate=1e-5, report_to=[]),
+        train_dataset=ledger_rows(8), processing_class=tokenizer, **given,
+    )  # fmt: skip
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.bfloat16 if way == "auto" else torch.float32}
+    assert ("bfloat16" in capsys.readouterr().out) == (way != "auto")
+    before = trainer.model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    trainer.train()
+    moved = (trainer.model.model.layers[0].mlp.up_proj.weight != before).float().mean()
+    assert (moved > 0.9) == (way != "auto")
+
+
+def test_a_dtype_that_is_none(make_trainer):
+    model, tokenizer = tiny_model("scratch-llama")
+    for given in (model, "nowhere"):
+        with pytest.raises(ValueError, match="dtype: 'float31'"):
+            WarmupTrainer(model=given, args=WarmupConfig(use_cpu=True), processing_class=tokenizer, dtype="float31")
+
+
+def test_settings_without_effect_are_said_in_python_too(make_trainer, capsys):
+    trainer = make_trainer(tsallis_q=0.3, ignore_data_skip=True)
+    assert "tsallis_q (the objective is marginal)" in capsys.readouterr().out
+    trainer.train()
+    assert "ignore_data_skip" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -54,6 +54,18 @@ def test_a_decoder_only_prompt_begins_and_does_not_end():
     assert tokens(encoder, row["target_ids"]) == ["e", "f", "g", "h", "</s>"]
 
 
+@pytest.mark.parametrize("begin", ["<s>", " <s>", "<s><s> <s>"])
+def test_a_prompt_begins_once_however_its_text_begins(begin):
+    encoder = make_encoder(encoder_decoder=False)
+    assert tokens(encoder, encoder.encode({"prompt": f"{begin}a b", "target": "c"}, "row")["prompt_ids"]) == [
+        "<s>",
+        "a",
+        "b",
+    ]
+    inside = encoder.encode({"prompt": f"a {begin}b", "target": "c"}, "row")["prompt_ids"]
+    assert tokens(encoder, inside).count("<s>") == 1 + begin.count("<s>")
+
+
 def test_an_end_token_that_a_tokenizer_adds_to_a_decoder_only_prompt_is_cut_off():
     encoder = make_encoder(encoder_decoder=True)  # its tokenizer ends every text
     encoder.encoder_decoder = False

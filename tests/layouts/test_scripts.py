@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,6 +67,23 @@ def test_a_tokenizer_of_whole_sentences_is_refused_for_proposals_by_word():
         encode_rows(words, rows(CHINESE), "train", args)
     args.proposals = []
     assert len(encode_rows(words, rows(CHINESE), "train", args) or []) == 5
+
+
+@pytest.mark.parametrize(
+    "texts", [[f"{text} ok" for text in THAI], [f"{a}7。 {b}" for a, b in pairwise(CHINESE)], [" ".join(CHINESE[:3])]],
+    ids=["and a word", "two clauses", "three clauses"],
+)  # fmt: skip
+def test_clauses_in_one_piece_each_are_refused_too(texts):
+    args = WarmupConfig(use_cpu=True, proposals=["keywords", "head"], disable_tqdm=True)
+    with pytest.raises(ValueError, match=rf"proposals: keywords.*{len(texts)} of {len(texts)} training rows"):
+        encode_rows(encoder(pieces(texts, "words")), rows(texts), "train", args)
+    assert len(encode_rows(encoder(pieces(texts)), rows(texts), "train", args)) == len(texts)
+
+
+@pytest.mark.parametrize("text", ["plain words alone", "天气 ab cd 天", " ".join(CHINESE)])
+def test_text_whose_words_can_be_moved_is_not_refused(text):
+    args = WarmupConfig(use_cpu=True, proposals=["reverse"], disable_tqdm=True)
+    assert len(encode_rows(encoder(pieces([text], "words")), rows([text]), "train", args)) == 1
 
 
 def tokens_with(vocabulary, normalizer=None, begin=False):

@@ -19,6 +19,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    T5Config,
+    T5EncoderModel,
 )
 
 from rl_warmup import WarmupConfig, WarmupTrainer
@@ -264,3 +266,59 @@ def test_a_writer_keeps_the_stored_precision(folder, tmp_path):
     tokenizer.save_pretrained(tmp_path / "run")
     Inference(WarmupLaw(tokens.separator_id, tokens.banned), tokens.separator).save(tmp_path / "run")
     assert Writer.load(tmp_path / "run", "cpu").model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind_of_number", [torch.int8, torch.uint8, torch.bool])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_whole_numbers_are_no_weights(folder, kind_of_number, pickled):
+    weights = load_file(folder / "model.safetensors")
+    key = next(key for key in sorted(weights) if weights[key].dim() == 2)
+    weights[key] = (weights[key] * 10).to(kind_of_number)
+    if pickled:
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / "pytorch_model.bin")
+    else:
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    said = refused(folder)
+    assert key in said
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", "{}"), ("tokenizer.json", ""), ("tokenizer.json", '{"model": {"vocab": {}}}'),
+        ("tokenizer_config.json", "[]"), ("tokenizer_config.json", ""),
+    ],
+)  # fmt: skip
+def test_a_damaged_tokenizer_is_named(folder, file, text):
+    (folder / file).write_text(text)
+    refused(folder)
+
+
+@pytest.mark.parametrize("kind", ["t5"])
+def test_a_tokenizer_that_transformers_takes_for_another(folder):
+    (folder / "tokenizer_config.json").unlink()
+    refused(folder)
+
+
+def test_an_encoder_alone_is_called_so(tmp_path):
+    size = {"vocab_size": 60, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5EncoderModel(T5Config(**size, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)).save_pretrained(tmp_path)
+    tokenizer_of("t5").save_pretrained(tmp_path)
+    assert "T5EncoderModel" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"r": 4}, "adapter_config.json"), ({"base_model_name_or_path": 5}, "5"), ({}, "names no base")],
+)
+def test_an_adapter_whose_settings_were_changed(folder, tmp_path, changes, named):
+    model, _ = load_model(str(folder))
+    target = ["q"] if model.config.is_encoder_decoder else ["q_proj"]
+    adapter = tmp_path / "adapter"
+    add_adapter(model, LoraConfig(r=2, target_modules=target)).save_pretrained(adapter)
+    tokenizer_of().save_pretrained(adapter)
+    path = adapter / "adapter_config.json"
+    changes = changes or {"base_model_name_or_path": str(adapter)}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert named in refused(adapter)

@@ -43,6 +43,15 @@ SHIPPED = Path(__file__).parents[2] / "recipes" / "sweeps"
         ({"launch": "no-such-program"}, "no-such-program cannot be started"),
         ({"grid": {"output_dir": ["a", "b"]}}, "grid: output_dir would have no effect"),
         ({"grid": {"seed": [1, 2]}}, "grid: seed would have no effect"),
+        *(
+            ({"grid": {key: values}, "control": f"{key}={label(values[0])}"}, f"the same run: {key} ")
+            for key, values in {
+                "run_name": ["a", "b"], "overwrite": [True, False], "logging_steps": [1, 2], "eval_steps": [3, 4],
+                "tsallis_q": [0.3, 0.5], "readiness": [-1.0, -2.0],
+            }.items()
+        ),
+        ({"grid": None, "control": None, "random": {"run_name": ["a", "b"]}, "trials": 2, "sampler": "tpe"}, "random: run_name"),
+        ({"runs": {"one": {"tau": 2.0}, "two": {"tau": 2.0}}}, "The arms one and two would be the same run"),
         ({"settings": {"seed": 1}}, "settings: seed would have no effect"),
         ({"runs": {"one": {"output_dir": "a"}}}, "runs: one: output_dir would have no effect"),
         ({"random": {"seed": [1, 2]}, "trials": 2}, "random: seed would have no effect"),

@@ -119,7 +119,7 @@ def test_a_worker_asked_to_end_takes_its_run_with_it_and_gives_it_back(stage):
     wait_for(lambda: stage.lines("started"))
     process.terminate()
     assert "interrupted" in process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert stage.lines("ended") == []
     assert run_sweep(file, SweepSettings(stage.output, jobs=2)).failed == {}
     assert sorted(stage.lines("ended")) == ["num_warmups=1/seed-1", "num_warmups=2/seed-1"]
