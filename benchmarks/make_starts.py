@@ -60,7 +60,7 @@ class Start:
     dropout: float = 0.0  # written into its configuration for `disable_dropout: false`; it is pretrained without
     rows: int = ROWS  # per update
     tokenizer: Callable[[bool], Any] | None = None  # its own, for an encoder-decoder or not; `size` names it for None
-    at_first: dict[str, float] | None = None  # shares in the first four fifths: the useful habit is the hardest to learn
+    at_first: dict[str, float] | None = None  # shares in the first four fifths; the useful one is the hardest
 
 
 def main() -> None:
