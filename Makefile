@@ -22,11 +22,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: venv
 	$(BIN)/rl-warmup demo --output runs/demo
 
+# A file's tests stay in one process, as they share what its fixtures have trained.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: venv
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: venv
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: venv
 	$(BIN)/python -m benchmarks.step_cost --quick
