@@ -204,7 +204,7 @@ LEGS_T5 = {"width": 128, "layers": 3, "tokenizer": "digits"}
 LIST = {"width": 96, "layers": 2, "tokenizer": "words"}
 
 STARTS = {
-    "legs-llama": Start("llama", leg_prompts, leg_habits, LEGS_SHARES, 2000, LEGS_LLAMA, dropout=0.1, at_first=LEGS_FIRST),
+    "legs-llama": Start("llama", leg_prompts, leg_habits, LEGS_SHARES, 2000, LEGS_LLAMA, dropout=0.1),
     "skills-llama": Start("llama", ledger_prompts, list_skills, EVEN, 1500, LIST),
     "skills-t5": Start("t5", ledger_prompts, list_skills, EVEN, 4500, LIST),
     "legs-t5": Start("t5", leg_prompts, leg_habits, LEGS_SHARES, 8000, LEGS_T5, 1e-3, dropout=0.1, rows=32, at_first=LEGS_FIRST),
