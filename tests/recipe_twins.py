@@ -81,6 +81,8 @@ def write_files(folder: Path) -> None:
             {"id": str(row["id"]), "context": row["text"], "question": row["question"], "choices": row["options"],
              "answer": row["answer"]} for row in PUZZLES
         ],
+        "ceiling/synopsis-fr": [{"id": str(i), "description": row["en"], "fr": row["fr"]} for i, row in enumerate(SENTENCES)],
+        "ceiling/drafts-en-de": [{"id": str(i), **row} for i, row in enumerate(SENTENCES)],
         **{f"{name}/{name}-en-{lang}": SENTENCES for name in ("ddtp", "docs") for lang in ("de", "fr", "ru", "zh_CN")},
     }  # fmt: skip
     for name, rows in sets.items():

@@ -50,7 +50,7 @@ def test_over_all_groups_it_approaches_the_tilted_posterior(space, tau):
         groups, probability = count_vectors(space.prior, n)
         p = posterior(total[groups], tau)
         mass = torch.zeros_like(exact).index_add(0, groups.flatten(), (p * probability[:, None]).flatten())
-        assert mass.sum().item() == pytest.approx(1.0)
+        assert mass.sum().item() == pytest.approx(1.0, abs=1e-5)  # float32 to the power n
         distances.append((mass - exact).abs().sum().item())
     assert distances[0] == pytest.approx((space.prior - exact).abs().sum().item())
     assert distances == sorted(distances, reverse=True)
