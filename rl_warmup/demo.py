@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from rl_warmup.demo_words import EXPLANATIONS
 from rl_warmup.orphans import as_parent, start_worker
-from rl_warmup.ownership import in_run
+from rl_warmup.ownership import run_of
 from rl_warmup.report import NAMES, plot_curves, require_extras, spread, text_table, write_report
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.tasks.legs import worked
@@ -184,7 +184,7 @@ def run_experiments(plan: list[Experiment], output: Path, processes: int) -> str
     Raises:
         ValueError: `output` is a run's folder, or a run failed (its log is named).
     """
-    if in_run(output):
+    if run_of(output):
         raise ValueError(f"--output: {output} lies in a run's folder. Give a folder for the runs of the demo.")
     began = time.perf_counter()
     jobs = [job for experiment in plan for job in _jobs(experiment)]

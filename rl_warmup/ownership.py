@@ -137,11 +137,6 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in MARKS)
 
 
-def in_run(folder: Path) -> bool:
-    """Whether the folder belongs to a run."""
-    return run_of(folder) is not None
-
-
 def run_of(folder: Path) -> Path | None:
     """The run whose folder this is, or in which it lies once that has begun to train (and not merely beside a recipe.yaml)."""
     place = folder.resolve()

@@ -113,12 +113,10 @@ class Sampler:
         about = {**about, "split": split}
         header = {**self.drawing.header(prompts), "rows_hash": rows_hash(rows)}
         with ExitStack() as held:
-            begun = spread(lambda known: _begin(path, known, about, overwrite, held), [header])[
-                0
-            ]  # the main process alone
-            if isinstance(begun, str):
-                raise ValueError(begun)
-            done = begun
+            # one item of work, so the main process alone
+            done = spread(lambda known: _begin(path, known, about, overwrite, held), [header])[0]
+            if isinstance(done, str):
+                raise ValueError(done)
 
             def keep(new: Groups) -> None:
                 if is_main():

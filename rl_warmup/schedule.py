@@ -218,10 +218,12 @@ class Schedule(TrainerCallback, ExportableState):
                     tqdm.write(SWITCH.format(step=step, read=worth.read))
             elif step >= self.updates[1]:
                 self._give_up(state, worth)
-        elif not self.threshold or worth.helped >= HELPS:
-            self.decided = step >= self.switched_at + TRIAL or not self.threshold
-        elif step >= self.switched_at + TRIAL and not self.improves:
-            self._give_up(state, worth)
+        elif not self.threshold:
+            self.decided = True
+        elif step >= self.switched_at + TRIAL:
+            self.decided = worth.helped >= HELPS
+            if not self.decided and not self.improves:
+                self._give_up(state, worth)
         control.should_evaluate |= self.phase != before and args.eval_strategy != "no"
 
     def _give_up(self, state: Any, worth: Worth) -> None:

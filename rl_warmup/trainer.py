@@ -152,10 +152,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         prepare = {"tokenizer": processing_class, "layout": self.layout, "law": self.law, "device": args.device}
         self.rewards = RewardBoard.load(specs, **prepare, report=self._warn)
         self.plugins = [args.objective, *args.proposals, *specs]
-        self.recipe = {
-            "reward_funcs": spelled(reward_funcs),
-            "dtype": str(dtype),
-        }  # by which a run that goes on is compared
+        # a run that goes on is compared by these too
+        self.recipe = {"reward_funcs": spelled(reward_funcs), "dtype": str(dtype)}
         self.rollout.predictions = self.rewards.asked(PREDICTIONS)
         if self.rollout.predictions or DRAFT in args.proposals:
             check_written(self.encoder, known, self.eval_encoder.positions)

@@ -245,9 +245,9 @@ def test_scores_of_warmups_go_with_the_run(tmp_path):
 
 def test_folders_inside_of_a_run(tmp_path):
     run, recipes = put(tmp_path / "run", "environment.json"), put(tmp_path / "recipes", "recipe.yaml")
-    assert [ownership.in_run(place) for place in (run, run / "a" / "b", recipes)] == [True] * 3
-    assert not ownership.in_run(recipes / "runs")  # beside a recipe is in no run
-    assert not ownership.in_run(tmp_path)
+    assert [ownership.run_of(place) for place in (run, run / "a" / "b", recipes)] == [run, run, recipes]
+    assert not ownership.run_of(recipes / "runs")  # beside a recipe is in no run
+    assert not ownership.run_of(tmp_path)
 
 
 def test_the_fingerprint_is_of_the_weights(tmp_path):

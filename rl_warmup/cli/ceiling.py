@@ -38,7 +38,7 @@ def command(args: list[str]) -> None:
     options = parser.parse_args(args)
 
     with quick_imports():
-        from rl_warmup.ownership import in_run
+        from rl_warmup.ownership import run_of
         from rl_warmup.recipe_file import read_values
         from rl_warmup.sweeps import SweepSettings, run_sweep
 
@@ -49,7 +49,7 @@ def command(args: list[str]) -> None:
             f"--metric: {options.config} names no metric_for_best_model; say what is compared, e.g. exact_match."
         )
     output = Path(options.output)
-    if in_run(output):
+    if run_of(output):
         raise ValueError(f"--output: {output} lies in a run's folder. Give a folder for the runs of both arms.")
     output.mkdir(parents=True, exist_ok=True)
     arms = {"sft": {"objective": "sft", "proposals": []}, **_ceilings(options.warmups)}

@@ -91,9 +91,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         raise NoTokenizer(
             f"model_name_or_path: {name} holds no tokenizer (none of {files} or the like). {SAVE.format(name=name)}"
         ) from error
-    except (
-        Exception
-    ) as error:  # the library in Rust has an Exception and nothing more, and of other shapes come all kinds
+    except Exception as error:  # tokenizers, written in Rust, raises a bare Exception, and wrong shapes raise any kind
         raise ValueError(
             f"model_name_or_path: the tokenizer's files of {name} cannot be read ({type(error).__name__}: {error}). "
             f"{SAVE.format(name=name)}"

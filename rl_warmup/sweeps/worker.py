@@ -26,7 +26,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.orphans import as_parent
-from rl_warmup.ownership import RESULT, file_lock, in_run
+from rl_warmup.ownership import RESULT, file_lock, run_of
 from rl_warmup.run_folder import read_jsonl
 from rl_warmup.sweeps.answer import Outcome, write_answer
 from rl_warmup.sweeps.arms import SEARCHED, Arm, Plan, Run, make_plan, suggest
@@ -60,7 +60,7 @@ def run_sweep(file: str | Path, settings: SweepSettings) -> Outcome:
     """
     question = read_question(file)
     plan = make_plan(question, settings.output or Path("runs", "sweeps", question.name))
-    if in_run(plan.output):
+    if run_of(plan.output):
         raise ValueError(f"--output: {plan.output} lies in a run's folder. Give a folder for the runs of the sweep.")
     for run in plan.runs():
         run.write()
