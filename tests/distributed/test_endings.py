@@ -63,7 +63,8 @@ def finish(process: subprocess.Popen, timeout: float) -> str:
     [
         ("raises", ["(process 1 of 2)", "the judge is out of cards", "rank      : 1"]),
         ("dies", ["rank      : 1", "exitcode  : -9"]),
-        ("hangs", ["process 1 hangs: since `update 3, rows read`", "misbehaving.py\", line", "process 1 has not come further"]),
+        # what the waiting process says itself may be lost when the late one's end breaks its connection first
+        ("hangs", ["process 1 hangs: since `update 3, rows read`", "misbehaving.py\", line"]),
     ],
 )  # fmt: skip
 def test_the_job_ends_and_names_the_process(tmp_path, what, words):
