@@ -68,8 +68,8 @@ def run(options: argparse.Namespace) -> list[DeviceRow]:
 def _start(options: argparse.Namespace, texts: list[str]) -> tuple[Any, Any]:
     """A folder's model; or random weights of a shape, all rows of its vocabulary included, with a tokenizer for these texts."""
     from benchmarks.workloads import random_model
-    from rl_warmup.layouts.loading import load_model
-    from rl_warmup.layouts.tiny import TinySize, build_model
+    from rl_warmup.models.loading import load_model
+    from rl_warmup.models.tiny import TinySize, build_model
 
     if options.model not in DEVICE_SHAPES:
         scratch = {"width": 16, "layers": 1, "heads": 2, "vocab_size": 400} if options.tiny else None

@@ -34,7 +34,7 @@ def steps_of(workload: Any, folder: str, n: int) -> dict[str, Callable[[], tuple
     from benchmarks.ours import ours
     from benchmarks.rivals import trl_grpo
     from benchmarks.stock import adamw, sft
-    from rl_warmup.layouts import sampling
+    from rl_warmup.engine.fast import sampling
 
     def stock() -> tuple[Callable[[], Any], Any]:
         model = workload.model()

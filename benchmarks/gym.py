@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gym_habits import SETTINGS, difficulty, habits
-from rl_warmup.demo import COLUMNS, SEARCHING, SEEDS, Experiment, run_experiments
+from rl_warmup.experiments.demo import COLUMNS, SEARCHING, SEEDS, Experiment, run_experiments
 
 RECIPE = Path("recipes/local/reasoning-gym.yaml")
 MODELS = ("llama", "t5")
@@ -63,7 +63,7 @@ def asked(kind: str, model: str, arms: dict[str, tuple[int, ...]]) -> list[Run]:
 def experiment(kind: str, model: str, arms: dict[str, tuple[int, ...]], runs: Path) -> Experiment:
     """One generator with the start of one architecture. Writes the gold warmups of its training rows."""
     from rl_warmup.config import read_recipe
-    from rl_warmup.run import recipe_task
+    from rl_warmup.experiments.run import recipe_task
 
     settings = {**SETTINGS[kind], "name": kind, "prompt_style": "last_line"}
     sizes = {"train_size": 4000, "validation_size": 150, "test_size": 500}
@@ -157,7 +157,7 @@ def table(lines: Iterable[Result]) -> str:
 
 def plot(lines: list[Result], path: Path) -> None:
     """A panel for each task and model: exact match against steps, a line for each arm."""
-    from rl_warmup.report import plot_curves
+    from rl_warmup.experiments.report import plot_curves
 
     panels: dict[tuple[str, str], dict[str, list[list[tuple[float, float]]]]] = defaultdict(dict)
     for line in lines:

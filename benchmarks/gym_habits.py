@@ -121,7 +121,7 @@ def build_tokenizer(encoder_decoder: bool, texts: Sequence[str] = ()) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from rl_warmup.layouts.tiny import BEGIN, END, FILLER, PAD, SEPARATOR, UNKNOWN
+    from rl_warmup.models.tiny import BEGIN, END, FILLER, PAD, SEPARATOR, UNKNOWN
 
     texts = texts or [text for prompt, written in questions().items() for text in (prompt, *written.values())]
     splitter = pre_tokenizers.Sequence(

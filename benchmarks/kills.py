@@ -64,7 +64,7 @@ class Life:
             port = str(probe.getsockname()[1])
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["rl_warmup.run"])
+        context.set_forkserver_preload(["rl_warmup.experiments.run"])
         self.processes = []
         for rank in range(processes):
             place = {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}

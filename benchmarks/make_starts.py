@@ -1,4 +1,4 @@
-"""Make the legs task's questions and the small pretrained models of `rl_warmup/starts` (docs/starts.md).
+"""Make the legs task's questions and the small pretrained models of `rl_warmup/models/starts` (docs/starts.md).
 
 Knows: reasoning-gym (for legs and gym), habits, plain language modelling. Must not know: warmups, separators, objectives.
 A start continues a question with one of several habits, drawn at random for each row, and `</s>`. It never sees an answer.
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gym_habits as gym
-from rl_warmup.starts import HOME
+from rl_warmup.models.starts import HOME
 from rl_warmup.tasks.legs import AFTER, BEFORE, LEGS, animals, worked
 
 DATA = HOME.parent / "tasks" / "data" / "legs"
@@ -233,8 +233,8 @@ def make(name: str, start: Start, seed: int = 0) -> None:
     import torch
 
     from rl_warmup.cpu_matmul import choose_cpu_matmul
-    from rl_warmup.layouts.loading import load_model
-    from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
+    from rl_warmup.models.loading import load_model
+    from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
 
     torch.set_num_threads(1)
     route = choose_cpu_matmul("cpu")["route"]
@@ -348,7 +348,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def probe(folder: Path, habits: Habits, prompts: Sequence[str]) -> dict[str, Any]:
     """What the stored start writes at temperature 1, and how much of it is one of its habits."""
-    from rl_warmup.layouts.loading import load_model
+    from rl_warmup.models.loading import load_model
 
     shares = habit_shares(*load_model(f"start:{folder.name}"), habits, prompts)
     return {"samples": shares, "right": round(1 - shares["none"], 3), "probes": len(prompts)}

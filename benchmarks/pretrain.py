@@ -105,7 +105,7 @@ def corrupt(
 
 def make_tokenizer(texts: Sequence[str], vocab_size: int, encoder_decoder: bool) -> Any:
     """Byte-level BPE over the texts, with the sentinels as special tokens at its end."""
-    from rl_warmup.layouts.tiny import TinySize, build_tokenizer
+    from rl_warmup.models.tiny import TinySize, build_tokenizer
 
     tokenizer = build_tokenizer(texts, TinySize(vocab_size=vocab_size - SPARE), encoder_decoder)
     tokenizer.add_tokens([f"<extra_id_{i}>" for i in range(1, SENTINELS)], special_tokens=True)
@@ -176,7 +176,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     """Train and save; what is worth keeping of it (also in `pretraining.json` beside the weights)."""
     from transformers import Trainer, TrainingArguments
 
-    from rl_warmup.layouts.tiny import TinySize, build_model
+    from rl_warmup.models.tiny import TinySize, build_model
 
     tokenizer, rows = pair_rows(options) if options.pairs else text_rows(options)
     held_out, rows = rows[: options.held_out], rows[options.held_out :]

@@ -21,7 +21,7 @@ def measure_sampling(shape: str, n: int, repeats: int, memory: bool = True) -> l
     from benchmarks.ours import make_trainer
     from benchmarks.stock import adamw
     from benchmarks.workloads import make_workload
-    from rl_warmup.layouts.writing import generate_warmups, write_warmups
+    from rl_warmup.engine.sampling import generate_warmups, write_warmups
 
     torch.set_num_threads(1)
     workload = make_workload(SHAPES[shape])

@@ -8,7 +8,7 @@ from typing import Any
 _HOMES = {
     "WarmupConfig": "config",
     "WarmupTrainer": "trainer",
-    "Writer": "generation",
+    "Writer": "inference.generation",
     "load_task": "tasks",
     "read_recipe": "config",
 }

@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from rl_warmup import _trl
-from rl_warmup.launched import meet_on_cpu
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
-from rl_warmup.recipe_file import masked, read_values
-from rl_warmup.settings import RANGES, number_fault, scratch_faults, setting_faults, shown
-from rl_warmup.values import defaults_of, typed, unknown
+from rl_warmup.runtime import _trl
+from rl_warmup.runtime.launched import meet_on_cpu
+from rl_warmup.runtime.recipe_file import masked, read_values
+from rl_warmup.runtime.settings import RANGES, number_fault, scratch_faults, setting_faults, shown
+from rl_warmup.runtime.values import defaults_of, typed, unknown
 
 REMOTE_CODE = (
     "trust_remote_code: is {value!r}, but code that lies beside a model or a data set is never run. Leave the setting out; for "

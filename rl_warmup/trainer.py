@@ -21,35 +21,35 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.cpu_matmul import choose_cpu_matmul
-from rl_warmup.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
-from rl_warmup.guard import Guard
-from rl_warmup.hold import HoldingTrainer, end_with_the_best
-from rl_warmup.launched import LaunchCheck, refuse_launch
-from rl_warmup.layouts import make_layout
-from rl_warmup.layouts.inference import Inference, read_layout
-from rl_warmup.layouts.loading import (
+from rl_warmup.engine.fast.passes import checkpoints_layers
+from rl_warmup.engine.scoring import enable_scoring, score, score_sampled
+from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer
+from rl_warmup.method.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
+from rl_warmup.method.guard import Guard
+from rl_warmup.method.hold import HoldingTrainer, end_with_the_best
+from rl_warmup.method.losses import hold_loss, weighted_loss
+from rl_warmup.method.objectives import log_mean_exp
+from rl_warmup.method.proposals import DRAFT, REFERENCE
+from rl_warmup.method.rollout import EMPTY, Rollout
+from rl_warmup.method.schedule import Schedule, Worth
+from rl_warmup.method.training_data import callbacks_for, check_written, encode_sets, first_rows, training_rows
+from rl_warmup.method.warmup_files import StoredWarmups
+from rl_warmup.models.inference_settings import Inference, read_layout
+from rl_warmup.models.layouts import make_layout
+from rl_warmup.models.loading import (
     add_adapter,
     as_asked,
     check_adapters,
     disable_dropout,
     refuse_fp16,
     save_quantization,
-)  # fmt: skip
-from rl_warmup.layouts.passes import checkpoints_layers
-from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
-from rl_warmup.layouts.tokens import declare_tokens, end_by_separator
-from rl_warmup.objectives.losses import hold_loss, weighted_loss
-from rl_warmup.objectives.weights import log_mean_exp
+)
+from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.plugins import spelled
-from rl_warmup.proposals import DRAFT, REFERENCE
 from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
-from rl_warmup.rollout import EMPTY, Rollout
-from rl_warmup.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
-from rl_warmup.schedule import Schedule, Worth
-from rl_warmup.search import SearchTrainer, first_model
-from rl_warmup.training_data import callbacks_for, check_written, encode_sets, first_rows, training_rows
-from rl_warmup.validation import TextMetrics, ValidatingTrainer
-from rl_warmup.warmup_files import StoredWarmups
+from rl_warmup.runtime.launched import LaunchCheck, refuse_launch
+from rl_warmup.runtime.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
+from rl_warmup.runtime.search import SearchTrainer, first_model
 
 
 class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):

@@ -21,12 +21,12 @@ import torch
 
 from rl_warmup import cpu_matmul
 from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
-from rl_warmup.layouts import Layout, LayoutTokens, make_layout
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.scoring import enable_scoring, score
-from rl_warmup.layouts.splice import splice
-from rl_warmup.layouts.tokens import declare_tokens
+from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.layouts import Layout, LayoutTokens, make_layout
+from rl_warmup.models.layouts.splice import splice
+from rl_warmup.models.loading import load_model
+from rl_warmup.models.tokens import declare_tokens
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored

@@ -21,7 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from rl_warmup.layouts.tiny import TinySize, build_tokenizer
+from rl_warmup.models.tiny import TinySize, build_tokenizer
 
 NOUNS = [
     ("house", "Haus", "maison", "дом", "房子"), ("book", "Buch", "livre", "книга", "书本"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rl_warmup import checkpoints
-from rl_warmup.checkpoints import Makers
+from rl_warmup.runtime import checkpoints
+from rl_warmup.runtime.checkpoints import Makers
 
 ALONE = Makers(1, "none", 8)
 

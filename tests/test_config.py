@@ -7,9 +7,10 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from rl_warmup import options, proposals
+from rl_warmup import options
 from rl_warmup.config import SINGLE_GROUP_OBJECTIVES, WarmupConfig, build_recipe, option_faults, read_recipe
-from rl_warmup.objectives.weights import NEEDS_TWO, RULES
+from rl_warmup.method import proposals
+from rl_warmup.method.objectives import NEEDS_TWO, RULES
 from rl_warmup.options import TaskOptions, WarmupOptions, option_names
 
 BASE = {"model_name_or_path": "scratch-t5", "output_dir": "run", "use_cpu": True}

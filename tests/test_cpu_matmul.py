@@ -19,7 +19,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from rl_warmup import cpu_matmul
 from rl_warmup.cpu_matmul import FP32_ERROR, KERNELS, SWITCHED, UNTOUCHED, _probe, _settings, choose_cpu_matmul
-from rl_warmup.run_folder import environment
+from rl_warmup.runtime.run_folder import environment
 
 FP32, BF16 = 4e-7, 3e-3
 ATEN = torch.ops.aten

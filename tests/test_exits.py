@@ -14,10 +14,10 @@ import torch
 import yaml
 
 from rl_warmup.cli.main import main
+from rl_warmup.method.objectives import Knobs, load_rule
+from rl_warmup.method.proposals import ProposalContext, propose
 from rl_warmup.metrics import compute, signatures
-from rl_warmup.objectives.weights import Knobs, load_rule
 from rl_warmup.plugins import ProcessExit, contained
-from rl_warmup.proposals import ProposalContext, propose
 from rl_warmup.rewards import load_reward
 from rl_warmup.tasks import load_task
 

@@ -18,13 +18,13 @@ from transformers import (
 )
 
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.evaluation import Evaluation, others_warmups
-from rl_warmup.generation import Writer
-from rl_warmup.layouts.inference import Inference
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
-from rl_warmup.likelihood import rerank, target_likelihood
-from rl_warmup.run_folder import write_jsonl
+from rl_warmup.inference.evaluation import Evaluation, others_warmups
+from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.likelihood import rerank, target_likelihood
+from rl_warmup.models.inference_settings import Inference
+from rl_warmup.models.loading import load_model
+from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
+from rl_warmup.runtime.run_folder import write_jsonl
 from rl_warmup.tasks import Task
 
 SIZE = TinySize(width=16, layers=1, heads=2, tokenizer="words")
@@ -125,7 +125,7 @@ def test_what_is_sampled_does_not_depend_on_the_batch(writer, rows):
 
 def test_generate_draws_by_the_same_streams_where_our_sampler_does_not_reach(writer, rows, monkeypatch):
     own = target_likelihood(writer, rows, counts=(4,), batch_size=2)["bound"][4]["mean"]
-    monkeypatch.setattr("rl_warmup.layouts.writing._decoding", lambda *args: None)
+    monkeypatch.setattr("rl_warmup.engine.sampling._decoding", lambda *args: None)
     theirs = target_likelihood(writer, rows, counts=(4,), batch_size=3)["bound"][4]["mean"]
     assert theirs == pytest.approx(own, rel=1e-5)
 

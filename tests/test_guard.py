@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rl_warmup.guard import PATIENCE, RULES, Guard
+from rl_warmup.method.guard import PATIENCE, RULES, Guard
 
 HEALTHY = {
     "phase": "own warmups", "gain": 5.0, "target_logprob": -20.0, "target_logprob_std": 3.0, "ess": 2.0,

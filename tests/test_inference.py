@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.generation import Writer
-from rl_warmup.layouts.inference import LAYOUT_FILE, read_layout
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.run_folder import read_jsonl, write_jsonl
+from rl_warmup.inference.generation import Writer
+from rl_warmup.models.inference_settings import LAYOUT_FILE, read_layout
+from rl_warmup.models.loading import load_model
+from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
 
 WORDS = ["alpha", "beta", "gamma", "delta", "omega", "sigma", "kappa", "theta"]
 SIZE = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}

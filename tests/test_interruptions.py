@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rl_warmup import interruptions
-from rl_warmup.interruptions import EXIT_HUNG, EXIT_SIGNALLED, Interruption, Watchdog
+from rl_warmup.runtime import interruptions
+from rl_warmup.runtime.interruptions import EXIT_HUNG, EXIT_SIGNALLED, Interruption, Watchdog
 
 NOW = 1000.0
 

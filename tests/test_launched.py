@@ -10,7 +10,15 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rl_warmup.launched import LaunchCheck, describe, engine_faults, meet_on_cpu, refuse_launch, sentence, whole_weights
+from rl_warmup.runtime.launched import (
+    LaunchCheck,
+    describe,
+    engine_faults,
+    meet_on_cpu,
+    refuse_launch,
+    sentence,
+    whole_weights,
+)
 
 LAUNCHER = (
     "RANK", "WORLD_SIZE", "MASTER_PORT", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_CONFIG_DS_FIELDS",

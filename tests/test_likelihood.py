@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl_warmup.generation import Writer
-from rl_warmup.layouts.inference import Inference
-from rl_warmup.layouts.writing import write_warmups
-from rl_warmup.likelihood import rank_choices, rerank, target_likelihood
+from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.likelihood import rank_choices, rerank, target_likelihood
+from rl_warmup.models.inference_settings import Inference
 
 
 @pytest.fixture(params=["t5", "llama"])
@@ -49,7 +49,7 @@ def test_likelihood_without_a_warmup_and_gain(writer):
     lab, write = writer
     rows = [lab.row("a b c d", "d c"), lab.row("e f", "a b c")]
     out = target_likelihood(write, rows, counts=(4,), batch_size=1)
-    from rl_warmup.likelihood import EMPTY
+    from rl_warmup.inference.likelihood import EMPTY
 
     with torch.no_grad():
         empty = [lab.score(row, [EMPTY], write.law).target_logprob.item() for row in rows]
@@ -59,7 +59,7 @@ def test_likelihood_without_a_warmup_and_gain(writer):
 
 
 def test_gain_left_without_overlap_is_the_intercept():
-    from rl_warmup.likelihood import _gain
+    from rl_warmup.inference.likelihood import _gain
 
     overlap = torch.tensor([[0.0, 0.5], [1.0, 0.5], [0.0, 1.0]])
     noise = torch.tensor([[0.1, -0.1], [0.1, -0.1], [-0.1, 0.1]])

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from rl_warmup import demo, orphans
+from rl_warmup.experiments import demo
+from rl_warmup.runtime import orphans
 
 # a parent starts a launcher, which knows nothing of us, which starts a worker
 PARENT = """
 import os, subprocess, sys, time
-from rl_warmup.orphans import as_parent
-code = "import os, time; from rl_warmup.orphans import *; end_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
+from rl_warmup.runtime.orphans import as_parent
+code = "import os, time\\nfrom rl_warmup.runtime import orphans\\norphans.end_with_parent()\\n"
+code += "print(os.getpid(), flush=True)\\ntime.sleep(60)"
 launcher = "import subprocess, sys; subprocess.call([sys.executable, '-c', sys.argv[1]])"
 subprocess.Popen([sys.executable, "-c", launcher, code], env={**os.environ, **as_parent()}, process_group=0)
 time.sleep(60)
@@ -47,7 +49,7 @@ def test_a_worker_behind_a_launcher_ends_with_the_parent(number):
 
 
 def test_a_worker_of_a_pool_is_watched_before_it_imports_what_takes_long():
-    code = "import sys; from rl_warmup.orphans import start_worker; print(int('torch' in sys.modules))"
+    code = "import sys; from rl_warmup.runtime.orphans import start_worker; print(int('torch' in sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "0\n"
     assert demo.start_worker is orphans.start_worker
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from rl_warmup import ownership
+from rl_warmup.runtime import ownership
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from rl_warmup.ownership import writing
+from rl_warmup.runtime.ownership import writing
 with writing(Path(sys.argv[1]), "output_dir"):
     print("held", flush=True)
     time.sleep(60)

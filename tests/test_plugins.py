@@ -9,9 +9,9 @@ import torch
 
 from rl_warmup import plugins
 from rl_warmup.config import build_recipe
+from rl_warmup.method.objectives import RULES, Knobs, load_rule
+from rl_warmup.method.proposals import ProposalContext, load_proposal, propose
 from rl_warmup.metrics import compute
-from rl_warmup.objectives.weights import RULES, Knobs, load_rule
-from rl_warmup.proposals import ProposalContext, load_proposal, propose
 from rl_warmup.rewards import load_reward
 from rl_warmup.tasks import load_task
 

@@ -21,8 +21,8 @@ import yaml
 
 from rl_warmup.cli.evaluate import _metric
 from rl_warmup.config import Recipe, build_recipe, read_recipe
+from rl_warmup.experiments.run import recipe_task, train_run
 from rl_warmup.metrics import compute, signatures
-from rl_warmup.run import recipe_task, train_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -135,8 +135,8 @@ def test_the_header_of_a_paper_recipe_can_be_followed(name, models, tmp_path, mo
 
     planned = re.search(r"rl-warmup plan (\S+) --hardware (\S+)", header).groups()
     assert planned == (f"recipes/{name}", "4xA100-40GB")
-    if find_spec("rl_warmup.plan") is not None:
-        plan = importlib.import_module("rl_warmup.plan")
+    if find_spec("rl_warmup.experiments.plan") is not None:
+        plan = importlib.import_module("rl_warmup.experiments.plan")
         found = plan.make_plan(read(RECIPES[name]).values, plan.read_hardware(planned[1]))
         assert {option.strategy: option.fits for option in found.options}["zero2"]
 
@@ -221,8 +221,8 @@ def test_every_arm_of_a_sweep_is_a_recipe(name):
     if name.startswith("paper/"):
         assert set(arms) == {"sft", "sft_equal_compute", "filler", "warmup"}
         assert sweep["control"] == "sft"
-    if find_spec("rl_warmup.sweeps") is not None:
-        question = importlib.import_module("rl_warmup.sweeps.question").read_question(SWEEPS[name])
+    if find_spec("rl_warmup.experiments.sweeps") is not None:
+        question = importlib.import_module("rl_warmup.experiments.sweeps.question").read_question(SWEEPS[name])
         assert set(question.runs) == set(arms)
 
 

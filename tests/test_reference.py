@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rl_warmup.drawing import Drawing, weights_hash
-from rl_warmup.layouts.tokens import end_by_separator
-from rl_warmup.reference import FILE, StartingPolicy, reference_warmups
+from rl_warmup.method.drawing import Drawing, weights_hash
+from rl_warmup.method.reference import FILE, StartingPolicy, reference_warmups
+from rl_warmup.models.tokens import end_by_separator
 
 PROMPTS = ["a b c", "d", "e f", "g g", "h a b", "c", "b b", "f"]
 

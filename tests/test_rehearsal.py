@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.demo import run_demo
-from rl_warmup.run_folder import json_line, read_jsonl, write_json, write_jsonl
+from rl_warmup.experiments.demo import run_demo
+from rl_warmup.runtime.run_folder import json_line, read_jsonl, write_json, write_jsonl
 
 ROWS = [{"prompt": f"a b c w{i}", "target": f"w{i} c b a"} for i in range(6)]
 PLUGINS = """
@@ -159,6 +159,6 @@ def test_lines_of_json(tmp_path):
 def test_extras_are_asked_for_before_a_demo_runs(monkeypatch, tmp_path):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else found(name, *a))
-    monkeypatch.setattr("rl_warmup.demo._run_jobs", lambda *a: pytest.fail("runs were started"))
+    monkeypatch.setattr("rl_warmup.experiments.demo._run_jobs", lambda *a: pytest.fail("runs were started"))
     with pytest.raises(ImportError, match="matplotlib"):
         run_demo(Path(__file__).parents[1] / "recipes" / "demo", tmp_path, 1, ["ledger"])

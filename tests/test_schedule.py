@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import TrainerState
 
-from rl_warmup.objectives.weights import effective_sample_size, posterior
-from rl_warmup.schedule import SMOOTHING, TAU_RANGE, TRIAL, WINDOW, Schedule, Worth
+from rl_warmup.method.objectives import effective_sample_size, posterior
+from rl_warmup.method.schedule import SMOOTHING, TAU_RANGE, TRIAL, WINDOW, Schedule, Worth
 
 
 def end_step(schedule: Schedule, step: int = 1) -> None:

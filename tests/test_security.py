@@ -19,11 +19,11 @@ from huggingface_hub.utils import filter_repo_objects
 from rl_warmup.cli.launch import _masked
 from rl_warmup.cli.main import main
 from rl_warmup.config import WarmupConfig, build_recipe
-from rl_warmup.layouts.loading import load_model
 from rl_warmup.metrics import compute
-from rl_warmup.ownership import foreign_files
-from rl_warmup.recipe_file import masked
-from rl_warmup.run_folder import write_jsonl
+from rl_warmup.models.loading import load_model
+from rl_warmup.runtime.ownership import foreign_files
+from rl_warmup.runtime.recipe_file import masked
+from rl_warmup.runtime.run_folder import write_jsonl
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "rl_warmup").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])

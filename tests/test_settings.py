@@ -14,11 +14,11 @@ import transformers
 import trl
 from transformers import TrainingArguments
 
-from rl_warmup import _trl, settings
 from rl_warmup.config import WarmupConfig, build_recipe, without_effect
 from rl_warmup.options import CONTROLS, TaskOptions, WarmupOptions
-from rl_warmup.settings import ACCELERATOR, EFFECTIVE, NEEDS, NOT, RANGES, REFUSED, SCRATCH, Range
-from rl_warmup.values import defaults_of
+from rl_warmup.runtime import _trl, settings
+from rl_warmup.runtime.settings import ACCELERATOR, EFFECTIVE, NEEDS, NOT, RANGES, REFUSED, SCRATCH, Range
+from rl_warmup.runtime.values import defaults_of
 
 BASE = {"model_name_or_path": "scratch-t5", "output_dir": "run", "use_cpu": True}
 INHERITED = (TrainingArguments, _trl.model_config_class())
@@ -279,7 +279,7 @@ def test_what_transformers_and_trl_refuse_comes_in_the_same_list():
 
 
 def test_names_of_controls_agree():
-    from rl_warmup import generation
+    from rl_warmup.inference import generation
 
     assert {*CONTROLS, "other_run"} == set(generation.CONTROLS)
 

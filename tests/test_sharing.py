@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rl_warmup import sharing
-from rl_warmup.generation import Writer
-from rl_warmup.layouts.inference import Inference
+from rl_warmup.inference.generation import Writer
+from rl_warmup.models.inference_settings import Inference
+from rl_warmup.runtime import sharing
 
 
 def test_results_come_in_the_order_of_the_items():

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from rl_warmup.config import build_recipe
-from rl_warmup.run import make_trainer, recipe_task
+from rl_warmup.experiments.run import make_trainer, recipe_task
 
 def trained(path):
     began, rows = time.process_time(), int(path.stem)

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import IterableDataset
 
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.proposals import count_words
+from rl_warmup.method.proposals import count_words
+from rl_warmup.models.loading import load_model
 from rl_warmup.tasks.stream import Stream
 
 SIZE = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
@@ -213,7 +213,7 @@ def test_what_cannot_be_exact_is_refused(make):
 
 def test_a_recipe_streams_its_file_and_orders_it_by_its_seed(tmp_path):
     from rl_warmup.config import build_recipe
-    from rl_warmup.run import make_trainer, recipe_task
+    from rl_warmup.experiments.run import make_trainer, recipe_task
 
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

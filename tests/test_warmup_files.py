@@ -9,13 +9,13 @@ import pytest
 
 from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.batch import Warmup
-from rl_warmup.layouts.encoding import RowEncoder
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.proposals import COLUMNS, STORED
-from rl_warmup.run_folder import read_jsonl, write_jsonl
+from rl_warmup.method.proposals import COLUMNS, STORED
+from rl_warmup.method.training_data import training_rows
+from rl_warmup.method.warmup_files import StoredWarmups, record
+from rl_warmup.models.encoding import RowEncoder
+from rl_warmup.models.loading import load_model
+from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
 from rl_warmup.tasks.stream import Stream
-from rl_warmup.training_data import training_rows
-from rl_warmup.warmup_files import StoredWarmups, record
 
 SIZE = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
 ROWS = [{"id": f"r{i}", "prompt": f"{p} b", "target": "c d"} for i, p in enumerate("aceg")]

@@ -38,9 +38,9 @@ def command(args: list[str]) -> None:
     options = parser.parse_args(args)
 
     with quick_imports():
-        from rl_warmup.ownership import run_of
-        from rl_warmup.recipe_file import read_values
-        from rl_warmup.sweeps import SweepSettings, run_sweep
+        from rl_warmup.experiments.sweeps import SweepSettings, run_sweep
+        from rl_warmup.runtime.ownership import run_of
+        from rl_warmup.runtime.recipe_file import read_values
 
     recipe = read_values(options.config, [])
     metric = options.metric or str(recipe.get("metric_for_best_model") or "").removeprefix("eval_")

@@ -34,7 +34,7 @@ def command(args: list[str]) -> None:
     options = parser.parse_args(args)
 
     with quick_imports():
-        from rl_warmup.demo import run_demo
+        from rl_warmup.experiments.demo import run_demo
 
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -37,15 +37,23 @@ def command(args: list[str]) -> None:
 
     with quick_imports():
         from rl_warmup.config import read_task
-        from rl_warmup.evaluation import Evaluation
-        from rl_warmup.generation import Writer
-        from rl_warmup.ownership import clear_results, fingerprint, is_run, reading, refuse_output, run_around, writing
-        from rl_warmup.rehearsal import rehearse
-        from rl_warmup.report import result_table
-        from rl_warmup.report.collect import other_weights
-        from rl_warmup.run import load_recipe_task, read_result
-        from rl_warmup.run_folder import write_json
-        from rl_warmup.sharing import is_main, meet
+        from rl_warmup.experiments.report import result_table
+        from rl_warmup.experiments.report.collect import other_weights
+        from rl_warmup.experiments.run import load_recipe_task, read_result
+        from rl_warmup.inference.evaluation import Evaluation
+        from rl_warmup.inference.generation import Writer
+        from rl_warmup.inference.rehearsal import rehearse
+        from rl_warmup.runtime.ownership import (
+            clear_results,
+            fingerprint,
+            is_run,
+            reading,
+            refuse_output,
+            run_around,
+            writing,
+        )
+        from rl_warmup.runtime.run_folder import write_json
+        from rl_warmup.runtime.sharing import is_main, meet
         from rl_warmup.tasks.stream import Stream
 
     evaluation = Evaluation(
@@ -106,7 +114,7 @@ def refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
         ValueError: naming the code and the flag that allows it.
     """
     from rl_warmup.config import code_named_by
-    from rl_warmup.sharing import is_main
+    from rl_warmup.runtime.sharing import is_main
 
     found = code_named_by(task)
     unasked = {name: what for name, what in found.items() if allowed is None or (allowed and name not in allowed)}
@@ -121,13 +129,13 @@ def refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
 
 def _metric(text: str) -> Any:
     """A metric's name, or its mapping of name and kwargs as in a recipe."""
-    from rl_warmup.recipe_file import load_yaml
+    from rl_warmup.runtime.recipe_file import load_yaml
 
     return load_yaml(text) if text.startswith("{") else text
 
 
 def _names(asked: list[str], other_run: str | None) -> list[str]:
-    from rl_warmup.generation import CONTROLS
+    from rl_warmup.inference.generation import CONTROLS
 
     if "all" not in asked:
         return asked
@@ -136,7 +144,7 @@ def _names(asked: list[str], other_run: str | None) -> list[str]:
 
 def _likelihood_table(likelihood: dict[str, Any]) -> str:
     """log P(y|x) without a warmup and by bounds of growing n, and the gain."""
-    from rl_warmup.report import text_table
+    from rl_warmup.experiments.report import text_table
 
     def line(name: str, values: dict[str, Any]) -> list[str | None]:
         error = values["std_error"]

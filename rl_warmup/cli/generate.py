@@ -32,8 +32,8 @@ def command(args: list[str]) -> None:
         raise ValueError("No prompt was given. Write it behind the model, use --file, or pipe one per line.")
 
     with quick_imports():
-        from rl_warmup.generation import Writer
-        from rl_warmup.sharing import is_main, meet
+        from rl_warmup.inference.generation import Writer
+        from rl_warmup.runtime.sharing import is_main, meet
 
     writer = Writer.load(options.model, meet())
     writer.shared = True

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TextIO
 
 from rl_warmup.cli.main import OptionParser
-from rl_warmup.orphans import as_parent
-from rl_warmup.ownership import LOGS, refuse_folder
+from rl_warmup.runtime.orphans import as_parent
+from rl_warmup.runtime.ownership import LOGS, refuse_folder
 
 LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2", "cpu", "single")
 FOLDER = "deepspeed_configs"

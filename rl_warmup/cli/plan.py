@@ -30,10 +30,10 @@ def command(args: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print it for programs: bytes, operations, seconds")
     options, flags = parser.parse_known_args(args)
 
-    from rl_warmup.plan import make_plan, read_hardware
-    from rl_warmup.plan.page import plan_mapping, plan_text
-    from rl_warmup.plan.work import unread
-    from rl_warmup.recipe_file import read_values
+    from rl_warmup.experiments.plan import make_plan, read_hardware
+    from rl_warmup.experiments.plan.page import plan_mapping, plan_text
+    from rl_warmup.experiments.plan.work import unread
+    from rl_warmup.runtime.recipe_file import read_values
 
     values = read_values(options.recipe, flags)
     hardware = read_hardware(options.hardware, options.tflops, options.bandwidth)

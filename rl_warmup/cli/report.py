@@ -19,7 +19,7 @@ def command(args: list[str]) -> None:
     )  # fmt: skip
     options = parser.parse_args(args)
 
-    from rl_warmup.report import write_report
+    from rl_warmup.experiments.report import write_report
 
     output = Path(options.output) if options.output else _beside(options.runs)
     written = write_report(options.runs, output, options.control_run)

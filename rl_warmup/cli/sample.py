@@ -52,10 +52,10 @@ def command(args: list[str]) -> None:
     given = [f"--{name}={getattr(options, name)}" for name in SETTINGS if hasattr(options, name)]
 
     with quick_imports():
-        from rl_warmup.ownership import refuse_file
-        from rl_warmup.recipe_file import read_values
-        from rl_warmup.samples import Sampler
-        from rl_warmup.sharing import is_main, meet
+        from rl_warmup.inference.samples import Sampler
+        from rl_warmup.runtime.ownership import refuse_file
+        from rl_warmup.runtime.recipe_file import read_values
+        from rl_warmup.runtime.sharing import is_main, meet
 
     path = Path(options.output)
     refuse_file(path)
@@ -86,7 +86,7 @@ def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any,
         ValueError: neither says which task; a setting that cannot be used.
     """
     from rl_warmup.config import build_recipe
-    from rl_warmup.recipe_file import read_values
+    from rl_warmup.runtime.recipe_file import read_values
 
     own = Path(model, "recipe.yaml")
     base = read_values(config) if config else _without_code(read_values(own)) if own.is_file() else {}
@@ -112,7 +112,7 @@ def _without_code(values: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(recipe: Any, split: str, limit: int | None) -> tuple[list[dict[str, Any]], str]:
     """Rows of the split in the order of the task, and the task's name."""
-    from rl_warmup.run import recipe_task
+    from rl_warmup.experiments.run import recipe_task
     from rl_warmup.tasks.stream import Stream
 
     task = recipe_task(recipe)

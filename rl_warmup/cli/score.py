@@ -33,9 +33,9 @@ def command(args: list[str]) -> None:
     specs = [_spec(text) for text in options.reward]
 
     with quick_imports():
-        from rl_warmup.ownership import refuse_file
-        from rl_warmup.run_folder import write_jsonl
-        from rl_warmup.scorecard import Bench, open_model, read_warmups
+        from rl_warmup.inference.scorecard import Bench, open_model, read_warmups
+        from rl_warmup.runtime.ownership import refuse_file
+        from rl_warmup.runtime.run_folder import write_jsonl
 
     if options.output:
         refuse_file(Path(options.output))
@@ -69,7 +69,7 @@ def _spec(text: str) -> Any:
         return text
     import yaml
 
-    from rl_warmup.recipe_file import load_yaml
+    from rl_warmup.runtime.recipe_file import load_yaml
 
     try:
         return load_yaml(text)
@@ -78,8 +78,8 @@ def _spec(text: str) -> Any:
 
 
 def _summary(cards: list[Any], bench: Any) -> str:
-    from rl_warmup.report import text_table
-    from rl_warmup.scorecard import correlation, within
+    from rl_warmup.experiments.report import text_table
+    from rl_warmup.inference.scorecard import correlation, within
 
     lines = []
     for card in cards:
@@ -102,7 +102,7 @@ def _summary(cards: list[Any], bench: Any) -> str:
 
 
 def _scores(cards: list[Any], bench: Any, rows: list[dict[str, Any]]) -> str:
-    from rl_warmup.report import text_table
+    from rl_warmup.experiments.report import text_table
 
     lines = []
     for i, row in enumerate(rows):

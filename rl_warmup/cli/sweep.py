@@ -34,8 +34,8 @@ def command(args: list[str]) -> None:
     options = parser.parse_args(args)
 
     with quick_imports():
-        from rl_warmup.sweeps import SweepSettings, run_sweep, show_plan
-        from rl_warmup.sweeps.worker import seconds_of
+        from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_plan
+        from rl_warmup.experiments.sweeps.worker import seconds_of
 
     settings = SweepSettings(
         Path(options.output) if options.output else None, options.jobs, options.storage,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rl_warmup.cli.launch import asks_launch, keep_own_log, launch
 from rl_warmup.cli.main import ON_REQUEST, quick_imports, run_command
-from rl_warmup.orphans import end_with_parent
+from rl_warmup.runtime.orphans import end_with_parent
 
 HELP = """usage: rl-warmup train --config RECIPE.yaml [--launch NAME [--num_processes N]] [--key value ...]
 
@@ -64,8 +64,8 @@ def command(args: list[str]) -> None:
         from torch.distributed.elastic.multiprocessing.errors import record
 
         from rl_warmup.config import read_recipe
-        from rl_warmup.report import result_table
-        from rl_warmup.run import train_run
+        from rl_warmup.experiments.report import result_table
+        from rl_warmup.experiments.run import train_run
 
     recipe = read_recipe(path, args)
 

@@ -28,11 +28,7 @@ from rl_warmup.metrics.ngrams import (
     sacrebleu_segments,
     sacrebleu_signature,
 )
-from rl_warmup.metrics.reasoning_gym import (
-    reasoning_gym_score,
-    reasoning_gym_segments,
-    reasoning_gym_signature,
-)
+from rl_warmup.metrics.reasoning_gym import reasoning_gym_score, reasoning_gym_segments, reasoning_gym_signature
 from rl_warmup.metrics.segments import Segments
 from rl_warmup.plugins import ProcessExit, build_plugin, contained, find_plugin
 

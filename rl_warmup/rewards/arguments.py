@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from rl_warmup.batch import WarmupBatch
-from rl_warmup.layouts.encoding import ADDED
+from rl_warmup.models.encoding import ADDED
 
 CHEAP = (
     "prompts", "prompt_ids", "completions", "completion_ids", "target", "target_ids", "target_logps",

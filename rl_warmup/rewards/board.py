@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import WarmupBatch
-from rl_warmup.layouts import Layout
-from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.layouts import Layout
 from rl_warmup.plugins import contained
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.calling import Outcome, start

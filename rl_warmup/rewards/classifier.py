@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rl_warmup.layouts.loading import whole_on_every_process
+from rl_warmup.runtime.sharing import whole_on_every_process
 
 FIELDS = ("prompt", "completion", "target")
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from rl_warmup.batch import WarmupBatch
-from rl_warmup.layouts import Layout, Seq2SeqLayout
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.loading import whole_on_every_process
-from rl_warmup.layouts.scoring import enable_scoring, score
-from rl_warmup.layouts.whole import load_weights
+from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.layouts import Layout, Seq2SeqLayout
+from rl_warmup.models.whole import load_weights
+from rl_warmup.runtime.sharing import whole_on_every_process
 
 DTYPES = ("float32", "bfloat16")
 

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import make_starts
 from benchmarks.make_starts import STARTS, as_prompt, batch, leg_habits, list_skills
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.tiny import TinySize, build_tokenizer
+from rl_warmup.models.loading import load_model
+from rl_warmup.models.tiny import TinySize, build_tokenizer
 from rl_warmup.tasks.legs import AFTER, BEFORE
 
 
@@ -67,7 +67,7 @@ def test_only_the_habit_and_its_end_are_learned(encoder_decoder):
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_start_of_two_updates_is_a_folder_that_loads(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(make_starts, "HOME", tmp_path)
-    monkeypatch.setattr("rl_warmup.starts.HOME", tmp_path)
+    monkeypatch.setattr("rl_warmup.models.starts.HOME", tmp_path)
     monkeypatch.setattr(make_starts, "PROBES", 4)
     monkeypatch.setattr("rl_warmup.cpu_matmul.choose_cpu_matmul", lambda _: {"route": "default"})
     small = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}

@@ -55,8 +55,8 @@ def test_texts_are_read_once_from_the_named_columns(tmp_path):
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_pretrained_folder_loads_and_its_separator_is_reserved(tmp_path, kind):
-    from rl_warmup.layouts.loading import load_model
-    from rl_warmup.layouts.tokens import declare_tokens
+    from rl_warmup.models.loading import load_model
+    from rl_warmup.models.tokens import declare_tokens
 
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": f"the number {i} is here"}) + "\n" for i in range(60)))

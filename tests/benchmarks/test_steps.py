@@ -11,9 +11,9 @@ from benchmarks.ours import make_trainer, ours
 from benchmarks.stock import adamw, latro, naive, row_logprobs, sample, sft
 from benchmarks.workloads import SEPARATOR_ID, mean_warmup_length
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts.scoring import score
-from rl_warmup.layouts.splice import splice
-from rl_warmup.layouts.writing import write_warmups
+from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.scoring import score
+from rl_warmup.models.layouts.splice import splice
 
 
 def test_warmups_have_ten_tokens(workload):

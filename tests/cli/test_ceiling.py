@@ -10,9 +10,9 @@ import yaml
 
 from rl_warmup.cli.ceiling import command
 from rl_warmup.config import build_recipe
-from rl_warmup.sweeps.answer import Line, Outcome, _of_ceiling
-from rl_warmup.sweeps.arms import Arm, Plan
-from rl_warmup.sweeps.question import Question
+from rl_warmup.experiments.sweeps.answer import Line, Outcome, _of_ceiling
+from rl_warmup.experiments.sweeps.arms import Arm, Plan
+from rl_warmup.experiments.sweeps.question import Question
 
 RECIPE = {
     "model_name_or_path": "scratch-t5",
@@ -74,7 +74,9 @@ def test_a_recipe_may_say_how_its_own_groups_are_trained(recipe, tmp_path, monke
     recipe.write_text(yaml.safe_dump({**RECIPE, **given, **groups}))
     (tmp_path / "gold.jsonl").write_text("")
     asked = []
-    monkeypatch.setattr("rl_warmup.sweeps.run_sweep", lambda file, settings: asked.append(file) or Outcome("", {}, []))
+    monkeypatch.setattr(
+        "rl_warmup.experiments.sweeps.run_sweep", lambda file, settings: asked.append(file) or Outcome("", {}, [])
+    )
     command(["--config", str(recipe), "--warmups", str(tmp_path / "gold.jsonl"), "--output", str(tmp_path / "o")])
     arms = json.loads(asked[0].read_text())["runs"]
     read = {name: build_recipe({**yaml.safe_load(recipe.read_text()), **arm}).config for name, arm in arms.items()}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl_warmup import demo
-from rl_warmup.demo import COLUMNS, GIVEN, PARTS, SEARCHING, Experiment, experiments, run_demo
+from rl_warmup.experiments import demo
+from rl_warmup.experiments.demo import COLUMNS, GIVEN, PARTS, SEARCHING, Experiment, experiments, run_demo
 from rl_warmup.tasks import load_task
 from rl_warmup.tasks.legs import worked
 
@@ -115,7 +115,7 @@ def test_equal_compute_gives_sft_at_least_the_main_arms_seconds(tmp_path):
 
 
 def test_the_parts_name_shipped_recipes_and_starts(tmp_path):
-    from rl_warmup.starts import names
+    from rl_warmup.models.starts import names
 
     with pytest.raises(ValueError, match="Run the demo from the root"):
         run_demo(tmp_path / "nowhere", tmp_path, 1, ["quick"])

@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from rl_warmup import drawing
 from rl_warmup.cli.main import main
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.ownership import file_lock
-from rl_warmup.run_folder import read_jsonl, write_jsonl
+from rl_warmup.method import drawing
+from rl_warmup.models.loading import load_model
+from rl_warmup.runtime.ownership import file_lock
+from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
 
 LEDGER = "{length: 8, modulus: 5, train_size: 20, validation_size: 3, test_size: 3}"
 START = [

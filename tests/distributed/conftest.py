@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import MT5Config, MT5ForConditionalGeneration
 
-from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
+from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
 SIZE = TinySize(width=32, layers=2, heads=2, feed_forward=64, tokenizer="words")

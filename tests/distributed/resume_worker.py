@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.layouts.loading import load_model
+from rl_warmup.models.loading import load_model
 from rl_warmup.tasks import load_task
 
 UPDATES = 16

@@ -12,14 +12,14 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from rl_warmup.layouts import make_layout
-from rl_warmup.layouts.decoding import decoding_for
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.sampling import sample, score_ahead
-from rl_warmup.layouts.scoring import enable_scoring
-from rl_warmup.layouts.tokens import declare_tokens
-from rl_warmup.layouts.writing import read_prompts
+from rl_warmup.engine.fast.decoding import decoding_for
+from rl_warmup.engine.fast.sampling import sample, score_ahead
+from rl_warmup.engine.sampling import read_prompts
+from rl_warmup.engine.scoring import enable_scoring
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.layouts import make_layout
+from rl_warmup.models.loading import load_model
+from rl_warmup.models.tokens import declare_tokens
 
 PROMPTS, TARGETS, N, LIMIT = [[6, 7, 8], [9]], [[7, 8, 1], [9, 1]], 3, 5
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rl_warmup.config import build_recipe
-from rl_warmup.run import train_run
+from rl_warmup.experiments.run import train_run
 from rl_warmup.trainer import WarmupTrainer
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl_warmup import checkpoints
-from rl_warmup.interruptions import EXIT_SIGNALLED
+from rl_warmup.runtime import checkpoints
+from rl_warmup.runtime.interruptions import EXIT_SIGNALLED
 
 pytestmark = pytest.mark.distributed
 REWARDS = Path(__file__).with_name("misbehaving.py")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl_warmup import orphans
+from rl_warmup.runtime import orphans
 
 from .conftest import run_to_end
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl_warmup import checkpoints
 from rl_warmup.cpu_matmul import choose_cpu_matmul
-from rl_warmup.interruptions import EXIT_SIGNALLED
-from rl_warmup.run_folder import read_jsonl
+from rl_warmup.runtime import checkpoints
+from rl_warmup.runtime.interruptions import EXIT_SIGNALLED
+from rl_warmup.runtime.run_folder import read_jsonl
 
 from .resume_worker import READING, UPDATES, logits, make_trainer
 

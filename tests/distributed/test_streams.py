@@ -18,8 +18,8 @@ import pytest
 from safetensors.torch import load_file
 
 from rl_warmup.cli.main import main
-from rl_warmup.ownership import LOCK
-from rl_warmup.run_folder import read_jsonl
+from rl_warmup.runtime.ownership import LOCK
+from rl_warmup.runtime.run_folder import read_jsonl
 
 pytestmark = pytest.mark.distributed
 ROWS = [{"id": f"row-{i}", "prompt": f"a+{i % 3} b+{i % 2}", "target": f"b={i % 2} a={i % 3}"} for i in range(10)]
@@ -78,7 +78,7 @@ def test_each_pass_holds_every_row_once_in_the_order_of_one_process(trained, tmp
     assert order[:10] != names
 
     from rl_warmup.config import build_recipe
-    from rl_warmup.run import make_trainer, recipe_task
+    from rl_warmup.experiments.run import make_trainer, recipe_task
 
     alone = {**settings(tmp_path), "output_dir": str(tmp_path / "run"), "per_device_train_batch_size": PER_UPDATE}
     recipe = build_recipe(alone)

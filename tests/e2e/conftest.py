@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.layouts.loading import load_model
+from rl_warmup.models.loading import load_model
 
 SIZE = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rl_warmup.config import read_recipe
-from rl_warmup.run import train_run
+from rl_warmup.experiments.run import train_run
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo" / "ledger.yaml"
 

@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.generation import Writer
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.proposals import ANOTHERS, COLUMNS, REFERENCE
-from rl_warmup.reference import FILE
-from rl_warmup.run_folder import read_jsonl
+from rl_warmup.inference.generation import Writer
+from rl_warmup.method.proposals import ANOTHERS, COLUMNS, REFERENCE
+from rl_warmup.method.reference import FILE
+from rl_warmup.models.loading import load_model
+from rl_warmup.runtime.run_folder import read_jsonl
 from rl_warmup.tasks.stream import Stream
 
 from .conftest import ledger_rows

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from rl_warmup import ownership
 from rl_warmup.cli.main import main
-from rl_warmup.ownership import fingerprint, foreign_files
-from rl_warmup.report.collect import find_runs
-from rl_warmup.run_folder import read_jsonl
+from rl_warmup.experiments.report.collect import find_runs
+from rl_warmup.runtime import ownership
+from rl_warmup.runtime.ownership import fingerprint, foreign_files
+from rl_warmup.runtime.run_folder import read_jsonl
 
 from .conftest import SIZE, ledger_rows
 
@@ -26,7 +26,7 @@ RECIPE = {
     "num_warmups": 2, "max_warmup_length": 3, "controls": [], "eval_strategy": "no", "save_strategy": "steps", "save_steps": 2,
     "logging_steps": 1, "use_cpu": True, "show_progress": False, "report_to": "none",
 }  # fmt: skip
-HOLD = "import sys, time; from pathlib import Path; from rl_warmup.ownership import writing\n"
+HOLD = "import sys, time; from pathlib import Path; from rl_warmup.runtime.ownership import writing\n"
 HOLD += "with writing(Path(sys.argv[1]), 'x'): print('held', flush=True); time.sleep(60)"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_warmup.run_folder import read_jsonl
+from rl_warmup.runtime.run_folder import read_jsonl
 
 from .conftest import ledger_rows, tiny_model
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.reference import FILE
-from rl_warmup.run_folder import read_jsonl
+from rl_warmup.method.reference import FILE
+from rl_warmup.runtime.run_folder import read_jsonl
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from transformers import TrainerCallback
 
 from rl_warmup import WarmupConfig, WarmupTrainer, Writer
-from rl_warmup.objectives.weights import RULES
-from rl_warmup.run_folder import read_jsonl
+from rl_warmup.method.objectives import RULES
+from rl_warmup.runtime.run_folder import read_jsonl
 
 from .conftest import ledger_rows, tiny_model
 
@@ -304,7 +304,7 @@ def test_draft_and_mixture_proposals_train(make_trainer):
 
 
 def test_the_control_warmups_reach_the_generator(make_trainer):
-    from rl_warmup.generation import control_warmups
+    from rl_warmup.inference.generation import control_warmups
 
     trainer = make_trainer()
     rows = trainer.train_dataset[:6]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import Scores, Warmup
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.objectives.weights import RULES, Knobs
+from rl_warmup.method.objectives import RULES, Knobs
+from rl_warmup.models.constraints import WarmupLaw
 
 
 @dataclass

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from rl_warmup.batch import RowKind
-from rl_warmup.layouts.scoring import score
-from rl_warmup.objectives.losses import weighted_loss
-from rl_warmup.proposals import ProposalContext
-from rl_warmup.rollout import EMPTY, Rollout
+from rl_warmup.engine.scoring import score
+from rl_warmup.method.losses import weighted_loss
+from rl_warmup.method.proposals import ProposalContext
+from rl_warmup.method.rollout import EMPTY, Rollout
 
 DRAWS = 400
 

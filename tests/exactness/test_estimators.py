@@ -11,7 +11,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from rl_warmup.objectives.weights import RULES, Knobs
+from rl_warmup.method.objectives import RULES, Knobs
 
 FLOAT32 = 1e-4
 

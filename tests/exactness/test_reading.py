@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from rl_warmup.batch import RowKind
-from rl_warmup.layouts.scoring import score
-from rl_warmup.objectives.losses import hold_loss, weighted_loss
-from rl_warmup.objectives.weights import log_mean_exp
-from rl_warmup.proposals import ProposalContext
-from rl_warmup.reference import StartingPolicy
-from rl_warmup.rollout import EMPTY, Rollout
+from rl_warmup.engine.scoring import score
+from rl_warmup.method.losses import hold_loss, weighted_loss
+from rl_warmup.method.objectives import log_mean_exp
+from rl_warmup.method.proposals import ProposalContext
+from rl_warmup.method.reference import StartingPolicy
+from rl_warmup.method.rollout import EMPTY, Rollout
 
 from .conftest import Space
 

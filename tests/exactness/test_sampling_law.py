@@ -10,8 +10,8 @@ import torch
 from transformers import GenerationConfig
 
 from rl_warmup.batch import Warmup
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.writing import generate_warmups, write_targets, write_warmups
+from rl_warmup.engine.sampling import generate_warmups, write_targets, write_warmups
+from rl_warmup.models.loading import load_model
 
 HOSTILE = {
     "repetition_penalty": 5.0, "top_k": 1, "top_p": 0.1, "temperature": 0.1, "typical_p": 0.2, "min_p": 0.9,

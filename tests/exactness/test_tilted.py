@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rl_warmup.objectives.weights import RULES, Knobs, posterior
+from rl_warmup.method.objectives import RULES, Knobs, posterior
 
 from .conftest import count_vectors
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts.scoring import score
-from rl_warmup.objectives.losses import weighted_loss
-from rl_warmup.objectives.weights import RULES, Knobs
-from rl_warmup.proposals import ProposalContext
-from rl_warmup.rollout import EMPTY, Rollout
+from rl_warmup.engine.scoring import score
+from rl_warmup.method.losses import weighted_loss
+from rl_warmup.method.objectives import RULES, Knobs
+from rl_warmup.method.proposals import ProposalContext
+from rl_warmup.method.rollout import EMPTY, Rollout
 
 
 def make_rollout(lab, law, objective, num_warmups=2, **settings):

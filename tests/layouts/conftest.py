@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from rl_warmup.batch import WarmupBatch
-from rl_warmup.layouts import Layout, LayoutTokens, make_layout
-from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.layouts import Layout, LayoutTokens, make_layout
 
 VOCAB, SEPARATOR = 20, 4
 ids = {"vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1}

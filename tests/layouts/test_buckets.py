@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rl_warmup.layouts.buckets import WORTH_A_PASS, WORTH_A_RECTANGLE, buckets, consecutive, into_lines
+from rl_warmup.engine.fast.buckets import WORTH_A_PASS, WORTH_A_RECTANGLE, buckets, consecutive, into_lines
 
 # ---------------------------------------------------------------------- buckets
 
@@ -34,7 +34,7 @@ def slots(lengths, groups) -> int:
 )
 def test_buckets_by_hand(lengths, expected, monkeypatch):
     """A pass must save 64 tokens and a tenth of all, whatever has been measured since."""
-    monkeypatch.setattr("rl_warmup.layouts.buckets.TOKENS_WORTH_A_PASS", 64)
+    monkeypatch.setattr("rl_warmup.engine.fast.buckets.TOKENS_WORTH_A_PASS", 64)
     assert buckets(lengths, 0.1) == expected
     assert buckets(lengths, math.inf) == [(list(range(len(lengths))), max(lengths))]
 
@@ -42,7 +42,7 @@ def test_buckets_by_hand(lengths, expected, monkeypatch):
 @pytest.mark.parametrize("worth", [WORTH_A_PASS, WORTH_A_RECTANGLE, 0])
 def test_buckets_of_random_lengths(monkeypatch, worth):
     if not worth:
-        monkeypatch.setattr("rl_warmup.layouts.buckets.TOKENS_WORTH_A_PASS", 0)
+        monkeypatch.setattr("rl_warmup.engine.fast.buckets.TOKENS_WORTH_A_PASS", 0)
     generator = random.Random(0)
     for _ in range(200):
         lengths = [generator.choice([1, 3, 20, generator.randint(1, 200)]) for _ in range(generator.randint(1, 30))]

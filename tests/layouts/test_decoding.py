@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rl_warmup.batch import RowKind
-from rl_warmup.layouts import writing
-from rl_warmup.layouts.scoring import enable_scoring, score
-from rl_warmup.layouts.splice import splice
-from rl_warmup.layouts.writing import write_warmups
+from rl_warmup.engine import sampling as writing
+from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.models.layouts.splice import splice
 
 KNOWN = ("t5", "t5-v1.1", "mt5", "llama", "llama-grouped", "llama-tied", "mistral", "qwen2", "qwen3")
 PROMPTS = [[3, 7, 8, 9, 10], [5], [12, 13]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl_warmup.layouts.sampling import draw
+from rl_warmup.engine.fast.sampling import draw
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)
 EDGES = torch.tensor([[0.0, 1e-300, 0.5, ALMOST_ONE]], dtype=torch.float64)

@@ -6,9 +6,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rl_warmup.layouts.encoding import TOGETHER, RowEncoder
-from rl_warmup.layouts.tiny import TinySize, build_tokenizer
-from rl_warmup.proposals import target_words
+from rl_warmup.method.proposals import target_words
+from rl_warmup.models.encoding import TOGETHER, RowEncoder
+from rl_warmup.models.tiny import TinySize, build_tokenizer
 
 WORDS = "a b c d e f g h"
 TEMPLATE = (

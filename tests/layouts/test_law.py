@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rl_warmup.layouts.law import WarmupLaw
+from rl_warmup.models.constraints import WarmupLaw
 
 SEPARATOR = 1
 BANNED = torch.tensor([True, False, False, False, False])

@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from rl_warmup.layouts import buckets, packed
-from rl_warmup.layouts.packed import Packing, Rectangles, attending
+from rl_warmup.engine.fast import buckets, packed
+from rl_warmup.engine.fast.packed import Packing, Rectangles, attending
 
 
 def many_rectangles(monkeypatch):

@@ -11,9 +11,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts import buckets, packed, passes, scoring
-from rl_warmup.layouts.scoring import enable_scoring, score
-from rl_warmup.layouts.splice import splice
+from rl_warmup.engine import scoring
+from rl_warmup.engine.fast import buckets, packed, passes
+from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.models.layouts.splice import splice
 
 # ---------------------------------------------------------------------- the same by every way
 

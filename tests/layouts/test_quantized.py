@@ -11,8 +11,8 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rl_warmup.cli.main import main
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.tiny import TinySize, build_tokenizer
+from rl_warmup.models.loading import load_model
+from rl_warmup.models.tiny import TinySize, build_tokenizer
 
 ROWS = [{"prompt": f"a b c w{i}", "target": f"w{i} c b a"} for i in range(8)]
 missing = importlib.util.find_spec("bitsandbytes") is None
@@ -76,8 +76,8 @@ def test_without_bitsandbytes_it_is_refused(recipe, tmp_path, capsys, setting):
 
 @pytest.mark.parametrize("setting", ["load_in_4bit", "load_in_8bit"])
 def test_it_is_refused_under_an_engine_before_anything_is_loaded(recipe, tmp_path, capsys, monkeypatch, setting):
-    monkeypatch.setattr("rl_warmup.run.recipe_task", lambda recipe: pytest.fail("rows were loaded"))
-    monkeypatch.setattr("rl_warmup.launched.asks_fsdp", lambda args: True)
+    monkeypatch.setattr("rl_warmup.experiments.run.recipe_task", lambda recipe: pytest.fail("rows were loaded"))
+    monkeypatch.setattr("rl_warmup.runtime.launched.asks_fsdp", lambda args: True)
     assert main(recipe(**{setting: True})) == 2
     assert setting in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

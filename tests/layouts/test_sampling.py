@@ -9,10 +9,11 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts import passes, sampling, writing
-from rl_warmup.layouts.scoring import enable_scoring, score, score_sampled
-from rl_warmup.layouts.splice import splice
-from rl_warmup.layouts.writing import write_warmups
+from rl_warmup.engine import sampling as writing
+from rl_warmup.engine.fast import passes, sampling
+from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.scoring import enable_scoring, score, score_sampled
+from rl_warmup.models.layouts.splice import splice
 
 KNOWN = ("t5", "t5-v1.1", "mt5", "llama", "llama-grouped", "llama-tied", "mistral", "qwen2", "qwen3")
 PROMPTS = [[3, 7, 8, 9, 10], [5], [12, 13]]

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts.scoring import score
-from rl_warmup.layouts.splice import splice
-from rl_warmup.layouts.writing import write_warmups
-from rl_warmup.objectives import logprobs
+from rl_warmup.engine import logprobs
+from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.scoring import score
+from rl_warmup.models.layouts.splice import splice
 
 
 def example(lab):

@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.scoring import enable_scoring, score
-from rl_warmup.layouts.splice import splice
-from rl_warmup.layouts.writing import write_warmups
+from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.layouts.splice import splice
 
 VOCAB, SEPARATOR = 20, 4
 NAMES = (

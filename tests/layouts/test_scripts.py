@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from rl_warmup.cli.main import main
 from rl_warmup.config import WarmupConfig
-from rl_warmup.evaluation import Evaluation
-from rl_warmup.layouts.encoding import RowEncoder
-from rl_warmup.layouts.tiny import TinySize, build_tokenizer
-from rl_warmup.proposals import ProposalContext, count_words, propose
-from rl_warmup.training_data import encode_rows
+from rl_warmup.inference.evaluation import Evaluation
+from rl_warmup.method.proposals import ProposalContext, count_words, propose
+from rl_warmup.method.training_data import encode_rows
+from rl_warmup.models.encoding import RowEncoder
+from rl_warmup.models.tiny import TinySize, build_tokenizer
 
 CHINESE = ["今天天气很好。", "我喜欢吃苹果和香蕉。", "他们明天去北京旅游。", "这本书非常有意思。", "老师在教室里上课。"]
 JAPANESE = ["今日は天気がいいです。", "私はりんごが好きです。", "明日東京へ行きます。", "この本はとても面白い。"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts.splice import pad_right, splice
+from rl_warmup.models.layouts.splice import pad_right, splice
 
 SEP, PAD = "<extra_id_0>", "<pad>"
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.integrations import deepspeed
 
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.stored import ROWS, check_head, stored_rows
-from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
+from rl_warmup.models.loading import load_model
+from rl_warmup.models.stored import ROWS, check_head, stored_rows
+from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
 
 SIZE = TinySize(width=16, layers=1, heads=2, tokenizer="words")
 

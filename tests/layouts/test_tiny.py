@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rl_warmup.layouts.loading import disable_dropout, load_model, refuse_fp16
-from rl_warmup.layouts.tiny import TinySize
+from rl_warmup.models.loading import disable_dropout, load_model, refuse_fp16
+from rl_warmup.models.tiny import TinySize
 
 SIZE = {"width": 8, "layers": 1, "heads": 2, "vocab_size": 300}
 TEXTS = ["the house is blue", "das Haus ist blau"]

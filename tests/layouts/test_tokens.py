@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from rl_warmup.layouts.inference import LAW, LAYOUT_FILE, Inference, read_layout
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.tokens import ADDED_SEPARATOR, declare_tokens
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.inference_settings import LAW, LAYOUT_FILE, Inference, read_layout
+from rl_warmup.models.tokens import ADDED_SEPARATOR, declare_tokens
 
 LLAMA_3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"]
 QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"]

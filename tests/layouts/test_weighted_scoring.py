@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, RowWeights, Warmup
-from rl_warmup.layouts.scoring import enable_scoring, score
-from rl_warmup.layouts.splice import splice
-from rl_warmup.objectives import logprobs
-from rl_warmup.objectives.losses import weighted_loss
+from rl_warmup.engine import logprobs
+from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.method.losses import weighted_loss
+from rl_warmup.models.layouts.splice import splice
 
 NETWORKS = {
     "t5-tied": ("t5", {}),

@@ -24,14 +24,14 @@ from transformers import (
 )
 
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.generation import Writer
-from rl_warmup.layouts.encoding import RowEncoder
-from rl_warmup.layouts.inference import Inference
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.loading import add_adapter, load_model
-from rl_warmup.layouts.positions import Positions
-from rl_warmup.layouts.tiny import TinySize, build_model, build_tokenizer
-from rl_warmup.layouts.tokens import declare_tokens
+from rl_warmup.inference.generation import Writer
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.encoding import RowEncoder
+from rl_warmup.models.inference_settings import Inference
+from rl_warmup.models.loading import add_adapter, load_model
+from rl_warmup.models.positions import Positions
+from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
+from rl_warmup.models.tokens import declare_tokens
 
 SIZE = TinySize(width=16, layers=2, heads=2, tokenizer="words")
 ROWS = [{"prompt": "w1 w2", "target": "w2 w1"}, {"prompt": "w3 w4", "target": "w4 w3"}]

@@ -7,8 +7,8 @@ import torch
 from transformers import GenerationConfig
 
 from rl_warmup.batch import Warmup
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.writing import write_targets, write_warmups
+from rl_warmup.engine.sampling import write_targets, write_warmups
+from rl_warmup.models.loading import load_model
 
 PROMPTS = ["a b c", "d", "e f"]
 FORCED = ["b", "", "c d e"]

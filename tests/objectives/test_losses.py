@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rl_warmup.batch import RowWeights, Scores
-from rl_warmup.objectives.losses import weighted_loss
+from rl_warmup.method.losses import weighted_loss
 
 
 def scores_of(warmup: list[float], target: list[float]) -> Scores:

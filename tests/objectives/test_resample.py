@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rl_warmup.objectives.weights import RULES, Knobs, resample
+from rl_warmup.method.objectives import RULES, Knobs, resample
 
 POINTS = 4000
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl_warmup.objectives.weights import (
+from rl_warmup.method.objectives import (
     GRPO_EPS,
     NEEDS_TWO,
     RULES,

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.scoring import enable_scoring, score
-from rl_warmup.layouts.splice import splice
-from rl_warmup.objectives.weights import RULES, Knobs
+from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.method.objectives import RULES, Knobs
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.layouts.splice import splice
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `benchmarks` is no install
 from benchmarks.shapes import Shape as BenchShape
 from benchmarks.workloads import make_tokenizer
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.plan.shapes import Shape
-from rl_warmup.plan.work import Lengths, Work
+from rl_warmup.experiments.plan.shapes import Shape
+from rl_warmup.experiments.plan.work import Lengths, Work
 
 LENGTHS = Lengths(24, 8, 16)
 IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3}

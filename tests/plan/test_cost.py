@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.measure import count_flops as counted
-from rl_warmup.layouts import buckets, passes, sampling
-from rl_warmup.objectives import logprobs
-from rl_warmup.plan import cost, memory, planned_cost
-from rl_warmup.plan.cost import count_flops
-from rl_warmup.plan.shapes import Shape
+from rl_warmup.engine import logprobs
+from rl_warmup.engine.fast import buckets, passes, sampling
+from rl_warmup.experiments.plan import cost, memory, planned_cost
+from rl_warmup.experiments.plan.cost import count_flops
+from rl_warmup.experiments.plan.shapes import Shape
 
 T5 = Shape("t5", "t5", 512, 64, 4, 4, 16, 160, layers=3, encoder_layers=2, gated=False)
 LLAMA = Shape("llama", "llama", 512, 64, 4, 2, 16, 160, layers=3)

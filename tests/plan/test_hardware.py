@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from rl_warmup.plan.hardware import DEVICES, read_hardware
+from rl_warmup.experiments.plan.hardware import DEVICES, read_hardware
 
 
 def test_known_devices_are_found():

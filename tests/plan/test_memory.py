@@ -10,9 +10,9 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from benchmarks.measure import peak_bytes
-from rl_warmup.plan.memory import activations, count_memory, head_bytes, plain_logits_bytes
-from rl_warmup.plan.shapes import WELL_KNOWN, Shape
-from rl_warmup.plan.work import Lengths
+from rl_warmup.experiments.plan.memory import activations, count_memory, head_bytes, plain_logits_bytes
+from rl_warmup.experiments.plan.shapes import WELL_KNOWN, Shape
+from rl_warmup.experiments.plan.work import Lengths
 
 GIB = 2**30
 T5 = Shape("t5", "t5", 2000, 128, 4, 4, 32, 512, layers=2, encoder_layers=2, gated=False)
@@ -101,8 +101,8 @@ def test_activations_of_the_table():
     """Llama-3.2-1B, 8 rows of 640 tokens that each read their own prompt, bf16: 8.8 GiB there. Ours shares the prompt:
     8 x 128 tokens behind one of 512, whose keys and values every row copies, keep a third of that. The table's plain logits
     of c + y are ours too."""
-    from rl_warmup.plan.memory import _Layers
-    from rl_warmup.plan.work import Work
+    from rl_warmup.experiments.plan.memory import _Layers
+    from rl_warmup.experiments.plan.work import Work
 
     lengths = Lengths(512, 63, 64)  # c, separator, y: 128 tokens
     todo = Work(

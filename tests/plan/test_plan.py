@@ -14,11 +14,11 @@ import yaml
 
 from benchmarks.shapes import SHAPES
 from rl_warmup.cli.main import main
-from rl_warmup.plan import make_plan, read_hardware
-from rl_warmup.plan.cost import count_flops
-from rl_warmup.plan.duration import estimate
-from rl_warmup.plan.shapes import Shape
-from rl_warmup.plan.work import Lengths
+from rl_warmup.experiments.plan import make_plan, read_hardware
+from rl_warmup.experiments.plan.cost import count_flops
+from rl_warmup.experiments.plan.duration import estimate
+from rl_warmup.experiments.plan.shapes import Shape
+from rl_warmup.experiments.plan.work import Lengths
 
 RECIPE = {
     "task": "hub", "num_warmups": 8, "max_warmup_length": 64, "max_target_length": 64, "per_device_train_batch_size": 8,

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from rl_warmup.layouts.tiny import TinySize
-from rl_warmup.plan.shapes import SCRATCH, WELL_KNOWN, Shape, read_shape
-from rl_warmup.plan.work import read_work
-from rl_warmup.run import load_model
+from rl_warmup.experiments.plan.shapes import SCRATCH, WELL_KNOWN, Shape, read_shape
+from rl_warmup.experiments.plan.work import read_work
+from rl_warmup.experiments.run import load_model
+from rl_warmup.models.tiny import TinySize
 from rl_warmup.tasks import load_task
 
 PUBLISHED = {

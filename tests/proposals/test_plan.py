@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.proposals import ProposalContext
-from rl_warmup.rollout import EMPTY, Rollout
+from rl_warmup.method.proposals import ProposalContext
+from rl_warmup.method.rollout import EMPTY, Rollout
 
 GROUP, ANCHOR = RowKind.GROUP, RowKind.ANCHOR
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from rl_warmup.batch import Warmup
-from rl_warmup.proposals import PROPOSALS, ProposalContext, count_words, propose, target_words
+from rl_warmup.method.proposals import PROPOSALS, ProposalContext, count_words, propose, target_words
 
 THE, CAT, SAT, ON, MAT = (1,), (2, 3), (4,), (5,), (6, 7, 8)
 ROW = {"target_ids": [1, 2, 3, 4, 5, 1, 6, 7, 8, 99], "word_lengths": [1, 2, 1, 1, 1, 3]}  # the cat sat on the mat </s>

@@ -7,12 +7,18 @@ import math
 
 import pytest
 
-from rl_warmup.report import spread, text_table, write_report
-from rl_warmup.report.collect import find_runs, sections
-from rl_warmup.report.curves import at_budget, quality_charts, training_charts
-from rl_warmup.report.differences import control_arm, score
-from rl_warmup.report.tables import amount, between, figure, probability
-from rl_warmup.report.words import COST_HEADER, cost_cells, equal_compute_cells, likelihood_cells, result_cells
+from rl_warmup.experiments.report import spread, text_table, write_report
+from rl_warmup.experiments.report.collect import find_runs, sections
+from rl_warmup.experiments.report.curves import at_budget, quality_charts, training_charts
+from rl_warmup.experiments.report.differences import control_arm, score
+from rl_warmup.experiments.report.tables import amount, between, figure, probability
+from rl_warmup.experiments.report.words import (
+    COST_HEADER,
+    cost_cells,
+    equal_compute_cells,
+    likelihood_cells,
+    result_cells,
+)
 
 
 def only_section(path):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from rl_warmup.cli.main import main
-from rl_warmup.report import write_report
-from rl_warmup.report.examples import example_data, likeness
-from rl_warmup.report.page import as_json
+from rl_warmup.experiments.report import write_report
+from rl_warmup.experiments.report.examples import example_data, likeness
+from rl_warmup.experiments.report.page import as_json
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -140,7 +140,7 @@ def test_the_browser_gets_every_prediction_and_group(pair, tmp_path):
 
 
 def test_too_many_predictions_are_thinned_alike_and_counted(pair):
-    from rl_warmup.report.collect import find_runs, sections
+    from rl_warmup.experiments.report.collect import find_runs, sections
 
     found = example_data(sections(find_runs([pair])[0]), limit=7)
     assert [len(f["items"]) for f in found["files"]] == [2, 2, 2]

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from rl_warmup.batch import RowKind, Warmup, WarmupBatch
-from rl_warmup.layouts import Layout, make_layout
-from rl_warmup.layouts.law import WarmupLaw
-from rl_warmup.layouts.scoring import enable_scoring, score
-from rl_warmup.layouts.splice import splice
-from rl_warmup.layouts.tokens import declare_tokens
+from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.layouts import Layout, make_layout
+from rl_warmup.models.layouts.splice import splice
+from rl_warmup.models.tokens import declare_tokens
 from rl_warmup.rewards import RewardBoard, RewardScores
 
 WORDS = ["<pad>", "</s>", "<unk>", "<sep>", "<think>", "</think>", "red", "green", "blue", "one", "two", "three"]

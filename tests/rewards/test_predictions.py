@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl_warmup.layouts.writing import write_targets
+from rl_warmup.engine.sampling import write_targets
+from rl_warmup.method.rollout import follow, prediction_limit
 from rl_warmup.rewards.text_metrics import PredictionMetric
-from rl_warmup.rollout import follow, prediction_limit
 
 
 def written(world, *names):

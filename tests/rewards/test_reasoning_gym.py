@@ -8,8 +8,8 @@ import pytest
 
 from rl_warmup.cli.evaluate import command as evaluate
 from rl_warmup.config import build_recipe
+from rl_warmup.experiments.run import train_run
 from rl_warmup.rewards import load_reward
-from rl_warmup.run import train_run
 
 pytest.importorskip("reasoning_gym", reason="needs pip install 'rl_warmup[reasoning_gym]'")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers.integrations import deepspeed
 
-from rl_warmup.layouts import loading
 from rl_warmup.rewards.target_logprob import TargetLogProb
+from rl_warmup.runtime import sharing
 
 
 def frozen(path, **kwargs):
@@ -106,7 +106,7 @@ def test_a_generator_is_whole_on_every_process(monkeypatch):
     deepspeed.set_hf_deepspeed_config(config)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     try:
-        with suppress(OSError), loading.whole_on_every_process():
+        with suppress(OSError), sharing.whole_on_every_process():
             assert not deepspeed.is_deepspeed_zero3_enabled()
             assert "FSDP_CPU_RAM_EFFICIENT_LOADING" not in os.environ
             raise OSError("torn")

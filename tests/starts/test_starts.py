@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from benchmarks.make_starts import RECORD, STARTS, SUMS, habit_shares, list_skills
-from rl_warmup.layouts.loading import load_model
-from rl_warmup.layouts.tokens import declare_tokens
-from rl_warmup.plan.work import read_work
-from rl_warmup.starts import HOME, names, resolve
+from rl_warmup.experiments.plan.work import read_work
+from rl_warmup.models.loading import load_model
+from rl_warmup.models.starts import HOME, names, resolve
+from rl_warmup.models.tokens import declare_tokens
 from rl_warmup.tasks import load_task
 from rl_warmup.tasks.legs import AFTER, BEFORE, worked
 

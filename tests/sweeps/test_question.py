@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.sweeps.arms import label
-from rl_warmup.sweeps.worker import seconds_of
+from rl_warmup.experiments.sweeps.arms import label
+from rl_warmup.experiments.sweeps.worker import seconds_of
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "sweeps"
 

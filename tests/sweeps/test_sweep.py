@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
+from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_plan
 from rl_warmup.metrics.significance import compare_seeds, holm
-from rl_warmup.orphans import _birth
-from rl_warmup.sweeps import SweepSettings, run_sweep, show_plan
+from rl_warmup.runtime.orphans import _birth
 
 NAMES = [f"num_warmups={n}" for n in (1, 2, 3, 4)]
 

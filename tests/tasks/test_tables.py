@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rl_warmup.recipe_file import load_yaml, read_values
-from rl_warmup.scorecard import read_warmups
-from rl_warmup.sweeps.question import read_question
+from rl_warmup.experiments.sweeps.question import read_question
+from rl_warmup.inference.scorecard import read_warmups
+from rl_warmup.runtime.recipe_file import load_yaml, read_values
 from rl_warmup.tasks import load_task
 
 LOGIQA = [

@@ -1,0 +1,285 @@
+"""A second way through a stock model: `model.forward(warmup_scoring=True, ...)` returns log-probabilities of given tokens.
+
+Knows: which way rows take through a network (`passes`), which of their tokens count. Must not know: what a warmup is for,
+or any config of ours. It is a patched *forward*, because DDP, ZeRO and FSDP act in hooks around it: computing the loss on
+the unwrapped model would skip them. The stock forward runs unchanged up to its head, which is intercepted (`head`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils import logging
+
+from rl_warmup.batch import RowWeights, Scores, WarmupBatch
+from rl_warmup.engine.fast.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
+from rl_warmup.engine.fast.packed import Rectangles
+from rl_warmup.engine.fast.passes import (
+    Reading,
+    Rows,
+    States,
+    attention_window,
+    decoder_states,
+    drops_caches,
+    joined_states,
+    packs,
+    padded_decoder_states,
+    padded_joined_states,
+    read_prompts,
+    shared_states,
+)
+from rl_warmup.engine.head import Head
+from rl_warmup.engine.logprobs import Tokens
+from rl_warmup.models.constraints import WarmupLaw
+
+logger = logging.get_logger(__name__)
+
+
+def enable_scoring(model: nn.Module) -> None:
+    """Patch `forward` of a `transformers` model (in place, once) and check the result against the stock logits.
+
+    Of a model with an adapter around it, the one inside is patched: sampling and scoring both go through that.
+
+    Raises:
+        ValueError: if the log-probabilities differ from the stock model's, i.e. the model transforms its logits after the
+            head in a way that is not known here.
+    """
+    if hasattr(model, "_warmup_head"):
+        return
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # type: ignore[operator]
+    head = Head(model)
+    stock = inspect.signature(head.stock_model)
+
+    def forward(self: Any, *args: Any, warmup_scoring: bool = False, **kwargs: Any) -> Any:
+        head = self._warmup_head  # not the one above: a deep copy of the model has its own
+        if not warmup_scoring:
+            return head.stock_model(*args, **kwargs)
+        given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT adds `labels=None` and such
+        return ModelOutput(**_score(self, head, **given))
+
+    # `generate` reads the signature to learn whether to pass position_ids (left-padded prompts) and logits_to_keep.
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = stock.replace(parameters=[own, *stock.parameters.values()])  # type: ignore[attr-defined]
+    model._warmup_head = head  # type: ignore[assignment]
+    model.forward = types.MethodType(forward, model)
+    head.module.forward = head.forward
+    if not all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here: nothing can be tried
+        head.packs = head.model.config.model_type in (*LLAMA_LIKE, *T5_LIKE) and packs(model)
+    else:
+        try:
+            _check_against_stock(model)
+        except ValueError:
+            model.forward, head.module.forward = head.stock_model, head.stock_head
+            del model._warmup_head
+            raise
+
+
+def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw, weights: RowWeights | None = None) -> Scores:
+    """log P(c|x) and log P(y|x,c) of every row of a batch, from one forward that keeps the gradient.
+
+    Prompts are read once, not once per row, wherever the network allows it; a warmup that a prompt has several times goes
+    through once. Shapes: see `batch`.
+
+    Args:
+        weights: where they are known already; the gradient is then formed in the forward and sits in `Scores.objective`,
+            which costs less time and memory than leaving it to the log-probabilities.
+    """
+    chosen, repeats = batch.distinct()
+    given = {"shared": batch.group_size > 1, "reading": batch.reading}
+    for name in ("prompt_index", "seq_ids", "seq_mask", "warmup_mask", "target_mask"):
+        given[name] = getattr(batch, name).index_select(0, chosen)
+    if weights is not None:
+        every = weights.policy[:, None] * batch.warmup_mask + weights.target[:, None] * batch.target_mask
+        given["token_weights"] = torch.zeros_like(every[: len(chosen)]).index_add(0, repeats, every)
+    out = model(input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask, warmup_scoring=True, law=law, **given)
+    logps = out["token_logps"].index_select(0, repeats)
+    return Scores(
+        warmup_logprob=(logps * batch.warmup_mask).sum(1),
+        target_logprob=(logps * batch.target_mask).sum(1),
+        token_logps=logps,
+        warmup_tokens=batch.warmup_mask.sum(1),
+        target_tokens=batch.target_mask.sum(1),
+        objective=out.get("objective"),
+    )
+
+
+@torch.no_grad()
+def score_sampled(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
+    """`score` without gradient, of warmups that this model has just sampled under this law.
+
+    What the sampler told of a warmup is taken from there (of c the sum alone, so that `token_logps` are 0 on its actions);
+    rows of which it told nothing (proposals, empty warmups, `generate`) are scored.
+    """
+    told = [row for row, w in enumerate(batch.warmups) if w.logprob is not None and w.target_logps is not None]
+    rest = [row for row in range(len(batch.warmups)) if row not in set(told)]
+    device = batch.seq_ids.device
+    warmup_logprob = torch.zeros(len(batch.warmups), device=device)
+    logps = torch.zeros(batch.seq_ids.shape, device=device)
+    if told:
+        mask = batch.target_mask[told].bool()
+        flat = [logp for row in told for logp in batch.warmups[row].target_logps or ()]
+        logps[told] = logps[told].masked_scatter(mask, torch.tensor(flat, device=device))
+        warmup_logprob[told] = torch.tensor([batch.warmups[row].logprob for row in told], device=device)
+    if rest:
+        scores = score(model, batch.select(rest) if told else batch, law)
+        logps[rest, : scores.token_logps.size(1)] = scores.token_logps
+        warmup_logprob[rest] = scores.warmup_logprob
+    actions, tokens = batch.warmup_mask.sum(1), batch.target_mask.sum(1)
+    return Scores(warmup_logprob, (logps * batch.target_mask).sum(1), logps, actions, tokens)
+
+
+def _score(
+    model: Any,
+    head: Head,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    prompt_index: Tensor,
+    seq_ids: Tensor,
+    seq_mask: Tensor,
+    warmup_mask: Tensor,
+    target_mask: Tensor,
+    law: WarmupLaw,
+    shared: bool,
+    reading: Reading | None = None,
+    token_weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """`token_logps` (N, T): of warmup actions under the law, of target tokens under the plain model, 0 elsewhere."""
+    rows = Rows(input_ids, attention_mask, prompt_index, seq_ids, seq_mask)
+    states = _states(model, head, rows, shared, reading)
+    is_action, is_target = warmup_mask.bool(), target_mask.bool()
+
+    def counted(values: Tensor) -> Tensor:
+        return torch.cat([values[is_action], values[is_target]])
+
+    num_actions = int(is_action.sum())
+    steps = (warmup_mask.cumsum(1) - 1)[is_action]
+    weights = None if token_weights is None else counted(token_weights).float()
+    tokens = Tokens(counted(seq_ids), num_actions, steps, law, weights)
+    # One call of the head, also without any counted token: under ZeRO-3 every process must reach every gather.
+    out = head.score(states.hidden.index_select(0, counted(states.where)), tokens)
+    objective, flat = (None, out) if weights is None else out
+    logps = torch.zeros(seq_ids.shape, dtype=torch.float32, device=seq_ids.device)
+    logps = logps.masked_scatter(is_action, flat[:num_actions]).masked_scatter(is_target, flat[num_actions:])
+    return {"token_logps": logps} if objective is None else {"token_logps": logps, "objective": objective}
+
+
+def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading | None) -> States:
+    """The way through the network that fits its architecture and state."""
+    packed = head.packs
+    if isinstance(head.module, FSDPModule):
+        packed = False  # it gathers weights again for what a layer returns, not for keys and values kept from it
+    elif drops_caches(model):
+        logger.warning_once(
+            "rl_warmup: gradient checkpointing computes layers twice, so every warmup reads its prompt (a T5: projects it) "
+            "again, and rows are padded. The numbers are the same, a step is slower; switch it off where memory allows."
+        )
+        packed = False
+    if model.config.is_encoder_decoder:
+        if packed:
+            return decoder_states(model, head, rows, reading)
+        return padded_decoder_states(model, head, rows, head.sharded)
+    width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
+    if not packed or width > attention_window(model.config):
+        return padded_joined_states(model, head, rows, head.sharded)
+    if shared or reading is not None:
+        return shared_states(model, head, rows, reading)
+    return joined_states(model, head, rows)
+
+
+@torch.no_grad()
+def _check_against_stock(model: Any) -> None:
+    """Two rows of four tokens that part after two, scored here and by the stock forward. Costs a few small forwards."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    ids = torch.tensor([[3, 5, 4, 6], [3, 5, 7, 2]], device=device)
+    ids = ids % model.config.get_text_config(decoder=True).vocab_size
+    if model.config.is_encoder_decoder:
+        start = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
+        logits = model(input_ids=ids[:1].repeat(2, 1), decoder_input_ids=torch.cat([start, ids[:, :-1]], 1)).logits
+    else:
+        logits = F.pad(model(input_ids=ids).logits[:, :-1], (0, 0, 1, 0))
+    tolerance = 1e-3 if logits.dtype == torch.float32 else 0.25
+    if not (logits[0, :3] - logits[1, :3]).abs().max() < tolerance:
+        raise ValueError(
+            f"The decoder of {type(model).__name__} sees tokens that come later, so nothing can be scored in one forward. "
+            f"transformers 5.17 has this fault for UMT5; newer versions do not."
+        )
+    expected = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    head, nats = model._warmup_head, {}
+    for packed in (False, True) if packs(model) else (False,):
+        head.packs = packed
+        ways = {False, packed and not model.config.is_encoder_decoder}
+        nats[packed] = max(_difference(model, ids, expected, shared) for shared in ways)
+    model.train(was_training)
+    if not nats[False] < tolerance:
+        raise ValueError(
+            f"{type(model).__name__} changes its logits after the head in a way rl_warmup does not know: log-probabilities "
+            f"differ from the stock model's by {nats[False]:.3g} nats. Use a T5, Llama, Qwen, Gemma, Granite or Cohere style "
+            f"model."
+        )
+    if not nats[head.packs] < tolerance:
+        head.packs = False
+        logger.warning_once(
+            f"rl_warmup: {type(model).__name__} cannot read rows without padding and continue a prompt several times "
+            f"(log-probabilities differ by {nats[True]:.3g} nats), so every warmup reads its prompt again: the same numbers, "
+            f"slower."
+        )
+    head.decodes = head.packs and _decoding_difference(model, ids, logits) < tolerance  # `write_warmups` says so
+
+
+def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
+    """Largest error of the logits that step by step decoding gives for two rows, relative where they are large.
+
+    Also of those that `continued` gives at once for the first row, behind none and behind one of its tokens. 0 where the
+    architecture is not known and nothing is tried, inf where it fails.
+    """
+    first = 0 if model.config.is_encoder_decoder else 1  # a decoder-only row begins with its prompt of one token
+    rows, prompt = ids[:, first:], ids[:1] if first == 0 else ids[:1, :1]
+    decoding = decoding_for(model, ids.size(1))
+    if decoding is None:
+        return 0.0
+    head, both, ones = model._warmup_head, torch.arange(2, device=ids.device), torch.ones_like(ids[:, 0])
+    try:
+        started = decoding(model, read_prompts(model, head, prompt, torch.ones_like(prompt)), 2, rows.size(1))
+        states = [started.first().expand(2, -1)]
+        states += [started.next(rows[:, step - 1], both, step) for step in range(1, rows.size(1))]
+        at_once = []
+        for past in (0, 1):
+            after = rows[:1, past:-1].expand(2, -1)
+            lines = Rectangles([after.size(1)] * 2, ids.device, after.size(1))
+            at_once.append(started.continued(both[:1], past * ones, after.flatten(), lines).view(*after.shape, -1))
+        got = head.logits(torch.cat([torch.stack(states, 1), *at_once], 1).flatten(0, 1)).unflatten(0, (2, -1))
+    except Exception:
+        return float("inf")  # `generate` serves every architecture
+    expected = logits[:, ids.size(1) - rows.size(1) :].float()
+    expected = torch.cat([expected, *(expected[:1, 1 + past :].expand(2, -1, -1) for past in (0, 1))], 1)
+    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+def _difference(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> float:
+    """Largest error, in nats, of rows scored here; inf where the network cannot go this way at all."""
+    first = 0 if model.config.is_encoder_decoder else 1  # a decoder-only row begins with its prompt of one token
+    rows, prompts = ids[:, first:], ids[:1] if first == 0 else ids[:1, :1]
+    ones = torch.ones_like(rows)
+    law = WarmupLaw(0, torch.zeros(1, dtype=torch.bool))  # not asked: no token is an action
+    try:
+        got = model(
+            input_ids=prompts, attention_mask=torch.ones_like(prompts), warmup_scoring=True, shared=shared,
+            prompt_index=torch.zeros_like(ids[:, 0]), seq_ids=rows, seq_mask=ones,
+            warmup_mask=torch.zeros_like(rows), target_mask=ones, law=law,
+        )["token_logps"]  # fmt: skip
+    except Exception:
+        if not model._warmup_head.packs:
+            raise
+        return float("inf")  # an attention of its own kind; the other way serves every architecture
+    return (got - expected[:, first:]).abs().max().item()

@@ -1,0 +1,315 @@
+"""Finds run folders, reads them, and sorts them: sections (what may be compared), arms (a setting), runs (seeds).
+
+Knows: the files of a run folder. Must not know: statistics, words or pages. Two runs share a section only if they have
+the same task, the same model, the same rows (by their hash) and metrics computed with the same settings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_warmup.runtime.ownership import fingerprint
+from rl_warmup.runtime.run_folder import read_jsonl
+
+Predictions = dict[str, list[dict[str, Any]]]
+
+# recipe keys that do not make another arm: where a run goes, what it shows, which seed it has
+INCIDENTAL = {
+    "seed", "data_seed", "output_dir", "overwrite", "show_progress", "resume_from_checkpoint", "run_name", "logging_dir",
+    "log_warmups", "disable_tqdm", "report_to", "controls", "push_to_hub", "hub_token",
+}  # fmt: skip
+# keys in which the seeds of one arm may differ, e.g. because each was given another run's seconds
+BUDGET = {"max_steps", "num_train_epochs", "eval_steps", "logging_steps", "save_steps", "warmup_steps", "warmup_ratio"}
+
+
+@dataclass
+class Run:
+    """One finished run. `result` is metrics.json, its `metrics` joined by later evaluations of the same rows."""
+
+    folder: Path
+    result: dict[str, Any]
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    extra: dict[str, Path] = field(default_factory=dict)  # predictions of controls that were evaluated later
+    left_out: list[str] = field(default_factory=list)  # evaluations of other weights or rows, a sentence each
+
+    @property
+    def seed(self) -> Any:
+        return self.result.get("seed", self.recipe.get("seed"))
+
+    @property
+    def objective(self) -> str | None:
+        return self.result.get("objective")
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Metrics by control; "" are the run's own warmups."""
+        return self.result["metrics"]
+
+    @cached_property
+    def logs(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def timing(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "timing.jsonl")
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "warmups.jsonl")
+
+    @cached_property
+    def warnings(self) -> list[dict[str, Any]]:
+        """What the collapse guard said while training."""
+        return read_jsonl(self.folder / "warnings.jsonl")
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Predictions by control, as far as their files are there."""
+        files = {c: self.folder / f"predictions{'.' if c else ''}{c}.jsonl" for c in self.metrics} | self.extra
+        return {control: rows for control, path in files.items() if (rows := read_jsonl(path))}
+
+    def stem(self) -> str | None:
+        """The folder's name without its `-SEED`, or its parent's for `seed-SEED`; None where it does not end so."""
+        if self.folder.name == f"seed-{self.seed}":
+            return self.folder.resolve().parent.name
+        name = re.sub(rf"[-_.](seed)?{re.escape(str(self.seed))}$", "", self.folder.name)
+        return name if name and name != self.folder.name else None
+
+    def setting(self) -> dict[str, Any]:
+        """The recipe without what does not make another arm; a start from another run is told without its seed."""
+        kept = {k: v for k, v in self.recipe.items() if k not in INCIDENTAL}
+        name = kept.get("model_name_or_path")
+        return kept | ({"model_name_or_path": self.model} if name else {})
+
+    @property
+    def model(self) -> str:
+        name = str(self.result.get("model", self.recipe.get("model_name_or_path", "")))
+        return re.sub(rf"-{re.escape(str(self.seed))}$", "", name)
+
+
+@dataclass
+class Arm:
+    """Runs that differ in their seed only."""
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def objective(self) -> str | None:
+        return self.runs[0].objective
+
+    @property
+    def controls(self) -> list[str]:
+        """Controls that some run of the arm was scored under; "" comes first."""
+        return list(dict.fromkeys(control for run in self.runs for control in run.metrics))
+
+    def values(self, metric: str, control: str = "") -> dict[Any, float]:
+        """A metric by seed, where it is there."""
+        found = {run.seed: run.metrics.get(control, {}).get(metric) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def varying(self) -> list[str]:
+        """Recipe keys in which its seeds differ all the same."""
+        settings = [run.setting() for run in self.runs]
+        keys = {key for setting in settings for key in setting}
+        return sorted(key for key in keys if any(s.get(key) != settings[0].get(key) for s in settings))
+
+
+@dataclass
+class Section:
+    """Arms that may stand in one table."""
+
+    task: str
+    model: str
+    split: str
+    rows: int
+    rows_hash: str
+    signatures: dict[str, str]
+    arms: list[Arm]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for arm in self.arms for run in arm.runs]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Metric names, the headline first."""
+        found = (name for run in self.runs for values in run.metrics.values() for name in values)
+        return list(dict.fromkeys(found))
+
+    def recipe_changes(self) -> dict[str, list[Any]]:
+        """Settings in which arms differ: key -> a value per arm (of its first run)."""
+        settings = [arm.runs[0].setting() for arm in self.arms]
+        keys = dict.fromkeys(key for setting in settings for key in setting)
+        values = {key: [setting.get(key) for setting in settings] for key in keys}
+        return {key: column for key, column in values.items() if any(value != column[0] for value in column)}
+
+
+def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
+    """The finished runs in `paths` and below, and sentences about what was left out.
+
+    Raises:
+        ValueError: a path that does not exist, or holds no finished run.
+    """
+    runs: dict[Path, Run] = {}
+    skipped = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise ValueError(
+                f"{path} is no folder. Give run folders (output_dir of a recipe) or folders that hold some."
+            )
+        folders = sorted(recipe.parent for recipe in path.rglob("recipe.yaml"))
+        finished = [folder for folder in folders if (folder / "metrics.json").is_file()]
+        if not finished:
+            found = (
+                f"{len(folders)} unfinished (no metrics.json)" if folders else "none (no recipe.yaml anywhere in it)"
+            )
+            raise ValueError(f"{path} holds no finished run: {found}. Give the output_dir of a run that has ended.")
+        skipped += [
+            f"{folder} is not finished (no metrics.json) and is left out."
+            for folder in folders
+            if folder not in finished
+        ]
+        runs |= {folder.resolve(): read_run(folder) for folder in finished if folder.resolve() not in runs}
+    return list(runs.values()), skipped + [said for run in runs.values() for said in run.left_out]
+
+
+def read_run(folder: Path) -> Run:
+    """One finished run.
+
+    Raises:
+        ValueError: a file of it cannot be read.
+    """
+    try:
+        result = _json(folder / "metrics.json")
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
+        environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
+        run = Run(folder, {"metrics": {}, **result}, recipe, environment)
+        if said := other_weights(folder, result.get("weights"), fingerprint(folder)):
+            run.left_out.append(said)
+        for later in sorted(folder.glob("evaluation/*/metrics.json")):
+            _join(run, _json(later), later.parent)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{folder} cannot be read: {error}. Remove the folder or repeat the run.") from error
+    return run
+
+
+def other_weights(folder: Path, measured: str | None, there: str | None) -> str | None:
+    """A sentence where the model in a run's folder is not the one that its metrics.json is about; None where it is, or is gone.
+
+    Args:
+        measured, there: fingerprints, of metrics.json and of the files.
+    """
+    if None in (measured, there) or measured == there:
+        return None
+    return (
+        f"{folder} holds another model ({there}) than the one its metrics.json is about ({measured}): the weights, an adapter's "
+        f"settings or its base model were changed since. What metrics.json says is not true of it."
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _join(run: Run, later: dict[str, Any], folder: Path) -> None:
+    """Add what `rl-warmup evaluate` measured on the same rows, with the same weights, and the run itself lacks."""
+    if later.get("split") != run.result.get("split"):
+        return
+    if later.get("rows_hash") != run.result.get("rows_hash"):
+        run.left_out.append(
+            f"{folder} was measured on other rows of the split {later.get('split')} ({later.get('rows')}) than {run.folder} "
+            f"({run.result.get('rows')}) and is left out; repeat `rl-warmup evaluate {run.folder}` on the same rows."
+        )
+        return
+    if later.get("weights") != run.result.get("weights"):  # both lack it in folders of older versions
+        run.left_out.append(
+            f"{folder} was measured on other weights than {run.folder} ended with ({later.get('weights', 'not known')}, not "
+            f"{run.result.get('weights', 'known')}) and is left out; repeat `rl-warmup evaluate {run.folder}`."
+        )
+        return
+    for control, values in later.get("metrics", {}).items():
+        if control not in run.metrics:
+            run.extra[control] = folder / f"predictions.{control}.jsonl"
+        run.metrics[control] = {**values, **run.metrics.get(control, {})}
+    if "likelihood" in later:
+        run.result.setdefault("likelihood", later["likelihood"])
+
+
+def sections(runs: Sequence[Run]) -> list[Section]:
+    """Runs sorted into what may be compared, the largest comparison first."""
+    sorted_runs: dict[str, list[Run]] = {}
+    for run in runs:
+        fixed = [run.result.get(key) for key in ("task", "split", "rows", "rows_hash", "signatures")]
+        unknown = "" if run.result.get("rows_hash") else str(run.folder)  # rows that nobody can name are nobody else's
+        sorted_runs.setdefault(json.dumps([run.model, unknown, *fixed], sort_keys=True), []).append(run)
+    found = []
+    for members in sorted_runs.values():
+        result = members[0].result
+        found.append(
+            Section(
+                task=str(result.get("task", "")),
+                model=members[0].model,
+                split=str(result.get("split", "")),
+                rows=int(result.get("rows", 0)),
+                rows_hash=str(result.get("rows_hash", "")),
+                signatures=result.get("signatures") or {},
+                arms=_arms(members),
+            )
+        )
+    return sorted(found, key=lambda section: -len(section.runs))
+
+
+def _arms(runs: Sequence[Run]) -> list[Arm]:
+    """Arms: runs of one recipe; and runs of one name side by side, even where their budgets differ."""
+    groups: list[list[Run]] = []
+    for same in (_same_recipe, _same_name):
+        joined: list[list[Run]] = []
+        for group in groups or [[run] for run in runs]:
+            home = next((other for other in joined if same(other, group) and not _share_a_seed(other, group)), None)
+            if home is None:
+                joined.append(list(group))
+            else:
+                home += group
+        groups = joined
+    members = [sorted(group, key=lambda run: (str(type(run.seed)), run.seed)) for group in groups]
+    return [Arm(name, group) for name, group in zip(_names(members), members, strict=True)]
+
+
+def _same_recipe(one: Sequence[Run], other: Sequence[Run]) -> bool:
+    return one[0].setting() == other[0].setting()
+
+
+def _same_name(one: Sequence[Run], other: Sequence[Run]) -> bool:
+    reduced = [{k: v for k, v in group[0].setting().items() if k not in BUDGET} for group in (one, other)]
+    places = [{(run.folder.parent.resolve(), run.stem()) for run in group if run.stem()} for group in (one, other)]
+    return reduced[0] == reduced[1] and bool(places[0] & places[1])
+
+
+def _share_a_seed(one: Sequence[Run], other: Sequence[Run]) -> bool:
+    """A second run of one seed is no further seed."""
+    return bool({run.seed for run in one} & {run.seed for run in other})
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A name per arm: the folder's without its seed; the whole folder name, or with its parents, where that is taken."""
+    ways = [
+        lambda run: run.stem() or run.folder.name,
+        lambda run: run.folder.name,
+        lambda run: f"{run.folder.parent.name}/{run.stem() or run.folder.name}",
+        lambda run: str(run.folder),
+    ]
+    names = [ways[0](group[0]) for group in groups]
+    for way in ways[1:]:
+        taken = {name for name in names if names.count(name) > 1}
+        names = [way(group[0]) if name in taken else name for name, group in zip(names, groups, strict=True)]
+    return names

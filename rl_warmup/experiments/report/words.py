@@ -1,0 +1,294 @@
+"""What came out, in words and cells: is it better, by how much, how sure, at what cost, and is the warmup read.
+
+Knows: sections and their scores. Must not know: files, HTML or Markdown.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rl_warmup.experiments.report.collect import Arm, Section
+from rl_warmup.experiments.report.curves import AXES, Chart, at_budget, compute_spent
+from rl_warmup.experiments.report.differences import ALPHA, ROWS, SEEDS, Difference, Line, Scores, better
+from rl_warmup.experiments.report.tables import amount, between, control_name, figure, probability
+
+BETTER, WORSE, UNCLEAR, UNTESTED = "better", "worse", "no difference shown", "not tested"
+HEADER = ("arm", "warmup", "seeds", "mean ± sd", "95% interval", "difference", "its 95% interval", "p (Holm)")
+COST_HEADER = ("arm", "seeds", "updates", "seconds", "tokens", "FLOPs", "seconds per update", "time, control = 1")
+
+
+class Finding(NamedTuple):
+    """One sentence or two, after a verdict of a few words; `tone` is better, worse or nothing."""
+
+    verdict: str
+    tone: str
+    text: str
+
+
+@dataclass
+class Table:
+    """Cells as text; empty where there is nothing. `arms`: the arm of each row, `firsts`: rows that begin an arm."""
+
+    header: Sequence[str]
+    rows: list[list[str]]
+    arms: list[str]
+    firsts: list[bool]
+
+
+def title(section: Section) -> str:
+    """A name for a section."""
+    return f"{section.task}, {section.model}"
+
+
+def compared(section: Section, control: Arm | None, asked: bool) -> str:
+    """What was compared, on which rows."""
+    arms = ", ".join(f"{arm.name} ({_plural(len(arm.runs), 'seed')})" for arm in section.arms)
+    rows = f"the same {section.rows} {section.split} rows (hash {section.rows_hash[:12] or 'unknown'})"
+    text = f"{arms}; all scored on {rows}. "
+    if len(section.arms) == 1:
+        return text + "There is only one arm, so nothing is compared but its own controls."
+    if control is None:
+        return text + "No arm is the control here: name one with --control-run, and differences are shown."
+    why = "as asked for" if asked else "the SFT arm that trained longest"
+    return text + f"The control is {control.name}, {why}. The headline is {section.metrics[0]}."
+
+
+def findings(section: Section, scores: Scores) -> list[Finding]:
+    """A finding per arm against the control, then per arm whose warmups were shuffled."""
+    own = sorted((line for line in scores.lines if not line.control), key=lambda line: _rank(line, scores.metric))
+    against = [_against_control(section, line, scores) for line in own if line.difference]
+    read = [_is_read(line, scores) for line in scores.lines if line.control == "shuffled" and line.difference]
+    read += _warnings(section)
+    if not against and not read:
+        values = [f"{line.arm.name} {_mean(line, scores)}" for line in own if line.summary]
+        return [Finding("", "", f"{scores.metric}: {', '.join(values)}.")] if values else []
+    return against + read
+
+
+def notes(section: Section, scores: Sequence[Scores]) -> list[str]:
+    """What a reader has to know before believing the numbers."""
+    found = []
+    for arm in section.arms:
+        if arm.varying():
+            found.append(f"The seeds of {arm.name} differ in {', '.join(arm.varying())} as well.")
+    if all(len(arm.runs) == 1 for arm in section.arms):
+        found.append("One seed per arm: nothing here says how much of a difference comes from the seed.")
+    several = [arm.name for arm in section.arms if len(arm.runs) == 1]
+    if several and len(several) < len(section.arms):
+        found.append(f"One seed only: {', '.join(several)}.")
+    failed = dict.fromkeys(reason for score in scores for reason in score.untested)
+    return found + [f"A test could not be made: {reason}" for reason in failed]
+
+
+def result_cells(scores: Scores, section: Section) -> Table:
+    """The results table of one metric."""
+    table = Table(HEADER, [], [], [])
+    for line in scores.lines:
+        first = line.arm.name not in table.arms
+        s, d, digits = line.summary, line.difference, scores.digits
+        low, high = s.interval if s and s.interval else (None, None)
+        table.rows.append([
+            line.arm.name if first else "", control_name(line.control, line.arm.objective), str(s.n) if s else "",
+            _mean(line, scores), between(low, high, digits),
+            f"{figure(d.value, digits, True)} from {d.against}" if d else "",
+            between(*d.interval, digits, True) if d and d.interval else "", probability(d.p_holm) if d else "",
+        ])  # fmt: skip
+        table.arms.append(line.arm.name)
+        table.firsts.append(first)
+    return table
+
+
+def how_tested(scores: Scores) -> str:
+    """The tests behind a table, named."""
+    found = [line.difference for line in scores.lines if line.difference and line.difference.p_value is not None]
+    ways = {
+        SEEDS: "Welch's t test between seeds", ROWS: "paired bootstrap over the rows of one run each (no word on seeds)",
+    }  # fmt: skip
+    used = [text for basis, text in ways.items() if any(d.basis == basis for d in found)]
+    if not used:
+        return "Intervals: Student's t over seeds. Nothing here could be tested."
+    count = found[0].family
+    adjusted = f"p-values adjusted for the {count} comparisons of this table (Holm)" if count > 1 else "one comparison"
+    return f"Intervals of means: Student's t over seeds. Differences: {', or '.join(used)}; {adjusted}."
+
+
+def cost_cells(section: Section, control: Arm | None) -> Table:
+    """What each arm spent, mean over seeds."""
+    table = Table(COST_HEADER, [], [], [])
+    base = spent(control).get("train_seconds") if control else None
+    for arm in section.arms:
+        cost = spent(arm)
+        seconds, updates = cost.get("train_seconds"), cost.get("updates")
+        table.rows.append([
+            arm.name, str(len(arm.runs)), *(amount(cost.get(axis)) for axis in AXES),
+            figure(seconds / updates, 3) if seconds is not None and updates else "",
+            figure(seconds / base, 2) if seconds is not None and base else "",
+        ])  # fmt: skip
+        table.arms.append(arm.name)
+        table.firsts.append(True)
+    kept = [i for i in range(len(table.header)) if any(row[i] for row in table.rows)]  # not every run counts tokens
+    return Table(
+        [COST_HEADER[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.arms, table.firsts
+    )
+
+
+def likelihood_cells(section: Section) -> Table | None:
+    """log P(y|x) of every run that `evaluate --likelihood` measured: without a warmup, and by bounds of growing n."""
+    runs = [(arm, run, found) for arm in section.arms for run in arm.runs if (found := run.result.get("likelihood"))]
+    counts = sorted({n for *_, found in runs for n in found.get("bound", {})}, key=int)
+    table = Table(["arm", "seed", "no warmup", *(f"n = {n}" for n in counts), "gain", "gain, no overlap"], [], [], [])
+    for arm, run, found in runs:
+        gain = found.get("gain", {})
+        means = [found.get("without_warmup", {}), *(found.get("bound", {}).get(n, {}) for n in counts), gain]
+        shown = [(one.get("mean"), one.get("std_error")) for one in means]
+        shown.append((gain.get("at_no_overlap"), gain.get("at_no_overlap_std_error")))
+        cells = [figure(mean, 3) + (f" ± {figure(error, 3)}" if error is not None else "") for mean, error in shown]
+        first = arm.name not in table.arms
+        table.rows.append([arm.name if first else "", str(run.seed), *cells])
+        table.arms.append(arm.name)
+        table.firsts.append(first)
+    return table if runs else None
+
+
+def equal_compute_cells(chart: Chart, control: Arm) -> Table | None:
+    """Validation quality at the control's whole budget: the last evaluation of each arm that it pays for."""
+    budget = spent(control)
+    axes = [axis for axis in chart.axes if axis in budget]
+    header = ["arm", *(f"at {amount(budget[axis])} {AXES[axis]}" for axis in axes)]
+    table = Table(header, [], [], [])
+    for curve in chart.curves:
+        points = [at_budget(curve, axis, budget[axis]) for axis in axes]
+        table.rows.append([curve.arm, *(figure(p[1], 3 if abs(p[1]) <= 1 else 2) if p else "" for p in points)])
+        table.arms.append(curve.arm)
+        table.firsts.append(True)
+    return table if axes and len(chart.curves) > 1 else None
+
+
+def spent(arm: Arm) -> dict[str, float]:
+    """Mean cost over an arm's seeds, by axis; axes that some seed lacks are missing."""
+    costs = [compute_spent(run) for run in arm.runs]
+    return {axis: statistics.mean(c[axis] for c in costs) for axis in AXES if all(axis in c for c in costs)}
+
+
+def separated(sections: Sequence[Section]) -> str | None:
+    """Why there are several sections, if there are."""
+    if len(sections) < 2:
+        return None
+    text = (
+        f"These runs make {len(sections)} separate comparisons. Runs stand in one table only if they have the same task, "
+        "the same model, the same rows and the same metric settings; nothing is compared across sections."
+    )
+    return " ".join([text, *_other_data(sections)])
+
+
+def _other_data(sections: Sequence[Section]) -> Iterator[str]:
+    for i, one in enumerate(sections):
+        for other in sections[:i]:
+            if title(one) != title(other):
+                continue
+            if one.rows_hash != other.rows_hash or one.split != other.split:
+                rows = [f"{s.rows} {s.split} rows, hash {s.rows_hash[:12] or 'unknown'}" for s in (other, one)]
+                yield f"Different data: {title(one)} was scored on different rows ({rows[0]}; {rows[1]})."
+            else:
+                yield f"Different metric settings: {title(one)} was scored with {other.signatures} and {one.signatures}."
+
+
+def _against_control(section: Section, line: Line, scores: Scores) -> Finding:
+    d = line.difference
+    assert d is not None
+    assert scores.control_arm is not None
+    base = scores.line(scores.control_arm.name)
+    assert base is not None
+    digits = scores.digits
+    verdict, tone = _verdict(scores.metric, d)
+    text = f"{line.arm.name} {_mean(line, scores)}, {d.against} {_mean(base, scores)} ({scores.metric}): "
+    text += f"a difference of {figure(d.value, digits, True)}{_sureness(d, digits)}."
+    return Finding(verdict, tone, text + _cost(line.arm, scores.control_arm))
+
+
+def _is_read(line: Line, scores: Scores) -> Finding:
+    d = line.difference
+    own = scores.line(line.arm.name)
+    assert d is not None
+    assert own is not None
+    values = f"{scores.metric} goes from {_mean(own, scores)} to {_mean(line, scores)}{_sureness(d, scores.digits)}"
+    start = f"{line.arm.name}, each prompt with another prompt's warmup: {values}."
+    if d.p_holm is None:
+        return Finding(UNTESTED, "", start)
+    if d.p_holm >= ALPHA:
+        return Finding("use of the warmup not shown", "", f"{start} Nothing shows that what it says matters.")
+    if better(scores.metric, d.value):
+        return Finding("warmup harms", WORSE, f"{start} Its own warmups are worse than foreign ones.")
+    return Finding("warmup is read", BETTER, start)
+
+
+def _warnings(section: Section) -> list[Finding]:
+    """What the collapse guard said, once per arm and rule."""
+    said: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for arm in section.arms:
+        for run in arm.runs:
+            for w in run.warnings:
+                where = f"seed {run.seed}, update {w.get('step')}"
+                said.setdefault((arm.name, str(w.get("rule"))), []).append(
+                    (where, f"{w.get('sees')}; {w.get('means')}")
+                )
+    return [
+        Finding("the guard warned", WORSE, f"{arm} ({', '.join(where for where, _ in found[:5])}): {found[0][1]}.")
+        for (arm, _), found in said.items()
+    ]
+
+
+def _rank(line: Line, metric: str) -> tuple[int, float]:
+    """Better arms first, then those without a difference, then worse ones."""
+    d = line.difference
+    if d is None:
+        return 3, 0.0
+    up = d.value if better(metric, 1.0) else -d.value
+    shown = d.p_holm is not None and d.p_holm < ALPHA
+    return (0 if up > 0 else 2) if shown else 1, -up
+
+
+def _verdict(metric: str, d: Difference) -> tuple[str, str]:
+    if d.p_holm is None:
+        return UNTESTED, ""
+    if d.p_holm >= ALPHA:
+        return UNCLEAR, ""
+    word = BETTER if better(metric, d.value) else WORSE
+    return (word if d.basis == SEEDS else f"{word} on these rows, one seed"), word
+
+
+def _sureness(d: Difference, digits: int) -> str:
+    """How sure: interval, p-value and what it is based on."""
+    if d.p_value is None:
+        reason = "the seeds do not vary, so there is no test" if d.basis == SEEDS else "no test was possible"
+        return f" ({reason})"
+    interval = f"95% interval {between(*d.interval, digits, True)}; " if d.interval else ""
+    adjusted = f" after Holm for {d.family} comparisons" if d.family > 1 else ""
+    p = probability(d.p_holm)
+    sign = p if p.startswith("<") else f"= {p}"
+    return f" ({interval}p {sign}{adjusted}, over {'seeds' if d.basis == SEEDS else 'rows'})"
+
+
+def _cost(arm: Arm, control: Arm) -> str:
+    ours, theirs = spent(arm), spent(control)
+    parts = [f"{amount(ours['updates'])} updates" if "updates" in ours else ""]
+    if "train_seconds" in ours:
+        parts.append(f"{amount(ours['train_seconds'])} s of training")
+    text = " and ".join(part for part in parts if part)
+    if "train_seconds" in ours and theirs.get("train_seconds"):
+        text += f", {figure(ours['train_seconds'] / theirs['train_seconds'], 2)} times the control's"
+    return f" Cost: {text}." if text else ""
+
+
+def _mean(line: Line, scores: Scores) -> str:
+    s = line.summary
+    if s is None:
+        return ""
+    return figure(s.mean, scores.digits) + ("" if s.std is None else f" ± {figure(s.std, scores.digits)}")
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

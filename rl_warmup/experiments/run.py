@@ -1,0 +1,205 @@
+"""A run is a recipe, a seed and a folder: train, predict, score, and leave every result as a file.
+
+Knows: tasks, the trainer, evaluation and the run folder. Must not know: flags, or how a terminal looks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from rl_warmup.config import Recipe, TaskOptions, void_note, without_effect
+from rl_warmup.inference.evaluation import Evaluation, score_predictions
+from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.rehearsal import rehearse
+from rl_warmup.metrics import signatures
+from rl_warmup.models.loading import load_model
+from rl_warmup.runtime import _trl
+from rl_warmup.runtime.checkpoints import disk_faults, newest, require
+from rl_warmup.runtime.launched import refuse_quantized
+from rl_warmup.runtime.ownership import RESULT, fingerprint, reading, refuse_folder, sources
+from rl_warmup.runtime.recipe_file import masked
+from rl_warmup.runtime.run_folder import write_json
+from rl_warmup.tasks import Task, load_task, rows_hash
+from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
+from rl_warmup.trainer import WarmupTrainer
+
+
+def train_run(recipe: Recipe) -> dict[str, Any]:
+    """Train one recipe, predict its test split with the policy's own warmups and under the controls, and save all of it.
+
+    Files in `output_dir`: recipe.yaml, metrics.jsonl, timing.jsonl, warmups.jsonl, environment.json, the model with its
+    tokenizer and warmup_layout.json, predictions.jsonl (one more per control) and metrics.json.
+
+    Returns:
+        What metrics.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups). All
+        processes predict; the main process alone scores and writes, and the others return an empty dict.
+
+    Raises:
+        ValueError: a setting, a row or the folder cannot be used.
+    """
+    folder = Path(str(recipe.config.output_dir))
+    resume = _early(recipe, folder)
+    evaluation = Evaluation(
+        recipe.task.controls,
+        batch_size=recipe.config.per_device_eval_batch_size,
+        show_progress=recipe.task.show_progress,
+    )
+    evaluation.check()
+    task = recipe_task(recipe)
+    trainer = make_trainer(recipe, task)
+    _rehearse(recipe, task, trainer)
+    with trainer.own_folder(resume):
+        if trainer.is_world_process_zero():
+            recipe.save(folder)
+        trainer.train(resume_from_checkpoint=resume)
+        return _predict(recipe, trainer, task, evaluation, folder)
+
+
+def _predict(
+    recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Evaluation, folder: Path
+) -> dict[str, Any]:
+    """Save the trained model, predict and score with it; the main process gets and writes the result."""
+    with disk_faults(folder):
+        trainer.save_model(str(folder))
+    # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
+    with trainer.shared_writer() as writer, torch.autocast(writer.model.device.type, enabled=False):
+        scored = _scored(recipe, task, evaluation, writer)
+    if not trainer.is_world_process_zero():
+        return {}
+    truncation = trainer.encoder.counts + trainer.eval_encoder.counts + Counter(scored.pop("truncation", {}))
+    result = {
+        "task": task.name,
+        "model": recipe.model.model_name_or_path,
+        "objective": recipe.config.objective,
+        "seed": recipe.config.seed,
+        "updates": trainer.state.global_step,
+        "train_seconds": round(trainer.run_folder.train_seconds, 3),
+        "switched_at": trainer.schedule.switched_at,
+        "gave_up_at": trainer.schedule.gave_up_at,
+        "model_of_update": trainer.best_at() or trainer.state.global_step,
+        "weights": fingerprint(folder),
+        "truncation": dict(truncation),
+        **scored,
+    }
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _rehearse(recipe: Recipe, task: Task, trainer: WarmupTrainer) -> None:
+    """Try what the splits that will be predicted need; a split without rows is no fault, but it is said."""
+    split = recipe.task.predict_split
+    if not task.splits[split] and trainer.is_world_process_zero():
+        print(
+            f"The task {task.name} has no rows in its {split} split: nothing will be predicted or scored after training."
+        )
+    writer = trainer.writer()
+    rehearse(task, split, writer.encoder(), writer, recipe.task.controls)
+    if recipe.config.eval_strategy != "no" and split != "validation":
+        rehearse(task, "validation", trainer.eval_encoder)
+
+
+def _scored(recipe: Recipe, task: Task, evaluation: Evaluation, writer: Writer) -> dict[str, Any]:
+    """The part of metrics.json about the predicted split; without rows it holds no metrics."""
+    split, folder = recipe.task.predict_split, Path(str(recipe.config.output_dir))
+    if task.splits[split]:
+        return evaluation.run(writer, task, split, folder)
+    return {
+        "split": split, "rows": 0, "rows_hash": rows_hash([]), "signatures": signatures(task.metrics),
+        "metric_specs": list(task.metrics), "inference": writer.inference, "metrics": {},
+    }  # fmt: skip
+
+
+def recipe_task(recipe: Recipe) -> Task:
+    """The task of a recipe."""
+    return load_recipe_task(recipe.task)
+
+
+def load_recipe_task(options: TaskOptions) -> Task:
+    """A task, with the recipe's metrics where it names any; a metric that cannot work says so here."""
+    task = load_task(options.task, **(options.task_kwargs or {}))
+    if options.metrics:
+        task = dataclasses.replace(task, metrics=tuple(options.metrics))
+    signatures(task.metrics)
+    return task
+
+
+def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
+    """The trainer a recipe describes, with its model, rows and headline metrics in place."""
+    config, choice = recipe.config, recipe.model
+    config.disable_tqdm = not recipe.task.show_progress
+    if config.disable_tqdm:
+        transformers_logging.disable_progress_bar()
+    if not task.splits["train"]:
+        raise ValueError(f"The task {task.name} has no training rows.")
+    if config.eval_strategy != "no" and not task.splits["validation"]:
+        raise ValueError(
+            f"eval_strategy: is {config.eval_strategy.value}, but the task {task.name} has no validation rows. Give it some "
+            f"(task_kwargs), or leave eval_strategy out."
+        )
+    kwargs: dict[str, Any] = {"dtype": choice.dtype or "float32", "revision": choice.model_revision}
+    if choice.attn_implementation:
+        kwargs["attn_implementation"] = choice.attn_implementation
+    kwargs |= _trl.quantization(choice)
+    void = {name: why for name, why in without_effect(config, choice, recipe.task).items() if name == "scratch"}
+    if void and not config.process_index:
+        print(void_note(void))
+    rows = task.splits["train"]
+    if isinstance(rows, Stream):
+        rows = dataclasses.replace(rows, seed=config.seed if config.data_seed is None else config.data_seed)
+    model, tokenizer = load_model(
+        choice.model_name_or_path, lambda: _texts(rows), recipe.task.scratch, config.seed, **kwargs
+    )
+    validation = task.splits["validation"] if config.eval_strategy != "no" else None
+    trainer = WarmupTrainer(
+        model=model, args=config, train_dataset=rows, eval_dataset=validation or None,
+        processing_class=tokenizer, peft_config=_trl.peft_config(choice),
+        compute_metrics=lambda predictions: score_predictions(task, predictions), dtype="auto",  # it was loaded as asked
+    )  # fmt: skip
+    trainer.recipe |= masked({**vars(recipe.task), **vars(choice)})
+    trainer.settings = dataclasses.replace(trainer.settings, prompt_template=task.prompt_template)
+    return trainer
+
+
+def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:
+    """What the tokenizer of a scratch model is made of: all training texts, or the first of a stream."""
+    known = rows.first(SHUFFLE_BUFFER) if isinstance(rows, Stream) else rows
+    return (text for row in known for text in (row["prompt"], row["target"]))
+
+
+def _early(recipe: Recipe, folder: Path) -> str | bool | None:
+    """What to resume from; refuses an engine or a folder that cannot be used, before anything is loaded.
+
+    `WarmupTrainer.train` looks again, under the lock.
+    """
+    refuse_quantized(recipe.config, recipe.model.load_in_4bit or recipe.model.load_in_8bit)
+    asked = recipe.config.resume_from_checkpoint
+    resume = True if asked in (True, "auto", "true") else str(asked) if asked else None
+    checkpoint = newest(folder) if resume is True else Path(resume) if resume else None
+    if checkpoint is not None:
+        require(checkpoint)
+    if recipe.config.process_index == 0:  # others of this launch may come after it has begun to write
+        with reading(folder, "output_dir"):
+            pass
+        if checkpoint is None or checkpoint.resolve().parent != folder.resolve():
+            refuse_folder(folder, recipe.config.overwrite, resume is True, sources(recipe.values))
+    return resume
+
+
+def read_result(folder: str | Path) -> dict[str, Any]:
+    """metrics.json of a finished run.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    path = Path(folder, RESULT)
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {RESULT}: the run is not finished, or this is not a run folder.")
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,269 @@
+"""From a question to runs: every arm by name, every run as one complete recipe with a folder of its own.
+
+Knows: recipes, ranges, names. Must not know: who runs what when. Random arms are drawn beforehand by Optuna's own sampler,
+so that every worker, and `--dry-run`, sees the same ones; arms of `sampler: tpe` are made by the study, one at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_warmup.config import Recipe, build_recipe, effective
+from rl_warmup.experiments.report.differences import better
+from rl_warmup.experiments.sweeps.question import OWN, Question
+from rl_warmup.metrics import METRICS, compute, signatures
+from rl_warmup.runtime.recipe_file import read_values
+from rl_warmup.tasks import load_task
+
+ASKED = "asked.yaml"  # beside the run's own recipe.yaml, which holds every default too
+INCIDENTAL = ("output_dir", "show_progress", "resume_from_checkpoint", "overwrite")
+# settings that only say where a run goes or how it is called; and when it logs, which a guard that acts goes by
+ALIKE = {
+    *INCIDENTAL, "run_name", "project", "report_to", "log_warmups", "disable_tqdm", "push_to_hub", "hub_model_id", "hub_revision",
+    "hub_private_repo", "hub_token", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "log_level",
+    "log_level_replica", "log_on_each_node", "hang_timeout", "skip_memory_metrics",
+}  # fmt: skip
+LOGGING = {"logging_steps", "logging_strategy", "logging_first_step"}
+HEAVY_METRICS = ("bertscore", "comet")
+SEARCHED = "trial-"  # names of arms that the study makes
+
+
+@dataclass
+class Arm:
+    """A setting by name. `changes`: what it sets over the base; `params`: what of it the study shows and searches."""
+
+    name: str
+    changes: dict[str, Any]
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One recipe, one seed, one folder."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def key(self) -> str:
+        return f"{self.arm.name}/seed-{self.seed}"
+
+    def write(self) -> Path:
+        """The complete recipe as `asked.yaml` in the run's folder.
+
+        Raises:
+            ValueError: the folder already holds a run of other settings.
+        """
+        for path in (self.folder / ASKED, self.folder / "recipe.yaml"):  # the second may be there without the first
+            if not path.is_file():
+                continue
+            before, now = yaml.safe_load(path.read_text(encoding="utf-8")), self.recipe.resolved()
+            known = {**before, **self.recipe.values}  # a default that came with a newer version changes nothing
+            keys = [k for k in known if k not in INCIDENTAL and before.get(k) != now.get(k)]
+            if keys:
+                shown = ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in keys[:4])
+                raise ValueError(
+                    f"{self.folder} holds a run of other settings ({shown}). Choose another --output, or remove that folder."
+                )
+        return self.recipe.save(self.folder, ASKED)
+
+
+@dataclass
+class Plan:
+    """All that a sweep will do. `arms` are known beforehand; `ranges` are searched by the study, `trials` arms of them."""
+
+    question: Question
+    base: dict[str, Any]
+    output: Path
+    arms: list[Arm]
+    ranges: dict[str, Any] = field(default_factory=dict)  # setting -> Optuna distribution
+
+    @property
+    def trials(self) -> int:
+        """How many arms the study makes."""
+        return self.question.trials if self.ranges else 0
+
+    def run(self, arm: Arm, seed: int) -> Run:
+        """One run of an arm, checked.
+
+        Raises:
+            ValueError: naming the arm and every setting that cannot be used.
+        """
+        folder = self.output / arm.name / f"seed-{seed}"
+        values = {
+            **self.base, **self.question.settings, **arm.changes, "seed": seed, "output_dir": str(folder),
+            "show_progress": False, "resume_from_checkpoint": "auto",
+        }  # fmt: skip
+        try:
+            return Run(arm, seed, folder, build_recipe(values))
+        except ValueError as error:
+            raise ValueError(f"The arm {arm.name} cannot be run: {error}") from error
+
+    def runs(self) -> list[Run]:
+        """The runs that are known beforehand; the first seed of every arm comes first, so that a stop leaves a picture."""
+        return [self.run(arm, seed) for seed in self.question.seeds for arm in self.arms]
+
+    def check(self) -> None:
+        """Raises ValueError for arms, control, metric or pruner that cannot work together, before anything is run."""
+        names = [arm.name for arm in self.arms]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"Two arms are called {twice[0]}: names come from the values, which must differ.")
+        control, several = self.question.control, len(names) > 1 and not self.ranges
+        if control is None and several and not self.question.random:
+            raise ValueError(f"control is missing: name the arm to compare with, one of {', '.join(names)}.")
+        if control is not None and control not in names:
+            raise ValueError(
+                f"control: {control!r} is no arm of this sweep. Arms: {', '.join(names) or 'none is known'}."
+            )
+        first = self.run(self.arms[0] if self.arms else Arm("base", {}), self.question.seeds[0]).recipe
+        known = metric_names(first)
+        if known and self.question.metric not in known:
+            raise ValueError(
+                f"metric: {self.question.metric!r} is not among what the base recipe scores ({', '.join(known)}). Choose one, "
+                f"or add it to `metrics` under settings."
+            )
+        if wanted := [w for w in self.question.warmups if w != OWN and w not in first.task.controls]:
+            raise ValueError(
+                f"warmups: {wanted[0]} is not scored by the base recipe; add it to `controls` under settings "
+                f"(there now: {', '.join(first.task.controls) or 'none'})."
+            )
+        if self.question.pruner and str(getattr(first.config.eval_strategy, "value", "no")) == "no":
+            raise ValueError("pruner: needs evaluations during training; set eval_strategy and eval_steps in the base.")
+        if alike := [key for key in self.ranges if key in ALIKE]:
+            raise ValueError(f"random: {alike[0]} makes no difference between runs. Remove it.")
+        seen: dict[str, Arm] = {}
+        for arm in self.arms:
+            made = self.run(arm, self.question.seeds[0]).recipe
+            same = seen.setdefault(_what_counts(made), arm)
+            drawn_twice = arm.changes == same.changes and arm.name.startswith(SEARCHED)
+            if same is not arm and not drawn_twice:
+                keys = [key for key in {**same.changes, **arm.changes} if same.changes.get(key) != arm.changes.get(key)]
+                raise ValueError(
+                    f"The arms {same.name} and {arm.name} would be the same run: {', '.join(keys) or 'nothing'} makes no "
+                    f"difference between them. Remove one of them."
+                )
+
+
+def _what_counts(recipe: Recipe) -> str:
+    """What of a recipe can make its run another one."""
+    values = effective(recipe.config, recipe.model, recipe.task)
+    silent = ALIKE if recipe.config.guard in ("act", "stop") else ALIKE | LOGGING
+    return json.dumps({key: values[key] for key in sorted(values.keys() - silent)}, default=str)
+
+
+def make_plan(question: Question, output: Path) -> Plan:
+    """Every arm of a question, checked.
+
+    Raises:
+        ValueError: a setting, name or metric that cannot be used.
+        ImportError: random ranges without Optuna.
+    """
+    # checked together, as settings may be what lets a base for a GPU run here
+    base = build_recipe({**read_values(question.base), **question.settings}).values
+    arms = [Arm(name, changes) for name, changes in question.runs.items()]
+    arms += _grid(question.grid)
+    plan = Plan(question, base, output, arms)
+    if question.random:
+        ranges = {key: distribution(key, given) for key, given in question.random.items()}
+        if question.sampler == "tpe":
+            plan.ranges = ranges
+        else:
+            arms += _drawn(ranges, question.trials)
+    plan.check()
+    question.direction = question.direction or ("maximize" if better(question.metric, 1.0) else "minimize")
+    return plan
+
+
+def metric_names(recipe: Recipe) -> list[str]:
+    """What a recipe scores, found by scoring one target against itself; empty where a metric would load a network."""
+    task = load_task(recipe.task.task, **(recipe.task.task_kwargs or {}))
+    specs = recipe.task.metrics or task.metrics
+    signatures(specs)
+    if not all(spec in METRICS and spec not in HEAVY_METRICS for spec in map(str, specs)):
+        return []
+    rows = task.splits[recipe.task.predict_split]
+    if not rows:
+        raise ValueError(
+            f"predict_split: the task {task.name} has no rows in its {recipe.task.predict_split} split, so no metric can answer "
+            f"the question. Give rows, or another split."
+        )
+    row = rows[0]
+    return list(compute(specs, [row["target"]], [row["target"]], [row]))
+
+
+def _grid(grid: Mapping[str, list[Any]]) -> list[Arm]:
+    arms = []
+    for values in itertools.product(*grid.values()) if grid else ():
+        changes = dict(zip(grid, values, strict=True))
+        name = ",".join(f"{key}={label(value)}" for key, value in changes.items())
+        arms.append(Arm(re.sub(r"[^A-Za-z0-9_.=,+-]", "-", name), changes, {k: plain(v) for k, v in changes.items()}))
+    return arms
+
+
+def _drawn(ranges: Mapping[str, Any], trials: int) -> list[Arm]:
+    """Arms drawn at random, always the same ones."""
+    optuna = import_optuna()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [study.ask(dict(ranges)).params for _ in range(trials)]
+    return [Arm(f"{SEARCHED}{i:0{len(str(trials))}d}", params, params) for i, params in enumerate(drawn)]
+
+
+def distribution(key: str, given: Any) -> Any:
+    """A list of values, or {low, high, log, step}, as Optuna's distribution."""
+    kinds = import_optuna().distributions
+    if isinstance(given, list):
+        if any(isinstance(value, (list, dict)) for value in given):
+            raise ValueError(
+                f"random: {key} has lists or mappings as values; search plain values, or list arms under runs."
+            )
+        return kinds.CategoricalDistribution(given)
+    low, high, step = given["low"], given["high"], given.get("step")
+    if isinstance(low, int) and isinstance(high, int) and not isinstance(step, float):
+        return kinds.IntDistribution(low, high, log=bool(given.get("log")), step=step or 1)
+    return kinds.FloatDistribution(float(low), float(high), log=bool(given.get("log")), step=step)
+
+
+def suggest(trial: Any, key: str, space: Any) -> Any:
+    """A value of `distribution`, chosen by the study's sampler."""
+    if hasattr(space, "choices"):
+        return trial.suggest_categorical(key, space.choices)
+    choose = trial.suggest_int if isinstance(space.low, int) else trial.suggest_float
+    return choose(key, space.low, space.high, step=space.step, log=space.log)
+
+
+def label(value: Any) -> str:
+    """A value as part of a folder's name."""
+    if isinstance(value, list):
+        return "+".join(map(label, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plain(value: Any) -> Any:
+    """A value as a database column takes it."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else label(value)
+
+
+def import_optuna() -> Any:
+    """Optuna, without its lines in the terminal.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("sweeps need the package optuna; pip install 'rl_warmup[sweeps]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna

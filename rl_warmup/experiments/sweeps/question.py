@@ -1,0 +1,205 @@
+"""A sweep file, read and checked: the question in words, what varies, and the metric that answers it.
+
+Knows: the keys of a sweep file. Must not know: recipes beyond their path, runs, Optuna. All faults are reported together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rl_warmup.runtime.recipe_file import read_yaml
+
+OWN = ""  # a run's own warmups, in metrics.json
+WARMUPS = {
+    "own": OWN, "shuffled": "shuffled", "none": "empty_warmup", "empty_warmup": "empty_warmup", "filler": "filler",
+    "sampled": "sampled", "rerank": "rerank",
+}  # fmt: skip
+SAMPLERS = ("random", "tpe")
+PRUNERS = ("median", "percentile", "halving", "hyperband")
+# settings that every run of a sweep is given its own value of, so that one in the file would be overwritten
+GIVEN = {
+    "output_dir": "every run has a folder of its own", "seed": "list seeds under `seeds`",
+    "resume_from_checkpoint": "a run that was cut off goes on by itself", "show_progress": "the sweep shows its own line",
+}  # fmt: skip
+MANY = 10_000  # arms or seeds; more are a slip of the pen
+TEXTS = ("question", "base", "metric", "control", "launch")
+ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]*")
+HELP = {
+    "question": "what the sweep is to find out, in words",
+    "base": "the recipe every run starts from, relative to this file",
+    "settings": "settings of the recipe that every run changes",
+    "grid": "{setting: [value, ...]}; every combination is an arm",
+    "runs": "{arm: {setting: value, ...}}; arms one by one",
+    "random": "{setting: [value, ...] or {low, high, log, step}}; `trials` arms are drawn",
+    "trials": "how many arms `random` draws",
+    "sampler": "random (all drawn beforehand) or tpe (drawn from what is known so far)",
+    "pruner": "median, percentile, halving or hyperband, or {name, ...its arguments}; ends hopeless runs early",
+    "seeds": "[seed, ...] of every arm, or how many",
+    "metric": "the metric that answers the question, e.g. exact_match",
+    "direction": "maximize or minimize the metric",
+    "warmups": "which warmups at test: own, shuffled, none, filler, sampled, rerank; one or a list",
+    "control": "the arm that all others are compared with",
+    "launch": "how a run is started, e.g. `accelerate launch --num_processes 2`",
+}
+
+
+@dataclass
+class Question:
+    """One sweep file. Fields are its keys (`HELP`); `name` is the file's."""
+
+    name: str
+    question: str
+    base: Path
+    metric: str
+    seeds: list[int]
+    settings: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    random: dict[str, Any] = field(default_factory=dict)
+    trials: int = 0
+    sampler: str = "random"
+    pruner: dict[str, Any] | None = None
+    direction: str | None = None  # None: as the metric is usually read
+    warmups: list[str] = field(default_factory=lambda: [OWN])  # as metrics.json names them
+    control: str | None = None
+    launch: str | None = None
+
+
+def read_question(path: str | Path) -> Question:
+    """Read a sweep file.
+
+    Raises:
+        ValueError: naming every key that is unknown (with the nearest known one), missing, or of a wrong kind.
+    """
+    path = Path(path)
+    values = read_yaml(path, "sweep file", "recipes/sweeps/")
+    faults = [_unknown(key) for key in values if key not in HELP]
+    faults += [
+        f"{key} is missing: {HELP[key]}." for key in ("question", "base", "seeds", "metric") if not values.get(key)
+    ]
+    faults += [
+        f"{key}: {values[key]!r:.80} is not a text; give {HELP[key]}."
+        for key in TEXTS
+        if values.get(key) and not isinstance(values[key], str)
+    ]
+    faults += _fault_of_variation(values) + _faults_of_choices(values) + _faults_of_given(values)
+    base = Path(str(values.get("base", "")))
+    beside = path.parent / base
+    if isinstance(values.get("base"), str) and not (beside.is_file() or base.is_file()):
+        faults.append(f"base: the recipe {beside} does not exist. Give its path relative to {path}.")
+    seeds = values.get("seeds") or [0]
+    seeds = list(range(1, seeds + 1)) if type(seeds) is int and 0 < seeds <= MANY else seeds
+    whole = isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**32 for s in seeds)
+    if not whole or not 0 < len(set(seeds)) == len(seeds) <= MANY:
+        faults.append(
+            f"seeds: {seeds!r:.80} must be a list of different whole numbers from 0 to {2**32 - 1}, or how many (1 to {MANY})."
+        )
+    if faults:
+        text = faults[0] if len(faults) == 1 else "\n".join(f"  - {fault}" for fault in faults)
+        raise ValueError(f"{path}: {text}" if len(faults) == 1 else f"{path} cannot be used:\n{text}")
+    pruner = values.get("pruner")
+    asked = values.get("warmups") or "own"
+    given = {key: values[key] for key in ("settings", "grid", "runs", "random", "trials", "sampler") if values.get(key)}
+    given |= {key: values[key] for key in ("control", "launch", "direction") if values.get(key)}
+    return Question(
+        name=path.stem, question=str(values["question"]).strip(), base=beside if beside.is_file() else base,
+        metric=str(values["metric"]), seeds=seeds, pruner={"name": pruner} if isinstance(pruner, str) else pruner,
+        warmups=[WARMUPS[name] for name in (asked if isinstance(asked, list) else [asked])], **given,
+    )  # fmt: skip
+
+
+def _unknown(key: str) -> str:
+    near = difflib.get_close_matches(str(key), HELP, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(HELP)}."
+    return f"{key!r} is no key of a sweep file.{hint}"
+
+
+def _faults_of_given(values: Mapping[str, Any]) -> list[str]:
+    """Settings that a sweep cannot vary or set, wherever they stand."""
+    arms = values.get("runs") if isinstance(values.get("runs"), dict) else {}
+    places = {key: values.get(key) for key in ("settings", "grid", "random")}
+    places |= {f"runs: {name}": changes for name, changes in (arms or {}).items()}
+    return [
+        f"{place}: {key} would have no effect, as {why}. Remove it."
+        for place, changes in places.items()
+        for key, why in GIVEN.items()
+        if isinstance(changes, dict) and key in changes
+    ]
+
+
+def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with grid, runs, random and settings."""
+    faults = []
+    for key in ("grid", "runs", "random", "settings"):
+        if key in values and not isinstance(values[key], dict):
+            faults.append(f"{key}: must be a mapping, {HELP[key]}.")
+    if faults:
+        return faults
+    if not any(values.get(key) for key in ("grid", "runs", "random")):
+        faults.append("nothing varies: give a grid, runs or random ranges that hold something.")
+    for key, choices in (values.get("grid") or {}).items():
+        if not isinstance(choices, list) or not choices:
+            faults.append(f"grid: {key} has no list of values; write `{key}: [a, b]`.")
+        elif any(isinstance(choice, dict) for choice in choices):
+            faults.append(
+                f"grid: {key} has mappings as values, which give no readable name; list such arms under runs."
+            )
+    many = math.prod(len(choices) for choices in (values.get("grid") or {}).values() if isinstance(choices, list))
+    if many > MANY:
+        faults.append(
+            f"grid: has {many:.3g} combinations, must be at most {MANY}. Give fewer values, or random ranges."
+        )
+    names = [str(name) for name in values.get("runs") or {}]
+    faults += [f"runs: two arms are called {name}. Rename one." for name in set(names) if names.count(name) > 1]
+    for name, changes in (values.get("runs") or {}).items():
+        if not ARM.fullmatch(str(name)):
+            faults.append(f"runs: {name!r} names a folder; use letters, digits and _ . = , + - only.")
+        if not isinstance(changes, dict):
+            faults.append(f"runs: {name} must be a mapping of settings; {{}} is the base itself.")
+    faults += [_range_fault(key, given) for key, given in (values.get("random") or {}).items()]
+    trials = values.get("trials")
+    if values.get("random") and not (type(trials) is int and 0 < trials <= MANY):
+        faults.append(f"trials: random ranges need a number of arms to draw, e.g. `trials: 12` (at most {MANY}).")
+    if trials and not values.get("random"):
+        faults.append("trials: is for random ranges; a grid and runs say by themselves how many there are.")
+    return [fault for fault in faults if fault]
+
+
+def _range_fault(key: str, given: Any) -> str:
+    if isinstance(given, list) and given:
+        return ""
+    if isinstance(given, dict) and {"low", "high"} <= given.keys() <= {"low", "high", "log", "step"}:
+        try:
+            low, high = float(given["low"]), float(given["high"])
+        except (TypeError, ValueError, OverflowError):
+            return f"random: {key} has bounds that are no numbers: {given['low']!r:.40}, {given['high']!r:.40}."
+        if not (math.isfinite(low) and math.isfinite(high)) or low > high or (given.get("log") and low <= 0):
+            return f"random: {key} runs from {low:g} to {high:g}; low must not exceed high, and be above 0 with log."
+        return f"random: {key} cannot have both log and step." if given.get("log") and given.get("step") else ""
+    return f"random: {key} must be a list of values or {{low, high}}, with log: true or step if wanted."
+
+
+def _faults_of_choices(values: Mapping[str, Any]) -> list[str]:
+    """Words that are none of those allowed."""
+    faults = []
+    pruner = values.get("pruner")
+    named = pruner.get("name") if isinstance(pruner, dict) else pruner
+    asked = values.get("warmups") or []
+    chosen = [("warmups", w, tuple(WARMUPS)) for w in (asked if isinstance(asked, list) else [asked])]
+    for key, value, allowed in [
+        ("sampler", values.get("sampler"), SAMPLERS), ("pruner", named, PRUNERS),
+        ("direction", values.get("direction"), ("maximize", "minimize")), *chosen,
+    ]:  # fmt: skip
+        if value is not None and value not in allowed:
+            near = difflib.get_close_matches(str(value), allowed, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            faults.append(f"{key}: {value!r} is not one of {', '.join(allowed)}.{hint}")
+    if values.get("sampler") and not values.get("random"):
+        faults.append("sampler: is for random ranges, and there are none.")
+    return faults

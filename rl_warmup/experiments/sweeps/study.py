@@ -1,0 +1,242 @@
+"""The queue that workers share: an Optuna study that holds one trial per run (per arm, where the study makes the arms).
+
+Knows: Optuna, states of trials. Must not know: what a run is made of, processes, folders beyond the lock beside the study.
+
+A claim is taken under a file lock, because SQLite cannot tell two readers of the queue apart; workers that share a
+server's database but no folder are kept apart by the database, and by the rule that of two trials of one run the earlier
+counts. A worker that dies stops its heartbeat: after `patience` seconds its trials fail without an error, and every failed
+trial without an error goes back into the queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import statistics
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from rl_warmup.experiments.sweeps.arms import SEARCHED, Plan, import_optuna
+from rl_warmup.runtime.ownership import file_lock
+
+RUNNING, WAITING, DONE, PRUNED, FAILED = "running", "waiting", "done", "pruned", "failed"
+CLAIMED, WAIT, OVER = "claimed", "wait", "over"
+
+
+class RunFailed(Exception):
+    """A run ended without a result; the sweep goes on."""
+
+
+class Stopped(Exception):
+    """The sweep was asked to stop; the run goes back into the queue."""
+
+
+class Queue:
+    """The study of one plan.
+
+    Args:
+        storage: URL of the database; None is `study.db` in the plan's folder.
+        patience: seconds without a heartbeat after which a run is taken over.
+    """
+
+    def __init__(self, plan: Plan, storage: str | None = None, patience: int = 60) -> None:
+        self.optuna = optuna = import_optuna()
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self.plan, self.patience = plan, patience
+        self.lock = plan.output / "study.lock"
+        self.runs = {run.key: run for run in plan.runs()}
+        url = storage or f"sqlite:///{plan.output.resolve() / 'study.db'}"
+        options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+        sampler = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[plan.question.sampler]
+        liar = {"constant_liar": True, "n_startup_trials": 5} if plan.question.sampler == "tpe" else {}
+        with file_lock(self.lock):
+            database = optuna.storages.RDBStorage(
+                url, engine_kwargs=options, heartbeat_interval=max(1, patience // 4), grace_period=patience
+            )
+            self.study = optuna.create_study(
+                storage=database, study_name=plan.question.name, load_if_exists=True,
+                direction=plan.question.direction, pruner=self._pruner(),
+            )  # fmt: skip
+            # every worker of a search draws from a sequence of its own
+            self.study.sampler = sampler(seed=len(self.study.get_trials(deepcopy=False)), **liar)
+            self.study.set_user_attr("question", plan.question.question)
+            self._fill()
+
+    # ------------------------------------------------------------------ claiming
+
+    def work(self, objective: Callable[[Any], float], once: Callable[[], bool]) -> str:
+        """Claim a trial and run it: CLAIMED; nothing to claim, but others are at work: WAIT; everything has ended: OVER.
+
+        Args:
+            objective: gets the Optuna trial; raises RunFailed, Stopped or `optuna.TrialPruned`.
+            once: asked under the lock, right before the claim; False claims nothing and is OVER.
+        """
+        with contextlib.ExitStack() as held:
+            held.enter_context(file_lock(self.lock))
+            self.optuna.storages.fail_stale_trials(self.study)
+            self._fill()
+            states = self.standing()
+            claimable = WAITING in states.values() or self._made() < self.plan.trials
+            if not claimable:
+                return WAIT if RUNNING in states.values() else OVER
+            if not once():
+                return OVER
+
+            def claimed(trial: Any) -> float:
+                self._sign(trial)
+                held.close()
+                return objective(trial)
+
+            try:
+                self.study.optimize(claimed, n_trials=1, catch=(RunFailed, Stopped))
+            except ValueError as error:
+                if "Cannot tell" not in str(error):  # else another worker took it over, and its result stands
+                    raise
+        return CLAIMED
+
+    def retry_failed(self) -> int:
+        """Put every failed run back into the queue; how many."""
+        with file_lock(self.lock):
+            failed = [trials[-1] for key, trials in self._by_run().items() if self._state(trials) == FAILED]
+            for trial in failed:
+                self._requeue(trial)
+        return len(failed)
+
+    def _sign(self, trial: Any) -> None:
+        """Write down who has the trial; one that is surplus ends here."""
+        key = trial.user_attrs.get("run")
+        made = key is None and self.plan.trials > 0
+        earlier = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number]
+        if made:
+            fresh = [t for t in earlier if str(t.user_attrs.get("run", "")).startswith(SEARCHED)]
+            number = len({t.user_attrs["run"] for t in fresh})
+            key = f"{SEARCHED}{trial.number}"
+            surplus = number >= self.plan.trials
+        else:
+            live = [t for t in earlier if t.user_attrs.get("run") == key and t.state.name != "FAIL"]
+            surplus = key is None or bool(live) or key not in {*self.runs, *self._made_keys()}
+        if surplus:
+            trial.set_user_attr("surplus", True)
+            raise self.optuna.TrialPruned("another worker has it")
+        trial.set_user_attr("run", key)
+        trial.set_user_attr("claimed", trial.number)
+        trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+
+    def _fill(self) -> None:
+        """Every planned run has a trial that is not lost. Called under the lock."""
+        by_run = self._by_run()
+        for key, run in self.runs.items():
+            if key not in by_run:
+                self._add(run.arm.params, {"run": key, "arm": run.arm.name, "seed": run.seed})
+        now = datetime.datetime.now()
+        for trials in by_run.values():
+            last = trials[-1]
+            started = last.datetime_start or now
+            if last.state.name == "RUNNING" and last.user_attrs.get("claimed") != last.number:
+                # claimed by a worker that died before its first heartbeat
+                if (now - started).total_seconds() > self.patience:
+                    self.study.tell(last.number, state=self.optuna.trial.TrialState.FAIL)
+            elif self._state(trials) == FAILED and "error" not in last.user_attrs:
+                self._requeue(last)
+
+    def _requeue(self, trial: Any) -> None:
+        kept = {k: v for k, v in trial.user_attrs.items() if k in ("run", "arm", "seed")}
+        self._add(trial.params, kept, trial.distributions)
+
+    def _add(self, params: dict[str, Any], attrs: dict[str, Any], distributions: dict[str, Any] | None = None) -> None:
+        spaces = self._distributions(params) if distributions is None else distributions
+        words = self.optuna.distributions.CategoricalDistribution
+        if distributions is None:
+            params = {key: str(v) if isinstance(spaces[key], words) else v for key, v in params.items()}
+        trial = self.optuna.create_trial(
+            state=self.optuna.trial.TrialState.WAITING, params=params, user_attrs=attrs, distributions=spaces
+        )
+        try:
+            self.study.add_trial(trial)
+        except ValueError as error:
+            raise ValueError(
+                f"The study {self.plan.question.name} was begun with other values for {', '.join(params)}: {error} Choose "
+                f"another --output (or --storage), or remove the old one."
+            ) from error
+
+    # ------------------------------------------------------------------ looking
+
+    def standing(self) -> dict[str, str]:
+        """State of every run (or arm that the study makes): RUNNING, WAITING, DONE, PRUNED or FAILED."""
+        return {key: self._state(trials) for key, trials in self._by_run().items()}
+
+    def errors(self) -> dict[str, str]:
+        """What the failed runs said."""
+        last = {key: trials[-1] for key, trials in self._by_run().items() if self._state(trials) == FAILED}
+        return {key: str(trial.user_attrs.get("error", "its worker died")) for key, trial in last.items()}
+
+    def made(self) -> dict[str, dict[str, Any]]:
+        """Settings of the arms the study made, by name."""
+        trials = {key: trials[-1] for key, trials in self._by_run().items() if key not in self.runs}
+        return {key: dict(trial.params) for key, trial in trials.items()}
+
+    def median_seconds(self) -> float | None:
+        """Seconds of a trial that ran from its beginning to its end, the median; None before there is one."""
+        trials = self.study.get_trials(deepcopy=False)
+        seconds = [t.user_attrs["seconds"] for t in trials if t.state.name == "COMPLETE" and "seconds" in t.user_attrs]
+        return statistics.median(seconds) if seconds else None
+
+    @property
+    def total(self) -> int:
+        """How many trials the sweep will have."""
+        return len(self.runs) + self.plan.trials
+
+    def _made(self) -> int:
+        return len(self._made_keys())
+
+    def _made_keys(self) -> set[str]:
+        return {key for key in self._by_run() if key not in self.runs}
+
+    def _by_run(self) -> dict[str, list[Any]]:
+        """Trials by the run they stand for, earliest first; runs that are no longer planned are left out."""
+        found: dict[str, list[Any]] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            key = trial.user_attrs.get("run")
+            searched = self.plan.trials and "seed" not in trial.user_attrs
+            if key and not trial.user_attrs.get("surplus") and (key in self.runs or searched):
+                found.setdefault(key, []).append(trial)
+        return found
+
+    @staticmethod
+    def _state(trials: list[Any]) -> str:
+        names = {trial.state.name for trial in trials}
+        order = {"COMPLETE": DONE, "PRUNED": PRUNED, "RUNNING": RUNNING, "WAITING": WAITING}
+        return next((state for name, state in order.items() if name in names), FAILED)
+
+    # ------------------------------------------------------------------ Optuna's parts
+
+    def _distributions(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Where the params of a planned arm lie, for the study's own plots: numbers as numbers, all else as words."""
+        kinds, found = self.optuna.distributions, {}
+        for key in params:
+            values = [run.arm.params[key] for run in self.runs.values() if key in run.arm.params]
+            if all(isinstance(value, int) for value in values):
+                found[key] = kinds.IntDistribution(min(values), max(values))
+            elif all(isinstance(value, (int, float)) for value in values):
+                found[key] = kinds.FloatDistribution(min(values), max(values))
+            else:
+                found[key] = kinds.CategoricalDistribution(sorted({str(value) for value in values}))
+        return found
+
+    def _pruner(self) -> Any:
+        pruners = self.optuna.pruners
+        kinds = {
+            "median": pruners.MedianPruner, "percentile": pruners.PercentilePruner,
+            "halving": pruners.SuccessiveHalvingPruner, "hyperband": pruners.HyperbandPruner,
+        }  # fmt: skip
+        if self.plan.question.pruner is None:
+            return pruners.NopPruner()
+        settings = dict(self.plan.question.pruner)
+        name = settings.pop("name")
+        try:
+            return kinds[name](**settings)
+        except TypeError as error:
+            raise ValueError(f"pruner: {name} cannot be made: {error}.") from error

@@ -1,0 +1,322 @@
+"""A worker: takes runs from the queue, gives each a process of its own, and shows one line for the sweep as a whole.
+
+Knows: processes, clocks, the queue. Must not know: what a recipe says, how arms are compared. A run that is found finished
+(metrics.json) is not repeated; one that was cut off goes on from its checkpoints. A run's folder is locked while its process
+lives, so that the process of a killed worker is waited for and not started a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from rl_warmup.experiments.sweeps.answer import Outcome, write_answer
+from rl_warmup.experiments.sweeps.arms import SEARCHED, Arm, Plan, Run, make_plan, suggest
+from rl_warmup.experiments.sweeps.question import read_question
+from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
+from rl_warmup.runtime.orphans import as_parent
+from rl_warmup.runtime.ownership import RESULT, file_lock, run_of
+from rl_warmup.runtime.run_folder import read_jsonl
+
+POLL = 0.1  # seconds between two looks at a run's process
+PATIENT = 30.0  # seconds a run's process is given to end when asked to
+WAITING_POLL = 1.0  # seconds between two looks at the queue while others are at work
+
+
+@dataclass
+class SweepSettings:
+    """How a sweep is run. `budget` in seconds; `devices` are dealt out to the jobs as CUDA_VISIBLE_DEVICES."""
+
+    output: Path | None = None
+    jobs: int = 1
+    storage: str | None = None
+    budget: float | None = None
+    retry_failed: bool = False
+    devices: list[str] = field(default_factory=list)
+    patience: int = 60
+
+
+def run_sweep(file: str | Path, settings: SweepSettings) -> Outcome:
+    """Run what is still missing of a sweep, together with any other worker on the same study, and answer its question.
+
+    Raises:
+        ValueError: the sweep file, a recipe or the folder cannot be used.
+        ImportError: Optuna is not installed.
+    """
+    question = read_question(file)
+    plan = make_plan(question, settings.output or Path("runs", "sweeps", question.name))
+    if run_of(plan.output):
+        raise ValueError(f"--output: {plan.output} lies in a run's folder. Give a folder for the runs of the sweep.")
+    for run in plan.runs():
+        run.write()
+    queue = Queue(plan, settings.storage, settings.patience)
+    if settings.retry_failed:
+        queue.retry_failed()
+    note = Worker(plan, queue, settings).run()
+    return write_answer(plan, queue, note)
+
+
+class Worker:
+    """`jobs` threads, each of which claims a run, starts its process and waits for it."""
+
+    def __init__(self, plan: Plan, queue: Queue, settings: SweepSettings) -> None:
+        self.plan, self.queue, self.settings = plan, queue, settings
+        self.began = time.monotonic()
+        self.stop = threading.Event()
+        self.out_of_time: str | None = None
+        self.news: list[str] = []  # lines for the terminal, written by the main thread
+        self.broken: list[BaseException] = []
+
+    def run(self) -> str | None:
+        """Until everything has ended, or the budget has; a sentence where it was the budget.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C and SIGTERM, after the runs in progress were ended and put back.
+        """
+        threads = [threading.Thread(target=self._slot, args=(slot,)) for slot in range(self.settings.jobs)]
+        with _terminate_like_interrupt():
+            try:
+                for thread in threads:
+                    thread.start()
+                self._show(threads)
+            finally:
+                self.stop.set()
+                for thread in threads:
+                    thread.join()
+        if self.broken:
+            raise self.broken[0]
+        return self.out_of_time
+
+    def _slot(self, slot: int) -> None:
+        try:
+            while not self.stop.is_set():
+                state = self.queue.work(lambda trial: self._trial(trial, slot), self._has_time)
+                if state == OVER:
+                    return
+                if state != CLAIMED:
+                    self.stop.wait(WAITING_POLL)
+        except BaseException as error:
+            self.broken.append(error)
+            self.stop.set()
+
+    def _has_time(self) -> bool:
+        """Whether a run can end within the budget, as far as the runs so far tell."""
+        if self.settings.budget is None or self.stop.is_set():
+            return not self.stop.is_set()
+        left = self.settings.budget - (time.monotonic() - self.began)
+        needed = self.queue.median_seconds()
+        if left > (needed or 0.0):
+            return True
+        usual = "" if needed is None else f", and a run takes {words_of(needed)} (median)"
+        self.out_of_time = f"Stopped by --budget: {words_of(max(left, 0.0))} were left{usual}."
+        return False
+
+    # ------------------------------------------------------------------ one trial
+
+    def _trial(self, trial: Any, slot: int) -> float:
+        """The metric of a trial's run; its mean over the seeds where the study makes the arms."""
+        key = trial.user_attrs["run"]
+        began, fresh = time.monotonic(), True
+        values: list[float] = []
+        for run in self._runs(key, trial):
+            offset = len(values) * max(1, run.recipe.config.max_steps)
+            try:
+                value, again = self._execute(run, trial, slot, offset)
+            except RunFailed as error:
+                trial.set_user_attr("error", str(error))
+                self.news.append(f"{run.key} FAILED: {error}")
+                raise
+            values.append(value)
+            fresh = fresh and not again
+        if fresh:
+            trial.set_user_attr("seconds", round(time.monotonic() - began, 3))
+        return statistics.mean(values)
+
+    def _runs(self, key: str, trial: Any) -> list[Run]:
+        if key in self.queue.runs:
+            return [self.queue.runs[key]]
+        params = {name: suggest(trial, name, space) for name, space in self.plan.ranges.items()}
+        return [self.plan.run(Arm(key, params, params), seed) for seed in self.plan.question.seeds]
+
+    def _execute(self, run: Run, trial: Any, slot: int, offset: int) -> tuple[float, bool]:
+        """The metric of a run, and whether (a part of) it was there already."""
+        with file_lock(run.folder / "run.lock", self._raise_if_stopped) as lock:
+            begun = (run.folder / "environment.json").is_file()
+            if not (run.folder / RESULT).is_file():
+                self._process(run, trial, slot, offset, lock)
+            result = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
+        metric, warmups = self.plan.question.metric, self.plan.question.warmups[0]
+        scored = result["metrics"].get(warmups, result["metrics"][""])
+        if metric not in scored:
+            raise RunFailed(f"it has no {metric}, only {', '.join(scored)}")
+        self.news.append(f"{run.key}  {metric} {scored[metric]:.4g}  {result['train_seconds']:.0f} s of training")
+        return float(scored[metric]), begun
+
+    def _process(self, run: Run, trial: Any, slot: int, offset: int, lock: int) -> None:
+        launch = shlex.split(self.plan.question.launch) if self.plan.question.launch else [sys.executable]
+        command = [*launch, "-m", "rl_warmup.cli.train", "--config", str(run.write())]
+        threads = str(max(1, (os.cpu_count() or 1) // self.settings.jobs))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ, **as_parent()}
+        if self.settings.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self.settings.devices[slot % len(self.settings.devices)]
+        log = run.folder / "train.log"
+        with log.open("a", encoding="utf-8") as out:
+            try:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, pass_fds=(lock,),
+                    process_group=0,
+                )  # fmt: skip
+            except OSError as error:
+                raise RunFailed(f"launch: {launch[0]} cannot be started: {error}") from error
+            seen = 0
+            try:
+                while process.poll() is None:
+                    self._raise_if_stopped()
+                    if self.plan.question.pruner is not None:
+                        seen = self._report(run, trial, offset, seen)
+                    time.sleep(POLL)
+            except BaseException:
+                _end(process)
+                raise
+        if process.returncode:
+            how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
+            raise RunFailed(f"{_last_line(log) or how} ({how}; {log})")
+        if not (run.folder / RESULT).is_file():
+            raise RunFailed(f"it ended without {RESULT} ({log})")
+
+    def _report(self, run: Run, trial: Any, offset: int, seen: int) -> int:
+        """Tell the study what validation says so far, and end a run that has no prospects."""
+        key = f"eval_{self.plan.question.metric}"
+        points = [(line["step"], line[key]) for line in read_jsonl(run.folder / "metrics.jsonl") if key in line]
+        for step, value in points[seen:]:
+            trial.report(value, offset + step)
+            if trial.should_prune():
+                self.news.append(f"{run.key} pruned at update {step}: {key} {value:.4g}")
+                raise self.queue.optuna.TrialPruned
+        return len(points)
+
+    def _raise_if_stopped(self) -> None:
+        if self.stop.is_set():
+            raise Stopped
+
+    # ------------------------------------------------------------------ the line for the sweep as a whole
+
+    def _show(self, threads: list[threading.Thread]) -> None:
+        tty = sys.stderr.isatty()
+        before = sum(state in (DONE, PRUNED, FAILED) for state in self.queue.standing().values())
+        unit = "arms" if self.plan.trials and not self.queue.runs else "runs"
+        with tqdm(
+            total=self.queue.total, initial=before, desc=self.plan.question.name, unit=unit[:-1], miniters=0,
+            mininterval=0.3 if tty else 20.0, bar_format="{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]",
+        ) as bar:  # fmt: skip
+            while any(thread.is_alive() for thread in threads):
+                self._line(bar)
+                for _ in range(10):
+                    if any(thread.is_alive() for thread in threads):
+                        time.sleep(0.1)
+            self._line(bar)
+
+    def _line(self, bar: Any) -> None:
+        states = list(self.queue.standing().values())
+        ended = sum(state in (DONE, PRUNED, FAILED) for state in states)
+        counts = {word: states.count(word) for word in (FAILED, PRUNED, RUNNING)}
+        bar.set_postfix_str(", ".join(f"{n} {word}" for word, n in counts.items() if n), refresh=False)
+        bar.update(ended - bar.n)
+        while self.news:
+            bar.write(self.news.pop(0))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, with the exit code that a shell reports for it."""
+
+    code = 143
+
+
+@contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    """SIGTERM, as batch systems send it, ends a worker as cleanly as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a run's process and whatever it launched."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(PATIENT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def seconds_of(text: str) -> float:
+    """`2h`, `90m`, `1h30m`, `45s` or a number of seconds.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    if not text.strip() or parts is None:
+        raise ValueError(f"--budget: {text!r} is no time. Write 2h, 90m, 1h30m or a number of seconds.")
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return float(3600 * hours + 60 * minutes + seconds)
+
+
+def words_of(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def show_plan(file: str | Path, settings: SweepSettings) -> str:
+    """What a sweep would run and what that costs (`plan.planned_cost`); nothing is run or written."""
+    from rl_warmup.experiments.plan import planned_cost
+    from rl_warmup.experiments.report.tables import amount, text_table
+
+    question = read_question(file)
+    plan = make_plan(question, settings.output or Path("runs", "sweeps", question.name))
+    rows, total = [], 0.0
+    for run in plan.runs():
+        cost = planned_cost(run.recipe.resolved())
+        total += cost["flops"] or 0.0
+        flops, ratio = (cost["flops"] and amount(cost["flops"])), f"{cost['sft_ratio']:.1f}"
+        finished = "done" if (run.folder / RESULT).is_file() else ""
+        rows.append([run.key, cost["updates"], cost["tokens_per_update"], ratio, flops, finished])
+    header = ["run", "updates", "tokens an update", "times SFT", "operations", ""]
+    lines = [question.question, "", f"{len(rows)} runs, about {amount(total)} floating point operations (planned)"]
+    if plan.trials:
+        space = ", ".join(f"{key}: {value}" for key, value in plan.ranges.items())
+        lines.append(f"and {plan.trials} arms named {SEARCHED}N, {len(question.seeds)} seeds each, searched in {space}")
+    return "\n".join([*lines, "", text_table(header, rows)])

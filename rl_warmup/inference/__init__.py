@@ -1,0 +1,1 @@
+"""What a trained model writes, how likely it makes targets, and how good its predictions are."""

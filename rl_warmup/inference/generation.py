@@ -1,0 +1,204 @@
+"""Inference: the policy's warmup, then the target - or a target after a warmup of someone else's choosing.
+
+Knows: a model, its layout and law, encoded rows. Must not know: training, rewards, metrics.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl_warmup.engine.sampling import write_targets
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.encoding import ADDED, RowEncoder
+from rl_warmup.models.inference_settings import Inference, read_layout
+from rl_warmup.models.layouts import Layout, make_layout
+from rl_warmup.models.loading import load_model
+from rl_warmup.models.tokens import declare_tokens
+from rl_warmup.runtime.sharing import spread, uniforms
+
+FORCED = ("shuffled", "empty_warmup", "filler")  # made here; other_run takes its warmups from a file
+CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
+WRITTEN = ("warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids")  # columns of a prediction
+
+
+@dataclass
+class Writer:
+    """A model ready to write warmups and targets.
+
+    Args:
+        settings: what the model is fed and may write.
+        shared: all processes predict the same rows together, each its share; all of them have to call.
+        generate: further arguments of every call of `generate`.
+    """
+
+    model: Any
+    tokenizer: Any
+    layout: Layout
+    settings: Inference
+    shared: bool = False
+    generate: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> Writer:
+        """A checkpoint folder as training left it: weights, tokenizer and warmup_layout.json.
+
+        Raises:
+            ValueError: no such model, or the folder declares no layout, or a damaged one.
+        """
+        declared = read_layout(folder)
+        if not declared:
+            raise ValueError(
+                f"{folder} holds no warmup_layout.json, so where its warmups end is unknown. Give the folder that training "
+                f"wrote (its output_dir, or a checkpoint in it)."
+            )
+        model, tokenizer = load_model(str(folder), **{"dtype": "auto", **kwargs})
+        tokens = declare_tokens(model, tokenizer, declared["separator"])
+        settings = Inference.read(folder, tokens)
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        return cls(model, tokenizer, make_layout(model, tokens), settings)
+
+    @property
+    def law(self) -> WarmupLaw:
+        """Under which warmups are written."""
+        return self.settings.law
+
+    @property
+    def inference(self) -> str:
+        """`policy`, or `empty` for a model trained without warmups."""
+        return self.settings.mode
+
+    def encoder(self) -> RowEncoder:
+        """Encodes rows and prompts for this model, as training would."""
+        return self.settings.encoder(self.model, self.tokenizer)
+
+    def predict(
+        self,
+        rows: Sequence[dict[str, Any]],
+        batch_size: int = 32,
+        forced: Sequence[list[int]] | None = None,
+        sample_warmup: bool = False,
+        show_progress: bool = False,
+        seed: int | None = None,
+        **generate: Any,
+    ) -> list[dict[str, Any]]:
+        """Predictions for rows: the text columns plus those of `WRITTEN`.
+
+        Rows of similar length share a batch. Every row draws from a random stream of its own, so what is sampled depends on
+        `seed` and the row's place, and neither on the batch nor on how many processes share the work.
+
+        Args:
+            rows: with `prompt` (and, besides other columns, `target`), or already encoded (`layouts.encoding`).
+            forced: warmups (ids) to use in place of the policy's own, one per row; see `control_warmups`.
+            sample_warmup: draw warmups instead of taking their likeliest tokens; the target stays greedy.
+            seed: of the drawn warmups; None takes one from torch's random state.
+
+        Raises:
+            ValueError: a row that the model cannot be fed, or a forced warmup that leaves too few positions.
+        """
+        rows = self.encoded(rows)
+        if forced is None and self.inference == "empty":
+            forced = [[] for _ in rows]
+        self.check_room(rows, forced)
+        if sample_warmup and seed is None:
+            seed = int(torch.randint(2**31, ()))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]))
+
+        def write(start: int) -> list[dict[str, Any]]:
+            chosen = order[start : start + batch_size]
+            draws = uniforms("predict", seed, chosen, 1, self.law.max_length) if sample_warmup else None
+            written = write_targets(
+                self.model, self.layout, self.law, [rows[i]["prompt_ids"] for i in chosen], self.settings.max_target_length,
+                None if forced is None else [forced[i] for i in chosen], draws=draws, **self.generate, **generate,
+            )  # fmt: skip
+            return [self._prediction(rows[i], *both) for i, both in zip(chosen, written, strict=True)]
+
+        starts = range(0, len(rows), batch_size)
+        batches = spread(write, starts, self.shared, "Predicting" if show_progress else "")
+        out = [prediction for batch in batches for prediction in batch]
+        return [prediction for _, prediction in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
+
+    def encoded(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows with their ids; those that have them already stay as they are. A prompt without a target is a text that is
+        laid into the template of training; with one it is a row of data, whose prompt is whole."""
+        if all("prompt_ids" in row for row in rows):
+            return list(rows)
+        encoder = self.encoder()
+        if all("target" in row or "completion" in row for row in rows):
+            return encoder.encode_all(rows, "rows")
+        laid = [self.settings.prompt(row["prompt"]) for row in rows]
+        return [{**ids, **row} for row, ids in zip(rows, encoder.encode_prompts(laid), strict=True)]
+
+    def check_room(self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None) -> None:
+        """Encoding has left room for the model's own warmups; forced ones may be longer.
+
+        Raises:
+            ValueError: naming the row that needs more positions than there are.
+        """
+        longest = max(map(len, forced or ()), default=0)
+        positions = self.encoder().positions
+        if positions is None or longest <= positions.warmup:
+            return
+        for place, row in enumerate(rows):
+            target = len(row.get("target_ids", [0]))
+            replace(positions, warmup=longest).check(
+                len(row["prompt_ids"]), target, f"row {place} with its forced warmup"
+            )
+
+    def filler_ids(self) -> list[int]:
+        """The meaningless warmup of the filler control: `...` up to the limit."""
+        ids = self.tokenizer("...", add_special_tokens=False)["input_ids"]
+        return (ids * self.law.max_length)[: self.law.max_length]
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids as text for people."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _prediction(self, row: dict[str, Any], warmup: Any, target: list[int]) -> dict[str, Any]:
+        text = {k: v for k, v in row.items() if k not in ADDED}
+        return {
+            **text,
+            "warmup": self.decode(warmup.ids),
+            "warmup_ids": warmup.ids,
+            "warmup_finish": warmup.finish,
+            "prediction": self.decode(target),
+            "prediction_ids": target,
+        }
+
+
+def control_warmups(
+    control: str,
+    own: Sequence[dict[str, Any]],
+    filler: Sequence[int] = (),
+    seed: int = 0,
+) -> list[list[int]]:
+    """The warmups a control forces, one per row.
+
+    - `shuffled`: another row's own warmup (no row keeps its own): is the warmup used at all?
+    - `empty_warmup`: none: is the model better without?
+    - `filler`: the given meaningless ids: is it only the extra depth?
+
+    Args:
+        own: predictions with the policy's own warmups, in the order of the rows.
+        filler: ids of the filler.
+
+    Raises:
+        ValueError: unknown control, or shuffling fewer than two rows.
+    """
+    if control == "empty_warmup":
+        return [[] for _ in own]
+    if control == "filler":
+        return [list(filler) for _ in own]
+    if control != "shuffled":
+        raise ValueError(f"Unknown control {control!r}. Allowed: {', '.join(FORCED)}.")
+    if len(own) < 2:
+        raise ValueError("Shuffling warmups across prompts needs at least two rows.")
+    order = list(range(len(own)))
+    random.Random(seed).shuffle(order)
+    giver = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: nobody gives to itself
+    return [own[giver[i]]["warmup_ids"] for i in range(len(own))]

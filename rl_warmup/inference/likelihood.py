@@ -1,0 +1,195 @@
+"""How likely a model finds the targets: the n-sample bound on log P(y|x) and its growth, gain, ranking of choices.
+
+Knows: a `Writer`, encoded rows, scoring. Must not know: training, files. All numbers are nats, summed over a target, unless
+they say "per token".
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
+from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.inference.generation import Writer
+from rl_warmup.method.diagnostics import token_overlap
+from rl_warmup.method.objectives import log_mean_exp
+from rl_warmup.models.layouts.splice import splice
+from rl_warmup.runtime.sharing import spread, uniforms
+
+COUNTS = (1, 2, 4, 8, 16)
+EMPTY = Warmup([], "empty")
+LITTLE_OVERLAP, ENOUGH = 0.25, 0.05  # a gain without overlap is told only if a twentieth of the warmups share so little
+Lines = list[tuple[int, RowKind, Warmup]]
+
+
+@torch.no_grad()
+def target_likelihood(
+    writer: Writer,
+    rows: Sequence[dict[str, Any]],
+    counts: Sequence[int] = COUNTS,
+    batch_size: int = 8,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """log P(y|x) by the n-sample bound for every n, beside the likelihood without a warmup.
+
+    Args:
+        counts: group sizes n; each must divide the largest. The largest is sampled once, and the smaller bounds are means over
+            its disjoint parts, so that all of them look at the same warmups.
+        batch_size: prompts at a time. Every row draws from a random stream of its own, made from `seed` and its place.
+
+    Returns:
+        `rows`, `tokens`; `without_warmup` and `bound[n]`: {mean, std_error (over rows), per_token}; `gain`: {mean, std_error,
+        at_no_overlap, at_no_overlap_std_error}: the mean gain of a sampled warmup, and what a straight line through (overlap
+        with the target, gain) leaves where nothing of the target's tokens stands in the warmup; None where hardly any
+        warmup shares so little. A model trained without warmups gets `without_warmup` alone.
+    """
+    enable_scoring(writer.model)
+    largest = max(counts) if writer.inference == "policy" else 0
+    if any(largest % n for n in counts):
+        raise ValueError(f"counts: {list(counts)}: each has to divide the largest, so that parts are equal.")
+    grouped, empty, overlap = _score_all(writer, rows, largest, batch_size, seed, show_progress)
+    tokens = sum(len(row["target_ids"]) for row in rows)
+    out: dict[str, Any] = {"rows": len(rows), "tokens": tokens, "without_warmup": _summary(empty, tokens)}
+    if largest:
+        bounds = {n: torch.stack([log_mean_exp(part) for part in grouped.split(n, 1)]).mean(0) for n in counts}
+        out["bound"] = {n: _summary(bound, tokens) for n, bound in bounds.items()}
+        out["gain"] = _gain(grouped - empty[:, None], overlap)
+    return out
+
+
+@torch.no_grad()
+def rank_choices(writer: Writer, rows: Sequence[dict[str, Any]], warmups: Sequence[list[int]]) -> list[int]:
+    """The likeliest choice of every multiple-choice row: argmax_k log P(choice_k | x, c), one forward per row.
+
+    Args:
+        rows: encoded rows with `choices`; the choice is spelled as the row's target spells its own (letter, `A) text` or text).
+        warmups: ids of the warmup to read, one per row ([] is none).
+    """
+    enable_scoring(writer.model)
+
+    def likeliest(place: int) -> int:
+        row, ids = rows[place], warmups[place]
+        spelled = [_spell(row, k) for k in range(len(row["choices"]))]
+        encoded = [writer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in spelled]
+        prompts = [{**row, "target_ids": [*target, writer.layout.tokens.eos_id]} for target in encoded]
+        warmup = Warmup(list(ids), "proposal" if ids else "empty")
+        lines: Lines = [(k, RowKind.GROUP, warmup) for k in range(len(prompts))]
+        return int(_score(writer, splice(writer.layout, prompts, lines, 1)).target_logprob.argmax())
+
+    return spread(likeliest, range(len(rows)), writer.shared)
+
+
+@torch.no_grad()
+def rerank(
+    writer: Writer, rows: Sequence[dict[str, Any]], num_warmups: int, batch_size: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Predictions chosen among the targets that follow `num_warmups` sampled warmups.
+
+    Each candidate is scored under all warmups of its prompt, log-mean-exp: the estimate of log P(y|x), so a target that only
+    its own warmup finds likely does not win. Ties go to the first.
+    """
+    enable_scoring(writer.model)
+    candidates = [writer.predict(rows, batch_size, sample_warmup=True, seed=seed + k) for k in range(num_warmups)]
+
+    def best(place: int) -> dict[str, Any]:
+        own = [drawn[place] for drawn in candidates]
+        targets = [[*c["prediction_ids"], writer.layout.tokens.eos_id] for c in own]
+        prompts = [{**rows[place], "target_ids": target} for target in targets]
+        lines: Lines = [
+            (k, RowKind.GROUP, Warmup(c["warmup_ids"], c["warmup_finish"])) for k in range(len(targets)) for c in own
+        ]
+        scores = _score(writer, splice(writer.layout, prompts, lines, num_warmups))
+        bound = log_mean_exp(scores.target_logprob.view(num_warmups, num_warmups))
+        return own[int(bound.argmax())]
+
+    return spread(best, range(len(rows)), writer.shared)
+
+
+@torch.no_grad()
+def score_samples(
+    writer: Writer, rows: Sequence[dict[str, Any]], places: Sequence[int], size: int, seed: int
+) -> tuple[WarmupBatch, Scores]:
+    """Encoded rows with `size` warmups of the policy each, and with none: B * size group rows, then B empty ones.
+
+    Args:
+        places: of the rows in their data set; with `seed` they decide what is drawn.
+    """
+    prompts, length = [row["prompt_ids"] for row in rows], writer.law.max_length
+    draws = uniforms("likelihood", seed, places, size, length)
+    settings = {"draws": draws, **writer.generate}
+    drawn = write_warmups(writer.model, writer.layout, writer.law, prompts, size, **settings) if size else []
+    lines: Lines = [(i // size, RowKind.GROUP, warmup) for i, warmup in enumerate(drawn)]
+    lines += [(i, RowKind.EMPTY, EMPTY) for i in range(len(rows))]
+    batch = splice(writer.layout, list(rows), lines, size)
+    return batch, _score(writer, batch)
+
+
+def _score(writer: Writer, batch: WarmupBatch) -> Scores:
+    return score(writer.model, batch.to(writer.model.device), writer.law)
+
+
+def _score_all(
+    writer: Writer, rows: Sequence[dict[str, Any]], size: int, batch_size: int, seed: int, show_progress: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows, size) and (rows,) log P(y|x,c) with sampled warmups and without; (rows, size) overlap with the target."""
+
+    def score_batch(start: int) -> tuple[Tensor, Tensor, Tensor]:
+        places = range(start, min(start + batch_size, len(rows)))
+        batch, scores = score_samples(writer, [rows[place] for place in places], places, size, seed)
+        logprob, drawn = scores.target_logprob.cpu(), batch.warmups[: len(places) * size]
+        shares = [
+            token_overlap(w.ids, rows[start + i // size]["target_ids"]) if w.ids else 0.0 for i, w in enumerate(drawn)
+        ]
+        shape = (len(places), size)
+        return logprob[: len(drawn)].view(shape), logprob[len(drawn) :], torch.tensor(shares).view(shape)
+
+    starts = range(0, len(rows), batch_size)
+    batches = spread(score_batch, starts, writer.shared, "Likelihood" if show_progress else "")
+    groups, empties, overlaps = zip(*batches, strict=True)
+    return torch.cat(groups), torch.cat(empties), torch.cat(overlaps)
+
+
+def _summary(values: Tensor, tokens: int) -> dict[str, float | None]:
+    """Mean over rows with its standard error (None for a single row), and the sum per target token."""
+    numbers = values.tolist()
+    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else None
+    return {"mean": statistics.mean(numbers), "std_error": error, "per_token": sum(numbers) / tokens}
+
+
+def _gain(gain: Tensor, overlap: Tensor) -> dict[str, float | None]:
+    """The mean gain, and the intercept of a least-squares line of gain on overlap, both with errors over rows."""
+    mean = _summary(gain.mean(1), 1)
+    out = {"mean": mean["mean"], "std_error": mean["std_error"], "at_no_overlap": None, "at_no_overlap_std_error": None}
+    rows, x, y = len(gain), overlap.double(), gain.double()
+    seen_without = (
+        x < LITTLE_OVERLAP
+    ).double().mean() >= ENOUGH  # or the line would be drawn to where nothing was seen
+    if rows > 2 and seen_without and (x - x.mean()).square().sum() > 1e-9:
+        features = torch.stack([torch.ones_like(x), x], 2)  # (rows, n, 2)
+        flat = features.flatten(0, 1)
+        inverse = torch.linalg.inv(flat.T @ flat)
+        line = inverse @ flat.T @ y.flatten()
+        residual = y - features @ line
+        per_row = (features * residual[:, :, None]).sum(1)  # a row's samples are not independent of each other
+        covariance = inverse @ (per_row.T @ per_row) @ inverse * rows / (rows - 1)
+        out["at_no_overlap"], out["at_no_overlap_std_error"] = line[0].item(), covariance[0, 0].sqrt().item()
+    return out
+
+
+def _spell(row: dict[str, Any], k: int) -> str:
+    """Choice k in the style of the row's own target, where the row does not say."""
+    letter, target, style = ascii_uppercase[k], row["target"], row.get("choices_style")
+    if style is not None:
+        return letter if style == "letter" else f"{letter}) {row['choices'][k]}"
+    if len(target) == 1:
+        return letter
+    return f"{letter}) {row['choices'][k]}" if target[1:3] == ") " else row["choices"][k]

@@ -1,0 +1,169 @@
+"""The part of the trainer that writes: the model as inference sees it, and what it is worth on validation rows.
+
+Knows: transformers' evaluation loop, the current model under whatever engine trains it. Must not know: gradients, weights of
+warmups, recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+
+from rl_warmup.batch import Warmup
+from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.likelihood import score_samples
+from rl_warmup.method.diagnostics import Means, Sums, rollout_metrics, variety
+from rl_warmup.method.hold import HoldingTrainer
+from rl_warmup.method.training_data import encode_sets
+from rl_warmup.models.encoding import RowEncoder
+from rl_warmup.models.inference_settings import Inference
+from rl_warmup.runtime.launched import whole_weights
+from rl_warmup.runtime.run_folder import clock
+from rl_warmup.runtime.sharing import seeded, spread
+
+TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
+
+
+class ValidatingTrainer(HoldingTrainer):
+    """Predicts and scores with the model that is being trained; `WarmupTrainer` adds how it is trained."""
+
+    text_metrics: TextMetrics | None
+    settings: Inference  # as the options ask for it
+    eval_encoder: RowEncoder
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The model in eval mode, ready for `generate`, and the settings `generate` needs under this distribution."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            # sample under the precision that scores; every weight is whole, so ranks may stop at different lengths
+            with whole_weights(self.model_wrapped), self.accelerator.autocast():
+                yield self.accelerator.unwrap_model(self.model), {"synced_gpus": False}
+        finally:
+            self.model.train(was_training)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Trainer's: the bound on log P(y|x), the gain and the text metrics of the rows given.
+
+        Args:
+            eval_dataset: rows as for training, or encoded ones: a list, a `datasets.Dataset`, anything that gives rows; or a
+                dict (a `DatasetDict`) of such sets, each measured under `eval_NAME_...`. None is the trainer's own.
+
+        Raises:
+            ValueError: no rows, or a faulty one, with its name and number.
+        """
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = encode_sets(self.eval_encoder, eval_dataset, metric_key_prefix, self.args)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Trainer's: `metrics` as of `evaluate`, and as `predictions` the rows given, in order, with warmup and prediction.
+
+        Args:
+            test_dataset: rows as for `evaluate`; one set.
+        """
+        rows = encode_sets(self.eval_encoder, test_dataset, metric_key_prefix, self.args)
+        if rows is None or isinstance(rows, dict):
+            given = "none" if rows is None else f"a dict of {', '.join(rows)}"
+            raise ValueError(f"predict: takes one set of rows, and was given {given}. Call it for each set.")
+        return super().predict(rows, ignore_keys, metric_key_prefix)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The rows, encoded: `evaluation_loop` deals them out itself."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, str):
+            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if rows not in sets:
+                raise ValueError(
+                    f"evaluate: {rows!r} is none of the trainer's sets ({', '.join(sets) or 'it has no dict'})."
+                )
+            rows = sets[rows]
+        if rows is None:
+            raise ValueError("evaluate: no rows were given, and the trainer has no eval_dataset. Give one of both.")
+        encoded = encode_sets(self.eval_encoder, rows, "validation", self.args)
+        return DataLoader(encoded, self.args.eval_batch_size, collate_fn=list)
+
+    get_test_dataloader = get_eval_dataloader
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:  # fmt: skip
+        """In the place of Trainer's, which fills up the last round of batches by rows that were counted already.
+
+        Each row counts once and draws its warmups from a stream of its own, so that the figures depend neither on the number
+        of processes nor on the batch, and evaluating more often changes no training run.
+        """
+        began = clock()
+        rows = list(dataloader.dataset)
+        if self.model_wrapped is self.model:  # not trained yet, and under some engines on no device yet
+            self.model.to(self.args.device)
+        predicted = None
+        with seeded("evaluate", self.args.seed):
+            with self.shared_writer() as writer:
+                means = self._measure(writer, rows)
+                if self.text_metrics is not None or description == "Prediction":
+                    predicted = writer.predict(rows, self.args.per_device_eval_batch_size)
+            if self.text_metrics is not None:
+                means |= self.text_metrics(predicted or [])
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        self.run_folder.pause(clock() - began)
+        kept: Any = predicted  # rows with texts, where transformers would have arrays
+        return EvalLoopOutput(predictions=kept, label_ids=None, metrics=metrics, num_samples=len(rows))
+
+    def _measure(self, writer: Writer, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """The n-sample bound on log P(y|x), its negative per target token as loss, the gain, and what warmups look like."""
+        size = self.args.num_eval_warmups if writer.inference == "policy" else 0
+        step = self.args.per_device_eval_batch_size
+
+        def sums(start: int) -> tuple[Sums, list[Warmup]]:
+            places = range(start, min(start + step, len(rows)))
+            batch, scores = score_samples(writer, [rows[place] for place in places], places, size, self.args.seed)
+            groups = batch.num_prompts * batch.group_size
+            target, warmup = scores.target_logprob[:groups], scores.warmup_logprob[:groups]
+            weights = self.rollout.weigh(batch, target, warmup, 1.0, cold_start=True)
+            found = rollout_metrics(batch, scores, weights, target, {})
+            kept = {name: pair for name, pair in found.items() if not name.startswith(("reward", "completions/"))}
+            return kept, batch.warmups[:groups]
+
+        means, drawn = Means(), []
+        progress = "" if self.args.disable_tqdm else "Evaluating"
+        for found, warmups in spread(sums, range(0, len(rows), step), progress=progress):
+            means.add(found)
+            drawn += warmups
+        if drawn:
+            means.add(variety(rows, drawn, size))
+        bound = means.sums["target_bound" if size else "target_logprob"][0]
+        means.add({"loss": (-bound, sum(len(row["target_ids"]) for row in rows))})
+        return means.flush()
+
+    def inference(self) -> Inference:
+        """What the current model is fed and may write: as asked for, under the law that the guard has left."""
+        mode = "empty" if self.rollout.objective == "sft" else "policy"
+        return replace(self.settings, law=self.law, mode=mode)
+
+    def writer(self) -> Writer:
+        """The current model as inference sees it."""
+        return Writer(self.accelerator.unwrap_model(self.model), self.processing_class, self.layout, self.inference())
+
+    @contextmanager
+    def shared_writer(self) -> Iterator[Writer]:
+        """The current model for all processes together: each predicts its share. All must enter, and do the same inside."""
+        with torch.no_grad(), self._writing() as (model, settings):
+            yield replace(self.writer(), model=model, shared=True, generate=settings)
+
+    def predict_rows(self, rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+        """Predictions for rows, with the policy's likeliest warmup; all processes call it, and all get all of them."""
+        with self.shared_writer() as writer:
+            return writer.predict(rows, batch_size=self.args.per_device_eval_batch_size, **settings)

@@ -1,0 +1,140 @@
+"""Samples of one model for many prompts, drawn once into a file that grows by whole batches.
+
+Knows: a model, the sampling constraints, encoded prompts, processes. Must not know: what a line of the file looks like
+(`reference.py` keeps ids for one run, `samples.py` texts for anybody), recipes, phases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from rl_warmup.batch import Warmup
+from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.layouts import Layout
+from rl_warmup.runtime.sharing import is_main, seeded, spread
+
+BATCHES_AT_ONCE = 16  # that are drawn, by all processes together, between two writes to the file
+LOOKED_AT = 1024  # numbers of every tensor that tell one model from another
+
+Groups = dict[int, list[Warmup]]  # by the place of the prompt
+
+
+@dataclass
+class Drawing:
+    """What is drawn: `num_warmups` samples of a model for every prompt, under these constraints and this seed."""
+
+    model: Any
+    layout: Layout
+    law: WarmupLaw
+    num_warmups: int
+    seed: int
+    batch_size: int
+
+    def header(self, prompts: Sequence[list[int]]) -> dict[str, Any]:
+        """What tells one drawing from another: samples are reused only where all of it is the same."""
+        names = ("temperature", "top_p", "min_length", "max_length", "separator_id")
+        return {
+            "prompts": len(prompts),
+            "prompts_hash": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16],
+            "model_hash": weights_hash(self.model),
+            "num_warmups": self.num_warmups,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            **{name: getattr(self.law, name) for name in names},
+        }
+
+    def draw(self, prompts: Sequence[list[int]], batch: Sequence[int]) -> list[list[Warmup]]:
+        """The groups of these prompts (their places), under a random state that depends on the batch alone."""
+        with seeded("reference", self.seed, batch[0]):
+            ids = [prompts[place] for place in batch]
+            drawn = write_warmups(self.model, self.layout, self.law, ids, self.num_warmups)
+        return [drawn[i : i + self.num_warmups] for i in range(0, len(drawn), self.num_warmups)]
+
+
+def draw_missing(
+    drawing: Drawing,
+    prompts: Sequence[list[int]],
+    done: Collection[int],
+    keep: Callable[[Groups], None],
+    title: str = "",
+) -> None:
+    """Draw the groups that are not done, prompts of similar length together, batch by batch.
+
+    All processes call; each draws its share and all get everything. A batch that is done in part is drawn again as a whole,
+    so a drawing that was interrupted ends with the samples it would have had.
+
+    Args:
+        drawing: `model` in any mode, whole on every process; it is sampled in eval mode.
+        prompts: token ids.
+        done: places whose groups are at hand; the same on every process.
+        keep: called on every process with some more groups, whole batches of them, in the same order every time.
+        title: of the progress bar, which the main process shows; none by default.
+    """
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    batches = [order[i : i + drawing.batch_size] for i in range(0, len(order), drawing.batch_size)]
+    missing = [batch for batch in batches if any(place not in done for place in batch)]
+    was_training = drawing.model.training
+    drawing.model.eval()
+    bar = tqdm(
+        total=len(prompts), initial=len(prompts) - sum(map(len, missing)), desc=title, unit="prompt",
+        disable=not title or not is_main(), leave=False,
+    )  # fmt: skip
+    with bar:
+        for start in range(0, len(missing), BATCHES_AT_ONCE):
+            part = missing[start : start + BATCHES_AT_ONCE]
+            drawn = spread(lambda batch: drawing.draw(prompts, batch), part)
+            new = {
+                place: group
+                for batch, members in zip(part, drawn, strict=True)
+                for place, group in zip(batch, members, strict=True)
+            }
+            keep(new)
+            bar.update(len(new))
+    drawing.model.train(was_training)
+
+
+def weights_hash(model: Any, frozen_alone: bool = False) -> str:
+    """A short hash of some numbers of every tensor: the same on every device, in no time also for large models.
+
+    Args:
+        frozen_alone: without what is trained.
+    """
+    found = hashlib.sha256()
+    trained = {name for name, weight in model.named_parameters() if frozen_alone and weight.requires_grad}
+    for name, tensor in sorted(model.state_dict().items()):
+        if name in trained:
+            continue
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, flat.numel() // LOOKED_AT)]
+        found.update(name.encode() + str(tuple(tensor.shape)).encode() + some.float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def whole_records(path: Path) -> list[Any]:
+    """The records of a file that grew line by line. From a line that was torn on, it is cut off, on the disk as well."""
+    if not path.is_file():
+        return []
+    content, records, end = path.read_bytes(), [], 0
+    for line in content.splitlines(keepends=True):
+        try:
+            records.append(json.loads(line if line.endswith(b"\n") else b""))
+        except ValueError:  # of a torn character too
+            break
+        end += len(line)
+    if end < len(content):
+        path.write_bytes(content[:end])
+    return records
+
+
+def append(path: Path, lines: Sequence[str]) -> None:
+    """Add lines to a file in one go."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(lines))

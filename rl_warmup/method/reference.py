@@ -1,0 +1,159 @@
+"""The starting policy: its samples, drawn once before the first update, and the KL that holds the policy near it afterwards.
+
+Knows: what is drawn (`drawing.py`), the run's own file of token ids. Must not know: phases, rewards, recipes.
+As the start does not change, neither do its samples: one drawing serves every update, every epoch, every process and every
+restart, and no second model is needed for them. The KL needs one (or the adapter switched off).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_warmup.batch import Warmup, WarmupBatch
+from rl_warmup.engine.scoring import score
+from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing, whole_records
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.runtime import _trl
+from rl_warmup.runtime.sharing import is_main, spread
+
+FILE = "reference_warmups.jsonl"
+
+
+def reference_warmups(
+    drawing: Drawing, prompts: Sequence[list[int]], path: Path, show_progress: bool = False, resumed: bool = False
+) -> list[list[Warmup]]:
+    """A group of the starting model's samples for every prompt, from the file or drawn into it.
+
+    All processes call, and all get everything. A file of another drawing is replaced.
+
+    Args:
+        drawing: `model` in any mode, whole on every process; it is sampled in eval mode.
+        prompts: token ids; prompts of similar length are drawn together.
+        resumed: the updates so far were made with the file's samples, so another drawing must not take their place.
+
+    Returns:
+        One list of `num_warmups` warmups per prompt, in the order of `prompts`.
+
+    Raises:
+        ValueError: `resumed`, and the file is of another drawing.
+    """
+    header = drawing.header(prompts)
+    groups: Groups
+    # the main process looks for all, as it has cut what was torn and is the one that writes
+    groups, was_there = spread(lambda known: (_read(path, known), path.is_file()), [header])[0]
+    if resumed and was_there and not groups:
+        raise ValueError(
+            f"{path} holds samples of another starting model, seed, batch size or set of prompts than this run would draw, and "
+            f"the updates so far were made with them. Give the run the model and settings it was started with, or start anew in "
+            f"another output_dir."
+        )
+    if is_main() and not groups:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+
+    def keep(new: Groups) -> None:
+        # the log-probabilities were the start's, not the current policy's
+        groups.update({place: [warmup._replace(logprob=None) for warmup in group] for place, group in new.items()})
+        if is_main():
+            append(path, [_line(place, groups[place]) for place in new])
+
+    draw_missing(drawing, prompts, groups.keys(), keep, "Sampling the starting model" if show_progress else "")
+    return [groups[place] for place in range(len(prompts))]
+
+
+def _line(place: int, group: list[Warmup]) -> str:
+    cut = [i for i, warmup in enumerate(group) if warmup.finish == "length"]
+    record = {"row": place, "ids": [warmup.ids for warmup in group], "cut": cut}
+    return json.dumps(record, separators=(",", ":")) + "\n"
+
+
+def _read(path: Path, header: dict[str, Any]) -> Groups:
+    """The groups in a file of this very drawing, by place; nothing where it is another's."""
+    records = whole_records(path)
+    if not records or records[0] != header:
+        return {}
+    groups = {}
+    for record in records[1:]:
+        ends = ["length" if i in record["cut"] else "separator" for i in range(len(record["ids"]))]
+        groups[record["row"]] = [Warmup(ids, end) for ids, end in zip(record["ids"], ends, strict=True)]
+    return groups
+
+
+class StartingPolicy:
+    """The policy as it was before training, for the KL: a frozen copy, or the trained model with its new adapter switched off.
+
+    Args:
+        model: the starting model, scoring enabled, on its device. Without an adapter it is copied.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = None if _adds_nothing_yet(model) else copy.deepcopy(model).eval().requires_grad_(False)
+
+    def prepare(self, trainer: Any) -> None:
+        """Bring the copy under the engine that trains: sharded under ZeRO-3 and FSDP, whole on every process otherwise."""
+        if self.model is None:
+            return
+        if trainer.is_deepspeed_enabled:
+            self.model = _trl.prepare_deepspeed(self.model, trainer.accelerator)
+        elif trainer.is_fsdp_enabled:
+            self.model = _trl.prepare_fsdp(self.model, trainer.accelerator)
+        else:  # with bf16_full_eval Trainer moves its own model only when training begins
+            self.model.to(trainer.args.device)
+
+    @torch.no_grad()
+    def warmup_logps(self, trained: Any, batch: WarmupBatch, law: WarmupLaw) -> Tensor:
+        """log P(c_t | x, c_<t) of the starting policy for the actions of every row, in nats: (N, T), 0 elsewhere.
+
+        Args:
+            trained: the model that trains, as the engine wraps it; its adapter is switched off meanwhile.
+        """
+        alone = warmups_alone(batch)
+        if self.model is not None:
+            logps = score(self.model, alone, law).token_logps
+        else:
+            inside = trained
+            while not hasattr(inside, "disable_adapter"):
+                inside = inside.module
+            was_training = trained.training
+            trained.eval()  # or dropout, where it is left on, would make another start of every look
+            with inside.disable_adapter():
+                logps = score(trained, alone, law).token_logps
+            trained.train(was_training)
+        return torch.nn.functional.pad(logps, (0, batch.seq_ids.size(1) - logps.size(1))) * batch.warmup_mask
+
+
+@torch.no_grad()
+def _adds_nothing_yet(model: Any) -> bool:
+    """Whether the model has an adapter without which it is the same: a new one is, one that was trained before is not."""
+    if not hasattr(model, "disable_adapter"):
+        return False
+    ids = (
+        torch.tensor([[3, 5, 4, 6]], device=next(model.parameters()).device)
+        % model.get_input_embeddings().num_embeddings
+    )
+    given = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+    was_training = model.training
+    model.eval()
+    now = model(**given).logits.float()
+    with model.disable_adapter():
+        without = model(**given).logits.float()
+    model.train(was_training)
+    return torch.allclose(now, without, rtol=0, atol=1e-3 * now.abs().max().item())
+
+
+def warmups_alone(batch: WarmupBatch) -> WarmupBatch:
+    """The same rows without their targets; what the trained network made of the prompts is left behind."""
+    ends = torch.tensor([len(warmup.ids) + 1 for warmup in batch.warmups], device=batch.seq_ids.device)
+    width = int(ends.max())
+    before = torch.arange(width, device=ends.device) < ends[:, None]
+    cut = {name: getattr(batch, name)[:, :width] for name in ("seq_ids", "warmup_mask", "target_mask")}
+    cut["target_mask"] = torch.zeros_like(cut["target_mask"])
+    return replace(batch, **cut, seq_mask=batch.seq_mask[:, :width] * before, reading=None)

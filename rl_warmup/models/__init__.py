@@ -1,0 +1,1 @@
+"""Models, tokenizers and how prompt, warmup and target are laid into them."""

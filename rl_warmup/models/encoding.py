@@ -1,0 +1,321 @@
+"""Text -> token ids, once, before training: limits, truncation and their counts.
+
+Knows: a tokenizer and the limits. Must not know: networks, warmups. Every fault is found before the first update.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from rl_warmup.models.positions import Positions
+
+# What encoding and training add to a row of data, beside its own columns.
+ADDED = (
+    "prompt_ids", "target_ids", "word_lengths", "reference warmups", "reference warmups of another prompt", "stored warmups",
+)  # fmt: skip
+# Letters and signs of scripts that put no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese.
+UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff01-\uff0f\uff1a-\uff1f\uff5f-\uff9f\U00020000-\U0003ffff]"
+)
+HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its other half
+TOGETHER = 64  # rows whose texts go to the tokenizer in one call: a call for each text takes more than twice as long
+
+
+@dataclass
+class Writable:
+    """How many targets of a data set come back from their token ids as they were, whitespace aside."""
+
+    rows: int = 0
+    changed: int = 0
+    unknown: int = 0  # all of the target, or of the prompt, is unknown to the tokenizer
+    example: str = ""
+
+    def say(self, name: str) -> str | None:
+        """What a perfect model could not write, in a sentence; None where that is nothing."""
+        if not self.changed:
+            return None
+        return (
+            f"{name}: {self.changed} of {self.rows} targets ({self.changed / self.rows:.1%}) cannot be written by the tokenizer "
+            f"and a perfect model would match {1 - self.changed / self.rows:.1%} of them: {self.example}."
+        )
+
+
+@dataclass
+class RowEncoder:
+    """Turns rows with `prompt` and `target` (or TRL's `completion`) into rows that also hold ids.
+
+    Added columns: `id` (the row's number in its data set) where a row has none, `prompt_ids`, `target_ids` (ends with the end
+    token) and `word_lengths` (tokens of each target word, so that proposals can move words, not pieces of them; where a script
+    has no spaces, a token is a word). `counts` tells what was truncated or dropped, `writable` what of the last data set the
+    tokenizer cannot write. `beside` gives further columns of a row by its number in the data set, dropped rows counted, and by
+    how an error calls it.
+    """
+
+    tokenizer: Any
+    separator_id: int
+    max_prompt_length: int | None = None
+    max_target_length: int | None = None
+    prompt_truncation: str = "error"
+    target_truncation: str = "error"
+    encoder_decoder: bool = True
+    positions: Positions | None = None
+    counts: Counter = field(default_factory=Counter)
+    writable: Writable = field(default_factory=Writable, init=False)
+    beside: Callable[[int, str], dict[str, Any]] | None = None
+    _ahead: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False)  # (part, text) -> tokens
+
+    def encode_all(
+        self, rows: Iterable[dict[str, Any]], name: str, show_progress: bool = False
+    ) -> list[dict[str, Any]]:
+        """All rows of a data set, those dropped by a truncation policy left out.
+
+        Raises:
+            ValueError: naming the first faulty row, what was found, and what to do.
+        """
+        shown = tqdm(rows, desc=f"Tokenizing {name}", disable=not show_progress, leave=False)
+        self.writable = Writable()
+        encoded = list(self.encode_each(shown, name))
+        if encoded and self.writable.unknown == self.writable.rows:
+            raise ValueError(
+                f"{name}: all of the text is unknown to the tokenizer. Give the tokenizer of this text's language."
+            )
+        if not encoded:
+            raise ValueError(f"{name}: no row is left to use ({dict(self.counts) or 'the data set is empty'}).")
+        return encoded
+
+    def encode_each(self, rows: Iterable[dict[str, Any]], name: str, first: int = 0) -> Iterator[dict[str, Any]]:
+        """The rows as they come, `TOGETHER` of them read ahead; the first is row number `first`. Raises as `encode_all`."""
+        source, index = iter(rows), first
+        while together := [dict(row) for row in islice(source, TOGETHER)]:
+            _refuse_halves(together, name, index)
+            ahead = self._read_ahead(together)
+            for row in together:
+                self._ahead = ahead
+                where = f"{name} row {index} (id {row.get('id', index)})"
+                ids = self.encode(row, where)
+                if ids is not None:
+                    self._look_back(ids, where, refuse=name == "train")
+                    if ids.get("id") is None:
+                        ids["id"] = str(index)
+                self._ahead = {}  # the next row may be taken much later, and others be encoded meanwhile
+                index += 1
+                if ids is not None:
+                    yield ids if self.beside is None else {**ids, **self.beside(index - 1, where)}
+
+    def encode(self, row: dict[str, Any], where: str) -> dict[str, Any] | None:
+        """One row with its ids, or None where a policy drops it."""
+        target_column = "target" if "target" in row else "completion"
+        for column in ("prompt", target_column):
+            if column not in row:
+                wanted = "a `prompt` column and a `target` (or `completion`) column"
+                raise ValueError(f"{where}: needs {wanted}; it has {', '.join(map(repr, row)) or 'none'}.")
+        target = _target_text(row[target_column])
+        if not isinstance(target, str) or not target.strip():
+            raise ValueError(
+                f"{where}: the {target_column} is empty ({row[target_column]!r}). Remove the row or fill it."
+            )
+        whole_prompt = self._prompt_ids(row["prompt"])
+        if not whole_prompt:
+            raise ValueError(
+                f"{where}: the prompt is empty ({row['prompt']!r}), so nothing precedes the warmup. Fill it."
+            )
+        prompt_ids = self._limit(whole_prompt, "prompt", where)
+        target_ids, word_lengths = self._target_ids(target)
+        limited = self._limit([*target_ids, self._end], "target", where)
+        if prompt_ids is None or limited is None:
+            return None
+        reserved = self._reserved.intersection(limited[:-1])
+        if reserved:
+            found = ", ".join(repr(token) for token in self.tokenizer.convert_ids_to_tokens(sorted(reserved)))
+            raise ValueError(
+                f"{where}: the target holds {found}, which the layout needs for itself. Remove it from the text."
+            )
+        if self.positions is not None:
+            self.positions.check(len(prompt_ids), len(limited), where)
+        words = _cut(word_lengths, len(limited) - 1)
+        return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
+
+    def _look_back(self, row: dict[str, Any], where: str, refuse: bool) -> None:
+        """See what the tokenizer makes of a row's ids: whether it knows any of the text, and writes the target again."""
+        tally, target = self.writable, row["target"]
+        tally.rows += 1
+        unknown = next((part for part in ("prompt", "target") if self._is_unknown(row[f"{part}_ids"])), None)
+        if unknown is not None:
+            tally.unknown += 1
+            if refuse:
+                raise ValueError(
+                    f"{where}: the tokenizer knows nothing of the {unknown} ({str(row[unknown])[:60]!r}): all of it becomes "
+                    f"{self.tokenizer.unk_token}. Remove the row, or give a tokenizer that was made for such text."
+                )
+        whole = self._target_ids(target)[0]
+        back = self.tokenizer.decode(whole, skip_special_tokens=True)
+        if back.split() != target.split():
+            tally.changed += 1
+            tally.example = tally.example or f"{where}, {target[:60]!r}, comes back as {back[:60]!r}"
+
+    def _is_unknown(self, ids: list[int]) -> bool:
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in ids:
+            return False
+        return all(i == unknown or i in self._special for i in ids)
+
+    @cached_property
+    def _special(self) -> set[int]:
+        return set(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def _end(self) -> int:
+        return self.tokenizer.eos_token_id  # asked of every row, and slow to answer
+
+    @cached_property
+    def _begin(self) -> int | None:
+        return self.tokenizer.bos_token_id
+
+    @cached_property
+    def _reserved(self) -> set[int]:
+        """What the layout needs for itself."""
+        return {self.separator_id, self._end, self.tokenizer.pad_token_id}
+
+    def encode_prompts(self, prompts: list[str]) -> list[dict[str, Any]]:
+        """Prompts without targets, for inference."""
+        rows = []
+        for index, prompt in enumerate(prompts):
+            where = f"prompt {index}"
+            whole = self._prompt_ids(prompt)
+            if not whole:
+                raise ValueError(f"{where}: is empty ({prompt!r}). Give a text.")
+            ids = self._limit(whole, "prompt", where)
+            if ids is not None:
+                if self.positions is not None:
+                    self.positions.check(len(ids), 1, where)
+                rows.append({"id": str(index), "prompt": prompt, "prompt_ids": ids})
+        return rows
+
+    def _read_ahead(self, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
+        """The tokens of these rows' plain texts, for `encode` to find; it judges every row by itself."""
+        ahead: dict[tuple[str, str], Any] = {}
+        if not self.tokenizer.is_fast:
+            return ahead
+        texts = [(row.get("prompt"), _target_text(row.get("target", row.get("completion")))) for row in rows]
+        prompts, targets = ([text for text in part if isinstance(text, str)] for part in zip(*texts, strict=True))
+        if prompts:
+            ids = self.tokenizer(prompts)["input_ids"]
+            ahead.update(zip((("prompt", text) for text in prompts), ids, strict=True))
+        if targets:
+            read = self.tokenizer(targets, add_special_tokens=False, return_offsets_mapping=True)
+            pairs = zip(read["input_ids"], read["offset_mapping"], strict=True)
+            ahead.update(zip((("target", text) for text in targets), pairs, strict=True))
+        return ahead
+
+    def _prompt_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, list):  # TRL's conversational form
+            ids = self.tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        elif isinstance(prompt, str) and ("prompt", prompt) in self._ahead:
+            ids = self._ahead["prompt", prompt]
+        else:
+            ids = self.tokenizer(prompt)["input_ids"]
+        begin = self._begin
+        while begin is not None and ids[0:1] == [begin] and begin in ids[1:]:
+            again = ids.index(begin, 1)
+            if self.tokenizer.decode(ids[1:again]).strip():
+                break
+            ids = ids[again:]  # the text began with the token that the tokenizer puts before it
+        if not self.encoder_decoder and len(ids) > 1 and ids[-1] == self._end:
+            ids = ids[:-1]  # a decoder-only prompt must not look finished
+        return list(ids)
+
+    def _target_ids(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids without special tokens, and how many of them each whitespace-separated word has."""
+        if not self.tokenizer.is_fast:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return ids, [1] * len(ids)
+        if ("target", text) in self._ahead:
+            ids, offsets = self._ahead["target", text]
+        else:
+            read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids, offsets = read["input_ids"], read["offset_mapping"]
+        lengths: list[int] = []
+        begin = until = 0  # of the current word; a lone space (`▁`, `Ġ`) belongs to the word that follows it
+        for start, end in offsets:
+            at_edge = text[start : start + 1].isspace() or text[max(start - 1, 0) : start].isspace()
+            at_edge = at_edge or (
+                start >= until and _between_unspaced(text, start)
+            )  # some tokens are a part of a character
+            until = max(until, end)
+            if not lengths or (at_edge and text[begin:start].strip()):
+                lengths.append(1)
+                begin = start
+            else:
+                lengths[-1] += 1
+        return list(ids), lengths
+
+    def _limit(self, ids: list[int], part: str, where: str) -> list[int] | None:
+        """The ids within their limit; the last token (end of sequence) survives a cut on the right."""
+        limit = getattr(self, f"max_{part}_length")
+        policy = getattr(self, f"{part}_truncation")
+        if limit is None or len(ids) <= limit:
+            return ids
+        if policy == "error":
+            raise ValueError(
+                f"{where}: the {part} has {len(ids)} tokens, the limit max_{part}_length is {limit}. Shorten it, or train with a "
+                f"higher limit, or with {part}_truncation to cut or drop such rows."
+            )
+        self.counts[f"{part}s_{'dropped' if policy == 'drop' else 'truncated'}"] += 1
+        if policy == "drop":
+            return None
+        if policy == "left":
+            begins = ids[0] == self.tokenizer.bos_token_id
+            return ids[: int(begins)] + ids[len(ids) - limit + int(begins) :]
+        ends = ids[-1] == self._end
+        return ids[: limit - 1] + ids[-1:] if ends else ids[:limit]
+
+
+def _refuse_halves(rows: list[dict[str, Any]], name: str, first: int) -> None:
+    """Raises ValueError for a text with half a character, which no tokenizer takes, naming its row."""
+    for number, row in enumerate(rows, first):
+        for column in ("prompt", "target", "completion"):
+            value = row.get(column)
+            texts = [m.get("content") for m in value if isinstance(m, dict)] if isinstance(value, list) else [value]
+            for text in texts:
+                if isinstance(text, str) and (half := HALF.search(text)):
+                    raise ValueError(
+                        f"{name} row {number} (id {row.get('id', number)}): the {column} holds half a character ({half[0]!r}). "
+                        f"Repair the text, or remove the row."
+                    )
+
+
+def _between_unspaced(text: str, place: int) -> bool:
+    """Whether a word may begin at this place because the script of a neighbour has no spaces."""
+    if unicodedata.category(text[place : place + 1] or " ").startswith("M"):
+        return False  # a mark belongs to the letter before it
+    return any(UNSPACED.match(text, i) for i in (place, place - 1) if 0 <= i < len(text))
+
+
+def _target_text(value: Any) -> Any:
+    """The text of TRL's conversational completion, or the value itself."""
+    if isinstance(value, list) and all(isinstance(message, dict) and "content" in message for message in value):
+        return "".join(message["content"] for message in value)
+    return value
+
+
+def _cut(lengths: list[int], total: int) -> list[int]:
+    """The word lengths of the first `total` tokens."""
+    kept: list[int] = []
+    for length in lengths:
+        if total <= 0:
+            break
+        kept.append(min(length, total))
+        total -= length
+    return kept

@@ -1,0 +1,176 @@
+"""What a trained model is fed and what it may write: one record, saved beside the weights and read by whoever loads them.
+
+Knows: the law, limits, the encoder of rows. Must not know: training, tasks, flags. Nothing else may decide any of it: a limit
+that a later `evaluate` or `generate` does not know changes its numbers without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.encoding import RowEncoder
+from rl_warmup.models.positions import Positions
+from rl_warmup.models.tokens import LayoutTokens
+
+LAYOUT_FILE = "warmup_layout.json"
+LAW = ("temperature", "top_p", "min_length", "max_length")
+MODES = ("policy", "empty")
+CUTS = ("error", "left", "right")
+LONGEST = 512  # tokens of a written target where training had no limit
+# Key of the file -> what it may hold.
+NEEDED: dict[str, tuple[type, ...]] = {
+    "separator": (str,), "separator_id": (int,), "law": (dict,), "inference": (str,),
+    "max_prompt_length": (int, type(None)), "max_target_length": (int,),
+}  # fmt: skip
+LATER: dict[str, tuple[type, ...]] = {
+    "prompt_truncation": (str,),
+    "prompt_template": (str, type(None)),
+    "chat": (bool,),
+}
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Everything that decides what a trained model is fed and may write.
+
+    Args:
+        law: under which warmups are drawn, scored, and taken greedily.
+        separator: the token that ends a warmup, as the vocabulary spells it.
+        mode: `policy` writes a warmup first, `empty` answers at once (a model trained without warmups).
+        max_prompt_length: tokens; None is no limit.
+        prompt_truncation: what happens to a longer prompt: `error`, or the side on which it is cut.
+        max_target_length: tokens that may be written as a target, its end token included.
+        prompt_template: how training made prompts of texts, {text} standing for the text; None where it took several columns.
+        chat: training prompts were conversations, so that a text is laid into the chat template.
+    """
+
+    law: WarmupLaw
+    separator: str
+    mode: str = "policy"
+    max_prompt_length: int | None = None
+    prompt_truncation: str = "error"
+    max_target_length: int = LONGEST
+    prompt_template: str | None = "{text}"
+    chat: bool = False
+
+    @classmethod
+    def of(cls, options: Any, tokens: LayoutTokens, device: Any = None) -> Inference:
+        """As training with these options (`options.WarmupOptions`) has it. Predicted rows are cut where training drops them."""
+        law = WarmupLaw(
+            tokens.separator_id, tokens.banned.to(device), options.temperature, options.top_p,
+            options.min_warmup_length, options.max_warmup_length,
+        )  # fmt: skip
+        cut = "right" if options.prompt_truncation == "drop" else options.prompt_truncation
+        mode = "empty" if options.objective == "sft" else "policy"
+        limit = options.max_target_length or LONGEST
+        return cls(law, tokens.separator, mode, options.max_prompt_length, cut, limit)
+
+    @classmethod
+    def read(cls, folder: str | Path, tokens: LayoutTokens) -> Inference:
+        """What a folder declares. `tokens` are those of its model, with the separator that `read_layout` gives.
+
+        Raises:
+            ValueError: as `read_layout`; or the tokenizer has another id for the separator.
+        """
+        found = read_layout(folder)
+        if found["separator_id"] != tokens.separator_id:
+            raise ValueError(
+                f"{Path(folder, LAYOUT_FILE)}: the separator {tokens.separator!r} was token {found['separator_id']} while the "
+                f"model was trained, and is {tokens.separator_id} in the tokenizer beside it. Put the tokenizer back that "
+                f"training wrote."
+            )
+        law = WarmupLaw(tokens.separator_id, tokens.banned, **{name: found["law"][name] for name in LAW})
+        later = {name: found[name] for name in LATER if name in found}
+        return cls(
+            law, tokens.separator, found["inference"], found["max_prompt_length"],
+            max_target_length=found["max_target_length"], **later,
+        )  # fmt: skip
+
+    def save(self, folder: str | Path) -> None:
+        """Write `warmup_layout.json` beside the weights."""
+        record = {
+            "separator": self.separator, "separator_id": self.law.separator_id,
+            "law": {name: getattr(self.law, name) for name in LAW}, "inference": self.mode,
+            "max_prompt_length": self.max_prompt_length, "max_target_length": self.max_target_length,
+            "prompt_truncation": self.prompt_truncation, "prompt_template": self.prompt_template, "chat": self.chat,
+        }  # fmt: skip
+        Path(folder, LAYOUT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+    def encoder(self, model: Any, tokenizer: Any, writes_targets: bool = True) -> RowEncoder:
+        """Encodes rows and prompts for this model. Targets stay whole, as they are only scored.
+
+        Args:
+            writes_targets: whether positions must suffice for the longest target that may be written, too.
+        """
+        longest = self.max_target_length if writes_targets else 0
+        positions = Positions.of(model, self.law.max_length, self.mode == "policy", longest)
+        return RowEncoder(
+            tokenizer, self.law.separator_id, self.max_prompt_length, None, self.prompt_truncation,
+            encoder_decoder=model.config.is_encoder_decoder, positions=positions,
+        )  # fmt: skip
+
+    def prompt(self, text: Any) -> Any:
+        """The prompt that training would have made of a text. A text that fills the template already is taken as it is, and so
+        is a conversation (a list of messages)."""
+        if not isinstance(text, str):
+            return text
+        before, field, after = (self.prompt_template or "").partition("{text}")
+        before, after = (part.replace("{{", "{").replace("}}", "}") for part in (before, after))
+        filled = text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after)
+        laid = f"{before}{text}{after}" if field and not filled else text
+        return [{"role": "user", "content": laid}] if self.chat else laid
+
+
+def read_layout(folder: str | Path) -> dict[str, Any]:
+    """What a folder declares, checked; an empty dict where it declares nothing.
+
+    Raises:
+        ValueError: naming the file and the key that is missing or holds something else.
+    """
+    path = Path(folder, LAYOUT_FILE)
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Copy it again from the run, or train again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object. Copy it again from the run, or train again.")
+    fault = next(filter(None, (_fault(found, name) for name in (*NEEDED, *LATER))), None)
+    if fault is not None:
+        raise ValueError(
+            f"{path}: {fault}. A folder of an earlier version has to be completed by hand, with the values of its recipe."
+        )
+    return found
+
+
+def _fault(found: dict[str, Any], name: str) -> str | None:
+    """What is wrong with a key of the file."""
+    if name not in found:
+        return f"{name!r} is missing" if name in NEEDED else None
+    value: Any = found[name]
+    kinds = NEEDED.get(name) or LATER[name]
+    if type(value) not in kinds:
+        return f"{name!r} is {value!r}, not {' or '.join('null' if kind is type(None) else kind.__name__ for kind in kinds)}"
+    if name == "law":
+        numbers = [value.get(key) for key in LAW]
+        if all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers) and _possible(*numbers):
+            return None
+        return f"'law' is {value!r}; it holds {', '.join(LAW)}, numbers under which a warmup can be drawn"
+    allowed: tuple[str, ...] | None = {"inference": MODES, "prompt_truncation": CUTS}.get(name)
+    if allowed and value not in allowed:
+        return f"{name!r} is {value!r}, not one of {', '.join(allowed)}"
+    if name.startswith("max_") and value is not None and value < 1:
+        return f"{name!r} is {value}, not above 0"
+    return None
+
+
+def _possible(temperature: float, top_p: float, min_length: int, max_length: int) -> bool:
+    whole = isinstance(min_length, int) and isinstance(max_length, int)
+    return (
+        0 < temperature < float("inf") and 0 < top_p <= 1 and whole and 0 <= min_length <= max_length and max_length > 0
+    )

@@ -1,0 +1,132 @@
+"""The declared token ids of a layout: separator, pad, end, and the tokens a warmup may not hold.
+
+Knows: a tokenizer and how many rows a model's embedding has. Must not know: what a warmup is for.
+The separator is an existing reserved token where there is one. Adding a token is the last resort: growing the
+vocabulary of T5 v1.1, FLAN or mT5 re-ties and overwrites their output head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_warmup.models.whole import check_vocabulary
+
+ADDED_SEPARATOR = "<|warmup_end|>"
+RESERVED = (
+    "<extra_id_0>",  # T5, FLAN-T5, mT5, UMT5
+    "<|reserved_special_token_0|>",  # Llama 3
+    "<unused0>",  # Gemma
+    "<|object_ref_start|>",  # Qwen2, Qwen3: vision grounding, never in text
+    "<|fim_pad|>",  # Qwen2.5
+    "<jupyter_start>",  # SmolLM2
+    "[unused0]",
+    "<sep>",
+    ADDED_SEPARATOR,
+)
+
+
+@dataclass(frozen=True)
+class LayoutTokens:
+    """What the layouts need to know of a vocabulary. `banned` is a (V,) bool tensor, V = rows of the embedding."""
+
+    separator: str
+    separator_id: int
+    pad_id: int
+    eos_id: int
+    banned: Tensor
+
+
+def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> LayoutTokens:
+    """Choose the separator and list the tokens that a warmup may not hold.
+
+    Args:
+        model: a transformers model; grown by one embedding row only when it is decoder-only and nothing else is left.
+        tokenizer: its tokenizer; gets a pad token (the end token) when it has none.
+        separator: the token to use; None searches `RESERVED`, then the tokenizer's own `sep_token`.
+
+    Raises:
+        ValueError: no token can be used safely, or the one asked for cannot.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The tokenizer has no end-of-sequence token, so targets could not end. Set tokenizer.eos_token."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = model.get_input_embeddings().weight.size(0)
+    check_vocabulary(tokenizer, rows)
+    name = separator or _reserved_token(tokenizer) or _added_token(model, tokenizer, rows)
+    separator_id = _check(name, model, tokenizer)
+    rows = model.get_input_embeddings().weight.size(0)
+    banned = torch.zeros(rows, dtype=torch.bool)
+    banned[len(tokenizer) :] = True  # embedding rows without a token (T5 has 28 of them)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    never = special | set(tokenizer.all_special_ids) | {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    start = getattr(model.config, "decoder_start_token_id", None)
+    never |= {start} if start is not None else set()
+    banned[[i for i in never if i < rows]] = True
+    banned[separator_id] = False
+    return LayoutTokens(name, separator_id, tokenizer.pad_token_id, tokenizer.eos_token_id, banned)
+
+
+@torch.no_grad()
+def end_by_separator(model: Any, tokens: LayoutTokens) -> None:
+    """Make the separator as likely as the end of the sequence: give it the end token's rows in embedding and output head.
+
+    A pretrained model ends what it writes by its end token, which a warmup may not hold, and has never seen the separator. With
+    equal rows the separator takes the end token's place exactly: the same logit, hence the same lengths.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for weight in {id(m.weight): m.weight for m in (embedding, head)}.values():
+        weight[tokens.separator_id] = weight[tokens.eos_id]
+    if getattr(head, "bias", None) is not None:
+        head.bias[tokens.separator_id] = head.bias[tokens.eos_id]
+
+
+def _reserved_token(tokenizer: Any) -> str | None:
+    vocabulary = tokenizer.get_vocab()
+    found = [token for token in RESERVED if token in vocabulary]
+    own = tokenizer.sep_token if getattr(tokenizer, "sep_token", None) not in (None, tokenizer.eos_token) else None
+    return found[0] if found else own
+
+
+def _added_token(model: Any, tokenizer: Any, rows: int) -> str:
+    """Add a separator where that is safe: in a spare row of the embedding, or by growing a decoder-only model."""
+    if len(tokenizer) >= rows:
+        if model.config.is_encoder_decoder:
+            raise ValueError(
+                f"No token of this vocabulary of {len(tokenizer)} can serve as separator (looked for {', '.join(RESERVED[:-1])} "
+                f"and a sep_token), and growing an encoder-decoder's vocabulary could overwrite its output head. "
+                f"Name an unused token with `separator: <token>`."
+            )
+        model.resize_token_embeddings(len(tokenizer) + 1)
+    tokenizer.add_tokens([ADDED_SEPARATOR], special_tokens=True)  # add_special_tokens would replace the existing list
+    return ADDED_SEPARATOR
+
+
+def _check(name: str, model: Any, tokenizer: Any) -> int:
+    """The id of a separator that is safe to use."""
+    vocabulary = tokenizer.get_vocab()
+    if name not in vocabulary:
+        raise ValueError(
+            f"The separator {name!r} is not a single token of this tokenizer. Name a token of its vocabulary that never "
+            f"occurs in text, for instance a reserved one, or leave `separator` empty to have one chosen."
+        )
+    token_id = vocabulary[name]
+    taken = {
+        "pad": tokenizer.pad_token_id,
+        "end": tokenizer.eos_token_id,
+        "begin": tokenizer.bos_token_id,
+        "unknown": tokenizer.unk_token_id,
+        "decoder start": getattr(model.config, "decoder_start_token_id", None),
+    }
+    for role, used in taken.items():
+        if token_id == used:
+            raise ValueError(
+                f"The separator {name!r} already is the {role} token (id {token_id}); choose an unused token."
+            )
+    return token_id

@@ -1,0 +1,320 @@
+"""What was launched: processes, engine and shards as they really are, held against what was asked for.
+
+Knows: the variables that launchers set, accelerate, DeepSpeed's and FSDP's engines. Must not know: recipes, warmups, how
+anything is trained. Most wrong launch commands train something else and end with exit code 0 (docs/distributed.md lists
+them), so nothing here trusts a setting: engines and shards are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+SHARDED_STAGE = 3  # of ZeRO: the parameters themselves live in shards
+# Set by accelerate's launcher alone; ACCELERATE_USE_DEEPSPEED is also set by the first trainer of a process, for the next.
+LAUNCHED_DEEPSPEED = "ACCELERATE_CONFIG_DS_FIELDS"
+
+
+def asked_processes() -> int:
+    """The number of processes the launcher says it started."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def asks_deepspeed(args: Any) -> bool:
+    """Whether DeepSpeed was asked for, in the settings or by the launcher."""
+    return bool(args.deepspeed) or _is_on("ACCELERATE_USE_DEEPSPEED")
+
+
+def asks_fsdp(args: Any) -> bool:
+    """Whether FSDP was asked for, in the settings or by the launcher."""
+    return bool(args.fsdp) or _is_on("ACCELERATE_USE_FSDP")
+
+
+def meet_on_cpu(args: Any) -> None:
+    """Let processes on a machine without an accelerator meet over gloo. To be called before TrainingArguments looks around.
+
+    Without `use_cpu` accelerate starts independent runs there, each believing to be the main process. DeepSpeed is started
+    first, as ZeRO-3 given by `deepspeed: zero3.json` reads its number of processes before anybody else would start it, and
+    without its shared memory operator, which takes most of a minute to compile and only shortens the way within a machine.
+    """
+    on_cpu = args.use_cpu or not torch.accelerator.is_available()
+    if "RANK" not in os.environ or not on_cpu or asks_fsdp(args):
+        return
+    args.use_cpu = True
+    if not asks_deepspeed(args):
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+
+def refuse_quantized(args: Any, quantized: bool) -> None:
+    """Raises ValueError for weights of 4 or 8 bits under an engine that shards weights or optimizer: never tried here."""
+    if quantized and (asks_deepspeed(args) or asks_fsdp(args)):
+        engine = "DeepSpeed" if asks_deepspeed(args) else "FSDP"
+        raise ValueError(
+            f"load_in_4bit, load_in_8bit: quantized weights under {engine} were never tried here. Train in one process without "
+            f"it, or leave them out."
+        )
+
+
+def refuse_launch(args: Any, model: Any) -> None:
+    """Raise what can be known to be wrong before anything is built.
+
+    Raises:
+        ValueError: with one sentence per fault.
+    """
+    refuse_quantized(args, getattr(model, "is_quantized", False))
+    faults = [*_process_faults(args), *_fsdp_faults(args, model)]
+    json, by_launcher = args.deepspeed, os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if json and LAUNCHED_DEEPSPEED in os.environ:
+        faults.append(
+            f"Two DeepSpeed configurations are given, `deepspeed: {json}` and the launcher's ({by_launcher or 'its own keys'}), "
+            f"and the first would win without a word. Give one of them."
+        )
+    if model.config.is_encoder_decoder and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        faults.append(
+            "This model was loaded in shards (zero.Init). transformers then finds the empty shards of output head and "
+            "embeddings equal and ties them, which throws an own head away (T5 v1.1, FLAN, mT5). Load the model before "
+            "WarmupConfig is made, or give its name and let WarmupTrainer load it."
+        )
+    _raise(faults)
+
+
+class LaunchCheck(TrainerCallback):
+    """Looks at the engine when training begins, refuses a run that is not what was asked for, and says what it found."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        engine = self.trainer.model_wrapped
+        found = describe(engine)
+        _raise([*_process_faults(args), *engine_faults(args, engine, found)])
+        self.trainer.run_folder.processes = found
+        # DeepSpeed 0.19 under torch 2.13 would say this at every collective of every update
+        warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
+        if state.is_world_process_zero and not args.disable_tqdm and (found["count"] > 1 or "zero_stage" in found):
+            tqdm.write("Training on " + sentence(found))
+
+
+def describe(engine: nn.Module) -> dict[str, Any]:
+    """What trains on this process: how many there are, the engine, and how much of the model and optimizer lies here."""
+    parameters = list(engine.parameters())
+    found: dict[str, Any] = {
+        "count": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+        "engine": type(engine).__name__,
+        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
+        "parameters_here": sum(_elements_here(p) for p in parameters),
+    }
+    if found["count"] > 1:
+        found["backend"] = torch.distributed.get_backend()
+    if found["engine"] == "DeepSpeedEngine":
+        found["zero_stage"] = engine.zero_optimization_stage()  # type: ignore[operator]
+        found["trained_parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
+        found["optimizer_elements_here"] = _optimizer_elements(engine.optimizer, found["zero_stage"])
+    return found
+
+
+def sentence(found: dict[str, Any]) -> str:
+    """`describe` for people."""
+    many = f"{found['count']} process{'es' if found['count'] > 1 else ''}"
+    words = f"{many}: {found['engine']}"
+    if "zero_stage" in found:
+        words += f", ZeRO stage {found['zero_stage']}, optimizer state of {found['optimizer_elements_here']:,} of "
+        words += f"{found['trained_parameters']:,} trained parameters here"
+    return f"{words}, {found['parameters_here']:,} of {found['parameters']:,} parameters here."
+
+
+def engine_faults(args: Any, engine: nn.Module, found: dict[str, Any]) -> list[str]:
+    """One sentence for everything about the engine that is not what was asked for."""
+    name, many = found["engine"], found["count"] > 1
+    if asks_deepspeed(args):
+        return _deepspeed_faults(args, found)
+    if asks_fsdp(args):
+        if not is_fsdp2(engine):
+            return [
+                f"FSDP was asked for, but the model is wrapped in {name}, so nothing is sharded. accelerate leaves FSDP out "
+                f"without a word on a CPU; here only version 2 (`fsdp_version: 2`) on accelerators is supported."
+            ]
+        return []
+    if many and name != "DistributedDataParallel":
+        return [
+            f"{found['count']} processes train, but the model is not wrapped in DistributedDataParallel (it is a {name}), so "
+            f"gradients would never be averaged. On a machine without accelerators set `use_cpu: true` in place of "
+            f"ddp_backend; elsewhere launch with deepspeed_configs/ddp.yaml."
+        ]
+    return []
+
+
+def is_fsdp2(engine: nn.Module) -> bool:
+    """Whether FSDP of version 2 shards this model."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(engine, FSDPModule)
+
+
+@contextmanager
+def whole_weights(engine: nn.Module) -> Iterator[None]:
+    """Under ZeRO-3 and FSDP2: every weight gathered on every process, so that each may generate as it likes.
+
+    All processes must enter; what they do inside is their own business, different numbers of steps included. An exception
+    inside puts shards and hooks back, so that a caller may go on. Other engines keep whole weights: nothing happens.
+    """
+    stage = getattr(engine, "zero_optimization_stage", None)
+    if is_fsdp2(engine):
+        with _whole_fsdp2(engine):
+            yield
+    elif stage is not None and stage() == SHARDED_STAGE:
+        with _whole_zero3(engine):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _whole_zero3(engine: Any) -> Iterator[None]:
+    """Every weight gathered, and the engine's hooks, which would release them after each forward, off."""
+    import deepspeed
+
+    from rl_warmup.runtime import _trl
+    from rl_warmup.runtime.sharing import whole_on_every_process
+
+    # `generate` keeps processes in step as long as it sees a ZeRO-3 configuration, whatever it is told elsewhere
+    with deepspeed.zero.GatheredParameters(list(engine.parameters())), whole_on_every_process():
+        offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
+        # TRL leaves the model's own hook on, which compares processes at the first forwards after a change of hooks
+        begin = offload.module._forward_pre_hooks[offload.fwd_pre_hook.id]
+        offload.fwd_pre_hook.remove()
+        _trl.remove_hooks(engine)
+        try:
+            yield
+        finally:
+            offload.fwd_pre_hook = offload.module.register_forward_pre_hook(begin)  # before the others, as it was
+            _trl.add_hooks(engine)
+
+
+@contextmanager
+def _whole_fsdp2(engine: Any) -> Iterator[None]:
+    """Every weight gathered, and kept after each forward."""
+    from torch.distributed.fsdp import FSDPModule
+
+    engine._get_fsdp_state()._lazy_init()  # or the first layer that runs takes itself for the whole model
+    sharded = [module for module in engine.modules() if isinstance(module, FSDPModule)]
+    groups = [group for module in sharded for group in module._get_fsdp_state()._fsdp_param_groups]
+    after_forward = [group.post_forward_mesh_info for group in groups]
+    for module in sharded:
+        module.unshard()
+    for group in groups:
+        group.post_forward_mesh_info = None
+    try:
+        yield
+    finally:
+        for group, mesh in zip(groups, after_forward, strict=True):
+            group.post_forward_mesh_info = mesh
+        if hasattr(
+            engine, "reset_iter_state"
+        ):  # torch 2.13 has it: a group of which not every module ran would stay whole
+            engine.reset_iter_state()
+        for module in sharded:
+            module.reshard()
+
+
+def _process_faults(args: Any) -> list[str]:
+    """Processes that do not know of each other."""
+    asked, found = asked_processes(), args.world_size
+    here = (int(os.environ.get("RANK") or 0), args.process_index)
+    if asked != found or here[0] != here[1]:
+        return [
+            f"The launcher started {asked} processes (WORLD_SIZE), this one being number {here[0]}, but accelerate knows of "
+            f"{found} and takes it for number {here[1]}: every process would train on its own and write the same files. On a "
+            f"machine without accelerators set `use_cpu: true`; elsewhere look at distributed_type in the launch file."
+        ]
+    # accelerate's simple launcher sets the meeting place of several processes and then starts a single one
+    lonely = "MASTER_PORT" in os.environ and "RANK" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    if lonely and found == 1:
+        return [
+            "`accelerate launch` was asked for several processes but started one: --cpu and the distributed types NO and "
+            "MULTI_CPU ignore --num_processes. Launch with `rl-warmup train --launch cpu --num_processes N`, or unset "
+            "MASTER_PORT if one process is what you want."
+        ]
+    return []
+
+
+def _fsdp_faults(args: Any, model: Any) -> list[str]:
+    if asks_fsdp(args) and model.config.is_encoder_decoder:
+        return [
+            f"FSDP cannot train {model.config.model_type}: encoder and decoder share their embeddings, and accelerate's "
+            f"FSDP2 stops at parameters that belong to two groups. Use ZeRO (deepspeed_configs/zero2.yaml or zero3.yaml)."
+        ]
+    return []
+
+
+def _deepspeed_faults(args: Any, found: dict[str, Any]) -> list[str]:
+    if found["engine"] != "DeepSpeedEngine":
+        cause = (
+            "the environment says ACCELERATE_USE_CPU=true, which turns DeepSpeed off without a word; unset it and set "
+        )
+        cause += "`use_cpu: true` instead"
+        if not _is_on("ACCELERATE_USE_CPU"):
+            cause = "the launcher must say `distributed_type: DEEPSPEED`, or the settings `deepspeed: FILE.json`"
+        return [f"DeepSpeed was asked for, but the model is wrapped in {found['engine']}: {cause}."]
+    stage, wanted = found["zero_stage"], args.deepspeed_plugin.zero_stage
+    if stage != wanted:
+        return [f"ZeRO stage {wanted} was asked for, but the engine runs stage {stage}. Look at the DeepSpeed JSON."]
+    if found["count"] == 1 or stage == 0:
+        return []
+    faults, share = [], 1 / found["count"]
+    if found["optimizer_elements_here"] > _uneven(found["trained_parameters"], share):
+        faults.append(
+            f"ZeRO stage {stage} on {found['count']} processes should keep about {share:.0%} of the optimizer's state on each, "
+            f"but this one holds {found['optimizer_elements_here']:,} of {found['trained_parameters']:,} elements."
+        )
+    if stage == SHARDED_STAGE and found["parameters_here"] > _uneven(found["parameters"], share):
+        faults.append(
+            f"ZeRO stage 3 on {found['count']} processes should keep about {share:.0%} of the parameters on each, but this "
+            f"one holds {found['parameters_here']:,} of {found['parameters']:,}."
+        )
+    return faults
+
+
+def _uneven(elements: int, share: float) -> float:
+    """An upper bound of one process's shard: every tensor, or group of them, is padded to a multiple."""
+    return elements * (1 + share) / 2 + 4096
+
+
+def _elements_here(parameter: Any) -> int:
+    """Elements of a parameter that this process keeps between steps."""
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor.numel()
+    return parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel()
+
+
+def _optimizer_elements(optimizer: Any, stage: int) -> int:
+    """Elements of the float32 copies that this process's optimizer updates."""
+    name = "fp32_partitioned_groups_flat" if stage == SHARDED_STAGE else "single_partition_of_fp32_groups"
+    flat = getattr(optimizer, name, None)
+    if flat is None:
+        flat = [p for group in optimizer.param_groups for p in group["params"]]
+    return sum(p.numel() for p in flat)
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "y", "on")
+
+
+def _raise(faults: list[str]) -> None:
+    if faults:
+        raise ValueError("\n".join(faults))

@@ -1,0 +1,165 @@
+"""Values of a recipe as the types of their settings, with a sentence for each that is none.
+
+Knows: type hints of dataclasses, how YAML and flags give values. Must not know: torch, transformers, what a setting does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from rl_warmup.runtime.recipe_file import is_masked
+from rl_warmup.runtime.settings import number_fault, shown
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a mapping",
+    list: "a list",
+    str: "a text",
+}
+OR_TRUE = ("fsdp", "resume_from_checkpoint")  # texts for which true means something
+
+
+def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str, Any], list[str]]:
+    """The values that belong to fields of dataclasses, as the types of these fields.
+
+    Returns:
+        The values, faulty ones left out, and a sentence for every name that is no field, every value of a wrong type, outside
+        of its choices or of its range.
+    """
+    hints = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
+    known = {f.name: f for cls in classes for f in fields(cls) if f.init}
+    faults: list[str] = []
+    coerced: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(key, str) or key not in known:
+            faults.append(no_setting(key, known))
+            continue
+        if is_masked(key, value):
+            continue  # a run's own recipe.yaml does not know its secrets: HF_TOKEN of the environment is used
+        if value is False and (key.endswith("_strategy") or key == "guard"):
+            value = "off" if key == "guard" else "no"  # YAML reads bare words for no as false
+        secret = key.endswith("_token")
+        try:
+            found = _coerce(value, hints[key], key)
+        except (TypeError, ValueError, OverflowError):
+            keys = " with texts as keys" if isinstance(value, dict) else ""
+            faults.append(f"{key}: {'its value' if secret else shown(value)} is not {_spell(hints[key])}{keys}.")
+            continue
+        allowed = choices(hints[key], known[key].metadata)
+        if allowed and found is not None and "plugin" not in known[key].metadata:
+            wrong = [item for item in (found if isinstance(found, list) else [found]) if item not in allowed]
+            if wrong:
+                faults.append(unknown(key, wrong[0], allowed))
+                continue
+        if fault := number_fault(key, found):
+            faults.append(fault)
+            continue
+        coerced[key] = found
+    return coerced, faults
+
+
+def defaults_of(classes: Iterable[type]) -> dict[str, Any]:
+    """The defaults of dataclasses' fields; None where a field has none."""
+    found = {}
+    for cls in classes:
+        for f in fields(cls):
+            made = f.default_factory() if f.default_factory is not MISSING else f.default
+            found[f.name] = None if made is MISSING else made
+    return found
+
+
+def choices(hint: Any, metadata: Mapping[str, Any]) -> list[str]:
+    """What a field allows, by its metadata or its enumeration; empty where it says nothing."""
+    if metadata.get("choices"):
+        return list(metadata["choices"])
+    kinds = [option for option in _options(hint) if isinstance(option, type) and issubclass(option, enum.Enum)]
+    return [str(member.value) for member in kinds[0]] if kinds else []
+
+
+def no_setting(key: Any, known: Iterable[str]) -> str:
+    """The sentence for a name that is no setting."""
+    near = difflib.get_close_matches(str(key), list(known), n=1)
+    return f"{key!r} is not a setting.{f' Did you mean {near[0]!r}?' if near else ' See `rl-warmup train --help`.'}"
+
+
+def unknown(key: str, value: Any, allowed: Iterable[Any]) -> str:
+    """The sentence for a value outside its choices."""
+    names = [str(name) for name in allowed]
+    near = difflib.get_close_matches(str(value), names, n=1)
+    return f"{key}: {shown(value)} is not one of {', '.join(names)}.{f' Did you mean {near[0]!r}?' if near else ''}"
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _coerce(value: Any, hint: Any, key: str) -> Any:
+    """A YAML value as the field's type: YAML reads 1e-4 as text, and a flag may give one item for a list.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is none.
+    """
+    options = _options(hint)
+    bases = [typing.get_origin(option) or option for option in options]
+    if hint is Any:
+        return value
+    if value is None:
+        if type(None) not in options:
+            raise TypeError
+        return None
+    if isinstance(value, bool):
+        if bool in bases or typing.Literal in bases or (value and key in OR_TRUE):
+            return value
+        raise TypeError
+    if isinstance(value, str) and (
+        str in bases or any(isinstance(b, type) and issubclass(b, enum.Enum) for b in bases)
+    ):
+        if not value.strip():
+            raise TypeError
+        return value
+    if int in bases and (isinstance(value, int) or (isinstance(value, str) and value.lstrip("-").isdigit())):
+        return int(value)
+    if float in bases and isinstance(value, int | float | str):
+        return float(value)
+    if dict in bases and isinstance(value, dict):
+        _check_keys(value)
+        return value
+    if list in bases and not (isinstance(value, dict) and dict in bases):
+        return _listed(value, options)
+    if str in bases and dict not in bases and isinstance(value, int | float):
+        return str(value)
+    raise TypeError
+
+
+def _listed(value: Any, options: tuple[Any, ...]) -> list[Any]:
+    """A list of what the hint says; one item stands for a list of it."""
+    items = value if isinstance(value, list) else [value]
+    inner = next(option for option in options if (typing.get_origin(option) or option) is list)
+    if typing.get_args(inner) == (str,):
+        if any(not isinstance(item, str) or not item for item in items):
+            raise TypeError
+        return items
+    for item in items:
+        if isinstance(item, dict):
+            _check_keys(item)
+    return items
+
+
+def _check_keys(value: dict[Any, Any]) -> None:
+    """Raises TypeError for keys that are no texts, as they become names of arguments."""
+    if not all(isinstance(key, str) for key in value):
+        raise TypeError
+
+
+def _spell(hint: Any) -> str:
+    bases = [typing.get_origin(option) or option for option in _options(hint)]
+    words = [WORDS[base] for base in bases if base in WORDS]
+    return " or ".join(words) or "allowed"
