@@ -104,7 +104,7 @@ def run_arm(options: argparse.Namespace) -> list[DeviceRow]:
     )  # fmt: skip
     trainer.train()
     evaluation = Evaluation(["shuffled", "empty_warmup"], batch_size=config.per_device_eval_batch_size)
-    scored = evaluation.run(trainer.writer(), task, "test", Path(str(config.output_dir)))
+    scored = evaluation.run(trainer.warmup_generator(), task, "test", Path(str(config.output_dir)))
     about = (options.part, device_name(), Path(options.model).name, options.task)
     rows = [
         DeviceRow(
@@ -124,7 +124,7 @@ def _found(schedule: Any, folder: Path) -> list[str]:
     from rl_warmup.runtime.run_folder import read_jsonl
 
     steps = {"switch at": schedule.switched_at, "gave up at": schedule.gave_up_at}
-    told = [f"{what} {step or 'none'}" for what, step in steps.items()] if schedule.reading else []
+    told = [f"{what} {step or 'none'}" for what, step in steps.items()] if schedule.prefix_cache else []
     rows = [row for row in read_jsonl(folder / "predictions.jsonl") if "worked" in row and row["warmup"]]
     if rows and not schedule.proposal_only:
         right = sum(row["warmup"] == row["worked"] for row in rows) / len(rows)

@@ -1,4 +1,4 @@
-"""What sampling costs: our own loop (`write_warmups`) against `generate`, same law, prompts and weights.
+"""What sampling costs: our own loop (`sample_warmups`) against `generate`, same law, prompts and weights.
 
     python -m benchmarks.sampler
 
@@ -21,7 +21,7 @@ def measure_sampling(shape: str, n: int, repeats: int, memory: bool = True) -> l
     from benchmarks.ours import make_trainer
     from benchmarks.stock import adamw
     from benchmarks.workloads import make_workload
-    from rl_warmup.engine.sampling import generate_warmups, write_warmups
+    from rl_warmup.engine.sampling import sample_by_generate, sample_warmups
 
     torch.set_num_threads(1)
     workload = make_workload(SHAPES[shape])
@@ -29,10 +29,10 @@ def measure_sampling(shape: str, n: int, repeats: int, memory: bool = True) -> l
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(workload, model, adamw(model), folder, n)
     model.eval()
-    layout, law, prompts = trainer.layout, trainer.law, workload.prompts
+    layout, constraints, prompts = trainer.layout, trainer.constraints, workload.prompts
     calls = {
-        "own_loop": lambda: write_warmups(model, layout, law, prompts, n),
-        "generate": lambda: generate_warmups(model, layout, law, prompts, n),
+        "own_loop": lambda: sample_warmups(model, layout, constraints, prompts, n),
+        "generate": lambda: sample_by_generate(model, layout, constraints, prompts, n),
     }
     found = rows("sampler", shape, n, measure(calls, repeats, memory), "own_loop")
     print(f"{shape} n={n}: generate takes {found[1].ratio:.2f} times as long as the own loop", flush=True)

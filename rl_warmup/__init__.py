@@ -8,11 +8,11 @@ from typing import Any
 _HOMES = {
     "WarmupConfig": "config",
     "WarmupTrainer": "trainer",
-    "Writer": "inference.generation",
+    "WarmupGenerator": "inference.generation",
     "load_task": "tasks",
     "read_recipe": "config",
 }
-__all__ = ["WarmupConfig", "WarmupTrainer", "Writer", "load_task", "read_recipe"]
+__all__ = ["WarmupConfig", "WarmupGenerator", "WarmupTrainer", "load_task", "read_recipe"]
 
 
 def __getattr__(name: str) -> Any:

@@ -48,7 +48,7 @@ class RowKind(IntEnum):
 
 @dataclass
 class WarmupBatch:
-    """One micro-batch, ready for the network. Built by `rollout.py`, consumed by `layouts.scoring`."""
+    """One micro-batch, ready for the network. Built by `rollout.py`, consumed by `engine.scoring`."""
 
     prompt_ids: Tensor  # (B, X) int64, padded on the right
     prompt_mask: Tensor  # as prompt_ids
@@ -61,7 +61,9 @@ class WarmupBatch:
     warmups: list[Warmup]  # N, in the order of the rows
     prompts: list[dict[str, Any]]  # B data rows: text columns, `prompt_ids`, `target_ids`
     group_size: int  # G; 0 when the batch has no groups (the SFT control)
-    reading: Any = None  # what the network made of the prompts before it sampled, with gradient; see `layouts.passes`
+    prefix_cache: Any = (
+        None  # what the network made of the prompts before it sampled, with gradient; see `engine.fast.passes`
+    )
 
     @property
     def num_prompts(self) -> int:

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.runtime import _trl
-from rl_warmup.runtime.launched import meet_on_cpu
+from rl_warmup.runtime.launched import initialize_distributed_on_cpu
 from rl_warmup.runtime.recipe_file import masked, read_values
 from rl_warmup.runtime.settings import RANGES, number_fault, scratch_faults, setting_faults, shown
 from rl_warmup.runtime.values import defaults_of, typed, unknown
@@ -58,7 +58,7 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         faults += option_faults(self) + setting_faults(inherited, _inherited([type(self)]))
         if faults:
             raise ValueError(_report(faults))
-        meet_on_cpu(self)
+        initialize_distributed_on_cpu(self)
         super().__post_init__()
         if self.lr_scheduler_kwargs:
             _try_scheduler(self)

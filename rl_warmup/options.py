@@ -23,7 +23,7 @@ CONTROLS = (
     "filler",
     "sampled",
     "rerank",
-)  # `generation.CONTROLS` without that of another run
+)  # `inference.generation.CONTROLS` without that of another run
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plugin: str | None = None) -> Any:

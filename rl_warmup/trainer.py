@@ -27,7 +27,7 @@ from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer
 from rl_warmup.method.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.method.guard import Guard
 from rl_warmup.method.hold import HoldingTrainer, end_with_the_best
-from rl_warmup.method.losses import hold_loss, weighted_loss
+from rl_warmup.method.losses import kl_loss, weighted_loss
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import DRAFT, REFERENCE
 from rl_warmup.method.rollout import EMPTY, Rollout
@@ -46,7 +46,7 @@ from rl_warmup.models.loading import (
 )
 from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.plugins import spelled
-from rl_warmup.rewards import PREDICTIONS, RewardBoard, RewardScores
+from rl_warmup.rewards import PREDICTIONS, RewardScores, RewardSet
 from rl_warmup.runtime.launched import LaunchCheck, refuse_launch
 from rl_warmup.runtime.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
 from rl_warmup.runtime.search import SearchTrainer, first_model
@@ -144,13 +144,18 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             processing_class=processing_class, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
-        self.law = self.settings.law
+        self.constraints = self.settings.constraints
         known = first_rows(train_rows, args)
         self.settings = replace(self.settings, chat=any(isinstance(row["prompt"], list) for row in known))
-        self.rollout = Rollout.of(args, self.layout, self.law, processing_class, known)
+        self.rollout = Rollout.of(args, self.layout, self.constraints, processing_class, known)
         specs = reward_funcs if reward_funcs is not None else args.rewards
-        prepare = {"tokenizer": processing_class, "layout": self.layout, "law": self.law, "device": args.device}
-        self.rewards = RewardBoard.load(specs, **prepare, report=self._warn)
+        prepare = {
+            "tokenizer": processing_class,
+            "layout": self.layout,
+            "constraints": self.constraints,
+            "device": args.device,
+        }
+        self.rewards = RewardSet.load(specs, **prepare, report=self._warn)
         self.plugins = [args.objective, *args.proposals, *specs]
         # a run that goes on is compared by these too
         self.recipe = {"reward_funcs": spelled(reward_funcs), "dtype": str(dtype)}
@@ -190,7 +195,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             reading = self.rollout.read(model, prompts, cold_start) if self._reads_once(micro) else None
             plans = iter(self.rollout.plan(model, prompts, cold_start, reading, **settings))
         for part in micro:
-            yield replace(self.rollout.batch(part, [next(plans) for _ in part]), reading=reading)
+            yield replace(self.rollout.batch(part, [next(plans) for _ in part]), prefix_cache=reading)
 
     def _reads_once(self, micro: list[list[dict[str, Any]]]) -> bool:
         """Whether one reading of the prompts can serve sampling and gradient: nothing else wraps the forward, or cuts it."""
@@ -207,22 +212,24 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             batch
         )  # then the gradient is formed in the forward, unless the KL needs it per token
         scores = (
-            score_sampled(model, batch, self.law) if draws else score(model, batch, self.law, None if holds else known)
+            score_sampled(model, batch, self.constraints)
+            if draws
+            else score(model, batch, self.constraints, None if holds else known)
         )
         judged = self._judge(model, batch, scores)
         weights = known or self._weigh(batch, judged.total, scores.warmup_logprob)
         trained, constants, learned = batch, weights, scores
         if draws:
             trained, constants = self.rollout.draw(batch, weights)
-            learned = score(model, trained, self.law, None if holds else constants)
+            learned = score(model, trained, self.constraints, None if holds else constants)
         formed = learned.objective  # in the forward
         loss = sum(weighted_loss(learned, constants, tokens)) if formed is None else -formed / tokens
         if holds:
             assert self.start is not None
             # no engine wraps the copy, and two precisions would differ without any drift
             with self.accelerator.autocast():
-                before = self.start.warmup_logps(model, trained, self.law)
-            hold = hold_loss(learned.token_logps * trained.warmup_mask, before, constants.hold)
+                before = self.start.warmup_logps(model, trained, self.constraints)
+            hold = kl_loss(learned.token_logps * trained.warmup_mask, before, constants.hold)
             loss = loss + hold / tokens
             actions = scores.warmup_tokens[: batch.num_prompts * batch.group_size].sum().item()
             self.means.add({"kl": (hold.item() * batch.group_size / self.rollout.beta, actions)})
@@ -279,7 +286,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         """Tell the schedule what the group's warmups give over another prompt's (of the starting model's), and over none."""
         prompts, size = batch.num_prompts, batch.group_size
         others = self.rollout.against(batch.prompts, with_group=self.schedule.in_cold_start).to(self.args.device)
-        got = score(model, others, self.law).target_logprob
+        got = score(model, others, self.constraints).target_logprob
         own = scores.target_logprob[: prompts * size].view(prompts, size)
         bound, mean, none = log_mean_exp(own), own.mean(1), got[-prompts:]
         other = log_mean_exp(got[:-prompts].view(prompts, -1)) if len(got) > prompts else none
@@ -291,7 +298,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         def baseline() -> Tensor:
             rows = [[(RowKind.EMPTY, EMPTY)] for _ in batch.prompts]
             empty = self.rollout.batch(batch.prompts, rows).to(self.args.device)
-            return score(model, empty, self.law).target_logprob.repeat_interleave(batch.group_size)
+            return score(model, empty, self.constraints).target_logprob.repeat_interleave(batch.group_size)
 
         return self.rewards(
             batch,
@@ -321,7 +328,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         if self.last is None or not self.args.log_warmups or not self.is_world_process_zero():
             return
         batch, scores, weights = self.last
-        shown = sample_table(batch, scores, weights, self.writer().decode, self.args.log_warmups)
+        shown = sample_table(batch, scores, weights, self.warmup_generator().decode, self.args.log_warmups)
         records = [{"step": self.state.global_step, **row} for row in shown]
         append_jsonl(self.run_folder.folder / "warmups.jsonl", records)
         if shown and not self.args.disable_tqdm:
@@ -350,8 +357,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         ours: list[Any] = [LaunchCheck(self), self.means, self.schedule, self.run_folder, ProgressLine()]
         ours += callbacks_for(self.train_dataset)
         if args.guard != "off" and args.objective != "sft":
-            limits = (self.law.min_length, self.law.temperature, self.law.max_length)
-            ours.append(Guard(args.guard, args.num_warmups, *limits, self._change_law, self._warn))
+            limits = (self.constraints.min_length, self.constraints.temperature, self.constraints.max_length)
+            ours.append(Guard(args.guard, args.num_warmups, *limits, self._change_constraints, self._warn))
         for callback in ours:
             self.add_callback(callback)
 
@@ -359,8 +366,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         """Go on as SFT: nothing is there to be read, and no start to be held to."""
         self.rollout, self.start = replace(self.rollout, objective="sft"), None
 
-    def _change_law(self, **changes: Any) -> None:
-        self.law = self.rollout.law = replace(self.law, **changes)
+    def _change_constraints(self, **changes: Any) -> None:
+        self.constraints = self.rollout.constraints = replace(self.constraints, **changes)
 
     def _warn(self, warning: dict[str, Any]) -> None:
         if self.is_world_process_zero():

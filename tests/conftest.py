@@ -22,7 +22,7 @@ import torch
 from rl_warmup import cpu_matmul
 from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
 from rl_warmup.engine.scoring import enable_scoring, score
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout, LayoutTokens, make_layout
 from rl_warmup.models.layouts.splice import splice
 from rl_warmup.models.loading import load_model
@@ -54,20 +54,22 @@ class Lab:
         ids = {"prompt_ids": self.ids(prompt), "target_ids": [*self.ids(target), self.tokens.eos_id]}
         return {"id": prompt, "prompt": prompt, "target": target, "word_lengths": [1] * len(target.split()), **ids}
 
-    def law(self, allowed: str | None = None, **settings: Any) -> WarmupLaw:
+    def constraints(self, allowed: str | None = None, **settings: Any) -> SamplingConstraints:
         """The policy's law; `allowed` leaves only these words and the separator."""
         banned = self.tokens.banned.clone()
         if allowed is not None:
             banned[:] = True
             banned[[*self.ids(allowed), self.tokens.separator_id]] = False
-        return WarmupLaw(self.tokens.separator_id, banned, **settings)
+        return SamplingConstraints(self.tokens.separator_id, banned, **settings)
 
-    def all_warmups(self, law: WarmupLaw) -> list[Warmup]:
+    def all_warmups(self, constraints: SamplingConstraints) -> list[Warmup]:
         """Every warmup the law can produce: ended by the separator, or by the length limit."""
-        alphabet = [i for i, banned in enumerate(law.banned.tolist()) if not banned and i != law.separator_id]
+        alphabet = [
+            i for i, banned in enumerate(constraints.banned.tolist()) if not banned and i != constraints.separator_id
+        ]
         space = []
-        for length in range(law.min_length, law.max_length + 1):
-            finish = "separator" if length < law.max_length else "length"
+        for length in range(constraints.min_length, constraints.max_length + 1):
+            finish = "separator" if length < constraints.max_length else "length"
             space += [Warmup(list(ids), finish) for ids in product(alphabet, repeat=length)]
         return space
 
@@ -75,9 +77,9 @@ class Lab:
         """One prompt with a group of warmups."""
         return splice(self.layout, [row], [(0, RowKind.GROUP, warmup) for warmup in warmups], len(warmups))
 
-    def score(self, row: dict[str, Any], warmups: list[Warmup], law: WarmupLaw) -> Scores:
+    def score(self, row: dict[str, Any], warmups: list[Warmup], constraints: SamplingConstraints) -> Scores:
         """One forward over a group."""
-        return score(self.model, self.batch(row, warmups), law)
+        return score(self.model, self.batch(row, warmups), constraints)
 
 
 def make_lab(model: Any, tokenizer: Any) -> Lab:

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.method.objectives import Knobs, load_rule
+from rl_warmup.method.objectives import ObjectiveSettings, load_objective
 from rl_warmup.method.proposals import ProposalContext, propose
 from rl_warmup.metrics import compute, signatures
 from rl_warmup.plugins import ProcessExit, contained
@@ -56,7 +56,7 @@ def own(request, tmp_path, monkeypatch):
 
 
 CALLS = {
-    "objective": lambda: load_rule("own.py:objective")(torch.zeros(1, 2), torch.zeros(1, 2), Knobs()),
+    "objective": lambda: load_objective("own.py:objective")(torch.zeros(1, 2), torch.zeros(1, 2), ObjectiveSettings()),
     "proposal": lambda: propose("own.py:proposal", {"target_ids": [4, 1], "word_lengths": [1]}, ProposalContext(9)),
     "metric": lambda: compute(["own.py:metric"], ["a"], ["a"]),
     "task": lambda: load_task("own.py:task"),

@@ -19,7 +19,7 @@ from transformers import (
 
 from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.inference.evaluation import Evaluation, others_warmups
-from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.likelihood import rerank, target_likelihood
 from rl_warmup.models.inference_settings import Inference
 from rl_warmup.models.loading import load_model
@@ -101,9 +101,11 @@ def test_a_forced_warmup_needs_room_as_well(tmp_path):
 
 
 @pytest.fixture
-def writer(lab) -> Writer:
+def warmup_generator(lab) -> WarmupGenerator:
     """Of a T5 and a Llama whose warmups are up to three words."""
-    return Writer(lab.model, lab.tokenizer, lab.layout, Inference(lab.law(max_length=3), "", max_target_length=4))
+    return WarmupGenerator(
+        lab.model, lab.tokenizer, lab.layout, Inference(lab.constraints(max_length=3), "", max_target_length=4)
+    )
 
 
 @pytest.fixture
@@ -111,22 +113,22 @@ def rows(lab) -> list[dict]:
     return [lab.row("a b c"[: 2 * i + 1], "d e") for i in (0, 1, 2, 0, 2)]
 
 
-def test_what_is_sampled_does_not_depend_on_the_batch(writer, rows):
+def test_what_is_sampled_does_not_depend_on_the_batch(warmup_generator, rows):
     bounds, best, drawn = [], [], []
     for size in (1, 2, 5):
-        bounds.append(target_likelihood(writer, rows, counts=(1, 4), batch_size=size)["bound"][4]["mean"])
-        best.append([row["warmup_ids"] for row in rerank(writer, rows, 3, size)])
-        drawn.append([row["warmup_ids"] for row in writer.predict(rows, size, sample_warmup=True, seed=2)])
+        bounds.append(target_likelihood(warmup_generator, rows, counts=(1, 4), batch_size=size)["bound"][4]["mean"])
+        best.append([row["warmup_ids"] for row in rerank(warmup_generator, rows, 3, size)])
+        drawn.append([row["warmup_ids"] for row in warmup_generator.predict(rows, size, sample_warmup=True, seed=2)])
     assert bounds == pytest.approx([bounds[0]] * 3, rel=1e-5)
     assert best[1:] == best[:1] * 2
     assert drawn[1:] == drawn[:1] * 2
     assert drawn[0][0] != drawn[0][3] or drawn[0][2] != drawn[0][4]  # equal prompts, streams of their own
 
 
-def test_generate_draws_by_the_same_streams_where_our_sampler_does_not_reach(writer, rows, monkeypatch):
-    own = target_likelihood(writer, rows, counts=(4,), batch_size=2)["bound"][4]["mean"]
+def test_generate_draws_by_the_same_streams_where_our_sampler_does_not_reach(warmup_generator, rows, monkeypatch):
+    own = target_likelihood(warmup_generator, rows, counts=(4,), batch_size=2)["bound"][4]["mean"]
     monkeypatch.setattr("rl_warmup.engine.sampling._decoding", lambda *args: None)
-    theirs = target_likelihood(writer, rows, counts=(4,), batch_size=3)["bound"][4]["mean"]
+    theirs = target_likelihood(warmup_generator, rows, counts=(4,), batch_size=3)["bound"][4]["mean"]
     assert theirs == pytest.approx(own, rel=1e-5)
 
 
@@ -135,28 +137,32 @@ def task_of(rows) -> Task:
     return Task("t", {"train": [], "validation": [], "test": named}, ("exact_match",))
 
 
-def test_one_row_is_measured_without_shuffling(writer, rows, tmp_path, capsys):
+def test_one_row_is_measured_without_shuffling(warmup_generator, rows, tmp_path, capsys):
     controls = ["shuffled", "empty_warmup", "filler", "sampled", "rerank"]
-    found = Evaluation(controls, likelihood=True, num_warmups=2).run(writer, task_of(rows[:1]), "test", tmp_path)
+    found = Evaluation(controls, likelihood=True, num_warmups=2).run(
+        warmup_generator, task_of(rows[:1]), "test", tmp_path
+    )
     assert set(found["metrics"]) == {"", *controls} - {"shuffled"}
     assert found["rows"] == 1
     assert found["likelihood"]["bound"][16]["std_error"] is None
     assert "shuffled" in capsys.readouterr().out
 
 
-def test_warmups_of_another_run_have_to_fit_rows_and_tokens(writer, rows, tmp_path):
-    own = writer.predict(rows)
+def test_warmups_of_another_run_have_to_fit_rows_and_tokens(warmup_generator, rows, tmp_path):
+    own = warmup_generator.predict(rows)
     write_jsonl(tmp_path / "predictions.jsonl", own)
-    assert others_warmups(tmp_path, writer, rows) == [row["warmup_ids"] for row in own]
+    assert others_warmups(tmp_path, warmup_generator, rows) == [row["warmup_ids"] for row in own]
     for place, bad in ((0, {"prompt": "h"}), (2, {"warmup": "h h h h"}), (3, {"warmup_ids": [10**6]})):
         write_jsonl(
             tmp_path / "predictions.jsonl", [{**row, **(bad if i == place else {})} for i, row in enumerate(own)]
         )
         with pytest.raises(ValueError, match="predictions.jsonl"):
-            others_warmups(tmp_path, writer, rows)
+            others_warmups(tmp_path, warmup_generator, rows)
     write_jsonl(tmp_path / "predictions.jsonl", own[:4])
     with pytest.raises(ValueError, match="4 rows"):
-        Evaluation(["other_run"], other_run=str(tmp_path)).run(writer, task_of(rows), "test", tmp_path / "out")
+        Evaluation(["other_run"], other_run=str(tmp_path)).run(
+            warmup_generator, task_of(rows), "test", tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -166,14 +172,14 @@ def test_a_text_becomes_a_conversation_where_training_had_conversations(tmp_path
     talk = [{"prompt": [{"role": "user", "content": row["prompt"]}], "target": row["target"]} for row in ROWS]
     trainer = trainer_of(build_model("llama", tokenizer, SIZE), tokenizer, tmp_path, talk)
     trainer.save_model()
-    writer = Writer.load(tmp_path, "cpu")
-    assert writer.settings.chat
+    warmup_generator = WarmupGenerator.load(tmp_path, "cpu")
+    assert warmup_generator.settings.chat
     text, said = (
-        writer.encoded([{"prompt": "w1 w2"}]),
-        writer.encoded([{"prompt": [{"role": "user", "content": "w1 w2"}]}]),
+        warmup_generator.encoded([{"prompt": "w1 w2"}]),
+        warmup_generator.encoded([{"prompt": [{"role": "user", "content": "w1 w2"}]}]),
     )
     assert text[0]["prompt_ids"] == said[0]["prompt_ids"]
-    assert len(text[0]["prompt_ids"]) > len(writer.encoder().encode_prompts(["w1 w2"])[0]["prompt_ids"])
+    assert len(text[0]["prompt_ids"]) > len(warmup_generator.encoder().encode_prompts(["w1 w2"])[0]["prompt_ids"])
     assert text[0]["prompt"] == "w1 w2"
 
 
@@ -219,8 +225,8 @@ def test_peft_models_that_could_not_be_loaded_again_are_refused(base, tmp_path, 
         trainer_of(adapted, base[1], tmp_path / "run")
 
 
-def test_settings_cannot_be_changed_under_a_writer(writer):
+def test_settings_cannot_be_changed_under_a_writer(warmup_generator):
     with pytest.raises(AttributeError):
-        writer.settings.max_target_length = 7
-    assert replace(writer.settings, mode="empty").mode == "empty"
-    assert torch.equal(writer.settings.law.banned, writer.law.banned)
+        warmup_generator.settings.max_target_length = 7
+    assert replace(warmup_generator.settings, mode="empty").mode == "empty"
+    assert torch.equal(warmup_generator.settings.constraints.banned, warmup_generator.constraints.banned)

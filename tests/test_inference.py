@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.models.inference_settings import LAYOUT_FILE, read_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
@@ -128,7 +128,7 @@ def test_python_and_the_command_line_write_the_same(run, capsys):
     folder = run("scratch-llama", prompt_truncation="left")
     rows = long_rows(6, 9)
     capsys.readouterr()
-    written = Writer.load(folder, "cpu").predict(rows)
+    written = WarmupGenerator.load(folder, "cpu").predict(rows)
     assert [row["id"] for row in written] == [row["id"] for row in rows]
     assert main(["generate", "run", *(row["prompt"] for row in rows), "--json"]) == 0
     told = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
@@ -145,7 +145,7 @@ def test_generate_lays_a_text_into_the_template_of_training(run, template, capsy
     assert main(["generate", "run", "alpha beta", whole, "--json"]) == 0
     bare, laid = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert bare["prediction"] == laid["prediction"]
-    settings = Writer.load("run", "cpu").settings
+    settings = WarmupGenerator.load("run", "cpu").settings
     assert settings.prompt("alpha beta") == settings.prompt(whole) == whole
 
 

@@ -14,7 +14,7 @@ from rl_warmup.runtime.launched import (
     LaunchCheck,
     describe,
     engine_faults,
-    meet_on_cpu,
+    initialize_distributed_on_cpu,
     refuse_launch,
     sentence,
     whole_weights,
@@ -200,12 +200,12 @@ def test_on_a_cpu_processes_meet_over_gloo(monkeypatch):
     """accelerate looks for GPUs unless told otherwise; a single process, and FSDP, are left as they are."""
     assert not torch.accelerator.is_available()
     alone = asked(use_cpu=False)
-    meet_on_cpu(alone)
+    initialize_distributed_on_cpu(alone)
     assert not alone.use_cpu
     monkeypatch.setenv("RANK", "0")
     sharded, launched = asked(use_cpu=False, fsdp=True), asked(use_cpu=False)
-    meet_on_cpu(sharded)
-    meet_on_cpu(launched)
+    initialize_distributed_on_cpu(sharded)
+    initialize_distributed_on_cpu(launched)
     assert (sharded.use_cpu, launched.use_cpu) == (False, True)
 
 

@@ -9,30 +9,30 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl_warmup.engine.sampling import write_warmups
-from rl_warmup.inference.generation import Writer
+from rl_warmup.engine.sampling import sample_warmups
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.likelihood import rank_choices, rerank, target_likelihood
 from rl_warmup.models.inference_settings import Inference
 
 
 @pytest.fixture(params=["t5", "llama"])
-def writer(request):
+def warmup_generator(request):
     """A writer whose warmups are one or two of three words."""
     lab = request.getfixturevalue(request.param)
-    law = lab.law("a b c", min_length=1, max_length=2)
-    return lab, Writer(lab.model, lab.tokenizer, lab.layout, Inference(law, "", max_target_length=4))
+    constraints = lab.constraints("a b c", min_length=1, max_length=2)
+    return lab, WarmupGenerator(lab.model, lab.tokenizer, lab.layout, Inference(constraints, "", max_target_length=4))
 
 
-def exact(lab, writer, row) -> tuple[float, float]:
+def exact(lab, warmup_generator, row) -> tuple[float, float]:
     """log Σ_c P(c|x) P(y|x,c) and Σ_c P(c|x) log P(y|x,c) over every warmup."""
     with torch.no_grad():
-        scores = lab.score(row, lab.all_warmups(writer.law), writer.law)
+        scores = lab.score(row, lab.all_warmups(warmup_generator.constraints), warmup_generator.constraints)
     joint = scores.warmup_logprob + scores.target_logprob
     return joint.logsumexp(0).item(), (scores.warmup_logprob.exp() * scores.target_logprob).sum().item()
 
 
-def test_the_bound_grows_from_the_mean_to_the_exact_likelihood(writer):
-    lab, write = writer
+def test_the_bound_grows_from_the_mean_to_the_exact_likelihood(warmup_generator):
+    lab, write = warmup_generator
     rows = [lab.row("a b c d", "d c")] * 60
     out = target_likelihood(write, rows, counts=(1, 2, 4, 8, 16), batch_size=20)
     likelihood, mean = exact(lab, write, rows[0])
@@ -45,14 +45,14 @@ def test_the_bound_grows_from_the_mean_to_the_exact_likelihood(writer):
     assert bounds[0]["per_token"] == pytest.approx(bounds[0]["mean"] / 3)
 
 
-def test_likelihood_without_a_warmup_and_gain(writer):
-    lab, write = writer
+def test_likelihood_without_a_warmup_and_gain(warmup_generator):
+    lab, write = warmup_generator
     rows = [lab.row("a b c d", "d c"), lab.row("e f", "a b c")]
     out = target_likelihood(write, rows, counts=(4,), batch_size=1)
     from rl_warmup.inference.likelihood import EMPTY
 
     with torch.no_grad():
-        empty = [lab.score(row, [EMPTY], write.law).target_logprob.item() for row in rows]
+        empty = [lab.score(row, [EMPTY], write.constraints).target_logprob.item() for row in rows]
     assert out["without_warmup"]["mean"] == pytest.approx(sum(empty) / 2, abs=1e-4)
     write.settings = replace(write.settings, mode="empty")
     assert set(target_likelihood(write, rows)) == {"rows", "tokens", "without_warmup"}
@@ -78,13 +78,13 @@ def test_gain_left_without_overlap_is_the_intercept():
     assert often["at_no_overlap_std_error"] == pytest.approx(once["at_no_overlap_std_error"], rel=1e-5)
 
 
-def test_unequal_parts_are_refused(writer):
+def test_unequal_parts_are_refused(warmup_generator):
     with pytest.raises(ValueError, match="divide the largest"):
-        target_likelihood(writer[1], [], counts=(3, 8))
+        target_likelihood(warmup_generator[1], [], counts=(3, 8))
 
 
-def test_choices_are_ranked_by_their_likelihood(writer):
-    lab, write = writer
+def test_choices_are_ranked_by_their_likelihood(warmup_generator):
+    lab, write = warmup_generator
     row = {**lab.row("a b c d", "a"), "target": "b c", "choices": ["d e", "b c", "f"], "answer": 1}
     picked = rank_choices(write, [row], [lab.ids("a b")])[0]
     from rl_warmup.batch import Warmup
@@ -92,13 +92,13 @@ def test_choices_are_ranked_by_their_likelihood(writer):
     by_hand = []
     for choice in row["choices"]:
         with torch.no_grad():
-            one = lab.score(lab.row("a b c d", choice), [Warmup(lab.ids("a b"), "proposal")], write.law)
+            one = lab.score(lab.row("a b c d", choice), [Warmup(lab.ids("a b"), "proposal")], write.constraints)
         by_hand.append(one.target_logprob.item())
     assert picked == by_hand.index(max(by_hand))
 
 
-def test_reranking_takes_the_target_with_the_best_estimate(writer):
-    lab, write = writer
+def test_reranking_takes_the_target_with_the_best_estimate(warmup_generator):
+    lab, write = warmup_generator
     rows = [lab.row("a b c d", "d c"), lab.row("e f g", "h")]
     chosen = rerank(write, rows, num_warmups=4, batch_size=2, seed=3)
     again = rerank(write, rows, num_warmups=4, batch_size=2, seed=3)
@@ -112,16 +112,16 @@ def test_reranking_takes_the_target_with_the_best_estimate(writer):
 
             warmups = [Warmup(drawn[i]["warmup_ids"], drawn[i]["warmup_finish"]) for drawn in candidates]
             with torch.no_grad():
-                logprob = lab.score(target, warmups, write.law).target_logprob
+                logprob = lab.score(target, warmups, write.constraints).target_logprob
             estimates.append(logprob.logsumexp(0).item() - math.log(4))
         assert chosen[i] == candidates[estimates.index(max(estimates))][i]
 
 
-def test_sampling_uses_a_random_state_of_its_own(writer):
-    lab, write = writer
+def test_sampling_uses_a_random_state_of_its_own(warmup_generator):
+    lab, write = warmup_generator
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
     target_likelihood(write, [lab.row("a b", "c")], counts=(2,))
     assert torch.equal(torch.rand(3), expected)
-    assert write_warmups(write.model, write.layout, write.law, [lab.ids("a")], 1)
+    assert sample_warmups(write.model, write.layout, write.constraints, [lab.ids("a")], 1)

@@ -9,7 +9,7 @@ import torch
 
 from rl_warmup import plugins
 from rl_warmup.config import build_recipe
-from rl_warmup.method.objectives import RULES, Knobs, load_rule
+from rl_warmup.method.objectives import RULES, ObjectiveSettings, load_objective
 from rl_warmup.method.proposals import ProposalContext, load_proposal, propose
 from rl_warmup.metrics import compute
 from rl_warmup.rewards import load_reward
@@ -36,7 +36,7 @@ NUMBER = 3
 """
 ROW = {"target_ids": [4, 5, 6, 1], "word_lengths": [1, 2]}
 LOADERS = {
-    "reward": load_reward, "objective": load_rule, "proposal": load_proposal, "task": load_task,
+    "reward": load_reward, "objective": load_objective, "proposal": load_proposal, "task": load_task,
     "metric": lambda name: compute([name], ["a"], ["a"]),
 }  # fmt: skip
 
@@ -86,9 +86,9 @@ def test_a_file_is_run_once_until_it_changes(place):
 @pytest.mark.parametrize("name", ["own.py:best", "own.py:Best"])
 def test_an_objective(name):
     rewards = torch.tensor([[-1.0, -2.0], [-3.0, -0.5]])
-    a, b = load_rule(name)(rewards, rewards, Knobs())
+    a, b = load_objective(name)(rewards, rewards, ObjectiveSettings())
     assert (a.tolist(), b.tolist()) == ([[0.5, -0.5], [-0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]])
-    assert load_rule("marginal") is RULES["marginal"]
+    assert load_objective("marginal") is RULES["marginal"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_an_objective(name):
 def test_a_broken_objective(name, sentence):
     rewards = torch.tensor([[-1.0, -2.0]])
     with pytest.raises(ValueError, match=".") as caught:
-        load_rule(f"own.py:{name}")(rewards, rewards, Knobs())
+        load_objective(f"own.py:{name}")(rewards, rewards, ObjectiveSettings())
     assert str(caught.value).startswith(sentence)
 
 

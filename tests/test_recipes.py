@@ -85,7 +85,7 @@ def small(values: dict[str, Any], models: dict[str, str], folder: Path) -> dict[
     }  # fmt: skip
 
 
-def write_warmups(path: Path, rows: int) -> None:
+def sample_warmups(path: Path, rows: int) -> None:
     """What `rl-warmup sample` would have written before, for as many training rows as `small` leaves."""
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps({"row": row, "warmup": "The house"}) + "\n" for row in range(rows)), "utf-8")
@@ -107,7 +107,7 @@ def test_a_recipe_trains_for_two_updates_and_scores_its_test_rows(name, models, 
     if values["task"] == "reasoning_gym":
         pytest.importorskip("reasoning_gym", reason="needs pip install 'rl_warmup[reasoning_gym]'")
     if "stored_warmups" in values:
-        write_warmups(Path(values["stored_warmups"]), 24)
+        sample_warmups(Path(values["stored_warmups"]), 24)
     result = train_run(build_recipe(small(values, models, tmp_path / "run")))
     assert result["updates"] == 2
     assert set(result["metrics"]) == {"", *values.get("controls", ("shuffled", "empty_warmup"))}
@@ -137,7 +137,7 @@ def test_the_header_of_a_paper_recipe_can_be_followed(name, models, tmp_path, mo
     assert planned == (f"recipes/{name}", "4xA100-40GB")
     if find_spec("rl_warmup.experiments.plan") is not None:
         plan = importlib.import_module("rl_warmup.experiments.plan")
-        found = plan.make_plan(read(RECIPES[name]).values, plan.read_hardware(planned[1]))
+        found = plan.plan_sweep(read(RECIPES[name]).values, plan.read_hardware(planned[1]))
         assert {option.strategy: option.fits for option in found.options}["zero2"]
 
     evaluate = shlex.split(re.search(r"rl-warmup evaluate (.*?)(?= Expected:)", header).group(1))

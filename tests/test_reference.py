@@ -19,7 +19,7 @@ PROMPTS = ["a b c", "d", "e f", "g g", "h a b", "c", "b b", "f"]
 
 @pytest.fixture
 def drawing(lab):
-    return Drawing(lab.model, lab.layout, lab.law(max_length=3), num_warmups=2, seed=5, batch_size=3)
+    return Drawing(lab.model, lab.layout, lab.constraints(max_length=3), num_warmups=2, seed=5, batch_size=3)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_an_interrupted_drawing_goes_on_with_the_same_samples(drawing, prompts, 
     assert sorted(again[1:]) == sorted(line.rstrip("\n") for line in lines[1:])
 
 
-@pytest.mark.parametrize("change", ["seed", "num_warmups", "law", "batch_size", "prompts", "model"])
+@pytest.mark.parametrize("change", ["seed", "num_warmups", "constraints", "batch_size", "prompts", "model"])
 def test_a_file_of_another_drawing_is_not_used(drawing, prompts, tmp_path, change):
     reference_warmups(drawing, prompts, tmp_path / FILE)
     other, asked = drawing, prompts
@@ -69,8 +69,8 @@ def test_a_file_of_another_drawing_is_not_used(drawing, prompts, tmp_path, chang
         other = replace(drawing, model=copy.deepcopy(drawing.model))
         with torch.no_grad():
             next(iter(other.model.parameters())).add_(1)
-    elif change == "law":
-        other = replace(drawing, law=replace(drawing.law, temperature=0.7))
+    elif change == "constraints":
+        other = replace(drawing, constraints=replace(drawing.constraints, temperature=0.7))
     else:
         other = replace(drawing, **{change: getattr(drawing, change) + 1})
     with pytest.raises(ValueError, match="started with"):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.models.inference_settings import Inference
 from rl_warmup.runtime import sharing
 
 
 def test_results_come_in_the_order_of_the_items():
-    assert sharing.spread(lambda n: n * n, range(5)) == [0, 1, 4, 9, 16]
-    assert sharing.spread(str, []) == []
+    assert sharing.map_over_processes(lambda n: n * n, range(5)) == [0, 1, 4, 9, 16]
+    assert sharing.map_over_processes(str, []) == []
 
 
 def test_two_processes_deal_out_in_turn_and_put_together_in_order(monkeypatch):
@@ -35,11 +35,11 @@ def test_two_processes_deal_out_in_turn_and_put_together_in_order(monkeypatch):
                 return -n
 
             monkeypatch.setattr(sharing.dist, "all_gather_object", gather)
-            results = sharing.spread(work, [10, 11, 12, 13, 14])
+            results = sharing.map_over_processes(work, [10, 11, 12, 13, 14])
             if turn == "gather":
                 assert results == [-10, -11, -12, -13, -14]
             assert sharing.is_main() == (rank == 0)
-            assert sharing.spread(lambda n: n, [1, 2, 3], shared=False) == [1, 2, 3]
+            assert sharing.map_over_processes(lambda n: n, [1, 2, 3], shared=False) == [1, 2, 3]
     assert computed == {0: [10, 12, 14], 1: [11, 13]}
 
 
@@ -58,17 +58,19 @@ def test_draws_depend_on_the_seed_alone_and_disturb_nothing():
 
 def test_a_batch_draws_the_same_whatever_was_predicted_before_it(t5):
     """The rows of a batch alone get the warmups they get among others: this is what lets processes share."""
-    writer = Writer(t5.model, t5.tokenizer, t5.layout, Inference(t5.law(max_length=4), "", max_target_length=3))
+    warmup_generator = WarmupGenerator(
+        t5.model, t5.tokenizer, t5.layout, Inference(t5.constraints(max_length=4), "", max_target_length=3)
+    )
     rows = [t5.row("a b", "c"), t5.row("a c", "c"), t5.row("a b c d", "e"), t5.row("b c d e", "e")]
-    together = writer.predict(rows, 2, sample_warmup=True, seed=7)
-    assert writer.predict(rows[:2], 2, sample_warmup=True, seed=7) == together[:2]
-    assert writer.predict(rows, 3, sample_warmup=True, seed=7) == together
-    assert writer.predict(rows, 2, sample_warmup=True, seed=8) != together
+    together = warmup_generator.predict(rows, 2, sample_warmup=True, seed=7)
+    assert warmup_generator.predict(rows[:2], 2, sample_warmup=True, seed=7) == together[:2]
+    assert warmup_generator.predict(rows, 3, sample_warmup=True, seed=7) == together
+    assert warmup_generator.predict(rows, 2, sample_warmup=True, seed=8) != together
     torch.manual_seed(0)
-    one, other = (writer.predict(rows, 2, sample_warmup=True) for _ in range(2))
+    one, other = (warmup_generator.predict(rows, 2, sample_warmup=True) for _ in range(2))
     assert one != other  # without a seed torch's random state goes on
     torch.manual_seed(0)
-    assert writer.predict(rows, 2, sample_warmup=True) == one
+    assert warmup_generator.predict(rows, 2, sample_warmup=True) == one
 
 
 def test_processes_that_are_alone_are_told(monkeypatch):
@@ -79,6 +81,6 @@ def test_processes_that_are_alone_are_told(monkeypatch):
     monkeypatch.setattr("accelerate.PartialState", Alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="started 2 processes, but each of them is alone"):
-        sharing.meet()
+        sharing.initialize_distributed()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert sharing.meet().type in ("cpu", "cuda")
+    assert sharing.initialize_distributed().type in ("cpu", "cuda")

@@ -41,7 +41,7 @@ def command(args: list[str]) -> None:
         from rl_warmup.experiments.report.collect import other_weights
         from rl_warmup.experiments.run import load_recipe_task, read_result
         from rl_warmup.inference.evaluation import Evaluation
-        from rl_warmup.inference.generation import Writer
+        from rl_warmup.inference.generation import WarmupGenerator
         from rl_warmup.inference.rehearsal import rehearse
         from rl_warmup.runtime.ownership import (
             clear_results,
@@ -53,7 +53,7 @@ def command(args: list[str]) -> None:
             writing,
         )
         from rl_warmup.runtime.run_folder import write_json
-        from rl_warmup.runtime.sharing import is_main, meet
+        from rl_warmup.runtime.sharing import initialize_distributed, is_main
         from rl_warmup.tasks.stream import Stream
 
     evaluation = Evaluation(
@@ -74,7 +74,7 @@ def command(args: list[str]) -> None:
     wanted.metrics = options.metrics or wanted.metrics
     output = Path(options.output or folder / "evaluation" / options.split)
     refuse_output(output, run, [folder, *(Path(other) for other in [options.warmups_from] if other)])
-    device = meet()
+    device = initialize_distributed()
     with ExitStack() as held:
         if is_main():
             held.enter_context(reading(run, "evaluate"))
@@ -82,8 +82,8 @@ def command(args: list[str]) -> None:
         with suppress(ValueError, AttributeError):  # no result, or none that can be read
             if is_main() and folder == run and (said := other_weights(run, read_result(run).get("weights"), weights)):
                 print(said)
-        writer = Writer.load(folder, device)
-        writer.shared = True
+        warmup_generator = WarmupGenerator.load(folder, device)
+        warmup_generator.shared = True
         task = load_recipe_task(wanted)
         rows = task.splits[options.split]
         task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
@@ -92,11 +92,11 @@ def command(args: list[str]) -> None:
             raise ValueError(
                 f"The task {task.name} has no rows in its {options.split} split. It has some for {others}."
             )
-        rehearse(task, options.split, writer.encoder(), writer, evaluation.controls)
+        rehearse(task, options.split, warmup_generator.encoder(), warmup_generator, evaluation.controls)
         if is_main():  # what was measured of other weights or controls does not stand beside the new files
             held.enter_context(writing(output, "--output"))
             clear_results(output)
-        scored = evaluation.run(writer, task, options.split, output)
+        scored = evaluation.run(warmup_generator, task, options.split, output)
         if not scored:
             return  # not the main process
         result = {"task": task.name, "model": str(folder), "weights": weights, **scored}

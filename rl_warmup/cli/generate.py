@@ -32,19 +32,19 @@ def command(args: list[str]) -> None:
         raise ValueError("No prompt was given. Write it behind the model, use --file, or pipe one per line.")
 
     with quick_imports():
-        from rl_warmup.inference.generation import Writer
-        from rl_warmup.runtime.sharing import is_main, meet
+        from rl_warmup.inference.generation import WarmupGenerator
+        from rl_warmup.runtime.sharing import initialize_distributed, is_main
 
-    writer = Writer.load(options.model, meet())
-    writer.shared = True
-    if writer.settings.prompt_template is None and is_main():
+    warmup_generator = WarmupGenerator.load(options.model, initialize_distributed())
+    warmup_generator.shared = True
+    if warmup_generator.settings.prompt_template is None and is_main():
         print("rl-warmup generate: this model's prompts were made of several columns; prompts are taken as they are given.",
               file=sys.stderr)  # fmt: skip
-    rows = writer.encoded([{"prompt": prompt} for prompt in prompts])
+    rows = warmup_generator.encoded([{"prompt": prompt} for prompt in prompts])
     forced = None
     if options.warmup is not None:
-        forced = [writer.tokenizer(options.warmup, add_special_tokens=False)["input_ids"]] * len(rows)
-    out = writer.predict(rows, options.batch_size, forced, sample_warmup=options.sample, seed=options.seed)
+        forced = [warmup_generator.tokenizer(options.warmup, add_special_tokens=False)["input_ids"]] * len(rows)
+    out = warmup_generator.predict(rows, options.batch_size, forced, sample_warmup=options.sample, seed=options.seed)
     for written in out if is_main() else ():
         if options.json:
             keys = ("prompt", "warmup", "warmup_finish", "prediction")

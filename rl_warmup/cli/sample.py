@@ -55,7 +55,7 @@ def command(args: list[str]) -> None:
         from rl_warmup.inference.samples import Sampler
         from rl_warmup.runtime.ownership import refuse_file
         from rl_warmup.runtime.recipe_file import read_values
-        from rl_warmup.runtime.sharing import is_main, meet
+        from rl_warmup.runtime.sharing import initialize_distributed, is_main
 
     path = Path(options.output)
     refuse_file(path)
@@ -63,7 +63,7 @@ def command(args: list[str]) -> None:
     recipe, asked = _recipe(options.model, options.config, flags)
     if options.config is None and "task" not in flags:
         refuse_code(Path(options.model, "recipe.yaml"), recipe.task, options.allow_code)
-    device, shown = meet(), recipe.task.show_progress
+    device, shown = initialize_distributed(), recipe.task.show_progress
     rows, task = _rows(recipe, options.split, options.limit)
     kwargs: dict[str, Any] = {"dtype": recipe.model.dtype or "float32"}
     if not Path(options.model).is_dir():

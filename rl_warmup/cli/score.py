@@ -84,13 +84,13 @@ def _summary(cards: list[Any], bench: Any) -> str:
     lines = []
     for card in cards:
         scored = [value for value in card.values if value is not None]
-        spread = within(card.values, bench.prompts())
+        map_over_processes = within(card.values, bench.prompts())
         together = correlation(card.values, bench.target_logprobs, bench.prompts())
         per_row = [1000 * seconds / len(card.values) for seconds in (card.seconds, card.asked_seconds)]
         lines.append(
             [
                 card.name, len(scored), _figure(statistics.fmean(scored) if scored else None),
-                _figure(min(scored, default=None)), _figure(max(scored, default=None)), _figure(spread),
+                _figure(min(scored, default=None)), _figure(max(scored, default=None)), _figure(map_over_processes),
                 _figure(together, 2), *(f"{value:.3f}" for value in per_row),
             ]
         )  # fmt: skip

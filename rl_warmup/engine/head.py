@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from rl_warmup.engine.fast.packed import Packing, attending
+from rl_warmup.engine.fast.packed import PackedAttention, attending
 from rl_warmup.engine.logprobs import OutputHead, Tokens, token_logps, weighted_logps
 
 LOGITS = "logits"
@@ -54,7 +54,7 @@ class Head:
             return weighted_logps(hidden, tokens, head)
         return token_logps(hidden, tokens, head)
 
-    def capture(self, packing: Packing | None = None, **inputs: Any) -> Tensor:
+    def capture(self, packing: PackedAttention | None = None, **inputs: Any) -> Tensor:
         """Hidden states right before the head, after whatever scaling the model applies to them.
 
         Args:

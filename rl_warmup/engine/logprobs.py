@@ -19,8 +19,8 @@ ROWS_PER_CHUNK = 256  # ... but never fewer rows: every chunk reads and writes t
 KEPT_LOGITS = 1 << 26  # 256 MiB: up to here logits wait for the backward; beyond, they are computed again
 
 
-class Law(Protocol):
-    """What scoring needs of `layouts.law.WarmupLaw`."""
+class Constraints(Protocol):
+    """What scoring needs of `models.constraints.SamplingConstraints`."""
 
     @property
     def temperature(self) -> float:
@@ -61,7 +61,7 @@ class Tokens:
     ids: Tensor  # (M,) int64
     num_actions: int = 0
     steps: Tensor | None = None  # (num_actions,) the index of each action within its warmup
-    law: Law | None = None
+    constraints: Constraints | None = None
     weights: Tensor | None = None  # (M,) float32, where they are known before the forward
 
     def pieces(self, vocab_size: int) -> Iterator[slice]:
@@ -73,7 +73,7 @@ class Tokens:
 
     def temperature(self, piece: slice) -> float:
         """By which the logits of a piece are divided."""
-        return self.law.temperature if self.law is not None and piece.start < self.num_actions else 1.0
+        return self.constraints.temperature if self.constraints is not None and piece.start < self.num_actions else 1.0
 
 
 def token_logps(hidden: Tensor, tokens: Tokens, head: OutputHead) -> Tensor:
@@ -178,8 +178,8 @@ class _Work:
         """(m, V) softmax of the logits, in `out` or in a buffer; fills in the piece's `logps` and `normalizer`."""
         tokens, rows = self.tokens, piece.stop - piece.start
         logits = self.head.logits(self.states(piece), self.buffers[0][:rows])
-        if piece.start < tokens.num_actions and tokens.law is not None and tokens.steps is not None:
-            tokens.law.restrict_(logits, tokens.steps[piece], tokens.ids[piece])
+        if piece.start < tokens.num_actions and tokens.constraints is not None and tokens.steps is not None:
+            tokens.constraints.restrict_(logits, tokens.steps[piece], tokens.ids[piece])
         probs = torch.softmax(logits, 1, out=self.buffers[1][:rows] if out is None else out)
         # exact also where a probability is too small for a float32, as log softmax is
         self.normalizer[piece] = logits.amax(1) - probs.amax(1).log()

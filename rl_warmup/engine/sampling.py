@@ -19,10 +19,10 @@ from transformers.utils import logging
 from rl_warmup.batch import Warmup
 from rl_warmup.engine.fast import passes
 from rl_warmup.engine.fast.decoding import LLAMA_LIKE, T5_LIKE, LlamaDecoding, T5Decoding, decoding_for
-from rl_warmup.engine.fast.passes import Reading
-from rl_warmup.engine.fast.sampling import draw, sample, score_ahead
+from rl_warmup.engine.fast.passes import PrefixCache
+from rl_warmup.engine.fast.sampling import draw, sample, score_targets_from_cache
 from rl_warmup.engine.scoring import enable_scoring
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
 from rl_warmup.models.layouts.splice import pad_right
 
@@ -37,15 +37,15 @@ class Written(NamedTuple):
 
 
 @torch.no_grad()
-def write_warmups(
+def sample_warmups(
     model: Any,
     layout: Layout,
-    law: WarmupLaw,
+    constraints: SamplingConstraints,
     prompts: Sequence[list[int]],
     num_warmups: int,
     synced_gpus: bool = False,
     targets: Sequence[list[int]] | None = None,
-    reading: Reading | None = None,
+    prefix_cache: PrefixCache | None = None,
     draws: Tensor | None = None,
 ) -> list[Warmup]:
     """Sample `num_warmups` warmups for every prompt: B prompts -> B * num_warmups warmups, prompt by prompt.
@@ -63,48 +63,54 @@ def write_warmups(
     """
     base = _plain(model)
     enable_scoring(base)
-    decoding = _decoding(base, law, prompts, targets)
+    decoding = _decoding(base, constraints, prompts, targets)
     if decoding is None:
         logger.warning_once(
             f"rl_warmup: the inside of {type(base).__name__} is not known, or is not what it should be, or its attention window "
             f"is shorter than prompt, warmup and target. So warmups are sampled by `generate`: the same law, some two times "
             f"slower. Known are {', '.join((*T5_LIKE, *LLAMA_LIKE))}."
         )
-        return generate_warmups(model, layout, law, prompts, num_warmups, draws, synced_gpus=synced_gpus)
-    if reading is None:
-        reading = read_prompts(base, layout, prompts)
-    started, head = decoding(base, reading.detach(), num_warmups, law.max_length), base._warmup_head
-    warmups = sample(started, head, law, len(prompts), num_warmups, synced_gpus, draws)
+        return sample_by_generate(model, layout, constraints, prompts, num_warmups, draws, synced_gpus=synced_gpus)
+    if prefix_cache is None:
+        prefix_cache = read_prompts(base, layout, prompts)
+    started, head = decoding(base, prefix_cache.detach(), num_warmups, constraints.max_length), base._warmup_head
+    warmups = sample(started, head, constraints, len(prompts), num_warmups, synced_gpus, draws)
     if targets is None:
         return warmups
-    ahead = score_ahead(started, head, law.separator_id, warmups, targets, num_warmups, synced_gpus)
+    ahead = score_targets_from_cache(
+        started, head, constraints.separator_id, warmups, targets, num_warmups, synced_gpus
+    )
     return [warmup._replace(target_logps=logps) for warmup, logps in zip(warmups, ahead, strict=True)]
 
 
-def read_for_training(
-    model: Any, layout: Layout, law: WarmupLaw, prompts: Sequence[list[int]], targets: Sequence[list[int]]
-) -> Reading | None:
-    """One reading of the prompts, with gradient, for `write_warmups` and then for `score`; None where not both can use it.
+def cache_prompts(
+    model: Any,
+    layout: Layout,
+    constraints: SamplingConstraints,
+    prompts: Sequence[list[int]],
+    targets: Sequence[list[int]],
+) -> PrefixCache | None:
+    """One reading of the prompts, with gradient, for `sample_warmups` and then for `score`; None where not both can use it.
 
     Args:
         model: in eval mode, scoring enabled.
     """
     base = _plain(model)
-    if _decoding(base, law, prompts, targets) is None:
+    if _decoding(base, constraints, prompts, targets) is None:
         return None
     return read_prompts(base, layout, prompts)
 
 
 def _decoding(
-    base: Any, law: WarmupLaw, prompts: Sequence[list[int]], targets: Sequence[list[int]] | None
+    base: Any, constraints: SamplingConstraints, prompts: Sequence[list[int]], targets: Sequence[list[int]] | None
 ) -> type[T5Decoding] | type[LlamaDecoding] | None:
     """The class that can decode these prompts and go on to their targets."""
     after = 0 if targets is None else 1 + max(map(len, targets))  # the separator too
-    longest = max(map(len, prompts)) + law.max_length + after
+    longest = max(map(len, prompts)) + constraints.max_length + after
     return decoding_for(base, longest) if base._warmup_head.decodes else None
 
 
-def read_prompts(base: Any, layout: Layout, prompts: Sequence[list[int]]) -> Reading:
+def read_prompts(base: Any, layout: Layout, prompts: Sequence[list[int]]) -> PrefixCache:
     """What a plain transformers model makes of prompts, each read once; with gradient where gradients are on."""
     ids, mask = (tensor.to(base.device) for tensor in pad_right(list(prompts), layout.tokens.pad_id))
     return passes.read_prompts(base, base._warmup_head, ids, mask)
@@ -116,24 +122,24 @@ def _plain(model: Any) -> Any:
 
 
 @torch.no_grad()
-def generate_warmups(
-    model: Any, layout: Layout, law: WarmupLaw, prompts: Sequence[list[int]], num_warmups: int,
+def sample_by_generate(
+    model: Any, layout: Layout, constraints: SamplingConstraints, prompts: Sequence[list[int]], num_warmups: int,
     draws: Tensor | None = None, **generate: Any,
 ) -> list[Warmup]:  # fmt: skip
-    """What `write_warmups` does, by `generate`, which gets further keyword arguments."""
+    """What `sample_warmups` does, by `generate`, which gets further keyword arguments."""
     start = layout.written_from(max(map(len, prompts)))
     out = _generate(
-        model, layout, prompts, _WarmupOnly(law, start, draws), max_new_tokens=law.max_length, do_sample=True,
-        num_return_sequences=num_warmups, eos_token_id=law.separator_id, **generate,
+        model, layout, prompts, _WarmupOnly(constraints, start, draws), max_new_tokens=constraints.max_length, do_sample=True,
+        num_return_sequences=num_warmups, eos_token_id=constraints.separator_id, **generate,
     )  # fmt: skip
-    return [_read_warmup(row, law) for row in out[:, start:].tolist()]
+    return [_read_warmup(row, constraints) for row in out[:, start:].tolist()]
 
 
 @torch.no_grad()
-def write_targets(
+def generate_targets(
     model: Any,
     layout: Layout,
-    law: WarmupLaw,
+    constraints: SamplingConstraints,
     prompts: Sequence[list[int]],
     max_target_length: int,
     forced: Sequence[list[int]] | None = None,
@@ -150,14 +156,16 @@ def write_targets(
         sample_target: draw the target too.
     """
     start = layout.written_from(max(map(len, prompts)))
-    processor = _WarmupThenTarget(law, start, forced, draws, sample_target)
-    longest = max((len(ids) for ids in forced), default=0) if forced is not None else law.max_length
+    processor = _WarmupThenTarget(constraints, start, forced, draws, sample_target)
+    longest = max((len(ids) for ids in forced), default=0) if forced is not None else constraints.max_length
     out = _generate(
         model, layout, prompts, processor, max_new_tokens=longest + 1 + max_target_length, do_sample=False,
         eos_token_id=layout.tokens.eos_id, **generate,
     )  # fmt: skip
     return [
-        _read_both(row, law, layout.tokens.eos_id, None if forced is None else list(forced[i]), max_target_length)
+        _read_both(
+            row, constraints, layout.tokens.eos_id, None if forced is None else list(forced[i]), max_target_length
+        )
         for i, row in enumerate(out[:, start:].tolist())
     ]
 
@@ -201,12 +209,12 @@ def _neutral_generation_config(model: Any) -> Iterator[None]:
 class _WarmupOnly(LogitsProcessor):
     """The policy's law at every step; `generate` draws, unless what to draw by is given."""
 
-    def __init__(self, law: WarmupLaw, start: int, draws: Tensor | None) -> None:
-        self.law, self.start, self.draws = law, start, draws
+    def __init__(self, constraints: SamplingConstraints, start: int, draws: Tensor | None) -> None:
+        self.constraints, self.start, self.draws = constraints, start, draws
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.size(1) - self.start
-        allowed = self.law.restrict(scores, torch.full((len(scores),), step, device=scores.device))
+        allowed = self.constraints.restrict(scores, torch.full((len(scores),), step, device=scores.device))
         return allowed if self.draws is None else _drawn(allowed, self.draws[:, step])
 
 
@@ -219,14 +227,14 @@ class _WarmupThenTarget(LogitsProcessor):
 
     def __init__(
         self,
-        law: WarmupLaw,
+        constraints: SamplingConstraints,
         start: int,
         forced: Sequence[list[int]] | None,
         draws: Tensor | None,
         sample_target: bool,
     ) -> None:
-        self.law, self.start = law, start
-        self.plans = None if forced is None else [[*ids, law.separator_id] for ids in forced]
+        self.constraints, self.start = constraints, start
+        self.plans = None if forced is None else [[*ids, constraints.separator_id] for ids in forced]
         self.draws, self.sample_target = draws, sample_target
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -240,18 +248,18 @@ class _WarmupThenTarget(LogitsProcessor):
 
     def _in_target(self, written: Tensor) -> Tensor:
         if self.plans is None:
-            return (written == self.law.separator_id).any(1)
+            return (written == self.constraints.separator_id).any(1)
         ends = torch.tensor([len(plan) for plan in self.plans], device=written.device)
         return written.size(1) >= ends.repeat_interleave(len(written) // len(ends))  # beams stay beside each other
 
     def _warmup_scores(self, scores: Tensor, step: int) -> Tensor:
         if self.plans is not None:
             per_prompt = len(scores) // len(self.plans)
-            tokens = [plan[step] if step < len(plan) else self.law.separator_id for plan in self.plans]
+            tokens = [plan[step] if step < len(plan) else self.constraints.separator_id for plan in self.plans]
             return _only(scores, torch.tensor(tokens, device=scores.device).repeat_interleave(per_prompt))
-        if step >= self.law.max_length:
-            return _only(scores, torch.full((len(scores),), self.law.separator_id, device=scores.device))
-        allowed = self.law.restrict(scores, torch.full((len(scores),), step, device=scores.device))
+        if step >= self.constraints.max_length:
+            return _only(scores, torch.full((len(scores),), self.constraints.separator_id, device=scores.device))
+        allowed = self.constraints.restrict(scores, torch.full((len(scores),), step, device=scores.device))
         return allowed if self.draws is None else _drawn(allowed, self.draws[:, step])
 
 
@@ -265,21 +273,21 @@ def _drawn(scores: Tensor, points: Tensor) -> Tensor:
     return _only(scores, draw(scores, points.to(scores.device)[:, None])[0][:, 0])
 
 
-def _read_warmup(row: list[int], law: WarmupLaw) -> Warmup:
+def _read_warmup(row: list[int], constraints: SamplingConstraints) -> Warmup:
     """A warmup off a row of `generate`: up to the separator, or cut by the limit."""
-    if law.separator_id in row[: law.max_length]:
-        return Warmup(row[: row.index(law.separator_id)], "separator")
-    return Warmup(row[: law.max_length], "length")
+    if constraints.separator_id in row[: constraints.max_length]:
+        return Warmup(row[: row.index(constraints.separator_id)], "separator")
+    return Warmup(row[: constraints.max_length], "length")
 
 
 def _read_both(
-    row: list[int], law: WarmupLaw, eos_id: int, forced: list[int] | None, max_target_length: int
+    row: list[int], constraints: SamplingConstraints, eos_id: int, forced: list[int] | None, max_target_length: int
 ) -> Written:
     if forced is not None:
         warmup = Warmup(forced, "proposal" if forced else "empty")
         rest = row[len(forced) + 1 :]
     else:
-        warmup = _read_warmup(row, law)
+        warmup = _read_warmup(row, constraints)
         rest = row[len(warmup.ids) + 1 :]
     rest = rest[:max_target_length]
     return Written(warmup, rest[: rest.index(eos_id)] if eos_id in rest else rest)

@@ -20,10 +20,10 @@ from transformers.utils import logging
 
 from rl_warmup.batch import RowWeights, Scores, WarmupBatch
 from rl_warmup.engine.fast.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
-from rl_warmup.engine.fast.packed import Rectangles
+from rl_warmup.engine.fast.packed import PaddedGroups
 from rl_warmup.engine.fast.passes import (
-    Reading,
-    Rows,
+    PrefixCache,
+    ScoringRows,
     States,
     attention_window,
     decoder_states,
@@ -37,7 +37,7 @@ from rl_warmup.engine.fast.passes import (
 )
 from rl_warmup.engine.head import Head
 from rl_warmup.engine.logprobs import Tokens
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 
 logger = logging.get_logger(__name__)
 
@@ -82,7 +82,9 @@ def enable_scoring(model: nn.Module) -> None:
             raise
 
 
-def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw, weights: RowWeights | None = None) -> Scores:
+def score(
+    model: nn.Module, batch: WarmupBatch, constraints: SamplingConstraints, weights: RowWeights | None = None
+) -> Scores:
     """log P(c|x) and log P(y|x,c) of every row of a batch, from one forward that keeps the gradient.
 
     Prompts are read once, not once per row, wherever the network allows it; a warmup that a prompt has several times goes
@@ -93,13 +95,19 @@ def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw, weights: RowWeig
             which costs less time and memory than leaving it to the log-probabilities.
     """
     chosen, repeats = batch.distinct()
-    given = {"shared": batch.group_size > 1, "reading": batch.reading}
+    given = {"shared": batch.group_size > 1, "prefix_cache": batch.prefix_cache}
     for name in ("prompt_index", "seq_ids", "seq_mask", "warmup_mask", "target_mask"):
         given[name] = getattr(batch, name).index_select(0, chosen)
     if weights is not None:
         every = weights.policy[:, None] * batch.warmup_mask + weights.target[:, None] * batch.target_mask
         given["token_weights"] = torch.zeros_like(every[: len(chosen)]).index_add(0, repeats, every)
-    out = model(input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask, warmup_scoring=True, law=law, **given)
+    out = model(
+        input_ids=batch.prompt_ids,
+        attention_mask=batch.prompt_mask,
+        warmup_scoring=True,
+        constraints=constraints,
+        **given,
+    )
     logps = out["token_logps"].index_select(0, repeats)
     return Scores(
         warmup_logprob=(logps * batch.warmup_mask).sum(1),
@@ -112,7 +120,7 @@ def score(model: nn.Module, batch: WarmupBatch, law: WarmupLaw, weights: RowWeig
 
 
 @torch.no_grad()
-def score_sampled(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Scores:
+def score_sampled(model: nn.Module, batch: WarmupBatch, constraints: SamplingConstraints) -> Scores:
     """`score` without gradient, of warmups that this model has just sampled under this law.
 
     What the sampler told of a warmup is taken from there (of c the sum alone, so that `token_logps` are 0 on its actions);
@@ -129,7 +137,7 @@ def score_sampled(model: nn.Module, batch: WarmupBatch, law: WarmupLaw) -> Score
         logps[told] = logps[told].masked_scatter(mask, torch.tensor(flat, device=device))
         warmup_logprob[told] = torch.tensor([batch.warmups[row].logprob for row in told], device=device)
     if rest:
-        scores = score(model, batch.select(rest) if told else batch, law)
+        scores = score(model, batch.select(rest) if told else batch, constraints)
         logps[rest, : scores.token_logps.size(1)] = scores.token_logps
         warmup_logprob[rest] = scores.warmup_logprob
     actions, tokens = batch.warmup_mask.sum(1), batch.target_mask.sum(1)
@@ -147,14 +155,14 @@ def _score(
     seq_mask: Tensor,
     warmup_mask: Tensor,
     target_mask: Tensor,
-    law: WarmupLaw,
+    constraints: SamplingConstraints,
     shared: bool,
-    reading: Reading | None = None,
+    prefix_cache: PrefixCache | None = None,
     token_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """`token_logps` (N, T): of warmup actions under the law, of target tokens under the plain model, 0 elsewhere."""
-    rows = Rows(input_ids, attention_mask, prompt_index, seq_ids, seq_mask)
-    states = _states(model, head, rows, shared, reading)
+    rows = ScoringRows(input_ids, attention_mask, prompt_index, seq_ids, seq_mask)
+    states = _states(model, head, rows, shared, prefix_cache)
     is_action, is_target = warmup_mask.bool(), target_mask.bool()
 
     def counted(values: Tensor) -> Tensor:
@@ -163,7 +171,7 @@ def _score(
     num_actions = int(is_action.sum())
     steps = (warmup_mask.cumsum(1) - 1)[is_action]
     weights = None if token_weights is None else counted(token_weights).float()
-    tokens = Tokens(counted(seq_ids), num_actions, steps, law, weights)
+    tokens = Tokens(counted(seq_ids), num_actions, steps, constraints, weights)
     # One call of the head, also without any counted token: under ZeRO-3 every process must reach every gather.
     out = head.score(states.hidden.index_select(0, counted(states.where)), tokens)
     objective, flat = (None, out) if weights is None else out
@@ -172,7 +180,7 @@ def _score(
     return {"token_logps": logps} if objective is None else {"token_logps": logps, "objective": objective}
 
 
-def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading | None) -> States:
+def _states(model: Any, head: Head, rows: ScoringRows, shared: bool, prefix_cache: PrefixCache | None) -> States:
     """The way through the network that fits its architecture and state."""
     packed = head.packs
     if isinstance(head.module, FSDPModule):
@@ -185,13 +193,13 @@ def _states(model: Any, head: Head, rows: Rows, shared: bool, reading: Reading |
         packed = False
     if model.config.is_encoder_decoder:
         if packed:
-            return decoder_states(model, head, rows, reading)
+            return decoder_states(model, head, rows, prefix_cache)
         return padded_decoder_states(model, head, rows, head.sharded)
     width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
     if not packed or width > attention_window(model.config):
         return padded_joined_states(model, head, rows, head.sharded)
-    if shared or reading is not None:
-        return shared_states(model, head, rows, reading)
+    if shared or prefix_cache is not None:
+        return shared_states(model, head, rows, prefix_cache)
     return joined_states(model, head, rows)
 
 
@@ -234,7 +242,7 @@ def _check_against_stock(model: Any) -> None:
             f"(log-probabilities differ by {nats[True]:.3g} nats), so every warmup reads its prompt again: the same numbers, "
             f"slower."
         )
-    head.decodes = head.packs and _decoding_difference(model, ids, logits) < tolerance  # `write_warmups` says so
+    head.decodes = head.packs and _decoding_difference(model, ids, logits) < tolerance  # `sample_warmups` says so
 
 
 def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
@@ -256,7 +264,7 @@ def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
         at_once = []
         for past in (0, 1):
             after = rows[:1, past:-1].expand(2, -1)
-            lines = Rectangles([after.size(1)] * 2, ids.device, after.size(1))
+            lines = PaddedGroups([after.size(1)] * 2, ids.device, after.size(1))
             at_once.append(started.continued(both[:1], past * ones, after.flatten(), lines).view(*after.shape, -1))
         got = head.logits(torch.cat([torch.stack(states, 1), *at_once], 1).flatten(0, 1)).unflatten(0, (2, -1))
     except Exception:
@@ -271,12 +279,12 @@ def _difference(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> floa
     first = 0 if model.config.is_encoder_decoder else 1  # a decoder-only row begins with its prompt of one token
     rows, prompts = ids[:, first:], ids[:1] if first == 0 else ids[:1, :1]
     ones = torch.ones_like(rows)
-    law = WarmupLaw(0, torch.zeros(1, dtype=torch.bool))  # not asked: no token is an action
+    constraints = SamplingConstraints(0, torch.zeros(1, dtype=torch.bool))  # not asked: no token is an action
     try:
         got = model(
             input_ids=prompts, attention_mask=torch.ones_like(prompts), warmup_scoring=True, shared=shared,
             prompt_index=torch.zeros_like(ids[:, 0]), seq_ids=rows, seq_mask=ones,
-            warmup_mask=torch.zeros_like(rows), target_mask=ones, law=law,
+            warmup_mask=torch.zeros_like(rows), target_mask=ones, constraints=constraints,
         )["token_logps"]  # fmt: skip
     except Exception:
         if not model._warmup_head.packs:

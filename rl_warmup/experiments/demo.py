@@ -22,7 +22,14 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.experiments.demo_words import EXPLANATIONS
-from rl_warmup.experiments.report import NAMES, plot_curves, require_extras, spread, text_table, write_report
+from rl_warmup.experiments.report import (
+    NAMES,
+    mean_and_deviation,
+    plot_curves,
+    require_extras,
+    text_table,
+    write_report,
+)
 from rl_warmup.runtime.orphans import as_parent, start_worker
 from rl_warmup.runtime.ownership import run_of
 from rl_warmup.runtime.run_folder import read_jsonl
@@ -369,12 +376,14 @@ def _metrics(experiment: Experiment, results: dict[str, dict[str, Any]]) -> list
 def _rows(experiment: Experiment, arm: str, results: dict[str, dict[str, Any]]) -> list[list[Any]]:
     """A line per kind of warmup of one arm, over its seeds."""
     runs = [results[job.key] for job in _jobs(experiment) if job.arm == arm]
-    updates, seconds = (spread([run[key] for run in runs], 0) for key in ("updates", "train_seconds"))
+    updates, seconds = (mean_and_deviation([run[key] for run in runs], 0) for key in ("updates", "train_seconds"))
     rows = []
     for control in runs[0]["metrics"]:
         first = not control
         label = ("none" if arm.startswith("sft") else "own warmup") if first else NAMES[control]
-        values = [spread([run["metrics"][control][m] for run in runs]) for m in _metrics(experiment, results)]
+        values = [
+            mean_and_deviation([run["metrics"][control][m] for run in runs]) for m in _metrics(experiment, results)
+        ]
         rows.append([arm if first else "", label, *values, updates if first else "", seconds if first else ""])
     return rows
 

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from rl_warmup.config import Recipe, TaskOptions, void_note, without_effect
 from rl_warmup.inference.evaluation import Evaluation, score_predictions
-from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.rehearsal import rehearse
 from rl_warmup.metrics import signatures
 from rl_warmup.models.loading import load_model
@@ -70,8 +70,11 @@ def _predict(
     with disk_faults(folder):
         trainer.save_model(str(folder))
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
-    with trainer.shared_writer() as writer, torch.autocast(writer.model.device.type, enabled=False):
-        scored = _scored(recipe, task, evaluation, writer)
+    with (
+        trainer.shared_generator() as warmup_generator,
+        torch.autocast(warmup_generator.model.device.type, enabled=False),
+    ):
+        scored = _scored(recipe, task, evaluation, warmup_generator)
     if not trainer.is_world_process_zero():
         return {}
     truncation = trainer.encoder.counts + trainer.eval_encoder.counts + Counter(scored.pop("truncation", {}))
@@ -100,20 +103,20 @@ def _rehearse(recipe: Recipe, task: Task, trainer: WarmupTrainer) -> None:
         print(
             f"The task {task.name} has no rows in its {split} split: nothing will be predicted or scored after training."
         )
-    writer = trainer.writer()
-    rehearse(task, split, writer.encoder(), writer, recipe.task.controls)
+    warmup_generator = trainer.warmup_generator()
+    rehearse(task, split, warmup_generator.encoder(), warmup_generator, recipe.task.controls)
     if recipe.config.eval_strategy != "no" and split != "validation":
         rehearse(task, "validation", trainer.eval_encoder)
 
 
-def _scored(recipe: Recipe, task: Task, evaluation: Evaluation, writer: Writer) -> dict[str, Any]:
+def _scored(recipe: Recipe, task: Task, evaluation: Evaluation, warmup_generator: WarmupGenerator) -> dict[str, Any]:
     """The part of metrics.json about the predicted split; without rows it holds no metrics."""
     split, folder = recipe.task.predict_split, Path(str(recipe.config.output_dir))
     if task.splits[split]:
-        return evaluation.run(writer, task, split, folder)
+        return evaluation.run(warmup_generator, task, split, folder)
     return {
         "split": split, "rows": 0, "rows_hash": rows_hash([]), "signatures": signatures(task.metrics),
-        "metric_specs": list(task.metrics), "inference": writer.inference, "metrics": {},
+        "metric_specs": list(task.metrics), "inference": warmup_generator.inference, "metrics": {},
     }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A trained model on a split: predictions with own warmups and under controls, likelihoods, and everything as files.
 
-Knows: tasks, metrics, a `Writer`. Must not know: training, flags.
+Knows: tasks, metrics, a `WarmupGenerator`. Must not know: training, flags.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.inference.generation import CONTROLS, Writer, control_warmups
+from rl_warmup.inference.generation import CONTROLS, WarmupGenerator, control_warmups
 from rl_warmup.inference.likelihood import rank_choices, rerank, target_likelihood
 from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
@@ -26,7 +26,7 @@ class Evaluation:
     """What to evaluate and how.
 
     Args:
-        controls: names of `generation.CONTROLS`, besides own warmups; a model trained without warmups has none.
+        controls: names of `inference.generation.CONTROLS`, besides own warmups; a model trained without warmups has none.
         likelihood: also measure log P(y|x) (`likelihood.target_likelihood`).
         num_warmups: candidates of `rerank`.
         other_run: folder with the predictions.jsonl whose warmups `other_run` uses.
@@ -47,7 +47,7 @@ class Evaluation:
         if "other_run" in self.controls and self.other_run is None:
             raise ValueError("controls: other_run needs the run whose warmups to use (`--warmups-from RUN`).")
 
-    def run(self, writer: Writer, task: Task, split: str, folder: Path) -> dict[str, Any]:
+    def run(self, warmup_generator: WarmupGenerator, task: Task, split: str, folder: Path) -> dict[str, Any]:
         """Predict, score, and write predictions.jsonl and one predictions.<control>.jsonl each into `folder`.
 
         With a shared writer all processes call this; the main process alone scores and writes, after the last thing that they
@@ -58,29 +58,31 @@ class Evaluation:
             {control: {metric: value}} with "" for own warmups, and `likelihood` where asked for. Empty on other processes than
             the main one.
         """
-        encoder = writer.encoder()
+        encoder = warmup_generator.encoder()
         rows = encoder.encode_all(task.splits[split], split)
         said = encoder.writable.say(split)
-        controls = self.applicable(writer.inference == "policy", len(rows))
-        other = others_warmups(Path(str(self.other_run)), writer, rows) if "other_run" in controls else []
-        own = writer.predict(rows, self.batch_size, show_progress=self.show_progress)
+        controls = self.applicable(warmup_generator.inference == "policy", len(rows))
+        other = others_warmups(Path(str(self.other_run)), warmup_generator, rows) if "other_run" in controls else []
+        own = warmup_generator.predict(rows, self.batch_size, show_progress=self.show_progress)
         predictions = {"": own}
         for control in controls:
-            predictions[control] = self._predict(writer, rows, own, other, control)
-        ranked = {control: self._ranked_accuracy(writer, rows, written) for control, written in predictions.items()}
+            predictions[control] = self._predict(warmup_generator, rows, own, other, control)
+        ranked = {
+            control: self._ranked_accuracy(warmup_generator, rows, written) for control, written in predictions.items()
+        }
         likelihood = {}
         if self.likelihood:
             size = max(1, self.batch_size // 4)
-            measured = target_likelihood(writer, rows, batch_size=size, show_progress=self.show_progress)
+            measured = target_likelihood(warmup_generator, rows, batch_size=size, show_progress=self.show_progress)
             likelihood = {"likelihood": measured}
-        if writer.shared and not is_main():
+        if warmup_generator.shared and not is_main():
             return {}
         out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
-        out |= {"metric_specs": list(task.metrics), "inference": writer.inference}
+        out |= {"metric_specs": list(task.metrics), "inference": warmup_generator.inference}
         if encoder.counts:
             out["truncation"] = dict(encoder.counts)
         if said:
-            out["ceiling"] = ceiling(task, rows, writer.tokenizer)
+            out["ceiling"] = ceiling(task, rows, warmup_generator.tokenizer)
         scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
         return {**out, **likelihood, "metrics": scores}
 
@@ -93,21 +95,23 @@ class Evaluation:
 
     def _predict(
         self,
-        writer: Writer,
+        warmup_generator: WarmupGenerator,
         rows: list[dict[str, Any]],
         own: list[dict[str, Any]],
         other: list[list[int]],
         control: str,
     ) -> list[dict[str, Any]]:
         if control == "sampled":
-            return writer.predict(rows, self.batch_size, sample_warmup=True, show_progress=self.show_progress, seed=0)
+            return warmup_generator.predict(
+                rows, self.batch_size, sample_warmup=True, show_progress=self.show_progress, seed=0
+            )
         if control == "rerank":
-            return rerank(writer, rows, self.num_warmups, self.batch_size)
-        forced = other if control == "other_run" else control_warmups(control, own, writer.filler_ids())
-        return writer.predict(rows, self.batch_size, forced, show_progress=self.show_progress)
+            return rerank(warmup_generator, rows, self.num_warmups, self.batch_size)
+        forced = other if control == "other_run" else control_warmups(control, own, warmup_generator.filler_ids())
+        return warmup_generator.predict(rows, self.batch_size, forced, show_progress=self.show_progress)
 
     def _ranked_accuracy(
-        self, writer: Writer, rows: list[dict[str, Any]], predictions: list[dict[str, Any]]
+        self, warmup_generator: WarmupGenerator, rows: list[dict[str, Any]], predictions: list[dict[str, Any]]
     ) -> dict[str, float]:
         """Multiple choice by likelihood, where likelihoods are asked for and all targets are picked from known choices.
 
@@ -115,7 +119,7 @@ class Evaluation:
         """
         if not self.likelihood or not all(CHOICES_STYLE in row for row in rows):
             return {}
-        ranked = rank_choices(writer, rows, [p["warmup_ids"] for p in predictions])
+        ranked = rank_choices(warmup_generator, rows, [p["warmup_ids"] for p in predictions])
         return {"ranked_accuracy": sum(k == row["answer"] for k, row in zip(ranked, rows, strict=True)) / len(rows)}
 
     def _score(self, task: Task, predictions: list[dict[str, Any]], control: str, folder: Path) -> dict[str, float]:
@@ -132,7 +136,7 @@ def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str
     return compute(task.metrics, written, targets, predictions)
 
 
-def others_warmups(folder: Path, writer: Writer, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+def others_warmups(folder: Path, warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
     """The warmups that another run wrote for these rows.
 
     Raises:
@@ -144,10 +148,10 @@ def others_warmups(folder: Path, writer: Writer, rows: Sequence[dict[str, Any]])
             f"{folder}: predictions.jsonl holds {len(other)} rows that are not the same {len(rows)} as here. Predict the same "
             f"split of the same task with both."
         )
-    known = len(writer.law.banned)
+    known = len(warmup_generator.constraints.banned)
     for place, row in enumerate(other):
         ids = row["warmup_ids"]
-        if any(i >= known for i in ids) or writer.decode(ids) != row["warmup"]:
+        if any(i >= known for i in ids) or warmup_generator.decode(ids) != row["warmup"]:
             raise ValueError(
                 f"{folder}: predictions.jsonl row {place} has a warmup of another tokenizer, whose tokens spell something else "
                 f"here. Give a run whose model has the same tokenizer."

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from rl_warmup.engine.sampling import write_targets
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.engine.sampling import generate_targets
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import ADDED, RowEncoder
 from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import Layout, make_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
-from rl_warmup.runtime.sharing import spread, uniforms
+from rl_warmup.runtime.sharing import map_over_processes, uniforms
 
 FORCED = ("shuffled", "empty_warmup", "filler")  # made here; other_run takes its warmups from a file
 CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
@@ -28,7 +28,7 @@ WRITTEN = ("warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_id
 
 
 @dataclass
-class Writer:
+class WarmupGenerator:
     """A model ready to write warmups and targets.
 
     Args:
@@ -45,7 +45,7 @@ class Writer:
     generate: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> Writer:
+    def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> WarmupGenerator:
         """A checkpoint folder as training left it: weights, tokenizer and warmup_layout.json.
 
         Raises:
@@ -64,9 +64,9 @@ class Writer:
         return cls(model, tokenizer, make_layout(model, tokens), settings)
 
     @property
-    def law(self) -> WarmupLaw:
+    def constraints(self) -> SamplingConstraints:
         """Under which warmups are written."""
-        return self.settings.law
+        return self.settings.constraints
 
     @property
     def inference(self) -> str:
@@ -93,7 +93,7 @@ class Writer:
         `seed` and the row's place, and neither on the batch nor on how many processes share the work.
 
         Args:
-            rows: with `prompt` (and, besides other columns, `target`), or already encoded (`layouts.encoding`).
+            rows: with `prompt` (and, besides other columns, `target`), or already encoded (`models.encoding`).
             forced: warmups (ids) to use in place of the policy's own, one per row; see `control_warmups`.
             sample_warmup: draw warmups instead of taking their likeliest tokens; the target stays greedy.
             seed: of the drawn warmups; None takes one from torch's random state.
@@ -111,15 +111,16 @@ class Writer:
 
         def write(start: int) -> list[dict[str, Any]]:
             chosen = order[start : start + batch_size]
-            draws = uniforms("predict", seed, chosen, 1, self.law.max_length) if sample_warmup else None
-            written = write_targets(
-                self.model, self.layout, self.law, [rows[i]["prompt_ids"] for i in chosen], self.settings.max_target_length,
+            draws = uniforms("predict", seed, chosen, 1, self.constraints.max_length) if sample_warmup else None
+            written = generate_targets(
+                self.model, self.layout, self.constraints, [rows[i]["prompt_ids"] for i in chosen],
+                self.settings.max_target_length,
                 None if forced is None else [forced[i] for i in chosen], draws=draws, **self.generate, **generate,
             )  # fmt: skip
             return [self._prediction(rows[i], *both) for i, both in zip(chosen, written, strict=True)]
 
         starts = range(0, len(rows), batch_size)
-        batches = spread(write, starts, self.shared, "Predicting" if show_progress else "")
+        batches = map_over_processes(write, starts, self.shared, "Predicting" if show_progress else "")
         out = [prediction for batch in batches for prediction in batch]
         return [prediction for _, prediction in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
 
@@ -153,7 +154,7 @@ class Writer:
     def filler_ids(self) -> list[int]:
         """The meaningless warmup of the filler control: `...` up to the limit."""
         ids = self.tokenizer("...", add_special_tokens=False)["input_ids"]
-        return (ids * self.law.max_length)[: self.law.max_length]
+        return (ids * self.constraints.max_length)[: self.constraints.max_length]
 
     def decode(self, ids: list[int]) -> str:
         """Ids as text for people."""

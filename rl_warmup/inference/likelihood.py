@@ -1,7 +1,7 @@
 """How likely a model finds the targets: the n-sample bound on log P(y|x) and its growth, gain, ranking of choices.
 
-Knows: a `Writer`, encoded rows, scoring. Must not know: training, files. All numbers are nats, summed over a target, unless
-they say "per token".
+Knows: a `WarmupGenerator`, encoded rows, scoring. Must not know: training, files. All numbers are nats, summed over a
+target, unless they say "per token".
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
-from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.sampling import sample_warmups
 from rl_warmup.engine.scoring import enable_scoring, score
-from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.method.diagnostics import token_overlap
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.models.layouts.splice import splice
-from rl_warmup.runtime.sharing import spread, uniforms
+from rl_warmup.runtime.sharing import map_over_processes, uniforms
 
 COUNTS = (1, 2, 4, 8, 16)
 EMPTY = Warmup([], "empty")
@@ -32,7 +32,7 @@ Lines = list[tuple[int, RowKind, Warmup]]
 
 @torch.no_grad()
 def target_likelihood(
-    writer: Writer,
+    warmup_generator: WarmupGenerator,
     rows: Sequence[dict[str, Any]],
     counts: Sequence[int] = COUNTS,
     batch_size: int = 8,
@@ -52,11 +52,11 @@ def target_likelihood(
         with the target, gain) leaves where nothing of the target's tokens stands in the warmup; None where hardly any
         warmup shares so little. A model trained without warmups gets `without_warmup` alone.
     """
-    enable_scoring(writer.model)
-    largest = max(counts) if writer.inference == "policy" else 0
+    enable_scoring(warmup_generator.model)
+    largest = max(counts) if warmup_generator.inference == "policy" else 0
     if any(largest % n for n in counts):
         raise ValueError(f"counts: {list(counts)}: each has to divide the largest, so that parts are equal.")
-    grouped, empty, overlap = _score_all(writer, rows, largest, batch_size, seed, show_progress)
+    grouped, empty, overlap = _score_all(warmup_generator, rows, largest, batch_size, seed, show_progress)
     tokens = sum(len(row["target_ids"]) for row in rows)
     out: dict[str, Any] = {"rows": len(rows), "tokens": tokens, "without_warmup": _summary(empty, tokens)}
     if largest:
@@ -67,84 +67,99 @@ def target_likelihood(
 
 
 @torch.no_grad()
-def rank_choices(writer: Writer, rows: Sequence[dict[str, Any]], warmups: Sequence[list[int]]) -> list[int]:
+def rank_choices(
+    warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], warmups: Sequence[list[int]]
+) -> list[int]:
     """The likeliest choice of every multiple-choice row: argmax_k log P(choice_k | x, c), one forward per row.
 
     Args:
         rows: encoded rows with `choices`; the choice is spelled as the row's target spells its own (letter, `A) text` or text).
         warmups: ids of the warmup to read, one per row ([] is none).
     """
-    enable_scoring(writer.model)
+    enable_scoring(warmup_generator.model)
 
     def likeliest(place: int) -> int:
         row, ids = rows[place], warmups[place]
         spelled = [_spell(row, k) for k in range(len(row["choices"]))]
-        encoded = [writer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in spelled]
-        prompts = [{**row, "target_ids": [*target, writer.layout.tokens.eos_id]} for target in encoded]
+        encoded = [warmup_generator.tokenizer(text, add_special_tokens=False)["input_ids"] for text in spelled]
+        prompts = [{**row, "target_ids": [*target, warmup_generator.layout.tokens.eos_id]} for target in encoded]
         warmup = Warmup(list(ids), "proposal" if ids else "empty")
         lines: Lines = [(k, RowKind.GROUP, warmup) for k in range(len(prompts))]
-        return int(_score(writer, splice(writer.layout, prompts, lines, 1)).target_logprob.argmax())
+        return int(_score(warmup_generator, splice(warmup_generator.layout, prompts, lines, 1)).target_logprob.argmax())
 
-    return spread(likeliest, range(len(rows)), writer.shared)
+    return map_over_processes(likeliest, range(len(rows)), warmup_generator.shared)
 
 
 @torch.no_grad()
 def rerank(
-    writer: Writer, rows: Sequence[dict[str, Any]], num_warmups: int, batch_size: int, seed: int = 0
+    warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], num_warmups: int, batch_size: int, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Predictions chosen among the targets that follow `num_warmups` sampled warmups.
 
     Each candidate is scored under all warmups of its prompt, log-mean-exp: the estimate of log P(y|x), so a target that only
     its own warmup finds likely does not win. Ties go to the first.
     """
-    enable_scoring(writer.model)
-    candidates = [writer.predict(rows, batch_size, sample_warmup=True, seed=seed + k) for k in range(num_warmups)]
+    enable_scoring(warmup_generator.model)
+    candidates = [
+        warmup_generator.predict(rows, batch_size, sample_warmup=True, seed=seed + k) for k in range(num_warmups)
+    ]
 
     def best(place: int) -> dict[str, Any]:
         own = [drawn[place] for drawn in candidates]
-        targets = [[*c["prediction_ids"], writer.layout.tokens.eos_id] for c in own]
+        targets = [[*c["prediction_ids"], warmup_generator.layout.tokens.eos_id] for c in own]
         prompts = [{**rows[place], "target_ids": target} for target in targets]
         lines: Lines = [
             (k, RowKind.GROUP, Warmup(c["warmup_ids"], c["warmup_finish"])) for k in range(len(targets)) for c in own
         ]
-        scores = _score(writer, splice(writer.layout, prompts, lines, num_warmups))
+        scores = _score(warmup_generator, splice(warmup_generator.layout, prompts, lines, num_warmups))
         bound = log_mean_exp(scores.target_logprob.view(num_warmups, num_warmups))
         return own[int(bound.argmax())]
 
-    return spread(best, range(len(rows)), writer.shared)
+    return map_over_processes(best, range(len(rows)), warmup_generator.shared)
 
 
 @torch.no_grad()
 def score_samples(
-    writer: Writer, rows: Sequence[dict[str, Any]], places: Sequence[int], size: int, seed: int
+    warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], places: Sequence[int], size: int, seed: int
 ) -> tuple[WarmupBatch, Scores]:
     """Encoded rows with `size` warmups of the policy each, and with none: B * size group rows, then B empty ones.
 
     Args:
         places: of the rows in their data set; with `seed` they decide what is drawn.
     """
-    prompts, length = [row["prompt_ids"] for row in rows], writer.law.max_length
+    prompts, length = [row["prompt_ids"] for row in rows], warmup_generator.constraints.max_length
     draws = uniforms("likelihood", seed, places, size, length)
-    settings = {"draws": draws, **writer.generate}
-    drawn = write_warmups(writer.model, writer.layout, writer.law, prompts, size, **settings) if size else []
+    settings = {"draws": draws, **warmup_generator.generate}
+    drawn = (
+        sample_warmups(
+            warmup_generator.model, warmup_generator.layout, warmup_generator.constraints, prompts, size, **settings
+        )
+        if size
+        else []
+    )
     lines: Lines = [(i // size, RowKind.GROUP, warmup) for i, warmup in enumerate(drawn)]
     lines += [(i, RowKind.EMPTY, EMPTY) for i in range(len(rows))]
-    batch = splice(writer.layout, list(rows), lines, size)
-    return batch, _score(writer, batch)
+    batch = splice(warmup_generator.layout, list(rows), lines, size)
+    return batch, _score(warmup_generator, batch)
 
 
-def _score(writer: Writer, batch: WarmupBatch) -> Scores:
-    return score(writer.model, batch.to(writer.model.device), writer.law)
+def _score(warmup_generator: WarmupGenerator, batch: WarmupBatch) -> Scores:
+    return score(warmup_generator.model, batch.to(warmup_generator.model.device), warmup_generator.constraints)
 
 
 def _score_all(
-    writer: Writer, rows: Sequence[dict[str, Any]], size: int, batch_size: int, seed: int, show_progress: bool
+    warmup_generator: WarmupGenerator,
+    rows: Sequence[dict[str, Any]],
+    size: int,
+    batch_size: int,
+    seed: int,
+    show_progress: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(rows, size) and (rows,) log P(y|x,c) with sampled warmups and without; (rows, size) overlap with the target."""
 
     def score_batch(start: int) -> tuple[Tensor, Tensor, Tensor]:
         places = range(start, min(start + batch_size, len(rows)))
-        batch, scores = score_samples(writer, [rows[place] for place in places], places, size, seed)
+        batch, scores = score_samples(warmup_generator, [rows[place] for place in places], places, size, seed)
         logprob, drawn = scores.target_logprob.cpu(), batch.warmups[: len(places) * size]
         shares = [
             token_overlap(w.ids, rows[start + i // size]["target_ids"]) if w.ids else 0.0 for i, w in enumerate(drawn)
@@ -153,7 +168,7 @@ def _score_all(
         return logprob[: len(drawn)].view(shape), logprob[len(drawn) :], torch.tensor(shares).view(shape)
 
     starts = range(0, len(rows), batch_size)
-    batches = spread(score_batch, starts, writer.shared, "Likelihood" if show_progress else "")
+    batches = map_over_processes(score_batch, starts, warmup_generator.shared, "Likelihood" if show_progress else "")
     groups, empties, overlaps = zip(*batches, strict=True)
     return torch.cat(groups), torch.cat(empties), torch.cat(overlaps)
 

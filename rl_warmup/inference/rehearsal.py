@@ -1,7 +1,7 @@
 """Whatever prediction and scoring will need, tried on the rows themselves before anything long begins.
 
-Knows: a task's rows and metrics, an encoder, a `Writer`. Must not know: training, flags. What fails here would fail after the
-training instead, when there is nothing left to repair.
+Knows: a task's rows and metrics, an encoder, a `WarmupGenerator`. Must not know: training, flags. What fails here would
+fail after the training instead, when there is nothing left to repair.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from rl_warmup.inference.evaluation import COSTLY, ceiling
-from rl_warmup.inference.generation import WRITTEN, Writer
+from rl_warmup.inference.generation import WRITTEN, WarmupGenerator
 from rl_warmup.metrics import compute
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.runtime.run_folder import json_line
@@ -23,7 +23,11 @@ FEW = 8  # rows on which metrics also see predictions that say nothing
 
 
 def rehearse(
-    task: Task, split: str, encoder: RowEncoder, writer: Writer | None = None, controls: Sequence[str] = ()
+    task: Task,
+    split: str,
+    encoder: RowEncoder,
+    warmup_generator: WarmupGenerator | None = None,
+    controls: Sequence[str] = (),
 ) -> None:
     """Encode the rows of a split, write them as JSON, and score their targets against themselves; says what cannot be reached.
 
@@ -42,7 +46,7 @@ def rehearse(
     rows = trial.encode_all(task.splits[split], split)
     for number, row in enumerate(task.splits[split]):
         _check_json(row, f"{split} row {number} (id {row['id']})")
-    if writer is not None and "filler" in controls and not writer.filler_ids():
+    if warmup_generator is not None and "filler" in controls and not warmup_generator.filler_ids():
         raise ValueError("controls: filler cannot be used, as the tokenizer cannot write '...'. Leave it out.")
     specs = [
         spec for spec in task.metrics if _name(spec) not in COSTLY
@@ -52,7 +56,7 @@ def rehearse(
         compute(specs, targets, targets, rows)
         compute(specs, [""] * len(rows[:FEW]), targets[:FEW], rows[:FEW])
     if (said := trial.writable.say(split)) and is_main():
-        highest = ceiling(task, rows, encoder.tokenizer) if writer is not None else {}
+        highest = ceiling(task, rows, encoder.tokenizer) if warmup_generator is not None else {}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in highest.items())
         print(f"{said} The most that can be reached: {shown}." if shown else said)
 

@@ -26,10 +26,10 @@ from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.options import WarmupOptions
 from rl_warmup.runtime.ownership import file_lock
-from rl_warmup.runtime.sharing import is_main, spread
+from rl_warmup.runtime.sharing import is_main, map_over_processes
 from rl_warmup.tasks import rows_hash
 
-LAW = {
+CONSTRAINTS = {
     "temperature": "temperature", "top_p": "top_p", "min_length": "min_warmup_length", "max_length": "max_warmup_length",
 }  # fmt: skip
 
@@ -79,9 +79,9 @@ class Sampler:
         settings = Inference.of(options, tokens)
         if declared:
             settings = _unless_asked(Inference.read(name, tokens), settings, asked)
-        law = replace(settings.law, banned=tokens.banned.to(device))
+        constraints = replace(settings.constraints, banned=tokens.banned.to(device))
         encoder = settings.encoder(model, tokenizer, writes_targets=False)
-        drawing = Drawing(model, make_layout(model, tokens), law, options.num_warmups, seed, batch_size)
+        drawing = Drawing(model, make_layout(model, tokens), constraints, options.num_warmups, seed, batch_size)
         return cls(drawing, tokenizer, encoder)
 
     def text(self, warmup: Warmup) -> str:
@@ -114,7 +114,7 @@ class Sampler:
         header = {**self.drawing.header(prompts), "rows_hash": rows_hash(rows)}
         with ExitStack() as held:
             # one item of work, so the main process alone
-            done = spread(lambda known: _begin(path, known, about, overwrite, held), [header])[0]
+            done = map_over_processes(lambda known: _begin(path, known, about, overwrite, held), [header])[0]
             if isinstance(done, str):
                 raise ValueError(done)
 
@@ -125,7 +125,7 @@ class Sampler:
 
             title = "Sampling warmups" if show_progress else ""
             draw_missing(self.drawing, prompts, done, keep, title)
-            return spread(_in_order, [path])[0], len(done)
+            return map_over_processes(_in_order, [path])[0], len(done)
 
     def _texts(self, group: list[Warmup]) -> list[tuple[str, Warmup]]:
         return [(self.text(warmup), warmup) for warmup in group]
@@ -133,9 +133,9 @@ class Sampler:
 
 def _unless_asked(declared: Inference, options: Inference, asked: Collection[str]) -> Inference:
     """What a folder declares, with the settings that a flag asked for in their place."""
-    law = {ours: getattr(options.law, ours) for ours, theirs in LAW.items() if theirs in asked}
+    constraints = {ours: getattr(options.constraints, ours) for ours, theirs in CONSTRAINTS.items() if theirs in asked}
     limits = {name: getattr(options, name) for name in ("max_prompt_length", "prompt_truncation") if name in asked}
-    return replace(declared, law=replace(declared.law, **law), **limits)
+    return replace(declared, constraints=replace(declared.constraints, **constraints), **limits)
 
 
 def _begin(

@@ -23,16 +23,16 @@ from torch import Tensor
 
 from rl_warmup.batch import RowKind, Warmup, WarmupBatch
 from rl_warmup.engine.scoring import enable_scoring, score
-from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.method.rollout import EMPTY, follow, prediction_limit
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import HALF
 from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import make_layout
 from rl_warmup.models.layouts.splice import splice
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
-from rl_warmup.rewards import PREDICTIONS, Reward, RewardBoard
+from rl_warmup.rewards import PREDICTIONS, Reward, RewardSet
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.calling import start
 from rl_warmup.tasks.formats import Twice, once
@@ -76,8 +76,8 @@ def read_warmups(path: str | Path) -> list[Row]:
             ) from error
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number}: is no JSON object. Give one with {', '.join(NEEDED)}.")
-        spread = [{**record, **w} for w in record.pop("warmups")] if "warmups" in record else [record]
-        for row in spread:
+        map_over_processes = [{**record, **w} for w in record.pop("warmups")] if "warmups" in record else [record]
+        for row in map_over_processes:
             row.setdefault("id", f"line {number}")
             for key in NEEDED:
                 if not isinstance(row.get(key), str):
@@ -94,15 +94,17 @@ def read_warmups(path: str | Path) -> list[Row]:
     return rows
 
 
-def open_model(name: str | None, rows: Sequence[Row]) -> Writer:
+def open_model(name: str | None, rows: Sequence[Row]) -> WarmupGenerator:
     """A run folder, any model that training could start from, or for None a tokenizer of the file's words alone."""
     if name is not None and read_layout(name):
-        return Writer.load(name)
+        return WarmupGenerator.load(name)
     texts = [row[key] for row in rows for key in NEEDED]
     model, tokenizer = load_model(name or "scratch-t5", lambda: texts, TINY)
     tokens = declare_tokens(model, tokenizer)
-    settings = Inference(WarmupLaw(tokens.separator_id, tokens.banned), tokens.separator, max_target_length=128)
-    return Writer(model.eval(), tokenizer, make_layout(model, tokens), settings)
+    settings = Inference(
+        SamplingConstraints(tokens.separator_id, tokens.banned), tokens.separator, max_target_length=128
+    )
+    return WarmupGenerator(model.eval(), tokenizer, make_layout(model, tokens), settings)
 
 
 class Bench:
@@ -112,20 +114,26 @@ class Bench:
         has_model: whether the writer's network means anything; without, nothing that needs log-probabilities is on offer.
     """
 
-    def __init__(self, writer: Writer, rows: Sequence[Row], has_model: bool, batch_size: int = 32) -> None:
-        self.writer, self.has_model, self.batch_size = writer, has_model, batch_size
+    def __init__(
+        self, warmup_generator: WarmupGenerator, rows: Sequence[Row], has_model: bool, batch_size: int = 32
+    ) -> None:
+        self.warmup_generator, self.has_model, self.batch_size = warmup_generator, has_model, batch_size
         self.prediction_seconds = 0.0
-        enable_scoring(writer.model)
+        enable_scoring(warmup_generator.model)
         not_columns = ("warmup", "finish", "warmup_logprob", "target_logprob", "posterior", "step")
         plain = [{k: v for k, v in row.items() if k not in not_columns} for row in rows]
-        self.rows = writer.encoder().encode_all(plain, "file")
+        self.rows = warmup_generator.encoder().encode_all(plain, "file")
         self.warmups = [Warmup(self._ids(row), row.get("finish", "separator")) for row in rows]
-        writer.check_room(self.rows, [warmup.ids for warmup in self.warmups])
+        warmup_generator.check_room(self.rows, [warmup.ids for warmup in self.warmups])
         self.target_logprobs = [row.get("target_logprob") for row in rows]
 
     def _ids(self, row: Row) -> list[int]:
-        ids = self.writer.tokenizer(row["warmup"], add_special_tokens=False)["input_ids"]
-        kept = [i for i in ids if not self.writer.law.banned[i] and i != self.writer.law.separator_id]
+        ids = self.warmup_generator.tokenizer(row["warmup"], add_special_tokens=False)["input_ids"]
+        kept = [
+            i
+            for i in ids
+            if not self.warmup_generator.constraints.banned[i] and i != self.warmup_generator.constraints.separator_id
+        ]
         # it would be scored as no warmup; one that a model drew (`finish`) may be so
         if row["warmup"].strip() and not kept and "finish" not in row:
             raise ValueError(
@@ -138,11 +146,11 @@ class Bench:
         """A card for every reward; a reward that cannot be loaded gets one with its fault."""
         cards: list[Card] = []
         loaded: list[tuple[Reward, Card]] = []
-        w = self.writer
+        w = self.warmup_generator
         for spec in specs:
             try:
-                board = RewardBoard.load(
-                    [spec], tokenizer=w.tokenizer, layout=w.layout, law=w.law, device=w.model.device
+                board = RewardSet.load(
+                    [spec], tokenizer=w.tokenizer, layout=w.layout, constraints=w.constraints, device=w.model.device
                 )
             except ValueError as error:
                 named = spec.get("label", spec.get("name")) if isinstance(spec, dict) else spec
@@ -168,21 +176,21 @@ class Bench:
     @torch.no_grad()
     def _offer(self, part: slice, rewards: list[Reward]) -> Callable[[int | None], Arguments]:
         """Makes the arguments for the first so many rows of a part, or all of them; networks run once."""
-        w, rows, warmups = self.writer, self.rows[part], self.warmups[part]
+        w, rows, warmups = self.warmup_generator, self.rows[part], self.warmups[part]
         wanted = tuple(n for n in PREDICTIONS if self.has_model and any(n in reward.asks_for for reward in rewards))
         began = time.perf_counter()
         ids = [row["prompt_ids"] for row in rows]
         limit = prediction_limit(rows, w.settings.max_target_length)
-        warmups = follow(w.model, w.layout, w.law, ids, warmups, limit, wanted)
+        warmups = follow(w.model, w.layout, w.constraints, ids, warmups, limit, wanted)
         self.prediction_seconds += (time.perf_counter() - began) if wanted else 0.0
         whole = splice(w.layout, rows, [(i, RowKind.GROUP, c) for i, c in enumerate(warmups)], 1)
-        scores = score(w.model, whole.to(w.model.device), w.law) if self.has_model else None
+        scores = score(w.model, whole.to(w.model.device), w.constraints) if self.has_model else None
         if scores is not None:
             self.target_logprobs[part] = scores.target_logprob.tolist()
 
         def baseline() -> Tensor:
             empty = splice(w.layout, rows, [(i, RowKind.EMPTY, EMPTY) for i in range(len(rows))], 0)
-            return score(w.model, empty.to(w.model.device), w.law).target_logprob
+            return score(w.model, empty.to(w.model.device), w.constraints).target_logprob
 
         def offer(count: int | None = None) -> Arguments:
             batch: WarmupBatch = whole

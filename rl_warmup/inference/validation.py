@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from rl_warmup.batch import Warmup
-from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.likelihood import score_samples
 from rl_warmup.method.diagnostics import Means, Sums, rollout_metrics, variety
 from rl_warmup.method.hold import HoldingTrainer
@@ -25,7 +25,7 @@ from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.inference_settings import Inference
 from rl_warmup.runtime.launched import whole_weights
 from rl_warmup.runtime.run_folder import clock
-from rl_warmup.runtime.sharing import seeded, spread
+from rl_warmup.runtime.sharing import map_over_processes, seeded
 
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
@@ -111,10 +111,10 @@ class ValidatingTrainer(HoldingTrainer):
             self.model.to(self.args.device)
         predicted = None
         with seeded("evaluate", self.args.seed):
-            with self.shared_writer() as writer:
-                means = self._measure(writer, rows)
+            with self.shared_generator() as warmup_generator:
+                means = self._measure(warmup_generator, rows)
                 if self.text_metrics is not None or description == "Prediction":
-                    predicted = writer.predict(rows, self.args.per_device_eval_batch_size)
+                    predicted = warmup_generator.predict(rows, self.args.per_device_eval_batch_size)
             if self.text_metrics is not None:
                 means |= self.text_metrics(predicted or [])
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
@@ -122,14 +122,16 @@ class ValidatingTrainer(HoldingTrainer):
         kept: Any = predicted  # rows with texts, where transformers would have arrays
         return EvalLoopOutput(predictions=kept, label_ids=None, metrics=metrics, num_samples=len(rows))
 
-    def _measure(self, writer: Writer, rows: list[dict[str, Any]]) -> dict[str, float]:
+    def _measure(self, warmup_generator: WarmupGenerator, rows: list[dict[str, Any]]) -> dict[str, float]:
         """The n-sample bound on log P(y|x), its negative per target token as loss, the gain, and what warmups look like."""
-        size = self.args.num_eval_warmups if writer.inference == "policy" else 0
+        size = self.args.num_eval_warmups if warmup_generator.inference == "policy" else 0
         step = self.args.per_device_eval_batch_size
 
         def sums(start: int) -> tuple[Sums, list[Warmup]]:
             places = range(start, min(start + step, len(rows)))
-            batch, scores = score_samples(writer, [rows[place] for place in places], places, size, self.args.seed)
+            batch, scores = score_samples(
+                warmup_generator, [rows[place] for place in places], places, size, self.args.seed
+            )
             groups = batch.num_prompts * batch.group_size
             target, warmup = scores.target_logprob[:groups], scores.warmup_logprob[:groups]
             weights = self.rollout.weigh(batch, target, warmup, 1.0, cold_start=True)
@@ -139,7 +141,7 @@ class ValidatingTrainer(HoldingTrainer):
 
         means, drawn = Means(), []
         progress = "" if self.args.disable_tqdm else "Evaluating"
-        for found, warmups in spread(sums, range(0, len(rows), step), progress=progress):
+        for found, warmups in map_over_processes(sums, range(0, len(rows), step), progress=progress):
             means.add(found)
             drawn += warmups
         if drawn:
@@ -151,19 +153,21 @@ class ValidatingTrainer(HoldingTrainer):
     def inference(self) -> Inference:
         """What the current model is fed and may write: as asked for, under the law that the guard has left."""
         mode = "empty" if self.rollout.objective == "sft" else "policy"
-        return replace(self.settings, law=self.law, mode=mode)
+        return replace(self.settings, constraints=self.constraints, mode=mode)
 
-    def writer(self) -> Writer:
+    def warmup_generator(self) -> WarmupGenerator:
         """The current model as inference sees it."""
-        return Writer(self.accelerator.unwrap_model(self.model), self.processing_class, self.layout, self.inference())
+        return WarmupGenerator(
+            self.accelerator.unwrap_model(self.model), self.processing_class, self.layout, self.inference()
+        )
 
     @contextmanager
-    def shared_writer(self) -> Iterator[Writer]:
+    def shared_generator(self) -> Iterator[WarmupGenerator]:
         """The current model for all processes together: each predicts its share. All must enter, and do the same inside."""
         with torch.no_grad(), self._writing() as (model, settings):
-            yield replace(self.writer(), model=model, shared=True, generate=settings)
+            yield replace(self.warmup_generator(), model=model, shared=True, generate=settings)
 
     def predict_rows(self, rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
         """Predictions for rows, with the policy's likeliest warmup; all processes call it, and all get all of them."""
-        with self.shared_writer() as writer:
-            return writer.predict(rows, batch_size=self.args.per_device_eval_batch_size, **settings)
+        with self.shared_generator() as warmup_generator:
+            return warmup_generator.predict(rows, batch_size=self.args.per_device_eval_batch_size, **settings)

@@ -16,10 +16,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.batch import Warmup
-from rl_warmup.engine.sampling import write_warmups
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.engine.sampling import sample_warmups
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
-from rl_warmup.runtime.sharing import is_main, seeded, spread
+from rl_warmup.runtime.sharing import is_main, map_over_processes, seeded
 
 BATCHES_AT_ONCE = 16  # that are drawn, by all processes together, between two writes to the file
 LOOKED_AT = 1024  # numbers of every tensor that tell one model from another
@@ -33,7 +33,7 @@ class Drawing:
 
     model: Any
     layout: Layout
-    law: WarmupLaw
+    constraints: SamplingConstraints
     num_warmups: int
     seed: int
     batch_size: int
@@ -48,14 +48,14 @@ class Drawing:
             "num_warmups": self.num_warmups,
             "seed": self.seed,
             "batch_size": self.batch_size,
-            **{name: getattr(self.law, name) for name in names},
+            **{name: getattr(self.constraints, name) for name in names},
         }
 
     def draw(self, prompts: Sequence[list[int]], batch: Sequence[int]) -> list[list[Warmup]]:
         """The groups of these prompts (their places), under a random state that depends on the batch alone."""
         with seeded("reference", self.seed, batch[0]):
             ids = [prompts[place] for place in batch]
-            drawn = write_warmups(self.model, self.layout, self.law, ids, self.num_warmups)
+            drawn = sample_warmups(self.model, self.layout, self.constraints, ids, self.num_warmups)
         return [drawn[i : i + self.num_warmups] for i in range(0, len(drawn), self.num_warmups)]
 
 
@@ -90,7 +90,7 @@ def draw_missing(
     with bar:
         for start in range(0, len(missing), BATCHES_AT_ONCE):
             part = missing[start : start + BATCHES_AT_ONCE]
-            drawn = spread(lambda batch: drawing.draw(prompts, batch), part)
+            drawn = map_over_processes(lambda batch: drawing.draw(prompts, batch), part)
             new = {
                 place: group
                 for batch, members in zip(part, drawn, strict=True)

@@ -25,7 +25,7 @@ from rl_warmup.method.reference import FILE, StartingPolicy, reference_warmups
 from rl_warmup.method.rollout import Rollout
 from rl_warmup.method.schedule import Schedule
 from rl_warmup.method.training_data import EncodedStream, rows_digest
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.inference_settings import read_layout
 from rl_warmup.models.layouts import Layout
 from rl_warmup.plugins import code_hashes
@@ -41,7 +41,7 @@ class HoldingTrainer(ResumableTrainer):
 
     rollout: Rollout
     layout: Layout
-    law: WarmupLaw
+    constraints: SamplingConstraints
     schedule: Schedule
     run_folder: RunFolder
     start: StartingPolicy | None = None
@@ -88,7 +88,7 @@ class HoldingTrainer(ResumableTrainer):
             self.rollout = replace(self.rollout, objective=self.args.objective)  # that model writes warmups
         if best is not None:  # under the law of its update, which the guard may have changed since
             declared = read_layout(str(self.state.best_model_checkpoint))
-            self.law = self.rollout.law = replace(self.law, **declared["law"])
+            self.constraints = self.rollout.constraints = replace(self.constraints, **declared["law"])
         self._say_which_model()
         return output
 
@@ -153,7 +153,9 @@ class HoldingTrainer(ResumableTrainer):
     def _bring_reference_warmups(self, resumed: bool) -> None:
         """Lay a group of the starting model's samples beside every row that the reading phase can come to."""
         args, rows = self.args, self.train_dataset
-        drawing = Drawing(self.model, self.layout, self.law, self.rollout.num_warmups, args.seed, args.eval_batch_size)
+        drawing = Drawing(
+            self.model, self.layout, self.constraints, self.rollout.num_warmups, args.seed, args.eval_batch_size
+        )
         path = self.run_folder.folder / FILE  # of a trial in a search, its own
         shown = not args.disable_tqdm
         if isinstance(rows, EncodedStream):

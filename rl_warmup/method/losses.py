@@ -30,7 +30,7 @@ def weighted_loss(scores: Scores, weights: RowWeights, num_target_tokens: Tensor
     return policy, target
 
 
-def hold_loss(token_logps: Tensor, reference_logps: Tensor, hold: Tensor) -> Tensor:
+def kl_loss(token_logps: Tensor, reference_logps: Tensor, hold: Tensor) -> Tensor:
     """Σ_i hold_i Σ_t (e^d - d - 1), d = log P_start(c_t) - log P(c_t): how far the policy has moved from its start.
 
     Source: the k3 estimator of KL(P || P_start) per token (Schulman 2020), as in TRL's `beta`. Every term is at least 0 and

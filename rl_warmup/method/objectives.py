@@ -20,7 +20,7 @@ GRPO_EPS = 1e-4  # as in TRL's GRPOTrainer
 
 
 @dataclass(frozen=True)
-class Knobs:
+class ObjectiveSettings:
     """Numbers that some rules read. tau > 0; uniform_target_share and tsallis_q in [0, 1]."""
 
     tau: float = 1.0
@@ -29,7 +29,7 @@ class Knobs:
 
 
 Weights = tuple[Tensor, Tensor]
-Rule = Callable[[Tensor, Tensor, Knobs], Weights]
+Rule = Callable[[Tensor, Tensor, ObjectiveSettings], Weights]
 
 
 def posterior(rewards: Tensor, tau: float = 1.0) -> Tensor:
@@ -86,7 +86,7 @@ def _mean_of_others(rewards: Tensor) -> Tensor:
     return (rewards.sum(1, keepdim=True) - rewards) / (rewards.size(1) - 1)
 
 
-def marginal(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+def marginal(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends log P(y|x) with the self-normalised posterior: a = p - 1/n, b = λ/n + (1-λ) p.
 
     Source: reweighted wake-sleep (Bornschein & Bengio 2015) with the constant control variate 1/n, whose expectation
@@ -94,12 +94,12 @@ def marginal(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
     Degenerate: n = 1 gives a = 0, so the policy gets no gradient.
     """
     n = rewards.size(1)
-    p = posterior(rewards, knobs.tau)
-    share = knobs.uniform_target_share
+    p = posterior(rewards, settings.tau)
+    share = settings.uniform_target_share
     return p - 1 / n, share / n + (1 - share) * p
 
 
-def marginal_loo(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+def marginal_loo(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends E[log mean_i e^{R_i}] exactly: a = L - L_without_i, b = p at τ = 1.
 
     Source: IWAE (arXiv 1509.00519) with VIMCO's leave-one-out baseline (arXiv 1602.06725); JEPO with n samples.
@@ -108,7 +108,7 @@ def marginal_loo(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weig
     return log_mean_exp(rewards)[:, None] - _log_mean_exp_of_others(rewards), posterior(rewards)
 
 
-def joint(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+def joint(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends log Σ_i P(c_i|x) e^{R_i} over the samples as if they were the whole space: a = b = softmax(R + log P(c|x)).
 
     Source: another reading of arXiv 2502.12304's loss. It counts the prior twice, does not approach ∇log P(y|x), and is
@@ -118,7 +118,7 @@ def joint(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
     return q, q
 
 
-def expected_logprob(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+def expected_logprob(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends E_c[R]: a = (R_i - mean of the others)/n, b = 1/n.
 
     Source: LaTRO (arXiv 2411.04282), JEPO with one sample. Unbiased: the others are independent of c_i. Needs n >= 2.
@@ -127,27 +127,27 @@ def expected_logprob(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> 
     return (rewards - _mean_of_others(rewards)) / n, torch.full_like(rewards, 1 / n)
 
 
-def expected_prob(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+def expected_prob(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends E_c[e^R]: a = (e^{R_i} - mean of the others)/n, b = e^{R_i}/n.
 
     Source: VeriFree (arXiv 2505.21493). Unbiased, but its size vanishes with the target's length: empty warmups and
     anchors keep weights near 1 and would drown it, so set `empty_share` and `anchor_weight` to 0. Needs n >= 2.
     """
-    return tsallis(rewards, warmup_logprobs, Knobs(tsallis_q=0.0))
+    return tsallis(rewards, warmup_logprobs, ObjectiveSettings(tsallis_q=0.0))
 
 
-def tsallis(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+def tsallis(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """From expected_prob (q = 0) to the marginal (q = 1): both weights of expected_prob times P̂^{-q}, P̂ = mean_i e^{R_i}.
 
     Source: GARL (arXiv 2604.25907). Approaches ∇ P(y|x)^{1-q}/(1-q) as n grows. Needs n >= 2.
     """
     n = rewards.size(1)
-    scale = knobs.tsallis_q * log_mean_exp(rewards)[:, None]
+    scale = settings.tsallis_q * log_mean_exp(rewards)[:, None]
     own = (rewards - scale).exp()
     return (own - (_log_mean_exp_of_others(rewards) - scale).exp()) / n, own / n
 
 
-def grpo(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+def grpo(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """The group-standardised score as advantage: a = (R_i - mean)/(std + eps)/n, b = 1/n.
 
     Source: GRPO (arXiv 2402.03300) with this reward; std with n-1 as in TRL. Degenerate: equal rewards give a = 0;
@@ -165,7 +165,7 @@ RULES: dict[str, Rule] = {
 NEEDS_TWO = frozenset({"marginal_loo", "expected_logprob", "expected_prob", "tsallis", "grpo"})
 
 
-def load_rule(name: str) -> Rule:
+def load_objective(name: str) -> Rule:
     """The rule of that name: one of RULES, or somebody else's, whose weights are checked at every call.
 
     Raises:
@@ -176,10 +176,10 @@ def load_rule(name: str) -> Rule:
         return found
     rule = build_plugin("objective", name, found)
 
-    def checked(rewards: Tensor, warmup_logprobs: Tensor, knobs: Knobs) -> Weights:
+    def checked(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
         try:
             with contained():
-                weights = rule(rewards, warmup_logprobs, knobs)
+                weights = rule(rewards, warmup_logprobs, settings)
         except Exception as error:
             raise ValueError(f"Objective {short!r} failed with {type(error).__name__}: {error}") from error
         wanted = f"return two finite tensors (a, b) of the shape {tuple(rewards.shape)}: prompts by warmups"

@@ -20,9 +20,9 @@ from torch import Tensor
 from rl_warmup.batch import Warmup, WarmupBatch
 from rl_warmup.engine.scoring import score
 from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing, whole_records
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.runtime import _trl
-from rl_warmup.runtime.sharing import is_main, spread
+from rl_warmup.runtime.sharing import is_main, map_over_processes
 
 FILE = "reference_warmups.jsonl"
 
@@ -48,7 +48,7 @@ def reference_warmups(
     header = drawing.header(prompts)
     groups: Groups
     # the main process looks for all, as it has cut what was torn and is the one that writes
-    groups, was_there = spread(lambda known: (_read(path, known), path.is_file()), [header])[0]
+    groups, was_there = map_over_processes(lambda known: (_read(path, known), path.is_file()), [header])[0]
     if resumed and was_there and not groups:
         raise ValueError(
             f"{path} holds samples of another starting model, seed, batch size or set of prompts than this run would draw, and "
@@ -109,7 +109,7 @@ class StartingPolicy:
             self.model.to(trainer.args.device)
 
     @torch.no_grad()
-    def warmup_logps(self, trained: Any, batch: WarmupBatch, law: WarmupLaw) -> Tensor:
+    def warmup_logps(self, trained: Any, batch: WarmupBatch, constraints: SamplingConstraints) -> Tensor:
         """log P(c_t | x, c_<t) of the starting policy for the actions of every row, in nats: (N, T), 0 elsewhere.
 
         Args:
@@ -117,7 +117,7 @@ class StartingPolicy:
         """
         alone = warmups_alone(batch)
         if self.model is not None:
-            logps = score(self.model, alone, law).token_logps
+            logps = score(self.model, alone, constraints).token_logps
         else:
             inside = trained
             while not hasattr(inside, "disable_adapter"):
@@ -125,7 +125,7 @@ class StartingPolicy:
             was_training = trained.training
             trained.eval()  # or dropout, where it is left on, would make another start of every look
             with inside.disable_adapter():
-                logps = score(trained, alone, law).token_logps
+                logps = score(trained, alone, constraints).token_logps
             trained.train(was_training)
         return torch.nn.functional.pad(logps, (0, batch.seq_ids.size(1) - logps.size(1))) * batch.warmup_mask
 
@@ -156,4 +156,4 @@ def warmups_alone(batch: WarmupBatch) -> WarmupBatch:
     before = torch.arange(width, device=ends.device) < ends[:, None]
     cut = {name: getattr(batch, name)[:, :width] for name in ("seq_ids", "warmup_mask", "target_mask")}
     cut["target_mask"] = torch.zeros_like(cut["target_mask"])
-    return replace(batch, **cut, seq_mask=batch.seq_mask[:, :width] * before, reading=None)
+    return replace(batch, **cut, seq_mask=batch.seq_mask[:, :width] * before, prefix_cache=None)

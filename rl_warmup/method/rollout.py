@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, RowWeights, Warmup, WarmupBatch
-from rl_warmup.engine.fast.passes import Reading
-from rl_warmup.engine.sampling import read_for_training, write_targets, write_warmups
-from rl_warmup.method.objectives import Knobs, Rule, effective_sample_size, load_rule, posterior, resample
+from rl_warmup.engine.fast.passes import PrefixCache
+from rl_warmup.engine.sampling import cache_prompts, generate_targets, sample_warmups
+from rl_warmup.method.objectives import (
+    ObjectiveSettings,
+    Rule,
+    effective_sample_size,
+    load_objective,
+    posterior,
+    resample,
+)
 from rl_warmup.method.proposals import (
     ANOTHERS,
     COLUMNS,
@@ -31,7 +38,7 @@ from rl_warmup.method.proposals import (
     load_proposal,
     propose,
 )
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.inference_settings import LONGEST
 from rl_warmup.models.layouts import Layout
 from rl_warmup.models.layouts.splice import splice
@@ -39,7 +46,7 @@ from rl_warmup.options import WarmupOptions
 
 EMPTY = Warmup([], "empty")
 HOLD = 0.1  # beta after reading: without it a run on sums of six to ten numbers lost everything (docs/log.md)
-Plan = list[tuple[RowKind, Warmup]]  # the rows of one prompt
+PromptRows = list[tuple[RowKind, Warmup]]  # the rows of one prompt
 
 
 @dataclass
@@ -47,7 +54,7 @@ class Rollout:
     """The recipe's choices that shape a rollout; no state."""
 
     layout: Layout
-    law: WarmupLaw
+    constraints: SamplingConstraints
     objective: str
     num_warmups: int
     proposals: list[str]
@@ -55,7 +62,7 @@ class Rollout:
     max_target_length: int
     empty_share: float = 0.0
     anchor_weight: float = 0.0
-    knobs: Knobs = Knobs()
+    settings: ObjectiveSettings = ObjectiveSettings()
     backward_samples: int | None = None
     imitates_all: bool = False  # in the cold start the policy imitates the whole group, not its posterior
     beta: float = 0.0  # weight of the KL to the starting policy while the policy writes
@@ -63,7 +70,7 @@ class Rollout:
 
     @cached_property
     def _rule(self) -> Rule:
-        return load_rule(self.objective)
+        return load_objective(self.objective)
 
     @cached_property
     def _makers(self) -> dict[str, Proposal]:
@@ -71,39 +78,44 @@ class Rollout:
 
     @classmethod
     def of(
-        cls, options: WarmupOptions, layout: Layout, law: WarmupLaw, tokenizer: Any, rows: list[dict[str, Any]]
+        cls,
+        options: WarmupOptions,
+        layout: Layout,
+        constraints: SamplingConstraints,
+        tokenizer: Any,
+        rows: list[dict[str, Any]],
     ) -> Rollout:
         """The rollout that options ask for; a proposal that cannot work on these training rows says so here."""
         counted = rows if set(options.proposals) - UNCOUNTED else []  # a large data set takes its time
         context = ProposalContext(options.max_warmup_length, word_counts=count_words(counted), decode=tokenizer.decode)
         filler = tokenizer("...", add_special_tokens=False)["input_ids"]
-        context.filler_ids = tuple(i for i in filler if not law.banned[i])
+        context.filler_ids = tuple(i for i in filler if not constraints.banned[i])
         for name in set(options.proposals) - {DRAFT, *DRAWN} if rows else ():
             propose(name, rows[0], context)
-        knobs = Knobs(options.tau, options.uniform_target_share, options.tsallis_q)
+        settings = ObjectiveSettings(options.tau, options.uniform_target_share, options.tsallis_q)
         reads = REFERENCE in options.proposals
         beta = options.beta if options.beta is not None else HOLD if reads else 0.0
         return cls(
-            layout, law, options.objective, options.num_warmups, list(options.proposals), context,
-            options.max_target_length or LONGEST, options.empty_share, options.anchor_weight, knobs, options.backward_samples,
+            layout, constraints, options.objective, options.num_warmups, list(options.proposals), context,
+            options.max_target_length or LONGEST, options.empty_share, options.anchor_weight, settings, options.backward_samples,
             reads and options.imitation == "all", beta,
         )  # fmt: skip
 
-    def read(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool) -> Reading | None:
+    def read(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool) -> PrefixCache | None:
         """One reading of the prompts, with gradient, to sample from and to train on; None where nothing is sampled."""
         if cold_start or self.objective == "sft":
             return None
         ids, targets = ([row[part] for row in prompts] for part in ("prompt_ids", "target_ids"))
-        return read_for_training(model, self.layout, self.law, ids, targets)
+        return cache_prompts(model, self.layout, self.constraints, ids, targets)
 
     def plan(
         self,
         model: Any,
         prompts: list[dict[str, Any]],
         cold_start: bool,
-        reading: Reading | None = None,
+        prefix_cache: PrefixCache | None = None,
         **generate: Any,
-    ) -> list[Plan]:
+    ) -> list[PromptRows]:
         """Choose the rows of every prompt of an update. Samples where the phase asks for it; `model` in eval mode.
 
         - `sft`: the empty warmup alone.
@@ -119,12 +131,12 @@ class Rollout:
             targets = [p["target_ids"] for p in prompts] if self.draws_from(self.num_warmups) else None
             ids = [p["prompt_ids"] for p in prompts]
             size = self.num_warmups
-            sampled = write_warmups(
-                model, self.layout, self.law, ids, size, targets=targets, reading=reading, **generate
+            sampled = sample_warmups(
+                model, self.layout, self.constraints, ids, size, targets=targets, prefix_cache=prefix_cache, **generate
             )
             groups = [sampled[i : i + size] for i in range(0, len(sampled), size)]
         groups = self._followed(model, prompts, groups, **generate)
-        plans: list[Plan] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
+        plans: list[PromptRows] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
         for plan, is_empty in zip(plans, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):
             if is_empty:
                 plan.append((RowKind.EMPTY, EMPTY))
@@ -133,7 +145,7 @@ class Rollout:
                 plan.extend((RowKind.ANCHOR, warmup) for warmup in anchors)
         return plans
 
-    def batch(self, prompts: list[dict[str, Any]], plans: list[Plan]) -> WarmupBatch:
+    def batch(self, prompts: list[dict[str, Any]], plans: list[PromptRows]) -> WarmupBatch:
         """Lay the planned rows of a micro-batch out: groups first, prompt by prompt, then the single rows."""
         rows = [(i, kind, warmup) for i, plan in enumerate(plans) for kind, warmup in plan]
         rows.sort(key=lambda row: row[1] != RowKind.GROUP)  # stable
@@ -142,7 +154,7 @@ class Rollout:
 
     def against(self, prompts: list[dict[str, Any]], with_group: bool) -> WarmupBatch:
         """These prompts with an empty warmup each; `with_group`: behind the starting model's warmups of another prompt."""
-        plans: list[Plan] = [
+        plans: list[PromptRows] = [
             [*((RowKind.GROUP, warmup) for warmup in (row[ANOTHERS] if with_group else ())), (RowKind.EMPTY, EMPTY)]
             for row in prompts
         ]
@@ -164,16 +176,16 @@ class Rollout:
         """
         size, groups = batch.group_size, batch.num_prompts * batch.group_size
         grouped = rewards.detach().view(batch.num_prompts, size)
-        knobs = replace(self.knobs, tau=tau)
+        settings = replace(self.settings, tau=tau)
         p = posterior(grouped, tau)
         if not size:
             policy = target = grouped
         elif cold_start:
-            share = knobs.uniform_target_share
+            share = settings.uniform_target_share
             policy = torch.full_like(p, 1 / size) if self.imitates_all else p
             target = share / size + (1 - share) * p
         else:
-            policy, target = self._rule(grouped, warmup_logprobs.detach()[:groups].view_as(grouped), knobs)
+            policy, target = self._rule(grouped, warmup_logprobs.detach()[:groups].view_as(grouped), settings)
         a = torch.zeros(len(batch.warmups), dtype=rewards.dtype, device=rewards.device)
         b = torch.zeros_like(a)
         has_empty = torch.zeros(batch.num_prompts, dtype=torch.bool, device=a.device)
@@ -216,7 +228,7 @@ class Rollout:
         flat = [warmup for group in groups for warmup in group]
         ids = [row["prompt_ids"] for row, group in zip(prompts, groups, strict=True) for _ in group]
         limit = prediction_limit(prompts, self.max_target_length)
-        followed = follow(model, self.layout, self.law, ids, flat, limit, self.predictions, **generate)
+        followed = follow(model, self.layout, self.constraints, ids, flat, limit, self.predictions, **generate)
         left = iter(followed)
         return [[next(left) for _ in group] for group in groups]
 
@@ -226,8 +238,15 @@ class Rollout:
         if DRAFT in self.proposals:
             ids = [p["prompt_ids"] for p in prompts]
             nothing: list[list[int]] = [[] for _ in prompts]
-            written = write_targets(
-                model, self.layout, self.law, ids, self.max_target_length, nothing, sample_target=True, **generate
+            written = generate_targets(
+                model,
+                self.layout,
+                self.constraints,
+                ids,
+                self.max_target_length,
+                nothing,
+                sample_target=True,
+                **generate,
             )
             drafts = [Warmup(w.target, "proposal") for w in written]
         groups: list[list[Warmup]] = []
@@ -244,9 +263,9 @@ class Rollout:
 
     def _allowed(self, proposal: Warmup) -> Warmup:
         """A proposal without tokens that a warmup may not hold (an unknown word, a special token of a draft)."""
-        banned = self.law.banned[proposal.ids].tolist()
-        ids = [i for i, no in zip(proposal.ids, banned, strict=True) if not no and i != self.law.separator_id]
-        return Warmup(ids[: self.law.max_length], "proposal")
+        banned = self.constraints.banned[proposal.ids].tolist()
+        ids = [i for i, no in zip(proposal.ids, banned, strict=True) if not no and i != self.constraints.separator_id]
+        return Warmup(ids[: self.constraints.max_length], "proposal")
 
 
 def prediction_limit(rows: list[dict[str, Any]], max_target_length: int) -> int:
@@ -256,8 +275,8 @@ def prediction_limit(rows: list[dict[str, Any]], max_target_length: int) -> int:
 
 
 def follow(
-    model: Any, layout: Layout, law: WarmupLaw, prompts: list[list[int]], warmups: list[Warmup], max_target_length: int,
-    wanted: tuple[str, ...], **generate: Any,
+    model: Any, layout: Layout, constraints: SamplingConstraints, prompts: list[list[int]], warmups: list[Warmup],
+    max_target_length: int, wanted: tuple[str, ...], **generate: Any,
 ) -> list[Warmup]:  # fmt: skip
     """Warmups, each with the targets that the model writes after it: the likeliest, or one that is drawn.
 
@@ -269,7 +288,9 @@ def follow(
     for name in wanted:
         forced = [warmup.ids for warmup in warmups]
         drawn = name == "sampled_predictions"
-        both = write_targets(model, layout, law, prompts, max_target_length, forced, sample_target=drawn, **generate)
+        both = generate_targets(
+            model, layout, constraints, prompts, max_target_length, forced, sample_target=drawn, **generate
+        )
         for kept, (_, target) in zip(written, both, strict=True):
             kept[name] = target
     return [w._replace(predictions=kept) for w, kept in zip(warmups, written, strict=True)] if wanted else warmups

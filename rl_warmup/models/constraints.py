@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class WarmupLaw:
+class SamplingConstraints:
     """Temperature, nucleus, lengths and bans of the policy P(c|x)."""
 
     separator_id: int

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.positions import Positions
 from rl_warmup.models.tokens import LayoutTokens
 
 LAYOUT_FILE = "warmup_layout.json"
-LAW = ("temperature", "top_p", "min_length", "max_length")
+CONSTRAINTS = ("temperature", "top_p", "min_length", "max_length")
 MODES = ("policy", "empty")
 CUTS = ("error", "left", "right")
 LONGEST = 512  # tokens of a written target where training had no limit
@@ -48,7 +48,7 @@ class Inference:
         chat: training prompts were conversations, so that a text is laid into the chat template.
     """
 
-    law: WarmupLaw
+    constraints: SamplingConstraints
     separator: str
     mode: str = "policy"
     max_prompt_length: int | None = None
@@ -60,14 +60,14 @@ class Inference:
     @classmethod
     def of(cls, options: Any, tokens: LayoutTokens, device: Any = None) -> Inference:
         """As training with these options (`options.WarmupOptions`) has it. Predicted rows are cut where training drops them."""
-        law = WarmupLaw(
+        constraints = SamplingConstraints(
             tokens.separator_id, tokens.banned.to(device), options.temperature, options.top_p,
             options.min_warmup_length, options.max_warmup_length,
         )  # fmt: skip
         cut = "right" if options.prompt_truncation == "drop" else options.prompt_truncation
         mode = "empty" if options.objective == "sft" else "policy"
         limit = options.max_target_length or LONGEST
-        return cls(law, tokens.separator, mode, options.max_prompt_length, cut, limit)
+        return cls(constraints, tokens.separator, mode, options.max_prompt_length, cut, limit)
 
     @classmethod
     def read(cls, folder: str | Path, tokens: LayoutTokens) -> Inference:
@@ -83,18 +83,20 @@ class Inference:
                 f"model was trained, and is {tokens.separator_id} in the tokenizer beside it. Put the tokenizer back that "
                 f"training wrote."
             )
-        law = WarmupLaw(tokens.separator_id, tokens.banned, **{name: found["law"][name] for name in LAW})
+        constraints = SamplingConstraints(
+            tokens.separator_id, tokens.banned, **{name: found["law"][name] for name in CONSTRAINTS}
+        )
         later = {name: found[name] for name in LATER if name in found}
         return cls(
-            law, tokens.separator, found["inference"], found["max_prompt_length"],
+            constraints, tokens.separator, found["inference"], found["max_prompt_length"],
             max_target_length=found["max_target_length"], **later,
         )  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
         """Write `warmup_layout.json` beside the weights."""
         record = {
-            "separator": self.separator, "separator_id": self.law.separator_id,
-            "law": {name: getattr(self.law, name) for name in LAW}, "inference": self.mode,
+            "separator": self.separator, "separator_id": self.constraints.separator_id,
+            "law": {name: getattr(self.constraints, name) for name in CONSTRAINTS}, "inference": self.mode,
             "max_prompt_length": self.max_prompt_length, "max_target_length": self.max_target_length,
             "prompt_truncation": self.prompt_truncation, "prompt_template": self.prompt_template, "chat": self.chat,
         }  # fmt: skip
@@ -107,9 +109,9 @@ class Inference:
             writes_targets: whether positions must suffice for the longest target that may be written, too.
         """
         longest = self.max_target_length if writes_targets else 0
-        positions = Positions.of(model, self.law.max_length, self.mode == "policy", longest)
+        positions = Positions.of(model, self.constraints.max_length, self.mode == "policy", longest)
         return RowEncoder(
-            tokenizer, self.law.separator_id, self.max_prompt_length, None, self.prompt_truncation,
+            tokenizer, self.constraints.separator_id, self.max_prompt_length, None, self.prompt_truncation,
             encoder_decoder=model.config.is_encoder_decoder, positions=positions,
         )  # fmt: skip
 
@@ -157,10 +159,10 @@ def _fault(found: dict[str, Any], name: str) -> str | None:
     if type(value) not in kinds:
         return f"{name!r} is {value!r}, not {' or '.join('null' if kind is type(None) else kind.__name__ for kind in kinds)}"
     if name == "law":
-        numbers = [value.get(key) for key in LAW]
+        numbers = [value.get(key) for key in CONSTRAINTS]
         if all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers) and _possible(*numbers):
             return None
-        return f"'law' is {value!r}; it holds {', '.join(LAW)}, numbers under which a warmup can be drawn"
+        return f"'law' is {value!r}; it holds {', '.join(CONSTRAINTS)}, numbers under which a warmup can be drawn"
     allowed: tuple[str, ...] | None = {"inference": MODES, "prompt_truncation": CUTS}.get(name)
     if allowed and value not in allowed:
         return f"{name!r} is {value!r}, not one of {', '.join(allowed)}"

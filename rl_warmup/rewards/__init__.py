@@ -13,8 +13,8 @@ are listed count: a list without `target_logprob` is a list without the target's
 from __future__ import annotations
 
 from rl_warmup.rewards.arguments import PREDICTIONS
-from rl_warmup.rewards.board import RewardBoard, RewardScores
+from rl_warmup.rewards.board import RewardScores, RewardSet
 from rl_warmup.rewards.loading import load_reward
 from rl_warmup.rewards.reward import Reward
 
-__all__ = ["PREDICTIONS", "Reward", "RewardBoard", "RewardScores", "load_reward"]
+__all__ = ["PREDICTIONS", "Reward", "RewardScores", "RewardSet", "load_reward"]

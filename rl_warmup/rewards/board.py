@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import WarmupBatch
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
 from rl_warmup.plugins import contained
 from rl_warmup.rewards.arguments import Arguments
@@ -37,7 +37,7 @@ class RewardScores:
     failed: dict[str, int] = field(default_factory=dict)  # rows on which a function failed, for those that may
 
 
-class RewardBoard:
+class RewardSet:
     """The rewards of a recipe, ready to be called on every micro-batch."""
 
     def __init__(self, rewards: list[Reward], tokenizer: Any, report: Report | None = None) -> None:
@@ -53,9 +53,9 @@ class RewardBoard:
 
     @classmethod
     def load(
-        cls, specs: list[Any], *, tokenizer: Any, layout: Layout, law: WarmupLaw, device: torch.device | str,
+        cls, specs: list[Any], *, tokenizer: Any, layout: Layout, constraints: SamplingConstraints, device: torch.device | str,
         report: Report | None = None,
-    ) -> RewardBoard:  # fmt: skip
+    ) -> RewardSet:  # fmt: skip
         """Look up every reward and prepare those that need it.
 
         Args:
@@ -75,7 +75,7 @@ class RewardBoard:
             if callable(prepare := getattr(reward.function, "prepare", None)):
                 try:
                     with contained():
-                        prepare(tokenizer=tokenizer, layout=layout, law=law, device=device)
+                        prepare(tokenizer=tokenizer, layout=layout, constraints=constraints, device=device)
                 except Exception as error:
                     raise ValueError(
                         f"Reward {reward.name!r} cannot be prepared: {type(error).__name__}: {error}"

@@ -84,7 +84,7 @@ class Classifier:
     @torch.no_grad()
     def __call__(self, prompts: list[Any], completions: list[Any], target: list[str]) -> list[float]:
         if self.model is None:
-            raise RuntimeError("The classifier is not loaded yet: call prepare() first, as RewardBoard.load does.")
+            raise RuntimeError("The classifier is not loaded yet: call prepare() first, as RewardSet.load does.")
         rows = zip(map(_text, prompts), map(_text, completions), target, strict=True)
         texts = [self.template.format(prompt=x, completion=c, target=y) for x, c, y in rows]
         scores: list[float] = []

@@ -25,7 +25,7 @@ class Reward:
     """A term `weight * function(...)` of the score of a warmup.
 
     `function` is called with keywords only (see `protocol`) and returns a list with one number or None per warmup; it
-    may be a coroutine function. Where it is an object with a method `prepare(tokenizer, layout, law, device)`, that is
+    may be a coroutine function. Where it is an object with a method `prepare(tokenizer, layout, constraints, device)`, that is
     called once before training.
 
     A Reward can itself be called as TRL calls reward functions, so that TRL's trainers take it; TRL then does the weighing.

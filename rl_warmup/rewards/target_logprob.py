@@ -12,7 +12,7 @@ import torch
 
 from rl_warmup.batch import WarmupBatch
 from rl_warmup.engine.scoring import enable_scoring, score
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout, Seq2SeqLayout
 from rl_warmup.models.whole import load_weights
 from rl_warmup.runtime.sharing import whole_on_every_process
@@ -46,7 +46,9 @@ class TargetLogProb:
         """Whether the policy itself is the generator."""
         return self.model_name_or_path is None
 
-    def prepare(self, tokenizer: Any, layout: Layout, law: WarmupLaw, device: torch.device | str) -> None:
+    def prepare(
+        self, tokenizer: Any, layout: Layout, constraints: SamplingConstraints, device: torch.device | str
+    ) -> None:
         """Load the frozen generator. Raises ValueError where it does not fit the policy."""
         if self.model_name_or_path is None:
             return
@@ -71,7 +73,7 @@ class TargetLogProb:
         except Exception as error:
             raise ValueError(f"The weights of {path!r} cannot be loaded as safetensors ({error}).") from error
         rows: Any = model.get_input_embeddings().num_embeddings
-        _check_vocabulary(path, rows, tokenizer, len(law.banned))
+        _check_vocabulary(path, rows, tokenizer, len(constraints.banned))
         self.model = model.requires_grad_(False).eval().to(device)
         enable_scoring(self.model)
 
@@ -79,9 +81,7 @@ class TargetLogProb:
         if self.tied:
             return target_logps
         if self.model is None:
-            raise RuntimeError(
-                "The frozen generator is not loaded yet: call prepare() first, as RewardBoard.load does."
-            )
+            raise RuntimeError("The frozen generator is not loaded yet: call prepare() first, as RewardSet.load does.")
         return self.logprob(batch).tolist()
 
     @torch.no_grad()
@@ -90,9 +90,9 @@ class TargetLogProb:
         # P(c|x) is the policy's business: without actions neither its head nor its law is consulted.
         unjudged = replace(batch, warmup_mask=torch.zeros_like(batch.warmup_mask)).to(self.model.device)
         vocab_size = self.model.get_output_embeddings().out_features
-        law = WarmupLaw(separator_id=0, banned=torch.zeros(vocab_size, dtype=torch.bool))
+        constraints = SamplingConstraints(separator_id=0, banned=torch.zeros(vocab_size, dtype=torch.bool))
         with torch.autocast(device_type=self.model.device.type, enabled=False):
-            return score(self.model, unjudged, law).target_logprob
+            return score(self.model, unjudged, constraints).target_logprob
 
 
 def target_logprob_per_token(target_logps: list[float], target_ids: list[list[int]]) -> list[float]:

@@ -38,7 +38,7 @@ def asks_fsdp(args: Any) -> bool:
     return bool(args.fsdp) or _is_on("ACCELERATE_USE_FSDP")
 
 
-def meet_on_cpu(args: Any) -> None:
+def initialize_distributed_on_cpu(args: Any) -> None:
     """Let processes on a machine without an accelerator meet over gloo. To be called before TrainingArguments looks around.
 
     Without `use_cpu` accelerate starts independent runs there, each believing to be the main process. DeepSpeed is started

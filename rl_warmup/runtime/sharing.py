@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def meet() -> torch.device:
+def initialize_distributed() -> torch.device:
     """Join the other processes of this launch, if there are any; the device of this one.
 
     Raises:
@@ -46,7 +46,7 @@ def is_main() -> bool:
     return _places()[0] == 0
 
 
-def spread(
+def map_over_processes(
     work: Callable[[Item], Result], items: Sequence[Item], shared: bool = True, progress: str = ""
 ) -> list[Result]:
     """`[work(item) for item in items]`, the items dealt out to the processes in turn; all processes get all results.

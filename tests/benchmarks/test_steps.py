@@ -11,7 +11,7 @@ from benchmarks.ours import make_trainer, ours
 from benchmarks.stock import adamw, latro, naive, row_logprobs, sample, sft
 from benchmarks.workloads import SEPARATOR_ID, mean_warmup_length
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.sampling import sample_warmups
 from rl_warmup.engine.scoring import score
 from rl_warmup.models.layouts.splice import splice
 
@@ -26,7 +26,7 @@ def test_our_sampler_meets_the_same_stop_rate(workload, tmp_path):
     model = workload.model()
     trainer = make_trainer(workload, model, adamw(model), str(tmp_path), 16)
     torch.manual_seed(0)
-    warmups = write_warmups(model, trainer.layout, trainer.law, workload.prompts, 16)
+    warmups = sample_warmups(model, trainer.layout, trainer.constraints, workload.prompts, 16)
     assert 9 < sum(len(warmup.ids) for warmup in warmups) / len(warmups) < 11.5
 
 
@@ -52,7 +52,7 @@ def test_stock_and_our_log_probabilities_agree(workload, tmp_path):
     prompts = [{"prompt_ids": x, "target_ids": y} for x, y in zip(workload.prompts, workload.targets, strict=True)]
     with torch.no_grad():
         of_warmup, of_target = row_logprobs(stock, workload.prompts, warmups, workload.targets, "cpu")
-        ours = score(patched, splice(trainer.layout, prompts, rows, 1), trainer.law)
+        ours = score(patched, splice(trainer.layout, prompts, rows, 1), trainer.constraints)
     torch.testing.assert_close(ours.target_logprob, of_target, atol=1e-3, rtol=1e-5)
     # The law bans four special tokens and a separator at the first step: that renormalises by (1 - 1/16) once.
     banned = torch.log(torch.tensor(16 / 15)) * torch.ones_like(of_warmup)

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 from rl_warmup.engine.fast.decoding import decoding_for
-from rl_warmup.engine.fast.sampling import sample, score_ahead
+from rl_warmup.engine.fast.sampling import sample, score_targets_from_cache
 from rl_warmup.engine.sampling import read_prompts
 from rl_warmup.engine.scoring import enable_scoring
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import make_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
@@ -24,7 +24,7 @@ from rl_warmup.models.tokens import declare_tokens
 PROMPTS, TARGETS, N, LIMIT = [[6, 7, 8], [9]], [[7, 8, 1], [9, 1]], 3, 5
 
 
-def draw_both(kind: str, law: WarmupLaw) -> dict:
+def draw_both(kind: str, constraints: SamplingConstraints) -> dict:
     """Synced and not, from the same seed: warmups, target log-probabilities and the number of decoding steps."""
     size = {"width": 16, "layers": 2, "heads": 2, "tokenizer": "words"}
     model, tokenizer = load_model(kind, lambda: ["a b c d e f g h"] * 3, size, 0)
@@ -32,15 +32,15 @@ def draw_both(kind: str, law: WarmupLaw) -> dict:
     enable_scoring(model)
     banned = torch.ones(model.config.vocab_size, dtype=torch.bool)
     banned[tokens.separator_id] = False
-    if law.min_length:
+    if constraints.min_length:
         banned[6:] = False
-    law = replace(law, separator_id=tokens.separator_id, banned=banned)
+    constraints = replace(constraints, separator_id=tokens.separator_id, banned=banned)
     layout = make_layout(model, tokens)
     out = {}
     for synced in (True, False):
         torch.manual_seed(3)
         with torch.no_grad():
-            decoding = decoding_for(model, 20)(model, read_prompts(model, layout, PROMPTS), N, law.max_length)
+            decoding = decoding_for(model, 20)(model, read_prompts(model, layout, PROMPTS), N, constraints.max_length)
         steps, following = [], decoding.next
 
         def counted(given, rows, step, steps=steps, following=following):
@@ -48,8 +48,10 @@ def draw_both(kind: str, law: WarmupLaw) -> dict:
             return following(given, rows, step)
 
         decoding.next = counted
-        warmups = sample(decoding, model._warmup_head, law, len(PROMPTS), N, synced=synced)
-        ahead = score_ahead(decoding, model._warmup_head, law.separator_id, warmups, TARGETS, N, synced=synced)
+        warmups = sample(decoding, model._warmup_head, constraints, len(PROMPTS), N, synced=synced)
+        ahead = score_targets_from_cache(
+            decoding, model._warmup_head, constraints.separator_id, warmups, TARGETS, N, synced=synced
+        )
         out["synced" if synced else "alone"] = {"warmups": warmups, "ahead": ahead, "steps": steps}
     return out
 
@@ -62,8 +64,10 @@ def main() -> None:
     results = {}
     for kind in ("scratch-t5", "scratch-llama"):
         for slow in (0, 1):
-            law = WarmupLaw(0, torch.empty(0), min_length=LIMIT if rank == slow else 0, max_length=LIMIT)
-            results[f"{kind} slow={slow}"] = draw_both(kind, law)
+            constraints = SamplingConstraints(
+                0, torch.empty(0), min_length=LIMIT if rank == slow else 0, max_length=LIMIT
+            )
+            results[f"{kind} slow={slow}"] = draw_both(kind, constraints)
     json.dump(results, sys.stdout)
     dist.destroy_process_group()
 

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.inference.generation import Writer
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.method.proposals import ANOTHERS, COLUMNS, REFERENCE
 from rl_warmup.method.reference import FILE
 from rl_warmup.models.loading import load_model
@@ -255,7 +255,7 @@ def test_a_start_that_helps_nobody_ends_as_plain_fine_tuning(make_trainer, tmp_p
     assert "ess" not in logs[-1]
     assert trainer.state.best_global_step in (4, 5, 6)  # what was measured with warmups counts no more
     trainer.save_model()
-    assert Writer.load(tmp_path / "run").inference == "empty"
+    assert WarmupGenerator.load(tmp_path / "run").inference == "empty"
 
 
 @pytest.mark.parametrize("metric", ["gain", "eval_target_bound"])
@@ -335,14 +335,14 @@ def test_the_best_model_writes_under_the_law_of_its_update(make_trainer, tmp_pat
     def act(logs, *args):
         log(logs, *args)
         if trainer.state.global_step == 5 and "loss" in logs:
-            trainer._change_law(temperature=2.0, min_length=3)
+            trainer._change_constraints(temperature=2.0, min_length=3)
 
     trainer.log = act
     trainer.train()
     trainer.save_model()
-    assert trainer.rollout.law is trainer.law
-    assert (trainer.law.temperature, trainer.law.min_length) == (1.0, 1)
-    assert Writer.load(tmp_path / "run").law.temperature == 1.0
+    assert trainer.rollout.constraints is trainer.constraints
+    assert (trainer.constraints.temperature, trainer.constraints.min_length) == (1.0, 1)
+    assert WarmupGenerator.load(tmp_path / "run").constraints.temperature == 1.0
 
 
 # ---------------------------------------------------------------------- restarts

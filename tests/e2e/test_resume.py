@@ -111,7 +111,7 @@ def test_the_law_a_guard_has_changed_is_kept(make_trainer, tmp_path):
     trainer.train()
     again = make_trainer(folder="guarded", **{**SETTINGS, "max_steps": 4})
     again.train(resume_from_checkpoint="auto")
-    assert (again.law.temperature, again.law.min_length) == (1.44, 2)
+    assert (again.constraints.temperature, again.constraints.min_length) == (1.44, 2)
 
 
 def test_a_line_torn_by_a_kill_is_cut_off(make_trainer, whole, tmp_path):

@@ -52,9 +52,9 @@ def test_a_search_tries_our_settings_and_returns_the_best(searchable, tmp_path):
         setattr(trainer.args, name, value)
     trainer.train()
     assert trainer.rollout.num_warmups == best.hyperparameters["num_warmups"]
-    assert trainer.law is trainer.rollout.law
-    trainer._change_law(min_length=2)  # what the guard holds is this trainer's
-    assert trainer.law is trainer.rollout.law
+    assert trainer.constraints is trainer.rollout.constraints
+    trainer._change_constraints(min_length=2)  # what the guard holds is this trainer's
+    assert trainer.constraints is trainer.rollout.constraints
     assert len(read_jsonl(tmp_path / "search" / "metrics.jsonl")) == 2
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainerCallback
 
-from rl_warmup import WarmupConfig, WarmupTrainer, Writer
+from rl_warmup import WarmupConfig, WarmupGenerator, WarmupTrainer
 from rl_warmup.method.objectives import RULES
 from rl_warmup.runtime.run_folder import read_jsonl
 
@@ -213,7 +213,7 @@ def test_a_lora_adapter_trains_alone_and_is_loaded_again(tmp_path, kind, modules
     assert all("lora" in name for name in moved)
     trainer.save_model()
     rows = trainer.train_dataset[:4]
-    assert Writer.load(tmp_path / "run").predict(rows) == trainer.predict_rows(rows)
+    assert WarmupGenerator.load(tmp_path / "run").predict(rows) == trainer.predict_rows(rows)
     # a run that starts from it trains what it has become: the base with the adapter merged into it
     there = WarmupTrainer(model=str(tmp_path / "run"), args=trainer.args, train_dataset=ledger_rows(16))
     with pytest.raises(ValueError, match="output_dir"):  # not into the folder that it starts from
@@ -263,14 +263,14 @@ def test_the_saved_folder_is_a_plain_model_and_a_writer(make_trainer, tmp_path, 
     plain = auto.from_pretrained(tmp_path / "saved")
     assert_same(weights(trainer), dict(plain.named_parameters()), 0.0)
     rows = trainer.train_dataset[:3]
-    own, loaded = trainer.predict_rows(rows), Writer.load(tmp_path / "saved").predict(rows)
+    own, loaded = trainer.predict_rows(rows), WarmupGenerator.load(tmp_path / "saved").predict(rows)
     assert own == loaded
 
 
 def test_an_sft_model_is_saved_as_one_that_writes_no_warmup(make_trainer, tmp_path):
     trainer = make_trainer(objective="sft")
     trainer.save_model(str(tmp_path / "saved"))
-    written = Writer.load(tmp_path / "saved").predict(trainer.train_dataset[:2])
+    written = WarmupGenerator.load(tmp_path / "saved").predict(trainer.train_dataset[:2])
     assert [row["warmup_finish"] for row in written] == ["empty", "empty"]
 
 
@@ -366,8 +366,8 @@ def test_the_guard_changes_the_law_that_samples_and_scores(make_trainer):
 
     class Acts(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            trainer._change_law(temperature=1.5, min_length=2)
-            assert trainer.law is trainer.rollout.law
+            trainer._change_constraints(temperature=1.5, min_length=2)
+            assert trainer.constraints is trainer.rollout.constraints
 
     trainer.add_callback(Acts())
     trainer.train()

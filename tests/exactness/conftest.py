@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import Scores, Warmup
-from rl_warmup.method.objectives import RULES, Knobs
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.method.objectives import RULES, ObjectiveSettings
+from rl_warmup.models.constraints import SamplingConstraints
 
 
 @dataclass
@@ -27,12 +27,12 @@ class Space:
     """One prompt, one target, every warmup, and what the network says about them."""
 
     lab: Any
-    law: WarmupLaw
+    constraints: SamplingConstraints
     row: dict[str, Any]
     warmups: list[Warmup] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.warmups = self.lab.all_warmups(self.law)
+        self.warmups = self.lab.all_warmups(self.constraints)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -41,7 +41,7 @@ class Space:
     @cached_property
     def scores(self) -> Scores:
         """Of every warmup, in one forward, with gradient."""
-        return self.lab.score(self.row, self.warmups, self.law)
+        return self.lab.score(self.row, self.warmups, self.constraints)
 
     @cached_property
     def prior(self) -> Tensor:
@@ -63,11 +63,11 @@ class Space:
         a, b = coefficients
         return self.gradient(lambda warmup, target: (a * warmup + b * target).sum())
 
-    def expectation(self, rule: str, n: int, **knobs: float) -> tuple[Tensor, Tensor]:
+    def expectation(self, rule: str, n: int, **settings: float) -> tuple[Tensor, Tensor]:
         """E over groups of n samples: how much of ∇log P(c|x) and of ∇log P(y|x,c) a rule takes of every warmup."""
         groups, probability = count_vectors(self.prior, n)
         prior = self.scores.warmup_logprob.detach().double()
-        a, b = RULES[rule](self.rewards[groups], prior[groups], Knobs(**knobs))
+        a, b = RULES[rule](self.rewards[groups], prior[groups], ObjectiveSettings(**settings))
         totals = []
         for weights in (a, b):
             total = torch.zeros_like(self.prior)
@@ -104,7 +104,7 @@ def flatten() -> Callable[..., Tensor]:
 def spaces(t5: Any, llama: Any) -> dict[str, Space]:
     settings = {"min_length": 1, "max_length": 2, "temperature": 1.3}
     return {
-        name: Space(lab, lab.law("a b", **settings), lab.row("c d", "e f"))
+        name: Space(lab, lab.constraints("a b", **settings), lab.row("c d", "e f"))
         for name, lab in {"t5": t5, "llama": llama}.items()
     }
 

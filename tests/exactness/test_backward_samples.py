@@ -17,12 +17,19 @@ DRAWS = 400
 def make(space, objective, k):
     """A group of all six warmups, and an empty row whose gradient no draw may touch."""
     rollout = Rollout(
-        space.lab.layout, space.law, objective, 6, [], ProposalContext(space.law.max_length), 8, backward_samples=k
+        space.lab.layout,
+        space.constraints,
+        objective,
+        6,
+        [],
+        ProposalContext(space.constraints.max_length),
+        8,
+        backward_samples=k,
     )
     plan = [(RowKind.GROUP, warmup) for warmup in space.warmups]
     other = space.lab.row("a b c", "d")
     batch = rollout.batch([space.row, other], [plan, [*plan, (RowKind.EMPTY, EMPTY)]])
-    scores = score(space.lab.model, batch, space.law)
+    scores = score(space.lab.model, batch, space.constraints)
     weights = rollout.weigh(batch, scores.target_logprob[:12], scores.warmup_logprob[:12], 1.0, cold_start=False)
     return rollout, batch, scores, weights
 
@@ -62,7 +69,7 @@ def test_one_draw_is_the_weighted_gradient_of_its_rows(space, error, flatten, k)
     rollout, batch, scores, weights = make(space, "marginal", k)
     part, drawn = rollout.draw(batch, weights)
     assert len(part.warmups) <= 2 * k + 1
-    objective = score(space.lab.model, part, space.law, drawn).objective
+    objective = score(space.lab.model, part, space.constraints, drawn).objective
     rows = [find(batch, part, i) for i in range(len(part.warmups))]
     whole = (drawn.policy * scores.warmup_logprob[rows] + drawn.target * scores.target_logprob[rows]).sum()
     one, other = (

@@ -11,7 +11,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from rl_warmup.method.objectives import RULES, Knobs
+from rl_warmup.method.objectives import RULES, ObjectiveSettings
 
 FLOAT32 = 1e-4
 
@@ -43,10 +43,12 @@ def test_the_space_is_whole(space):
     [({"min_length": 0, "max_length": 1}, 3), ({"min_length": 0, "max_length": 3}, 15), ({"min_length": 2, "max_length": 2}, 4)],
 )  # fmt: skip
 def test_other_spaces_are_whole_too(lab, settings, count):
-    law = lab.law("a b", **settings)
-    warmups = lab.all_warmups(law)
+    constraints = lab.constraints("a b", **settings)
+    warmups = lab.all_warmups(constraints)
     assert len(warmups) == count
-    assert lab.score(lab.row("c", "d"), warmups, law).warmup_logprob.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert lab.score(lab.row("c", "d"), warmups, constraints).warmup_logprob.exp().sum().item() == pytest.approx(
+        1, abs=1e-5
+    )
 
 
 def test_groups_and_their_orders_are_the_same_as_all_tuples(space):
@@ -54,7 +56,7 @@ def test_groups_and_their_orders_are_the_same_as_all_tuples(space):
     total = torch.zeros_like(space.prior)
     for group in product(range(6), repeat=3):
         rewards = space.rewards[list(group)][None]
-        a, _ = RULES["marginal_loo"](rewards, rewards, Knobs())
+        a, _ = RULES["marginal_loo"](rewards, rewards, ObjectiveSettings())
         for member, weight in zip(group, a[0], strict=True):
             total[member] += space.prior[list(group)].prod() * weight
     torch.testing.assert_close(space.expectation("marginal_loo", 3)[0], total, rtol=1e-9, atol=1e-12)
@@ -93,7 +95,7 @@ def test_the_control_variate_costs_no_bias(space, error, rule):
 @pytest.mark.parametrize("group", [[0, 1], [2, 2, 5], [0, 1, 2, 3, 4, 5]])
 def test_joint_is_the_gradient_over_its_samples(space, error, group):
     prior = space.scores.warmup_logprob.detach().double()
-    a, b = RULES["joint"](space.rewards[group][None], prior[group][None], Knobs())
+    a, b = RULES["joint"](space.rewards[group][None], prior[group][None], ObjectiveSettings())
     totals = [torch.zeros_like(prior).index_add(0, torch.tensor(group), weights[0]) for weights in (a, b)]
     exact = space.gradient(lambda warmup, target: (warmup + target)[group].logsumexp(0))
     assert error(space.estimate((totals[0], totals[1])), exact) < FLOAT32

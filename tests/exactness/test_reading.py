@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from rl_warmup.batch import RowKind
 from rl_warmup.engine.scoring import score
-from rl_warmup.method.losses import hold_loss, weighted_loss
+from rl_warmup.method.losses import kl_loss, weighted_loss
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import ProposalContext
 from rl_warmup.method.reference import StartingPolicy
@@ -24,8 +24,8 @@ PAIRS = list(product(range(6), repeat=2))
 
 
 def make_rollout(space, **settings):
-    context = ProposalContext(space.law.max_length)
-    return Rollout(space.lab.layout, space.law, "marginal", 2, ["reference"], context, 8, **settings)
+    context = ProposalContext(space.constraints.max_length)
+    return Rollout(space.lab.layout, space.constraints, "marginal", 2, ["reference"], context, 8, **settings)
 
 
 def all_pairs(space, **settings):
@@ -33,7 +33,7 @@ def all_pairs(space, **settings):
     rollout = make_rollout(space, **settings)
     plans = [[(RowKind.GROUP, space.warmups[i]) for i in pair] for pair in PAIRS]
     batch = rollout.batch([space.row] * len(PAIRS), plans)
-    scores = score(space.lab.model, batch, space.law)
+    scores = score(space.lab.model, batch, space.constraints)
     weights = rollout.weigh(batch, scores.target_logprob, scores.warmup_logprob, 1.0, cold_start=True)
     drawn = torch.stack([space.prior[list(pair)].prod() for pair in PAIRS]).repeat_interleave(2).float()
     weights.policy, weights.target = weights.policy * drawn, weights.target * drawn
@@ -95,15 +95,15 @@ def moved(space):
     with torch.no_grad():
         for parameter in lab.model.parameters():
             parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    return Space(lab, space.law, space.row), start
+    return Space(lab, space.constraints, space.row), start
 
 
 def every_warmup(space, start):
     """The six warmups as rows: log P per action with gradient, the start's, the batch, P(c) in float64."""
     rollout = make_rollout(space, beta=1.0)
     batch = rollout.batch([space.row], [[(RowKind.GROUP, warmup) for warmup in space.warmups]])
-    scores = score(space.lab.model, batch, space.law)
-    before = start.warmup_logps(space.lab.model, batch, space.law)
+    scores = score(space.lab.model, batch, space.constraints)
+    before = start.warmup_logps(space.lab.model, batch, space.constraints)
     return scores.token_logps * batch.warmup_mask, before, batch, scores.warmup_logprob.detach().double().exp()
 
 
@@ -112,7 +112,7 @@ def test_the_starts_log_probabilities_are_those_it_had(space):
     logps, before, _, prior = every_warmup(space, start)
     torch.testing.assert_close(before, logps.detach(), rtol=1e-5, atol=1e-6)
     assert prior.sum().item() == pytest.approx(1, abs=1e-5)
-    assert hold_loss(logps, before, torch.ones(6)).item() == pytest.approx(0, abs=1e-6)
+    assert kl_loss(logps, before, torch.ones(6)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_its_mean_over_the_policys_warmups_is_the_kl(moved):
@@ -120,14 +120,14 @@ def test_its_mean_over_the_policys_warmups_is_the_kl(moved):
     logps, before, _, prior = every_warmup(*moved)
     exact = (prior * (prior.log() - before.double().sum(1))).sum().item()
     assert exact > 0.01
-    assert hold_loss(logps, before, prior.float()).item() == pytest.approx(exact, rel=1e-4)
+    assert kl_loss(logps, before, prior.float()).item() == pytest.approx(exact, rel=1e-4)
 
 
 def test_its_gradient_pulls_towards_the_start_at_every_prefix(moved, error, flatten):
     """-Σ_prefix P(prefix) Σ_token P_0(token|prefix) ∇log P(token|prefix), written as a loop over prefixes and tokens."""
     space, start = moved
     logps, before, _, prior = every_warmup(space, start)
-    got = gradient(space, hold_loss(logps, before, prior.float()), flatten)
+    got = gradient(space, kl_loss(logps, before, prior.float()), flatten)
     index = {tuple(warmup.ids): row for row, warmup in enumerate(space.warmups)}
     a, b = space.lab.ids("a b")
     naive = 0.0
@@ -145,7 +145,7 @@ def test_rows_without_targets_are_scored_alike(moved):
     """The start reads `c [sep]` alone: the targets behind it change nothing."""
     space, start = moved
     _, before, batch, _ = every_warmup(space, start)
-    whole = score(start.model, batch, space.law).token_logps.detach() * batch.warmup_mask
+    whole = score(start.model, batch, space.constraints).token_logps.detach() * batch.warmup_mask
     torch.testing.assert_close(before, whole, rtol=1e-5, atol=1e-6)
     assert before.shape == batch.seq_ids.shape
 

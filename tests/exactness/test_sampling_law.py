@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from rl_warmup.batch import Warmup
-from rl_warmup.engine.sampling import generate_warmups, write_targets, write_warmups
+from rl_warmup.engine.sampling import generate_targets, sample_by_generate, sample_warmups
 from rl_warmup.models.loading import load_model
 
 HOSTILE = {
@@ -33,7 +33,7 @@ def key(warmup: Warmup) -> tuple:
     return tuple(warmup.ids), warmup.finish
 
 
-def naive_law(lab, row, law) -> dict[tuple, float]:
+def naive_law(lab, row, constraints) -> dict[tuple, float]:
     """Every warmup and its probability, token by token with the stock model; a plain loop, no shared code."""
     found: dict[tuple, float] = {}
 
@@ -43,24 +43,24 @@ def naive_law(lab, row, law) -> dict[tuple, float]:
             logits = lab.model(input_ids=torch.tensor([row["prompt_ids"]]), decoder_input_ids=decoder).logits[0, -1]
         else:
             logits = lab.model(input_ids=torch.tensor([[*row["prompt_ids"], *written]])).logits[0, -1]
-        allowed = [i for i in range(len(logits)) if not law.banned[i]]
-        if len(written) < law.min_length:
-            allowed.remove(law.separator_id)
-        weights = {i: math.exp(logits[i].item() / law.temperature) for i in allowed}
+        allowed = [i for i in range(len(logits)) if not constraints.banned[i]]
+        if len(written) < constraints.min_length:
+            allowed.remove(constraints.separator_id)
+        weights = {i: math.exp(logits[i].item() / constraints.temperature) for i in allowed}
         total, kept, mass = sum(weights.values()), {}, 0.0
         for i in sorted(weights, key=weights.get, reverse=True):
-            if mass >= law.top_p:
+            if mass >= constraints.top_p:
                 break
             kept[i] = weights[i] / total
             mass += kept[i]
         return {i: p / sum(kept.values()) for i, p in kept.items()}
 
     def grow(written: list[int], probability: float) -> None:
-        if len(written) == law.max_length:
+        if len(written) == constraints.max_length:
             found[tuple(written), "length"] = probability
             return
         for token, p in next_probabilities(written).items():
-            if token == law.separator_id:
+            if token == constraints.separator_id:
                 found[tuple(written), "separator"] = probability * p
             else:
                 grow([*written, token], probability * p)
@@ -70,10 +70,10 @@ def naive_law(lab, row, law) -> dict[tuple, float]:
     return found
 
 
-def chi_square_p_value(counts: Counter, law: dict[tuple, float]) -> float:
+def chi_square_p_value(counts: Counter, constraints: dict[tuple, float]) -> float:
     """How surprising the counts are; rare outcomes are pooled."""
     total, cells, rest, expected_rest = sum(counts.values()), [], 0, 0.0
-    for outcome, probability in law.items():
+    for outcome, probability in constraints.items():
         if total * probability >= 5:
             cells.append((counts[outcome], total * probability))
         else:
@@ -95,39 +95,39 @@ LAWS = {
 @pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
 def test_scored_probability_of_every_warmup_is_the_naive_one(hostile_lab, settings):
     lab = hostile_lab
-    law, row = lab.law("a b c", **settings), lab.row("d e f", "g")
-    exact = naive_law(lab, row, law)
+    constraints, row = lab.constraints("a b c", **settings), lab.row("d e f", "g")
+    exact = naive_law(lab, row, constraints)
     assert sum(exact.values()) == pytest.approx(1, abs=1e-6)
-    if law.top_p == 1:
-        assert set(exact) == {key(warmup) for warmup in lab.all_warmups(law)}
-    scored = lab.score(row, [Warmup(list(ids), finish) for ids, finish in exact], law).warmup_logprob.exp()
+    if constraints.top_p == 1:
+        assert set(exact) == {key(warmup) for warmup in lab.all_warmups(constraints)}
+    scored = lab.score(row, [Warmup(list(ids), finish) for ids, finish in exact], constraints).warmup_logprob.exp()
     assert scored.tolist() == pytest.approx(list(exact.values()), rel=1e-4)
 
 
-@pytest.mark.parametrize("writer", [write_warmups, generate_warmups], ids=["own", "generate"])
+@pytest.mark.parametrize("writer", [sample_warmups, sample_by_generate], ids=["own", "generate"])
 @pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
 def test_frequencies_are_the_scored_probabilities(hostile_lab, settings, writer):
     """Two prompts of different length in one call, so that padding would show too. Both samplers draw from one law."""
     lab, draws = hostile_lab, 3000
-    law, rows = lab.law("a b c", **settings), [lab.row("d e f g h", "g"), lab.row("h", "g")]
-    sampled = writer(lab.model, lab.layout, law, [row["prompt_ids"] for row in rows], draws)
+    constraints, rows = lab.constraints("a b c", **settings), [lab.row("d e f g h", "g"), lab.row("h", "g")]
+    sampled = writer(lab.model, lab.layout, constraints, [row["prompt_ids"] for row in rows], draws)
     assert len(sampled) == 2 * draws
-    assert all((warmup.logprob is None) == (writer is generate_warmups) for warmup in sampled)
+    assert all((warmup.logprob is None) == (writer is sample_by_generate) for warmup in sampled)
     for i, row in enumerate(rows):
         counts = Counter(map(key, sampled[i * draws : (i + 1) * draws]))
-        exact = naive_law(lab, row, law)
+        exact = naive_law(lab, row, constraints)
         assert set(counts) <= set(exact)
         assert chi_square_p_value(counts, exact) > 1e-4, (counts, exact)
 
 
 def test_surprise_averages_to_the_entropy_of_an_enumerated_law(hostile_lab):
     lab, draws = hostile_lab, 4000
-    law, row = lab.law("a b c", min_length=1, max_length=2, temperature=1.3), lab.row("d e f", "g")
-    space = lab.all_warmups(law)
-    logps = lab.score(row, space, law).warmup_logprob.detach().double()
+    constraints, row = lab.constraints("a b c", min_length=1, max_length=2, temperature=1.3), lab.row("d e f", "g")
+    space = lab.all_warmups(constraints)
+    logps = lab.score(row, space, constraints).warmup_logprob.detach().double()
     entropy = -(logps.exp() * logps).sum().item()
     table = {key(warmup): -logp for warmup, logp in zip(space, logps.tolist(), strict=True)}
-    sampled = write_warmups(lab.model, lab.layout, law, [row["prompt_ids"]], draws)
+    sampled = sample_warmups(lab.model, lab.layout, constraints, [row["prompt_ids"]], draws)
     surprise = torch.tensor([table[key(warmup)] for warmup in sampled])
     assert abs(surprise.mean().item() - entropy) < 4 * surprise.std().item() / draws**0.5
 
@@ -136,12 +136,12 @@ def test_surprise_averages_to_the_entropy_of_an_enumerated_law(hostile_lab):
 def test_surprise_averages_to_the_summed_entropy_of_its_steps(hostile_lab, settings):
     """The whole vocabulary and five steps, too many to enumerate: E[-log P(c|x)] = E[Σ_t H(P(.|x, c_<t))]."""
     lab, draws = hostile_lab, 1500
-    law, row = lab.law(max_length=5, **settings), lab.row("d e f", "g")
-    sampled = write_warmups(lab.model, lab.layout, law, [row["prompt_ids"]], draws)
+    constraints, row = lab.constraints(max_length=5, **settings), lab.row("d e f", "g")
+    sampled = sample_warmups(lab.model, lab.layout, constraints, [row["prompt_ids"]], draws)
     assert {warmup.finish for warmup in sampled} == {"separator", "length"}
     batch = lab.batch(row, sampled)
     with torch.no_grad():
-        surprise = -lab.score(row, sampled, law).warmup_logprob
+        surprise = -lab.score(row, sampled, constraints).warmup_logprob
         if lab.model.config.is_encoder_decoder:
             start = torch.full_like(batch.seq_ids[:, :1], lab.model.config.decoder_start_token_id)
             prompts = batch.prompt_ids.expand(draws, -1)
@@ -150,8 +150,8 @@ def test_surprise_averages_to_the_summed_entropy_of_its_steps(hostile_lab, setti
             prompt, rows = len(row["prompt_ids"]), torch.cat([batch.prompt_ids.expand(draws, -1), batch.seq_ids], 1)
             logits = lab.model(input_ids=rows).logits[:, prompt - 1 :]  # position t-1 predicts token t
     entropy = torch.zeros(draws)
-    for step in range(law.max_length):
-        logps = law.restrict(logits[:, step], torch.full((draws,), step)).log_softmax(1)
+    for step in range(constraints.max_length):
+        logps = constraints.restrict(logits[:, step], torch.full((draws,), step)).log_softmax(1)
         entropy += -(logps.exp() * logps.nan_to_num(neginf=0)).sum(1) * batch.warmup_mask[:, step]
     difference = surprise - entropy  # a martingale: zero on average at every step
     assert surprise.std() > 0.1
@@ -160,10 +160,13 @@ def test_surprise_averages_to_the_summed_entropy_of_its_steps(hostile_lab, setti
 
 def test_inference_samples_from_the_same_law(hostile_lab):
     lab, draws = hostile_lab, 3000
-    law, row = lab.law("a b c", min_length=1, max_length=2, temperature=1.7, top_p=0.9), lab.row("d e f", "g")
-    points = torch.rand(draws, law.max_length, dtype=torch.float64)
-    written = write_targets(lab.model, lab.layout, law, [row["prompt_ids"]] * draws, 2, draws=points)
-    exact = naive_law(lab, row, law)
+    constraints, row = (
+        lab.constraints("a b c", min_length=1, max_length=2, temperature=1.7, top_p=0.9),
+        lab.row("d e f", "g"),
+    )
+    points = torch.rand(draws, constraints.max_length, dtype=torch.float64)
+    written = generate_targets(lab.model, lab.layout, constraints, [row["prompt_ids"]] * draws, 2, draws=points)
+    exact = naive_law(lab, row, constraints)
     assert chi_square_p_value(Counter(key(w.warmup) for w in written), exact) > 1e-4
     assert len({key(w.warmup) for w in written}) > 3
 
@@ -174,16 +177,16 @@ def test_generates_default_of_50_likeliest_tokens_is_off(kind, lab_of):
     words = " ".join(f"w{i}" for i in range(90))
     size = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
     lab = lab_of(*load_model(kind, lambda: [words] * 3, size))
-    law = lab.law(min_length=1, max_length=1, temperature=50.0)
-    drawn = write_warmups(lab.model, lab.layout, law, [lab.ids("w1 w2")], 900)
+    constraints = lab.constraints(min_length=1, max_length=1, temperature=50.0)
+    drawn = sample_warmups(lab.model, lab.layout, constraints, [lab.ids("w1 w2")], 900)
     assert len({warmup.ids[0] for warmup in drawn}) > 80
 
 
 def test_a_draw_at_the_edge_of_the_nucleus_or_short_of_the_minimum_stays_finite(hostile_lab):
     """Chosen tokens are never masked: a proposal is no sample of the law, yet the policy can learn it."""
     lab = hostile_lab
-    law, row = lab.law("a b c", min_length=2, max_length=3, top_p=0.1), lab.row("d e", "g")
+    constraints, row = lab.constraints("a b c", min_length=2, max_length=3, top_p=0.1), lab.row("d e", "g")
     proposals = [Warmup(lab.ids(words), "proposal") for words in ("a", "b c a", "a b", "c c c")] + [
         Warmup([], "proposal")
     ]
-    assert lab.score(row, proposals, law).warmup_logprob.isfinite().all()
+    assert lab.score(row, proposals, constraints).warmup_logprob.isfinite().all()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rl_warmup.method.objectives import RULES, Knobs, posterior
+from rl_warmup.method.objectives import RULES, ObjectiveSettings, posterior
 
 from .conftest import count_vectors
 
@@ -24,7 +24,7 @@ def test_two_warmups_by_hand():
 def test_what_all_warmups_of_a_prompt_share_does_not_count():
     rewards = torch.tensor([[-1.0, -2.0, -4.0]])
     for rule in ("marginal", "marginal_loo", "expected_logprob", "grpo", "joint"):
-        plain, shifted = (RULES[rule](r, torch.zeros(1, 3), Knobs()) for r in (rewards, rewards + 7.0))
+        plain, shifted = (RULES[rule](r, torch.zeros(1, 3), ObjectiveSettings()) for r in (rewards, rewards + 7.0))
         for one, other in zip(plain, shifted, strict=True):
             torch.testing.assert_close(one, other)
 
@@ -32,7 +32,7 @@ def test_what_all_warmups_of_a_prompt_share_does_not_count():
 def test_the_weights_are_a_softmax_of_the_weighted_sum(space):
     extra = torch.tensor([float(len(warmup.ids)) for warmup in space.warmups]).double()
     total = space.rewards + 0.5 * extra
-    a, b = RULES["marginal"](total[None], torch.zeros_like(total)[None], Knobs(tau=0.7))
+    a, b = RULES["marginal"](total[None], torch.zeros_like(total)[None], ObjectiveSettings(tau=0.7))
     e = [math.exp((l + 0.5 * r) / 0.7) for l, r in zip(space.rewards.tolist(), extra.tolist(), strict=True)]  # noqa: E741
     assert b[0].tolist() == pytest.approx([w / sum(e) for w in e])
     assert a[0].tolist() == pytest.approx([w / sum(e) - 1 / len(e) for w in e])

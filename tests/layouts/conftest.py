@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from rl_warmup.batch import WarmupBatch
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout, LayoutTokens, make_layout
 
 VOCAB, SEPARATOR = 20, 4
@@ -84,12 +84,12 @@ def layout_for(model: Any) -> Layout:
     return make_layout(model, LayoutTokens("<sep>", SEPARATOR, 0, 1, banned))
 
 
-def law_with(**settings: Any) -> WarmupLaw:
+def law_with(**settings: Any) -> SamplingConstraints:
     """For networks of `build`; `allowed` names the only tokens a warmup may hold."""
     allowed = settings.pop("allowed", range(4, VOCAB))
     banned = torch.ones(VOCAB, dtype=torch.bool)
     banned[[*allowed, SEPARATOR]] = False
-    return WarmupLaw(SEPARATOR, banned, **settings)
+    return SamplingConstraints(SEPARATOR, banned, **settings)
 
 
 def stock_logps(model: Any, batch: WarmupBatch, row: int) -> Tensor:
@@ -132,7 +132,7 @@ def layout_of() -> Callable[..., Layout]:
 
 
 @pytest.fixture(scope="session")
-def law_of() -> Callable[..., WarmupLaw]:
+def law_of() -> Callable[..., SamplingConstraints]:
     return law_with
 
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rl_warmup.engine.fast.buckets import WORTH_A_PASS, WORTH_A_RECTANGLE, buckets, consecutive, into_lines
+from rl_warmup.engine.fast.buckets import WORTH_A_GROUP, WORTH_A_PASS, buckets, consecutive, into_lines
 
 # ---------------------------------------------------------------------- buckets
 
@@ -39,7 +39,7 @@ def test_buckets_by_hand(lengths, expected, monkeypatch):
     assert buckets(lengths, math.inf) == [(list(range(len(lengths))), max(lengths))]
 
 
-@pytest.mark.parametrize("worth", [WORTH_A_PASS, WORTH_A_RECTANGLE, 0])
+@pytest.mark.parametrize("worth", [WORTH_A_PASS, WORTH_A_GROUP, 0])
 def test_buckets_of_random_lengths(monkeypatch, worth):
     if not worth:
         monkeypatch.setattr("rl_warmup.engine.fast.buckets.TOKENS_WORTH_A_PASS", 0)

@@ -6,7 +6,7 @@ import pytest
 
 from rl_warmup.batch import RowKind
 from rl_warmup.engine import sampling as writing
-from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.sampling import sample_warmups
 from rl_warmup.engine.scoring import enable_scoring, score
 from rl_warmup.models.layouts.splice import splice
 
@@ -60,9 +60,9 @@ def first_step(model) -> list[int]:
 def test_prompts_are_read_once_and_ended_warmups_no_more(watched, law_of, targets):
     """A warmup of L tokens is fed L tokens, not its separator; the last before the limit only with a target behind it."""
     model, layout, reads = watched
-    law = law_of(temperature=2.5, max_length=6)
-    warmups = write_warmups(model, layout, law, PROMPTS, N, targets=targets)
-    fed = [min(len(warmup.ids), law.max_length - 1) for warmup in warmups]
+    constraints = law_of(temperature=2.5, max_length=6)
+    warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=targets)
+    fed = [min(len(warmup.ids), constraints.max_length - 1) for warmup in warmups]
     steps = first_step(model) + [sum(tokens > step for tokens in fed) for step in range(max(fed))]
     assert len(set(steps)) > 2  # the lengths did differ
     if targets is not None:  # then all tokens of the separators and targets at once, but each target's last
@@ -74,14 +74,14 @@ def test_prompts_are_read_once_and_ended_warmups_no_more(watched, law_of, target
 def test_the_loop_stops_when_all_have_ended(watched, law_of):
     """Nothing but the separator is possible: all warmups end at once, and nothing more is read, whatever the limit."""
     model, layout, reads = watched
-    warmups = write_warmups(model, layout, law_of(allowed=(), max_length=50), PROMPTS, N)
+    warmups = sample_warmups(model, layout, law_of(allowed=(), max_length=50), PROMPTS, N)
     assert {(len(w.ids), w.finish, w.logprob) for w in warmups} == {(0, "separator", 0.0)}
     assert reads.steps == first_step(model)
 
 
 def test_a_limit_of_one_takes_no_step(watched, law_of):
     model, layout, reads = watched
-    warmups = write_warmups(model, layout, law_of(max_length=1), PROMPTS, N)
+    warmups = sample_warmups(model, layout, law_of(max_length=1), PROMPTS, N)
     assert {len(w.ids) for w in warmups} <= {0, 1}
     assert reads.steps == first_step(model)
     assert len(reads.prompts) == 1
@@ -90,7 +90,7 @@ def test_a_limit_of_one_takes_no_step(watched, law_of):
 @pytest.fixture
 def calls(monkeypatch):
     """How often warmups were sampled by `generate`."""
-    seen, stock = [], writing.generate_warmups
+    seen, stock = [], writing.sample_by_generate
 
     def counted(*args, **kwargs):
         seen.append(args)
@@ -113,9 +113,9 @@ def test_an_unknown_inside_is_left_to_generate(name, changes, build, layout_of, 
     """Also a known one that does not look back as far as prompt and warmup are long."""
     model = build(name, **changes)
     enable_scoring(model)
-    law, layout = law_of(min_length=1, max_length=4, temperature=1.4), layout_of(model)
+    constraints, layout = law_of(min_length=1, max_length=4, temperature=1.4), layout_of(model)
     for count in (1, 2):
-        warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+        warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
         assert len(calls) == count
     assert len(warmups) == N * len(PROMPTS)
     assert {len(w.ids) for w in warmups} <= {1, 2, 3, 4}
@@ -129,7 +129,7 @@ def test_an_unknown_inside_is_left_to_generate(name, changes, build, layout_of, 
 def test_nothing_is_said_of_a_known_inside(name, build, layout_of, law_of, calls, warnings_of):
     model = build(name)
     enable_scoring(model)
-    write_warmups(model, layout_of(model), law_of(max_length=4), PROMPTS, N, targets=TARGETS)
+    sample_warmups(model, layout_of(model), law_of(max_length=4), PROMPTS, N, targets=TARGETS)
     assert calls == []
     assert warnings_of() == []
 
@@ -140,13 +140,13 @@ def test_a_window_as_long_as_everything_that_is_read_does_not_matter(name, max_l
     """Windows of 8 tokens. The longest prompt has 5, so a warmup of up to 3 fits; targets must fit too, or not be told."""
     model = build(name, **WINDOWS[name])
     enable_scoring(model)
-    layout, law = layout_of(model), law_of(min_length=max_length, max_length=max_length)
-    warmups = write_warmups(model, layout, law, PROMPTS, N)
+    layout, constraints = layout_of(model), law_of(min_length=max_length, max_length=max_length)
+    warmups = sample_warmups(model, layout, constraints, PROMPTS, N)
     assert len(calls) == (max_length == 4)
-    warmups += write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    warmups += sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     data = [{"prompt_ids": p, "target_ids": t} for p, t in zip(PROMPTS, TARGETS, strict=True)]
     batch = splice(layout, data, [(i // N % 3, RowKind.GROUP, w) for i, w in enumerate(warmups)], 0)
-    scores = score(model, batch, law)
+    scores = score(model, batch, constraints)
     for row, warmup in enumerate(warmups):
         if warmup.logprob is not None:
             assert warmup.logprob == pytest.approx(scores.warmup_logprob[row].item(), abs=1e-4)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 
 SEPARATOR = 1
 BANNED = torch.tensor([True, False, False, False, False])
@@ -15,9 +15,9 @@ LOGITS = torch.tensor([[9.0, math.log(1), math.log(2), math.log(3), math.log(4)]
 
 
 def probabilities(logits=LOGITS, step=0, chosen=None, **settings) -> list[float]:
-    law = WarmupLaw(SEPARATOR, BANNED, **settings)
+    constraints = SamplingConstraints(SEPARATOR, BANNED, **settings)
     steps = torch.full((len(logits),), step)
-    return law.restrict(logits, steps, chosen).softmax(1)[0].tolist()
+    return constraints.restrict(logits, steps, chosen).softmax(1)[0].tolist()
 
 
 def test_banned_tokens_have_no_probability():
@@ -57,12 +57,12 @@ def test_a_chosen_token_is_never_masked():
 
 
 def test_rows_have_their_own_steps_and_the_law_is_unchanged():
-    law = WarmupLaw(SEPARATOR, BANNED, min_length=1)
-    out = law.restrict(LOGITS.expand(2, -1), torch.tensor([0, 1]))
+    constraints = SamplingConstraints(SEPARATOR, BANNED, min_length=1)
+    out = constraints.restrict(LOGITS.expand(2, -1), torch.tensor([0, 1]))
     assert (out[:, SEPARATOR] == -torch.inf).tolist() == [True, False]
-    assert law.banned.tolist() == BANNED.tolist()
+    assert constraints.banned.tolist() == BANNED.tolist()
 
 
 def test_half_precision_logits_become_float32():
-    law = WarmupLaw(SEPARATOR, BANNED, temperature=3.0)
-    assert law.restrict(LOGITS.bfloat16(), torch.tensor([0])).dtype == torch.float32
+    constraints = SamplingConstraints(SEPARATOR, BANNED, temperature=3.0)
+    assert constraints.restrict(LOGITS.bfloat16(), torch.tensor([0])).dtype == torch.float32

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rl_warmup.engine.fast import buckets, packed
-from rl_warmup.engine.fast.packed import Packing, Rectangles, attending
+from rl_warmup.engine.fast.packed import PackedAttention, PaddedGroups, attending
 
 
 def many_rectangles(monkeypatch):
@@ -20,7 +20,7 @@ def many_rectangles(monkeypatch):
 def test_rectangles_by_hand(monkeypatch):
     """Lines of 2, 1 and 2 tokens: the shortest alone, the others beside each other."""
     many_rectangles(monkeypatch)
-    lines = Rectangles([2, 1, 2], torch.device("cpu"))
+    lines = PaddedGroups([2, 1, 2], torch.device("cpu"))
     assert [part.tolist() for part in lines.cut(torch.arange(5) * 10)] == [[[20]], [[0, 10], [30, 40]]]
     assert lines.begin.tolist() == [0, 2, 3]
     assert lines.line.tolist() == [0, 0, 1, 2, 2]
@@ -36,7 +36,7 @@ def test_there_and_back(way, monkeypatch):
     generator = random.Random(0)
     for _ in range(50):
         lengths = [generator.randint(1, 6) for _ in range(generator.randint(1, 6))]
-        lines = Rectangles(lengths, torch.device("cpu"), 8 if way == "wider" else None)
+        lines = PaddedGroups(lengths, torch.device("cpu"), 8 if way == "wider" else None)
         values = torch.randn(sum(lengths), 3, dtype=torch.float64, requires_grad=True)
         parts = lines.cut(values)
         for part, real in zip(parts, lines.real, strict=True):
@@ -55,7 +55,7 @@ def test_there_and_back(way, monkeypatch):
 def test_a_network_is_left_as_it_was(build):
     model = build("t5")
     before = [module.config._attn_implementation for module in model.modules() if hasattr(module, "config")]
-    with contextlib.suppress(ValueError), attending(model, Packing(Rectangles([1], torch.device("cpu")))):
+    with contextlib.suppress(ValueError), attending(model, PackedAttention(PaddedGroups([1], torch.device("cpu")))):
         assert model.get_decoder().config._attn_implementation == packed.NAME
         raise ValueError
     assert [module.config._attn_implementation for module in model.modules() if hasattr(module, "config")] == before

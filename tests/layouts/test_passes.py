@@ -81,11 +81,11 @@ def test_prompts_read_once_or_with_every_row(name, room, build, layout_of, law_o
         return out
 
     monkeypatch.setattr(passes, "into_lines", lines)
-    law = law_of(temperature=1.3, max_length=6)
+    constraints = law_of(temperature=1.3, max_length=6)
     for seed in range(3):
         batch = random_batch(layout_of(model), seed)
         ways.clear()
-        shared, joined = score(model, batch, law), score(model, replace(batch, group_size=0), law)
+        shared, joined = score(model, batch, constraints), score(model, replace(batch, group_size=0), constraints)
         assert ways == ["shared_states", "joined_states"]
         torch.testing.assert_close(shared.token_logps, joined.token_logps, rtol=0, atol=1e-5)
         assert relative(gradient(model, weighted(shared)), gradient(model, weighted(joined))) < 1e-5
@@ -97,19 +97,19 @@ def test_rows_in_several_passes_say_what_one_pass_says(name, build, layout_of, l
     """Also where the middle prompt has no rows: its share of the reading goes along with the first."""
     model = build(name)
     enable_scoring(model)
-    head, law, forwards = model._warmup_head, law_of(temperature=1.3, max_length=6), []
+    head, constraints, forwards = model._warmup_head, law_of(temperature=1.3, max_length=6), []
     stock = head.stock_model
     head.stock_model = lambda *args, **kwargs: (forwards.append(1), stock(*args, **kwargs))[1]
     for seed in range(3):
         batch = random_batch(layout_of(model), seed)
         some = replace(batch.select([8, 2, 10, 6, 0]), group_size=2)
         for part, most in ((batch, 3), (some, 2)):
-            whole = score(model, part, law)
+            whole = score(model, part, constraints)
             expected = gradient(model, weighted(whole))
             forwards.clear()
             with monkeypatch.context() as patched:
                 patched.setattr(passes, "NUMBERS_AT_ONCE", 1)
-                several = score(model, part, law)
+                several = score(model, part, constraints)
             assert len(forwards) == most + (name != "t5")  # a decoder-only network reads its prompts besides
             torch.testing.assert_close(several.token_logps, whole.token_logps, rtol=0, atol=1e-5)
             assert relative(gradient(model, weighted(several)), expected) < 1e-5
@@ -140,22 +140,22 @@ def test_a_window_that_is_too_short_needs_its_own_mask(build, layout_of, law_of,
 def test_gradient_checkpointing_takes_the_other_way_and_says_so_once(name, build, layout_of, law_of, ways, warnings_of):
     model = build(name, **({"dropout_rate": 0.0} if name == "t5" else {}))
     enable_scoring(model)
-    batch, law = random_batch(layout_of(model), 1), law_of(temperature=1.3, max_length=6)
-    plain = score(model, batch, law)
+    batch, constraints = random_batch(layout_of(model), 1), law_of(temperature=1.3, max_length=6)
+    plain = score(model, batch, constraints)
     expected = gradient(model, weighted(plain))
     assert warnings_of() == []
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     ways.clear()
     for _ in range(2):
-        assert relative(gradient(model, weighted(score(model, batch, law))), expected) < 2e-5
+        assert relative(gradient(model, weighted(score(model, batch, constraints))), expected) < 2e-5
     assert ways == ["padded_decoder_states" if name == "t5" else "padded_joined_states"] * 2
     assert len([text for text in warnings_of() if "gradient checkpointing computes layers twice" in text]) == 1
     with torch.no_grad():
-        torch.testing.assert_close(score(model, batch, law).token_logps, plain.token_logps, rtol=0, atol=1e-5)
+        torch.testing.assert_close(score(model, batch, constraints).token_logps, plain.token_logps, rtol=0, atol=1e-5)
     model.eval()
     ways.clear()
-    torch.testing.assert_close(score(model, batch, law).token_logps, plain.token_logps, rtol=0, atol=1e-5)
+    torch.testing.assert_close(score(model, batch, constraints).token_logps, plain.token_logps, rtol=0, atol=1e-5)
     assert ways == ["decoder_states" if name == "t5" else "shared_states"]
 
 
@@ -201,12 +201,12 @@ def test_a_network_that_cannot_go_without_padding_is_noticed(
 def test_rows_alone_have_the_gradient_of_padded_ones(name, build, layout_of, law_of, ways):
     model = build(name, **({"sliding_window": 64} if name == "gemma2" else {}))
     enable_scoring(model)
-    batch, law = replace(random_batch(layout_of(model), 4), group_size=0), law_of(temperature=1.3, max_length=6)
+    batch, constraints = replace(random_batch(layout_of(model), 4), group_size=0), law_of(temperature=1.3, max_length=6)
     ways.clear()
-    alone = score(model, batch, law)
+    alone = score(model, batch, constraints)
     expected = gradient(model, weighted(alone))
     model._warmup_head.packs = False
-    padded = score(model, batch, law)
+    padded = score(model, batch, constraints)
     assert ways == ["joined_states", "padded_joined_states"]
     torch.testing.assert_close(alone.token_logps, padded.token_logps, rtol=0, atol=1e-5)
     assert relative(gradient(model, weighted(padded)), expected) < 1e-5
@@ -236,10 +236,10 @@ def test_decoder_rows_have_the_gradient_of_the_stock_model(
     enable_scoring(model)
     model._warmup_head.packs &= not name.startswith("padded")
     assert model._warmup_head.packs == (name not in ("padded t5", "bart"))
-    batch, law = random_batch(layout_of(model), 3), law_of(allowed=range(20), max_length=6)
+    batch, constraints = random_batch(layout_of(model), 3), law_of(allowed=range(20), max_length=6)
     rows, seen = len(batch.warmups), []
     model.get_decoder().register_forward_hook(lambda *_: seen.append(1))
-    scores = score(model, batch, law)
+    scores = score(model, batch, constraints)
     assert len(seen) == (len(set(batch.seq_mask.sum(1).tolist())) if many and not model._warmup_head.packs else 1)
     loss = 0
     weights = torch.randn(2, rows, generator=torch.Generator().manual_seed(7))

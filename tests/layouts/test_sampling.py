@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from rl_warmup.batch import RowKind, Warmup
 from rl_warmup.engine import sampling as writing
 from rl_warmup.engine.fast import passes, sampling
-from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.sampling import sample_warmups
 from rl_warmup.engine.scoring import enable_scoring, score, score_sampled
 from rl_warmup.models.layouts.splice import splice
 
@@ -53,11 +53,11 @@ def spliced(layout, warmups, extra=()):
 
 @pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
 def test_what_the_sampler_tells_is_what_scoring_says(known, law_of, settings):
-    (model, layout), law = known, law_of(**settings)
-    warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    (model, layout), constraints = known, law_of(**settings)
+    warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     assert len(warmups) == N * len(PROMPTS)
     batch = spliced(layout, warmups)
-    scores = score(model, batch, law)
+    scores = score(model, batch, constraints)
     told = torch.tensor([warmup.logprob for warmup in warmups])
     torch.testing.assert_close(told, scores.warmup_logprob.detach(), rtol=0, atol=1e-4)
     for row, warmup in enumerate(warmups):
@@ -71,12 +71,12 @@ def test_what_the_sampler_tells_is_what_scoring_says(known, law_of, settings):
 
 def test_scoring_what_was_sampled_equals_scoring(known, law_of):
     """Beside an empty row and a proposal, of which the sampler told nothing."""
-    (model, layout), law = known, law_of(**LAWS["two-words"])
-    warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
-    assert {len(warmup.ids) for warmup in warmups} >= {0, law.max_length}
+    (model, layout), constraints = known, law_of(**LAWS["two-words"])
+    warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
+    assert {len(warmup.ids) for warmup in warmups} >= {0, constraints.max_length}
     proposal = Warmup([14, 15, 16, 17, 18], "proposal")  # longer than any sample
     batch = spliced(layout, warmups, [(1, RowKind.EMPTY, Warmup([], "empty")), (0, RowKind.ANCHOR, proposal)])
-    full, cheap = score(model, batch, law).detach(), score_sampled(model, batch, law)
+    full, cheap = score(model, batch, constraints).detach(), score_sampled(model, batch, constraints)
     for name in ("warmup_logprob", "target_logprob"):
         torch.testing.assert_close(getattr(cheap, name), getattr(full, name), rtol=0, atol=2e-4)
     for name in ("warmup_tokens", "target_tokens"):
@@ -90,35 +90,35 @@ def test_scoring_what_was_sampled_equals_scoring(known, law_of):
 @pytest.mark.parametrize("told", [{}, {"logprob": -1.0}, {"target_logps": [-1.0]}], ids=["nothing", "warmup", "target"])
 def test_half_a_word_from_the_sampler_is_not_trusted(either, law_of, told):
     """Rows that lack one of the two numbers are scored; here all of them, as they came from `generate`."""
-    (model, layout), law = either, law_of(**LAWS["tempered"])
-    warmups = [w._replace(logprob=None) for w in write_warmups(model, layout, law, PROMPTS, 2)]
+    (model, layout), constraints = either, law_of(**LAWS["tempered"])
+    warmups = [w._replace(logprob=None) for w in sample_warmups(model, layout, constraints, PROMPTS, 2)]
     batch = spliced(layout, [warmup._replace(**told) for warmup in warmups])
-    full, cheap = score(model, batch, law).detach(), score_sampled(model, batch, law)
+    full, cheap = score(model, batch, constraints).detach(), score_sampled(model, batch, constraints)
     torch.testing.assert_close(cheap.warmup_logprob, full.warmup_logprob, rtol=0, atol=1e-5)
     torch.testing.assert_close(cheap.token_logps, full.token_logps, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bound", [(passes, "NUMBERS_AT_ONCE"), (sampling, "SCORES_AT_ONCE")], ids=["tokens", "scores"])
 def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monkeypatch, bound):
-    (model, layout), law = known, law_of(**LAWS["tempered"])
+    (model, layout), constraints = known, law_of(**LAWS["tempered"])
     torch.manual_seed(5)
-    whole = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    whole = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     monkeypatch.setattr(*bound, 1)
     torch.manual_seed(5)
-    parts = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    parts = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     assert [w.ids for w in parts] == [w.ids for w in whole]
     for one, other in zip(parts, whole, strict=True):
         assert one.target_logps == pytest.approx(other.target_logps, abs=1e-5)
 
 
 def test_logits_in_small_parts_change_nothing(either, law_of, monkeypatch):
-    (model, layout), law = either, law_of(**LAWS["tempered"])
+    (model, layout), constraints = either, law_of(**LAWS["tempered"])
     torch.manual_seed(5)
-    whole = write_warmups(model, layout, law, PROMPTS, N)
+    whole = sample_warmups(model, layout, constraints, PROMPTS, N)
     monkeypatch.setattr(sampling, "LOGITS_PER_CHUNK", 1)
     monkeypatch.setattr(sampling, "ROWS_PER_CHUNK", 2)
     torch.manual_seed(5)
-    parts = write_warmups(model, layout, law, PROMPTS, N)
+    parts = sample_warmups(model, layout, constraints, PROMPTS, N)
     assert [w.ids for w in parts] == [w.ids for w in whole]
     assert [w.logprob for w in parts] == pytest.approx([w.logprob for w in whole], abs=1e-5)
 
@@ -141,13 +141,13 @@ def traced(follow, rows):
 @pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
 def test_a_captured_step_draws_the_same(known, law_of, settings, monkeypatch):
     """Whole groups of equal length: every row then takes its turn at the random numbers as it does without."""
-    (model, layout), law = known, replace(law_of(**settings), min_length=settings["max_length"])
+    (model, layout), constraints = known, replace(law_of(**settings), min_length=settings["max_length"])
     drawn = []
     for capture in ((), ("cpu",)):
         monkeypatch.setattr(sampling, "CAPTURE_ON", capture)
         monkeypatch.setattr(sampling, "captured", traced)
         torch.manual_seed(3)
-        drawn.append(write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS))
+        drawn.append(sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS))
     for one, other in zip(*drawn, strict=True):
         assert one.ids == other.ids
         assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
@@ -156,34 +156,34 @@ def test_a_captured_step_draws_the_same(known, law_of, settings, monkeypatch):
 
 def test_captured_steps_of_warmups_that_end(known, law_of, monkeypatch):
     """Rows that have ended go on being computed; what is told of the others is what scoring says."""
-    (model, layout), law = known, law_of(temperature=1.4, max_length=6)
+    (model, layout), constraints = known, law_of(temperature=1.4, max_length=6)
     monkeypatch.setattr(sampling, "CAPTURE_ON", ("cpu",))
     monkeypatch.setattr(sampling, "captured", traced)
-    warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     assert len({len(warmup.ids) for warmup in warmups}) > 2
     batch = spliced(layout, warmups)
-    scores = score(model, batch, law).detach()
-    told = score_sampled(model, batch, law)
+    scores = score(model, batch, constraints).detach()
+    told = score_sampled(model, batch, constraints)
     torch.testing.assert_close(told.warmup_logprob, scores.warmup_logprob, rtol=0, atol=1e-4)
     torch.testing.assert_close(told.target_logprob, scores.target_logprob, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("targets", [None, TARGETS], ids=["warmups", "targets"])
 def test_the_same_seed_gives_the_same_numbers(either, law_of, targets):
-    (model, layout), law, drawn = either, law_of(temperature=1.4, max_length=5), []
+    (model, layout), constraints, drawn = either, law_of(temperature=1.4, max_length=5), []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn.append(write_warmups(model, layout, law, PROMPTS, N, targets=targets))
+        drawn.append(sample_warmups(model, layout, constraints, PROMPTS, N, targets=targets))
     assert drawn[0] == drawn[1]  # ids, endings, log-probabilities
     assert drawn[0] != drawn[2]
 
 
 def test_going_on_to_targets_changes_no_draw(either, law_of):
-    (model, layout), law = either, law_of(temperature=1.4, max_length=5)
+    (model, layout), constraints = either, law_of(temperature=1.4, max_length=5)
     torch.manual_seed(3)
-    alone = write_warmups(model, layout, law, PROMPTS, N)
+    alone = sample_warmups(model, layout, constraints, PROMPTS, N)
     torch.manual_seed(3)
-    ahead = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+    ahead = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     assert [warmup._replace(target_logps=None) for warmup in ahead] == alone
 
 
@@ -198,16 +198,16 @@ def test_an_adapter_is_in_effect_while_sampling_and_scoring_ahead(new_lab, kind)
         r=2, task_type="SEQ_2_SEQ_LM" if is_t5 else "CAUSAL_LM", init_lora_weights=False, target_modules=targets
     )
     model = peft.get_peft_model(lab.model, config).eval()
-    law, rows = lab.law(max_length=4), [lab.row("a b c", "d e"), lab.row("f", "g")]
+    constraints, rows = lab.constraints(max_length=4), [lab.row("a b c", "d e"), lab.row("f", "g")]
     prompts, ends = [row["prompt_ids"] for row in rows], [row["target_ids"] for row in rows]
-    warmups = write_warmups(model, lab.layout, law, prompts, 4, targets=ends)
+    warmups = sample_warmups(model, lab.layout, constraints, prompts, 4, targets=ends)
     batch = splice(lab.layout, rows, [(i // 4, RowKind.GROUP, w) for i, w in enumerate(warmups)], 4)
     with torch.no_grad():
-        adapted = score(model, batch, law)
+        adapted = score(model, batch, constraints)
         with model.disable_adapter():
-            bare = score(model, batch, law)
+            bare = score(model, batch, constraints)
     assert (adapted.warmup_logprob - bare.warmup_logprob).abs().max() > 0.1
-    told = score_sampled(model, batch, law)
+    told = score_sampled(model, batch, constraints)
     torch.testing.assert_close(told.warmup_logprob, adapted.warmup_logprob, rtol=0, atol=1e-4)
     torch.testing.assert_close(told.target_logprob, adapted.target_logprob, rtol=0, atol=2e-4)
 
@@ -218,13 +218,13 @@ def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, lay
     model, exact = build(name, torch.bfloat16), build(name, torch.bfloat16).float()
     for network in (model, exact):
         enable_scoring(network)
-    layout, law = layout_of(model), law_of(**LAWS["tempered"])
-    warmups = write_warmups(model, layout, law, PROMPTS, 60, targets=TARGETS)
+    layout, constraints = layout_of(model), law_of(**LAWS["tempered"])
+    warmups = sample_warmups(model, layout, constraints, PROMPTS, 60, targets=TARGETS)
     batch = spliced(layout, warmups)
     told, stock, truth = (
-        score_sampled(model, batch, law),
-        score(model, batch, law).detach(),
-        score(exact, batch, law).detach(),
+        score_sampled(model, batch, constraints),
+        score(model, batch, constraints).detach(),
+        score(exact, batch, constraints).detach(),
     )
     assert told.warmup_logprob.dtype == told.token_logps.dtype == torch.float32
     for kind in ("warmup_logprob", "target_logprob"):
@@ -236,12 +236,12 @@ def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, lay
 
 def test_under_autocast(known, law_of):
     """Float32 weights, bf16 products: the trainer samples under the precision that scores."""
-    (model, layout), law = known, law_of(**LAWS["tempered"])
+    (model, layout), constraints = known, law_of(**LAWS["tempered"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        warmups = write_warmups(model, layout, law, PROMPTS, N, targets=TARGETS)
+        warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
         batch = spliced(layout, warmups)
-        told, stock = score_sampled(model, batch, law), score(model, batch, law).detach()
-    truth = score(model, batch, law).detach()
+        told, stock = score_sampled(model, batch, constraints), score(model, batch, constraints).detach()
+    truth = score(model, batch, constraints).detach()
     assert told.warmup_logprob.dtype == told.token_logps.dtype == torch.float32
     for kind in ("warmup_logprob", "target_logprob"):
         ours, theirs, right = (getattr(scores, kind) for scores in (told, stock, truth))
@@ -252,16 +252,20 @@ def test_under_autocast(known, law_of):
 def test_lengths_are_carried_and_not_read_off_padding(known, law_of):
     """A law that allows the pad and the end token inside a warmup."""
     model, layout = known
-    law = replace(law_of(temperature=3.0, max_length=5), banned=torch.zeros(20, dtype=torch.bool))
-    law = replace(law, banned=(torch.arange(20) > 4))  # pad, end and three more: pads are drawn often
-    warmups = write_warmups(model, layout, law, PROMPTS, 20, targets=TARGETS)
+    constraints = replace(law_of(temperature=3.0, max_length=5), banned=torch.zeros(20, dtype=torch.bool))
+    constraints = replace(constraints, banned=(torch.arange(20) > 4))  # pad, end and three more: pads are drawn often
+    warmups = sample_warmups(model, layout, constraints, PROMPTS, 20, targets=TARGETS)
     assert any(w.ids[-1:] == [0] and w.finish == "separator" for w in warmups)
     batch = spliced(layout, warmups)
-    full, cheap = score(model, batch, law).detach(), score_sampled(model, batch, law)
+    full, cheap = score(model, batch, constraints).detach(), score_sampled(model, batch, constraints)
     torch.testing.assert_close(cheap.warmup_logprob, full.warmup_logprob, rtol=0, atol=1e-4)
     torch.testing.assert_close(cheap.target_logprob, full.target_logprob, rtol=0, atol=2e-4)
     for warmup in warmups:
-        assert len(warmup.ids) == law.max_length if warmup.finish == "length" else len(warmup.ids) < law.max_length
+        assert (
+            len(warmup.ids) == constraints.max_length
+            if warmup.finish == "length"
+            else len(warmup.ids) < constraints.max_length
+        )
 
 
 class OnAccelerator(torch.Tensor):
@@ -284,18 +288,18 @@ def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, law_of, 
     monkeypatch.setattr(writing.decoding_for(model, 0), "first", lambda self: first(self).as_subclass(OnAccelerator))
     rows = []
 
-    def plain(head, law, hidden, step, points):
+    def plain(head, constraints, hidden, step, points):
         rows.append(len(points))
-        return stock_draw(head, law, hidden.as_subclass(torch.Tensor), step, points)
+        return stock_draw(head, constraints, hidden.as_subclass(torch.Tensor), step, points)
 
     monkeypatch.setattr(sampling, "_draw_step", plain)
-    law = law_of(temperature=2.0, max_length=12)
-    warmups = write_warmups(model, layout, law, PROMPTS, 8, targets=TARGETS)
+    constraints = law_of(temperature=2.0, max_length=12)
+    warmups = sample_warmups(model, layout, constraints, PROMPTS, 8, targets=TARGETS)
     batch = spliced(layout, warmups)
-    full, cheap = score(model, batch, law).detach(), score_sampled(model, batch, law)
+    full, cheap = score(model, batch, constraints).detach(), score_sampled(model, batch, constraints)
     torch.testing.assert_close(cheap.warmup_logprob, full.warmup_logprob, rtol=0, atol=1e-4)
     torch.testing.assert_close(cheap.target_logprob, full.target_logprob, rtol=0, atol=2e-4)
     assert len({len(warmup.ids) for warmup in warmups}) > 3
-    drawn = [min(len(warmup.ids) + 1, law.max_length) for warmup in warmups]
+    drawn = [min(len(warmup.ids) + 1, constraints.max_length) for warmup in warmups]
     looked = [step // look_every * look_every for step in range(len(rows))]  # who is left has been known since then
     assert rows == [sum(draws > step for draws in drawn) for step in looked]

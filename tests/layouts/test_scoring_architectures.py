@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.engine.sampling import write_warmups
+from rl_warmup.engine.sampling import sample_warmups
 from rl_warmup.engine.scoring import enable_scoring, score
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts.splice import splice
 
 VOCAB, SEPARATOR = 20, 4
@@ -34,8 +34,8 @@ ROWS = [
 
 def lay_out(model, layout_of):
     layout = layout_of(model)
-    law = WarmupLaw(SEPARATOR, layout.tokens.banned, temperature=1.4, min_length=1, max_length=3)
-    return splice(layout, PROMPTS, ROWS, 2), layout, law
+    constraints = SamplingConstraints(SEPARATOR, layout.tokens.banned, temperature=1.4, min_length=1, max_length=3)
+    return splice(layout, PROMPTS, ROWS, 2), layout, constraints
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,8 +43,8 @@ def test_equals_the_stock_model_row_by_row(name, stock, build, layout_of):
     untouched = build(name)
     model = copy.deepcopy(untouched)
     enable_scoring(model)
-    batch, _, law = lay_out(model, layout_of)
-    scores = score(model, batch, law)
+    batch, _, constraints = lay_out(model, layout_of)
+    scores = score(model, batch, constraints)
     for row in range(len(ROWS)):
         expected = stock(untouched, batch, row)
         got = scores.token_logps[row, : len(expected)]
@@ -62,8 +62,8 @@ def test_warmups_are_scored_under_the_law(name, build, layout_of):
     untouched = build(name)
     model = copy.deepcopy(untouched)
     enable_scoring(model)
-    batch, _, law = lay_out(model, layout_of)
-    got = score(model, batch, law).warmup_logprob
+    batch, _, constraints = lay_out(model, layout_of)
+    got = score(model, batch, constraints).warmup_logprob
     for row, (_, _, warmup) in enumerate(ROWS):
         written = [*warmup.ids, SEPARATOR] if warmup.separator_is_action else warmup.ids
         expected = 0.0
@@ -91,8 +91,8 @@ def test_gradients_are_those_of_the_stock_model(name, build, layout_of):
     untouched = build(name)
     model = copy.deepcopy(untouched)
     enable_scoring(model)
-    batch, _, law = lay_out(model, layout_of)
-    score(model, batch, law).target_logprob.sum().backward()
+    batch, _, constraints = lay_out(model, layout_of)
+    score(model, batch, constraints).target_logprob.sum().backward()
     for row, (index, _, _) in enumerate(ROWS):
         seq = batch.seq_ids[row, : int(batch.seq_mask[row].sum())]
         if untouched.config.is_encoder_decoder:
@@ -133,12 +133,14 @@ def test_left_padding_changes_no_sampled_warmup(name, build, layout_of):
     model = build(name)
     enable_scoring(model)
     _, layout, _ = lay_out(model, layout_of)
-    law = WarmupLaw(SEPARATOR, torch.zeros(VOCAB, dtype=torch.bool), temperature=1e-3, min_length=4, max_length=4)
+    constraints = SamplingConstraints(
+        SEPARATOR, torch.zeros(VOCAB, dtype=torch.bool), temperature=1e-3, min_length=4, max_length=4
+    )
     short, long = [5, 6], [3, 7, 8, 9, 10, 11, 12]
-    alone = write_warmups(model, layout, law, [short], 1)
-    beside = write_warmups(model, layout, law, [short, long], 1)
+    alone = sample_warmups(model, layout, constraints, [short], 1)
+    beside = sample_warmups(model, layout, constraints, [short, long], 1)
     assert alone[0].ids == beside[0].ids
-    assert beside[1].ids == write_warmups(model, layout, law, [long], 1)[0].ids
+    assert beside[1].ids == sample_warmups(model, layout, constraints, [long], 1)[0].ids
 
 
 class DoubledLogits(LlamaForCausalLM):
@@ -166,13 +168,13 @@ def test_a_deep_copy_scores_with_its_own_weights(name, build, layout_of):
     """A frozen copy of the policy would otherwise silently follow it."""
     model = build(name)
     enable_scoring(model)
-    batch, _, law = lay_out(model, layout_of)
+    batch, _, constraints = lay_out(model, layout_of)
     frozen = copy.deepcopy(model)
-    before = score(model, batch, law).target_logprob.detach()
+    before = score(model, batch, constraints).target_logprob.detach()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.5)
-    torch.testing.assert_close(score(frozen, batch, law).target_logprob, before)
-    assert (score(model, batch, law).target_logprob - before).abs().max() > 1e-2
-    score(frozen, batch, law).target_logprob.sum().backward()
+    torch.testing.assert_close(score(frozen, batch, constraints).target_logprob, before)
+    assert (score(model, batch, constraints).target_logprob - before).abs().max() > 1e-2
+    score(frozen, batch, constraints).target_logprob.sum().backward()
     assert all(p.grad is None for p in model.parameters())

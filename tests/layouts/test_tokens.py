@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from rl_warmup.models.constraints import WarmupLaw
-from rl_warmup.models.inference_settings import LAW, LAYOUT_FILE, Inference, read_layout
+from rl_warmup.models.constraints import SamplingConstraints
+from rl_warmup.models.inference_settings import CONSTRAINTS, LAYOUT_FILE, Inference, read_layout
 from rl_warmup.models.tokens import ADDED_SEPARATOR, declare_tokens
 
 LLAMA_3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"]
@@ -157,8 +157,8 @@ def test_a_tokenizer_without_an_end_token_is_refused():
 
 def test_the_declared_layout_is_saved_beside_the_weights(tmp_path):
     tokens = declare_tokens(make_t5(8), t5_tokenizer())
-    law = WarmupLaw(tokens.separator_id, tokens.banned, temperature=0.7)
-    settings = Inference(law, tokens.separator, "empty", 9, "left", 7, "say: {text}", chat=True)
+    constraints = SamplingConstraints(tokens.separator_id, tokens.banned, temperature=0.7)
+    settings = Inference(constraints, tokens.separator, "empty", 9, "left", 7, "say: {text}", chat=True)
     settings.save(tmp_path)
     found = read_layout(tmp_path)
     assert (found["separator"], found["separator_id"], found["law"]["temperature"]) == ("<extra_id_0>", 3, 0.7)
@@ -166,7 +166,9 @@ def test_the_declared_layout_is_saved_beside_the_weights(tmp_path):
     for field in fields(Inference):
         if field.name != "law":
             assert getattr(again, field.name) == getattr(settings, field.name), field.name
-    assert [getattr(again.law, name) for name in LAW] == [getattr(law, name) for name in LAW]
+    assert [getattr(again.constraints, name) for name in CONSTRAINTS] == [
+        getattr(constraints, name) for name in CONSTRAINTS
+    ]
     assert (tmp_path / LAYOUT_FILE).read_text(encoding="utf-8").endswith("}\n")
     assert read_layout(tmp_path / "elsewhere") == {}
 
@@ -174,7 +176,7 @@ def test_the_declared_layout_is_saved_beside_the_weights(tmp_path):
 def test_a_grown_model_and_its_tokenizer_survive_a_round_trip(tmp_path):
     tokenizer, model = plain_tokenizer(), make_llama(6)
     tokens = declare_tokens(model, tokenizer)
-    Inference(WarmupLaw(tokens.separator_id, tokens.banned), tokens.separator).save(tmp_path)
+    Inference(SamplingConstraints(tokens.separator_id, tokens.banned), tokens.separator).save(tmp_path)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = LlamaForCausalLM.from_pretrained(tmp_path)

@@ -70,14 +70,14 @@ def relative(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("chunk", [None, 2], ids=["whole", "chunks"])
 def test_the_objective_is_the_loss(network, monkeypatch, chunk):
     """Minus the objective per target token is `weighted_loss`, in value and gradient (float32 sums: 1e-6 of its norm)."""
-    model, batch, law = network
+    model, batch, constraints = network
     weights, tokens = weights_of(), 8.0
-    plain = score(model, batch, law)
+    plain = score(model, batch, constraints)
     policy, target = weighted_loss(plain, weights, tokens)
     if chunk:
         monkeypatch.setattr(logprobs, "ROWS_PER_CHUNK", chunk)
         monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 1)
-    formed = score(model, batch, law, weights)
+    formed = score(model, batch, constraints, weights)
     assert plain.objective is None
     assert (-formed.objective / tokens).item() == pytest.approx((policy + target).item(), rel=1e-5)
     torch.testing.assert_close(formed.token_logps, plain.token_logps)
@@ -90,10 +90,10 @@ def test_the_objective_is_the_loss(network, monkeypatch, chunk):
 def test_the_objective_under_autocast(network):
     """In bf16 both ways see the same states and form the same gradient of them: 1e-5 of its norm is left to the order of
     sums, where bf16 itself is off from float32 by 2 to 3 %."""
-    model, batch, law = network
+    model, batch, constraints = network
     weights = weights_of()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        plain, formed = score(model, batch, law), score(model, batch, law, weights)
+        plain, formed = score(model, batch, constraints), score(model, batch, constraints, weights)
     assert formed.objective.dtype == formed.token_logps.dtype == torch.float32
     torch.testing.assert_close(formed.token_logps, plain.token_logps, rtol=0, atol=1e-5)
     policy, target = weighted_loss(plain, weights, 1.0)
@@ -104,25 +104,25 @@ def test_the_objective_under_autocast(network):
 
 def test_rows_without_weight_have_no_gradient(network):
     """Scored all the same."""
-    model, batch, law = network
+    model, batch, constraints = network
     nothing = weights_of([0.0] * 5, [0.0] * 5)
-    formed = score(model, batch, law, nothing)
+    formed = score(model, batch, constraints, nothing)
     assert formed.objective.item() == 0
     assert all(g.abs().max() == 0 for g in gradients(model, formed.objective).values())
     assert (formed.target_logprob < 0).all()
 
 
 def test_the_gradient_is_handed_out_once(network):
-    model, batch, law = network
-    formed = score(model, batch, law, weights_of())
+    model, batch, constraints = network
+    formed = score(model, batch, constraints, weights_of())
     formed.objective.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="hands out its gradient once"):
         formed.objective.backward()
 
 
 def test_detached_scores_leave_the_objective_behind(network):
-    model, batch, law = network
-    detached = score(model, batch, law, weights_of()).detach()
+    model, batch, constraints = network
+    detached = score(model, batch, constraints, weights_of()).detach()
     assert detached.objective is None
     assert not detached.target_logprob.requires_grad
 
@@ -132,32 +132,32 @@ def test_detached_scores_leave_the_objective_behind(network):
 
 @pytest.mark.parametrize("rows", [[1], [4, 1], [0, 1, 2, 3, 4], [3, 3]])
 def test_selected_rows_are_scored_as_they_were_among_all(network, rows):
-    model, batch, law = network
-    some, scores = batch.select(rows), score(model, batch, law)
+    model, batch, constraints = network
+    some, scores = batch.select(rows), score(model, batch, constraints)
     assert some.group_size == 0
     assert some.warmups == [batch.warmups[row] for row in rows]
     assert (some.num_prompts, some.prompts) == (2, batch.prompts)
     assert some.seq_mask.sum(1).tolist() == batch.seq_mask[rows].sum(1).tolist()
     assert some.seq_ids.size(1) == int(some.seq_mask.sum(1).max())  # no column of padding alone
     assert some.row_kind.tolist() == batch.row_kind[rows].tolist()
-    selected = score(model, some, law)
+    selected = score(model, some, constraints)
     for name in ("warmup_logprob", "target_logprob", "warmup_tokens", "target_tokens"):
         torch.testing.assert_close(getattr(selected, name), getattr(scores, name)[rows], rtol=0, atol=2e-5)
 
 
 def test_weights_of_selected_rows_give_the_gradient_of_all(network):
     """Rows without weight may be left out: the same gradient to 1e-5 of its norm."""
-    model, batch, law = network
+    model, batch, constraints = network
     kept = [row for row in range(5) if POLICY[row] or TARGET[row]]
     some = weights_of([POLICY[row] for row in kept], [TARGET[row] for row in kept])
-    chosen = gradients(model, score(model, batch.select(kept), law, some).objective)
-    assert relative(chosen, gradients(model, score(model, batch, law, weights_of()).objective)) < 1e-5
+    chosen = gradients(model, score(model, batch.select(kept), constraints, some).objective)
+    assert relative(chosen, gradients(model, score(model, batch, constraints, weights_of()).objective)) < 1e-5
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "open"])
 def test_a_warmup_that_comes_twice_goes_through_once(network, known, layout_of, monkeypatch):
     """Of eight rows three repeat others; the same ids behind another prompt, or cut by the limit, do not."""
-    model, once, law = network
+    model, once, constraints = network
     cut = [(0, RowKind.GROUP, Warmup([14], "length")), (1, RowKind.GROUP, Warmup([14], "separator"))]
     assert splice(layout_of(model), PROMPTS, [ROWS[1], *cut], 0).distinct()[0].tolist() == [0, 1, 2]
     again = [(0, RowKind.GROUP, Warmup([14], "proposal")), (0, RowKind.ANCHOR, Warmup([14, 15, 16], "length"))]
@@ -168,7 +168,7 @@ def test_a_warmup_that_comes_twice_goes_through_once(network, known, layout_of, 
     together = weights_of([1.1, -1.3, 0.0, 2.0, 0.0], [0.75, 0.75, 0.0, 1.0, 4.0])
 
     def objective(part, of_part) -> tuple[Tensor, Tensor]:
-        scores = score(model, part, law, of_part if known else None)
+        scores = score(model, part, constraints, of_part if known else None)
         if known:
             return scores.objective, scores.token_logps
         policy, target = weighted_loss(scores, of_part, torch.tensor(1.0))

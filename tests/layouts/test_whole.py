@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from rl_warmup import WarmupConfig, WarmupTrainer
-from rl_warmup.inference.generation import Writer
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.inference.generation import WarmupGenerator
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.inference_settings import Inference
 from rl_warmup.models.loading import add_adapter, load_model
@@ -264,8 +264,8 @@ def test_a_writer_keeps_the_stored_precision(folder, tmp_path):
     tokens = declare_tokens(model, tokenizer)
     model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
-    Inference(WarmupLaw(tokens.separator_id, tokens.banned), tokens.separator).save(tmp_path / "run")
-    assert Writer.load(tmp_path / "run", "cpu").model.dtype == torch.bfloat16
+    Inference(SamplingConstraints(tokens.separator_id, tokens.banned), tokens.separator).save(tmp_path / "run")
+    assert WarmupGenerator.load(tmp_path / "run", "cpu").model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind_of_number", [torch.int8, torch.uint8, torch.bool])

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from rl_warmup.batch import Warmup
-from rl_warmup.engine.sampling import write_targets, write_warmups
+from rl_warmup.engine.sampling import generate_targets, sample_warmups
 from rl_warmup.models.loading import load_model
 
 PROMPTS = ["a b c", "d", "e f"]
@@ -34,15 +34,15 @@ def greedy_target(lab, prompt: list[int], warmup: list[int], limit: int) -> list
     return target
 
 
-def greedy_warmup(lab, prompt: list[int], law) -> Warmup:
+def greedy_warmup(lab, prompt: list[int], constraints) -> Warmup:
     written: list[int] = []
-    while len(written) < law.max_length:
+    while len(written) < constraints.max_length:
         logits = next_logits(lab, prompt, written)
-        logits[law.banned] = -torch.inf
-        if len(written) < law.min_length:
-            logits[law.separator_id] = -torch.inf
+        logits[constraints.banned] = -torch.inf
+        if len(written) < constraints.min_length:
+            logits[constraints.separator_id] = -torch.inf
         token = int(logits.argmax())
-        if token == law.separator_id:
+        if token == constraints.separator_id:
             return Warmup(written, "separator")
         written.append(token)
     return Warmup(written, "length")
@@ -51,7 +51,7 @@ def greedy_warmup(lab, prompt: list[int], law) -> Warmup:
 @pytest.mark.parametrize("limit", [1, 6])
 def test_forced_warmups_are_followed_by_greedy_targets(lab, limit):
     prompts, forced = [lab.ids(p) for p in PROMPTS], [lab.ids(c) for c in FORCED]
-    written = write_targets(lab.model, lab.layout, lab.law(), prompts, limit, forced)
+    written = generate_targets(lab.model, lab.layout, lab.constraints(), prompts, limit, forced)
     for prompt, warmup, both in zip(prompts, forced, written, strict=True):
         assert both.target == greedy_target(lab, prompt, warmup, limit)
         assert both.warmup == Warmup(warmup, "proposal" if warmup else "empty")
@@ -59,16 +59,16 @@ def test_forced_warmups_are_followed_by_greedy_targets(lab, limit):
 
 def test_an_empty_forced_warmup_writes_from_the_separator(lab):
     prompt = lab.ids("a b c")
-    (both,) = write_targets(lab.model, lab.layout, lab.law(), [prompt], 5, [[]])
+    (both,) = generate_targets(lab.model, lab.layout, lab.constraints(), [prompt], 5, [[]])
     assert both.warmup == Warmup([], "empty")
     assert both.target == greedy_target(lab, prompt, [], 5)
 
 
 @pytest.mark.parametrize("settings", [{"max_length": 3}, {"min_length": 2, "max_length": 4}, {"max_length": 1}])
 def test_inference_writes_the_likeliest_warmup_and_then_the_likeliest_target(lab, settings):
-    law, prompts = lab.law(**settings), [lab.ids(p) for p in PROMPTS]
-    for prompt, both in zip(prompts, write_targets(lab.model, lab.layout, law, prompts, 6), strict=True):
-        assert both.warmup == greedy_warmup(lab, prompt, law)
+    constraints, prompts = lab.constraints(**settings), [lab.ids(p) for p in PROMPTS]
+    for prompt, both in zip(prompts, generate_targets(lab.model, lab.layout, constraints, prompts, 6), strict=True):
+        assert both.warmup == greedy_warmup(lab, prompt, constraints)
         assert both.target == greedy_target(lab, prompt, both.warmup.ids, 6)
 
 
@@ -78,9 +78,9 @@ def test_the_separator_ends_or_the_limit_does(new_lab, separator_logit):
     lab = new_lab("scratch-llama")
     head = lab.model.get_output_embeddings()
     head.register_forward_hook(_bias(lab.tokens.separator_id, separator_logit))
-    law, prompt = lab.law(min_length=1, max_length=3), lab.ids("a b")
-    (both,) = write_targets(lab.model, lab.layout, law, [prompt], 4)
-    sampled = write_warmups(lab.model, lab.layout, law, [prompt], 5)
+    constraints, prompt = lab.constraints(min_length=1, max_length=3), lab.ids("a b")
+    (both,) = generate_targets(lab.model, lab.layout, constraints, [prompt], 4)
+    sampled = sample_warmups(lab.model, lab.layout, constraints, [prompt], 5)
     wanted = separator_logit > 0
     assert both.warmup.finish == ("separator" if wanted else "length")
     assert len(both.warmup.ids) == (1 if wanted else 3)
@@ -102,7 +102,9 @@ def test_sampled_targets_follow_the_model(lab):
     """The first target token after a forced warmup, drawn 2000 times."""
     prompt, warmup, draws = lab.ids("a b"), lab.ids("c"), 2000
     torch.manual_seed(3)
-    written = write_targets(lab.model, lab.layout, lab.law(), [prompt] * draws, 1, [warmup] * draws, sample_target=True)
+    written = generate_targets(
+        lab.model, lab.layout, lab.constraints(), [prompt] * draws, 1, [warmup] * draws, sample_target=True
+    )
     probabilities = next_logits(lab, prompt, [*warmup, lab.tokens.separator_id]).softmax(0)
     for token, probability in enumerate(probabilities.tolist()):
         drawn = sum(both.target == ([] if token == lab.tokens.eos_id else [token]) for both in written) / draws
@@ -110,10 +112,10 @@ def test_sampled_targets_follow_the_model(lab):
 
 
 def test_groups_come_prompt_by_prompt_and_within_their_limits(lab):
-    law, prompts = lab.law(min_length=2, max_length=4), [lab.ids(p) for p in PROMPTS]
-    written = write_warmups(lab.model, lab.layout, law, prompts, 50)
+    constraints, prompts = lab.constraints(min_length=2, max_length=4), [lab.ids(p) for p in PROMPTS]
+    written = sample_warmups(lab.model, lab.layout, constraints, prompts, 50)
     assert len(written) == 150
-    never = {i for i, banned in enumerate(law.banned.tolist()) if banned} | {law.separator_id}
+    never = {i for i, banned in enumerate(constraints.banned.tolist()) if banned} | {constraints.separator_id}
     for warmup in written:
         assert 2 <= len(warmup.ids) <= 4
         assert warmup.finish == "length" if len(warmup.ids) == 4 else warmup.finish == "separator"
@@ -125,21 +127,21 @@ def test_the_checkpoints_own_settings_come_back_untouched(lab, new_lab):
     own = GenerationConfig(repetition_penalty=5.0, top_k=1, max_length=3)
     lab.model.generation_config = own
     prompt = lab.ids("a b")
-    (both,) = write_targets(lab.model, lab.layout, lab.law(), [prompt], 9, [lab.ids("c c")])
+    (both,) = generate_targets(lab.model, lab.layout, lab.constraints(), [prompt], 9, [lab.ids("c c")])
     assert both.target == greedy_target(lab, prompt, lab.ids("c c"), 9)
     assert lab.model.generation_config is own
     assert own.repetition_penalty == 5.0
     with pytest.raises(TypeError):
-        write_warmups(lab.model, lab.layout, lab.law(), [prompt], 1, nonsense_argument=3, do_sample=True)
+        sample_warmups(lab.model, lab.layout, lab.constraints(), [prompt], 1, nonsense_argument=3, do_sample=True)
     assert lab.model.generation_config is own
 
 
 def test_the_same_seed_gives_the_same_warmups(lab):
-    law, prompts = lab.law(max_length=5), [lab.ids(p) for p in PROMPTS]
+    constraints, prompts = lab.constraints(max_length=5), [lab.ids(p) for p in PROMPTS]
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn.append(write_warmups(lab.model, lab.layout, law, prompts, 4))
+        drawn.append(sample_warmups(lab.model, lab.layout, constraints, prompts, 4))
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
     assert len({tuple(w.ids) for w in drawn[0][:4]}) > 1  # a group is not one warmup four times
@@ -149,8 +151,8 @@ def test_a_t5_with_fewer_encoder_than_decoder_layers(lab_of):
     """transformers would size the decoder's cache by the encoder and fail, or worse."""
     size = {"width": 16, "layers": 3, "encoder_layers": 1, "heads": 2, "tokenizer": "words"}
     lab = lab_of(*load_model("scratch-t5", lambda: ["a b c d e f g h"], size))
-    law, prompt = lab.law(max_length=3), lab.ids("a b")
-    (both,) = write_targets(lab.model, lab.layout, law, [prompt], 6)
-    assert both.warmup == greedy_warmup(lab, prompt, law)
+    constraints, prompt = lab.constraints(max_length=3), lab.ids("a b")
+    (both,) = generate_targets(lab.model, lab.layout, constraints, [prompt], 6)
+    assert both.warmup == greedy_warmup(lab, prompt, constraints)
     assert both.target == greedy_target(lab, prompt, both.warmup.ids, 6)
-    assert len(write_warmups(lab.model, lab.layout, law, [prompt], 3)) == 3
+    assert len(sample_warmups(lab.model, lab.layout, constraints, [prompt], 3)) == 3

@@ -43,7 +43,7 @@ def example(bias: bool = False, scale: float = 1.0, cap: float | None = None):
         cap,
     )
     tokens = {"ids": torch.randint(VOCAB, (COUNT,)), "num_actions": ACTIONS, "steps": torch.arange(ACTIONS)}
-    return hidden, head, tokens | {"law": NeverSeven()}
+    return hidden, head, tokens | {"constraints": NeverSeven()}
 
 
 def naive(hidden: Tensor, head: OutputHead, tokens: dict) -> Tensor:
@@ -51,7 +51,7 @@ def naive(hidden: Tensor, head: OutputHead, tokens: dict) -> Tensor:
     logits = (hidden @ head.weight.T + (0 if head.bias is None else head.bias)) * head.scale
     if head.cap:
         logits = torch.tanh(logits / head.cap) * head.cap
-    actions = tokens["law"].restrict_(logits[:ACTIONS].clone(), tokens["steps"], tokens["ids"][:ACTIONS])
+    actions = tokens["constraints"].restrict_(logits[:ACTIONS].clone(), tokens["steps"], tokens["ids"][:ACTIONS])
     logps = torch.cat([actions, logits[ACTIONS:]]).log_softmax(1)
     return logps[torch.arange(COUNT), tokens["ids"]]
 

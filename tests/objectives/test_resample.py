@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rl_warmup.method.objectives import RULES, Knobs, resample
+from rl_warmup.method.objectives import RULES, ObjectiveSettings, resample
 
 POINTS = 4000
 
@@ -49,7 +49,7 @@ def test_a_warmup_is_drawn_by_the_size_of_both_weights():
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_the_multipliers_average_to_one(rule, k):
     rewards = torch.tensor([[-3.0, -1.0, -2.5, -7.0]], dtype=torch.float64)
-    a, b = RULES[rule](rewards, rewards.roll(1, 1), Knobs(tau=1.5))
+    a, b = RULES[rule](rewards, rewards.roll(1, 1), ObjectiveSettings(tau=1.5))
     mean = every_draw(a, b, k).mean(0)
     size = (a.abs() + b.abs())[0]
     # of a warmup that gets one ten-thousandth of the group's weight, 4000 draws say little

@@ -14,7 +14,7 @@ from rl_warmup.method.objectives import (
     GRPO_EPS,
     NEEDS_TWO,
     RULES,
-    Knobs,
+    ObjectiveSettings,
     effective_sample_size,
     log_mean_exp,
     posterior,
@@ -25,16 +25,18 @@ REWARDS = torch.tensor([[0.0, math.log(2), math.log(5)]])
 PRIOR = torch.tensor([[math.log(4), 0.0, 0.0]])  # joint: 4*1, 1*2, 1*5 -> 4/11, 2/11, 5/11
 
 
-def weigh(rule: str, rewards: Tensor = REWARDS, prior: Tensor | None = None, **knobs: float) -> tuple[Tensor, Tensor]:
-    return RULES[rule](rewards, torch.zeros_like(rewards) if prior is None else prior, Knobs(**knobs))
+def weigh(
+    rule: str, rewards: Tensor = REWARDS, prior: Tensor | None = None, **settings: float
+) -> tuple[Tensor, Tensor]:
+    return RULES[rule](rewards, torch.zeros_like(rewards) if prior is None else prior, ObjectiveSettings(**settings))
 
 
 def close(given: Tensor, expected: list[float]) -> None:
     torch.testing.assert_close(given, torch.tensor([expected]), rtol=1e-5, atol=1e-6)
 
 
-def random_groups(size: int, count: int = 7, spread: float = 3.0) -> Tensor:
-    return torch.randn(count, size) * spread - 20
+def random_groups(size: int, count: int = 7, map_over_processes: float = 3.0) -> Tensor:
+    return torch.randn(count, size) * map_over_processes - 20
 
 
 # ---------------------------------------------------------------------- by hand
@@ -107,7 +109,7 @@ def test_posterior_ess_and_bound_by_hand():
 
 @pytest.mark.parametrize("rule", ["marginal", "expected_logprob", "expected_prob", "tsallis", "grpo"])
 def test_policy_weights_cancel_within_a_group(rule):
-    a, _ = weigh(rule, random_groups(4, spread=1.0) + 20)
+    a, _ = weigh(rule, random_groups(4, map_over_processes=1.0) + 20)
     torch.testing.assert_close(a.sum(1), torch.zeros(len(a)), rtol=0, atol=1e-5)
 
 
@@ -196,7 +198,7 @@ def test_a_uniform_share_of_one_trains_the_target_evenly():
 
 
 def test_tsallis_spans_from_expected_prob_to_the_marginal():
-    rewards = random_groups(4, spread=1.0)
+    rewards = random_groups(4, map_over_processes=1.0)
     for one, other in zip(weigh("tsallis", rewards, tsallis_q=0.0), weigh("expected_prob", rewards), strict=True):
         torch.testing.assert_close(one, other)
     a, b = weigh("tsallis", rewards, tsallis_q=1.0)
@@ -237,7 +239,7 @@ def naive(rule: str, rewards: list[float], prior: list[float], q: float) -> tupl
         p = likelihood[i] / sum(likelihood)
         mean_of_others = sum(likelihood[j] for j in others) / (n - 1)
         joint = likelihood[i] * math.exp(prior[i]) / sum(likelihood[j] * math.exp(prior[j]) for j in range(n))
-        spread = statistics.stdev(rewards) + GRPO_EPS
+        map_over_processes = statistics.stdev(rewards) + GRPO_EPS
         pairs = {
             "marginal": (p - 1 / n, p),
             "marginal_loo": (math.log(mean) - math.log(mean_of_others), p),
@@ -245,7 +247,7 @@ def naive(rule: str, rewards: list[float], prior: list[float], q: float) -> tupl
             "expected_logprob": ((rewards[i] - sum(rewards[j] for j in others) / (n - 1)) / n, 1 / n),
             "expected_prob": ((likelihood[i] - mean_of_others) / n, likelihood[i] / n),
             "tsallis": (mean**-q * (likelihood[i] - mean_of_others) / n, mean**-q * likelihood[i] / n),
-            "grpo": ((rewards[i] - statistics.mean(rewards)) / spread / n, 1 / n),
+            "grpo": ((rewards[i] - statistics.mean(rewards)) / map_over_processes / n, 1 / n),
         }
         a.append(pairs[rule][0])
         b.append(pairs[rule][1])

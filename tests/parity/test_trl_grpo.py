@@ -7,8 +7,8 @@ import torch
 
 from rl_warmup.batch import RowKind, Warmup
 from rl_warmup.engine.scoring import enable_scoring, score
-from rl_warmup.method.objectives import RULES, Knobs
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.method.objectives import RULES, ObjectiveSettings
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts.splice import splice
 
 
@@ -43,7 +43,7 @@ def test_grpo_weights_are_trls_advantages(grpo):
     lengths = out["completion_mask"].sum(1).tolist()
     ids = [row[:length] for row, length in zip(out["completion_ids"].tolist(), lengths, strict=True)]
     rewards = torch.tensor([float(len(set(row))) for row in ids]).view(2, 4)
-    policy, target = RULES["grpo"](rewards, torch.zeros(2, 4), Knobs())
+    policy, target = RULES["grpo"](rewards, torch.zeros(2, 4), ObjectiveSettings())
     torch.testing.assert_close(policy.flatten() * 4, out["advantages"], atol=1e-5, rtol=1e-5)
     assert target.sum(1).tolist() == [1.0, 1.0]
 
@@ -62,7 +62,7 @@ def test_log_probabilities_are_trls(grpo):
         completion = out["completion_ids"][i][out["completion_mask"][i].bool()].tolist()
         prompts.append({"prompt_ids": prompt, "target_ids": [lab.tokens.eos_id]})
         planned.append((i, RowKind.GROUP, Warmup(completion, "length")))
-    law = WarmupLaw(lab.tokens.separator_id, torch.zeros_like(lab.tokens.banned), temperature=0.7)
+    constraints = SamplingConstraints(lab.tokens.separator_id, torch.zeros_like(lab.tokens.banned), temperature=0.7)
     with torch.no_grad():
-        ours = score(trainer.model, splice(lab.layout, prompts, planned, 1), law)
+        ours = score(trainer.model, splice(lab.layout, prompts, planned, 1), constraints)
     torch.testing.assert_close(ours.warmup_logprob, (theirs * out["completion_mask"]).sum(1), atol=1e-4, rtol=1e-4)

@@ -12,10 +12,12 @@ from rl_warmup.method.rollout import EMPTY, Rollout
 GROUP, ANCHOR = RowKind.GROUP, RowKind.ANCHOR
 
 
-def make_rollout(lab, objective="marginal", num_warmups=3, proposals=(), law=None, max_length=4, **settings) -> Rollout:
-    law = law or lab.law(max_length=max_length)
+def make_rollout(
+    lab, objective="marginal", num_warmups=3, proposals=(), constraints=None, max_length=4, **settings
+) -> Rollout:
+    constraints = constraints or lab.constraints(max_length=max_length)
     context = ProposalContext(max_length, filler_ids=tuple(lab.ids("h")))
-    return Rollout(lab.layout, law, objective, num_warmups, list(proposals), context, 5, **settings)
+    return Rollout(lab.layout, constraints, objective, num_warmups, list(proposals), context, 5, **settings)
 
 
 def rows_of(lab):
@@ -71,7 +73,7 @@ def test_the_share_is_a_share(lab):
 
 def test_a_draft_is_the_models_own_sample_of_the_target(lab):
     """Written after an empty warmup, cut at the warmup limit, without tokens a warmup may not hold."""
-    rollout = make_rollout(lab, proposals=["draft", "head"], law=lab.law("a b c d e f g", max_length=4))
+    rollout = make_rollout(lab, proposals=["draft", "head"], constraints=lab.constraints("a b c d e f g", max_length=4))
     rows = rows_of(lab) * 20
     plans = rollout.plan(lab.model, rows, cold_start=True)
     drafts = [plan[0][1] for plan in plans]
@@ -89,7 +91,7 @@ def test_a_model_that_knows_the_target_drafts_it(new_lab):
     optimizer = torch.optim.Adam(lab.model.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        (-lab.score(row, [EMPTY], rollout.law).target_logprob.sum()).backward()
+        (-lab.score(row, [EMPTY], rollout.constraints).target_logprob.sum()).backward()
         optimizer.step()
     ((_, draft),) = rollout.plan(lab.model, [row], cold_start=True)[0]
     assert draft.ids == lab.ids("c d")

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from rl_warmup.experiments.report import spread, text_table, write_report
+from rl_warmup.experiments.report import mean_and_deviation, text_table, write_report
 from rl_warmup.experiments.report.collect import find_runs, sections
 from rl_warmup.experiments.report.curves import at_budget, quality_charts, training_charts
 from rl_warmup.experiments.report.differences import control_arm, score
@@ -156,6 +156,6 @@ def test_how_numbers_are_printed():
     assert [probability(p) for p in (0.0001, 0.0123, 0.5, None)] == ["< 0.001", "0.012", "0.50", ""]
     assert [amount(x) for x in (0, 12.34, 12345, 2e12, None)] == ["0", "12.3", "12,345", "2e+12", ""]
     assert between(None, 1.0, 2) == ""
-    assert spread([1.0]) == "1.000"
-    assert spread([1.0, 2.0]) == "1.500 ± 0.707"
+    assert mean_and_deviation([1.0]) == "1.000"
+    assert mean_and_deviation([1.0, 2.0]) == "1.500 ± 0.707"
     assert text_table(["a", "b"], [["x", None]]).splitlines()[-1].rstrip() == "x"

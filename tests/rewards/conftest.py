@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from rl_warmup.batch import RowKind, Warmup, WarmupBatch
 from rl_warmup.engine.scoring import enable_scoring, score
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout, make_layout
 from rl_warmup.models.layouts.splice import splice
 from rl_warmup.models.tokens import declare_tokens
-from rl_warmup.rewards import RewardBoard, RewardScores
+from rl_warmup.rewards import RewardScores, RewardSet
 
 WORDS = ["<pad>", "</s>", "<unk>", "<sep>", "<think>", "</think>", "red", "green", "blue", "one", "two", "three"]
 
@@ -56,7 +56,7 @@ class World:
     model: Any
     tokenizer: Any
     layout: Layout
-    law: WarmupLaw
+    constraints: SamplingConstraints
     batch: WarmupBatch  # 2 prompts x 2 warmups, then one empty warmup per prompt
     token_logps: Tensor  # (6, T)
     target_logprob: Tensor  # (6,)
@@ -71,12 +71,12 @@ class World:
         self.baseline_calls += 1
         return self.target_logprob[4:].repeat_interleave(2)
 
-    def board(self, specs: list[Any], tokenizer: Any = None) -> RewardBoard:
-        return RewardBoard.load(
-            specs, tokenizer=tokenizer or self.tokenizer, layout=self.layout, law=self.law, device="cpu"
+    def board(self, specs: list[Any], tokenizer: Any = None) -> RewardSet:
+        return RewardSet.load(
+            specs, tokenizer=tokenizer or self.tokenizer, layout=self.layout, constraints=self.constraints, device="cpu"
         )
 
-    def judge(self, specs: list[Any] | RewardBoard, **changes: Any) -> RewardScores:
+    def judge(self, specs: list[Any] | RewardSet, **changes: Any) -> RewardScores:
         given: dict[str, Any] = {
             "target_logps": self.target_logps,
             "target_token_logps": self.token_logps[:4],
@@ -84,7 +84,7 @@ class World:
             "baseline_target_logps": self.baseline,
             "trainer_state": None,
         }
-        board = specs if isinstance(specs, RewardBoard) else self.board(specs)
+        board = specs if isinstance(specs, RewardSet) else self.board(specs)
         return board(changes.pop("batch", self.batch), **(given | changes))
 
 
@@ -92,7 +92,7 @@ def make_world(kind: str) -> World:
     model, tokenizer = make_model(kind), make_tokenizer(WORDS)
     tokens = declare_tokens(model, tokenizer)
     layout = make_layout(model, tokens)
-    law = WarmupLaw(tokens.separator_id, tokens.banned)
+    constraints = SamplingConstraints(tokens.separator_id, tokens.banned)
     enable_scoring(model)
 
     def ids(text: str) -> list[int]:
@@ -114,8 +114,10 @@ def make_world(kind: str) -> World:
     rows += [(i, RowKind.EMPTY, Warmup([], "empty")) for i in range(2)]
     batch = splice(layout, prompts, rows, group_size=2)
     with torch.no_grad():
-        scores = score(model, batch, law)
-    return World(model, tokenizer, layout, law, batch, scores.token_logps, scores.target_logprob, scores.warmup_logprob)
+        scores = score(model, batch, constraints)
+    return World(
+        model, tokenizer, layout, constraints, batch, scores.token_logps, scores.target_logprob, scores.warmup_logprob
+    )
 
 
 _worlds: dict[str, World] = {}

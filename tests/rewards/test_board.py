@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
-from rl_warmup.rewards import Reward, RewardBoard
+from rl_warmup.rewards import Reward, RewardSet
 
 
 class NoText:
@@ -277,9 +277,9 @@ def test_prepare_is_called_once_and_its_errors_are_named(world):
     class Prepared:
         calls = 0
 
-        def prepare(self, tokenizer, layout, law, device):
+        def prepare(self, tokenizer, layout, constraints, device):
             self.calls += 1
-            assert (tokenizer, layout, law, device) == (world.tokenizer, world.layout, world.law, "cpu")
+            assert (tokenizer, layout, constraints, device) == (world.tokenizer, world.layout, world.constraints, "cpu")
 
         def __call__(self, completion_ids):
             return [float(self.calls)] * 4
@@ -289,7 +289,7 @@ def test_prepare_is_called_once_and_its_errors_are_named(world):
             raise OSError("no judge")
 
     board = world.board([Prepared()])
-    assert isinstance(board, RewardBoard)
+    assert isinstance(board, RewardSet)
     world.judge(board)
     assert world.judge(board).total.tolist() == [1.0] * 4
     with pytest.raises(ValueError, match="Reward 'Broken' cannot be prepared: OSError: no judge"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl_warmup.engine.sampling import write_targets
+from rl_warmup.engine.sampling import generate_targets
 from rl_warmup.method.rollout import follow, prediction_limit
 from rl_warmup.rewards.text_metrics import PredictionMetric
 
@@ -15,7 +15,7 @@ from rl_warmup.rewards.text_metrics import PredictionMetric
 def written(world, *names):
     """The world's batch with predictions on its warmups."""
     ids = [row["prompt_ids"] for row in world.batch.prompts for _ in range(2)]
-    warmups = follow(world.model, world.layout, world.law, ids, world.batch.warmups[:4], 3, names)
+    warmups = follow(world.model, world.layout, world.constraints, ids, world.batch.warmups[:4], 3, names)
     return replace(world.batch, warmups=[*warmups, *world.batch.warmups[4:]])
 
 
@@ -29,8 +29,13 @@ def test_predictions_are_the_likeliest_targets_after_each_warmup(each_world):
     each_world.judge([look], batch=written(each_world, "predictions"))
     for row, text in enumerate(seen["predictions"]):
         prompt = each_world.batch.prompts[row // 2]["prompt_ids"]
-        (alone,) = write_targets(
-            each_world.model, each_world.layout, each_world.law, [prompt], 3, [each_world.batch.warmups[row].ids]
+        (alone,) = generate_targets(
+            each_world.model,
+            each_world.layout,
+            each_world.constraints,
+            [prompt],
+            3,
+            [each_world.batch.warmups[row].ids],
         )
         assert text == each_world.tokenizer.decode(alone.target, skip_special_tokens=True).strip()
 

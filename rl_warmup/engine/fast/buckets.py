@@ -16,7 +16,7 @@ import torch
 # accelerator, which a single pass keeps busy, the share is a guess until one is at hand.
 WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.1 if torch.cuda.is_available() else 0.005, 64
 # The same of another rectangle, where only attention is padded. Measured on a CPU.
-WORTH_A_RECTANGLE = 0.2
+WORTH_A_GROUP = 0.2
 # Rows of a prompt share a line (`shared_states`) of up to this many square roots of the prompt's length. A longer line costs
 # attention among its rows, which is masked; another line costs a copy of the prompt's keys and values. Measured on a CPU.
 WORTH_A_LINE = 5
@@ -76,7 +76,7 @@ def consecutive(sizes: list[int], most: int) -> list[range]:
     return [*parts, range(begin, len(sizes))]
 
 
-class Lines(NamedTuple):
+class PackedLines(NamedTuple):
     """Rows behind each other in lines."""
 
     prompt: list[int]  # of each line
@@ -84,7 +84,7 @@ class Lines(NamedTuple):
     row: list[tuple[int, int]]  # line and first slot of each row
 
 
-def into_lines(lengths: list[int], prompt_index: list[int], room: int) -> Lines:
+def into_lines(lengths: list[int], prompt_index: list[int], room: int) -> PackedLines:
     """Put the rows of a prompt into one line, or into several of about equal length where one would exceed `room`.
 
     Attention looks at a whole line and masks most of it, which costs as much as the rest of a layer when a line is some
@@ -93,7 +93,7 @@ def into_lines(lengths: list[int], prompt_index: list[int], room: int) -> Lines:
     by_prompt: dict[int, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompt_index):
         by_prompt[prompt].append(row)
-    lines = Lines([], [], [(0, 0)] * len(lengths))
+    lines = PackedLines([], [], [(0, 0)] * len(lengths))
     for prompt in sorted(by_prompt):
         rows = by_prompt[prompt]
         count = -(-sum(lengths[row] for row in rows) // max(room, *(lengths[row] for row in rows)))

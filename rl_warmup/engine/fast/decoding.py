@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from rl_warmup.engine.fast.packed import Rectangles, hide
-from rl_warmup.engine.fast.passes import Reading, attention_window
+from rl_warmup.engine.fast.packed import PaddedGroups, hide
+from rl_warmup.engine.fast.passes import PrefixCache, attention_window
 
 T5_LIKE = ("t5", "mt5")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -109,17 +109,17 @@ class T5Decoding:
         max_length: tokens that will be drawn.
     """
 
-    def __init__(self, model: Any, reading: Reading, num_warmups: int, max_length: int) -> None:
+    def __init__(self, model: Any, prefix_cache: PrefixCache, num_warmups: int, max_length: int) -> None:
         self.decoder, self.n = model.get_decoder(), num_warmups
-        config, encoded = model.config, reading.states
+        config, encoded = model.config, prefix_cache.states
         scales = getattr(config, "scale_decoder_outputs", False)  # an mT5 never scales
         self.scale = model.model_dim**-0.5 if scales else 1.0
-        self.cross = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
-        self.hidden_prompt = hide(reading.mask == 0, encoded.dtype)[:, None, None]
+        self.cross = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in prefix_cache.layers]
+        self.hidden_prompt = hide(prefix_cache.mask == 0, encoded.dtype)[:, None, None]
         # places of the start token and of all tokens but the last one, which nothing is drawn after
         self.bias = self._bias(max_length)[:, -1].t()[:, None]  # (max_length, 1, heads): distances max_length - 1 to 0
         self.own = _Own(len(self.cross), len(encoded) * num_warmups, max_length, self.cross[0][1])
-        self.start = torch.full_like(reading.mask[:, 0], config.decoder_start_token_id)
+        self.start = torch.full_like(prefix_cache.mask[:, 0], config.decoder_start_token_id)
 
     def first(self) -> Tensor:
         """(B, d) states that predict the first token, the same for all warmups of a prompt."""
@@ -154,7 +154,7 @@ class T5Decoding:
 
         return self._layers(tokens, look_back, look_at_prompt)
 
-    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor, lines: Rectangles) -> Tensor:
+    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor, lines: PaddedGroups) -> Tensor:
         """(N, d) states that predict the token after each of `inputs` (N,), which continue the warmups of P prompts.
 
         A T5 counts distances by columns, so what a row remembers is moved to the right, up against its continuation.
@@ -222,11 +222,11 @@ class T5Decoding:
 class LlamaDecoding:
     """Llama, Mistral, Qwen2 and Qwen3, as `T5Decoding`. `heads` queries share `kv` keys, head h reading key h // (heads/kv)."""
 
-    def __init__(self, model: Any, reading: Reading, num_warmups: int, max_length: int) -> None:
+    def __init__(self, model: Any, prefix_cache: PrefixCache, num_warmups: int, max_length: int) -> None:
         self.body, self.n, self.heads = model.model, num_warmups, model.config.num_attention_heads
-        self.lengths, self.last = reading.mask.sum(1), reading.states
-        self.prompt = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in reading.layers]
-        self.hidden_prompt = hide(reading.mask == 0, self.last.dtype)[:, None, None]
+        self.lengths, self.last = prefix_cache.mask.sum(1), prefix_cache.states
+        self.prompt = [(k.transpose(2, 3).contiguous(), v.contiguous()) for k, v in prefix_cache.layers]
+        self.hidden_prompt = hide(prefix_cache.mask == 0, self.last.dtype)[:, None, None]
         self.own = _Own(len(self.prompt), len(self.last) * num_warmups, max_length - 1, self.prompt[0][1])
 
     def first(self) -> Tensor:
@@ -255,7 +255,7 @@ class LlamaDecoding:
 
         return self._layers(tokens, self.lengths.repeat_interleave(self.n)[rows] + step - 1, look)
 
-    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor, lines: Rectangles) -> Tensor:
+    def continued(self, prompts: Tensor, lengths: Tensor, inputs: Tensor, lines: PaddedGroups) -> Tensor:
         """As `T5Decoding.continued`."""
         ((_, width),) = lines.groups
         rows, remembered = _rows_of(prompts, self.n), int(lengths.max())

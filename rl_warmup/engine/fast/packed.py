@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from rl_warmup.engine.fast.buckets import WORTH_A_RECTANGLE, buckets
+from rl_warmup.engine.fast.buckets import WORTH_A_GROUP, buckets
 
 NAME = "rl_warmup_packed"  # in transformers' table
 IMPLEMENTATIONS = ("sdpa", "eager")  # that take any mask
@@ -27,7 +27,7 @@ Layers = list[tuple[Tensor, Tensor]]  # keys and values of every layer
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Any]  # of transformers' table, for one module
 
 
-class Rectangles:
+class PaddedGroups:
     """Where N tokens, line after line, are once lines of similar length have been put into padded rectangles.
 
     Args:
@@ -35,7 +35,7 @@ class Rectangles:
     """
 
     def __init__(self, lengths: list[int], device: torch.device, width: int | None = None) -> None:
-        groups = buckets(lengths, WORTH_A_RECTANGLE) if width is None else [(list(range(len(lengths))), width)]
+        groups = buckets(lengths, WORTH_A_GROUP) if width is None else [(list(range(len(lengths))), width)]
         self.groups = [(torch.tensor(chosen, device=device), width) for chosen, width in groups]
         self.total, count = sum(lengths), torch.tensor(lengths, device=device)
         self.begin = torch.tensor([0, *accumulate(lengths[:-1])], device=device)  # (lines,) tokens
@@ -85,7 +85,7 @@ class _Moved(torch.autograd.Function):
         return gradient.index_select(0, reverse), None, None
 
 
-class Packing:
+class PackedAttention:
     """What the tokens of one forward look at. Calls of a network's attention come here while `attending` lasts.
 
     Args:
@@ -100,12 +100,12 @@ class Packing:
 
     def __init__(
         self,
-        lines: Rectangles,
+        lines: PaddedGroups,
         seen: list[Tensor] | None = None,
         before: Layers | None = None,
         owners: Tensor | None = None,
         seen_before: Tensor | None = None,
-        across: Packing | None = None,
+        across: PackedAttention | None = None,
     ) -> None:
         self.lines, self.seen, self.across, self.before = lines, seen, across, before or []
         self.kept: Layers = []  # keys and values (N, heads, width) of these tokens, layer by layer
@@ -175,7 +175,7 @@ class Packing:
 
 
 @contextmanager
-def attending(model: Any, packing: Packing) -> Iterator[dict[str, Any]]:
+def attending(model: Any, packing: PackedAttention) -> Iterator[dict[str, Any]]:
     """Within it, calls of a network's attention go to `packing`. Yields what its forward has to be given for that."""
     configs = list(
         {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values()
@@ -196,7 +196,7 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packing: Packing,
+    packing: PackedAttention,
     implementation: str,
     position_bias: Tensor | None = None,
     **rest: Any,

@@ -27,7 +27,7 @@ from rl_warmup.engine.fast.buckets import (
     first_slots,
     into_lines,
 )
-from rl_warmup.engine.fast.packed import IMPLEMENTATIONS, Layers, Packing, Rectangles, attending
+from rl_warmup.engine.fast.packed import IMPLEMENTATIONS, Layers, PackedAttention, PaddedGroups, attending
 from rl_warmup.engine.head import Head
 
 # Most that goes through a network in one pass. On a CPU, numbers of the widest tensor, 16 MiB of float32: the C library hands
@@ -35,7 +35,7 @@ from rl_warmup.engine.head import Head
 NUMBERS_AT_ONCE, TOKENS_AT_ONCE = 1 << 22, 1 << 14
 
 
-class Rows(NamedTuple):
+class ScoringRows(NamedTuple):
     """B prompts and N rows that continue them; see `batch.WarmupBatch`."""
 
     prompt_ids: Tensor  # (B, X), padded on the right
@@ -45,25 +45,25 @@ class Rows(NamedTuple):
     seq_mask: Tensor  # (N, T)
 
 
-class Reading(NamedTuple):
+class PrefixCache(NamedTuple):
     """What a network has made of B prompts; carries gradient unless it was made without."""
 
     mask: Tensor  # (B, X): the prompts' tokens
     states: Tensor  # encoder-decoder: (B, X, d) of all tokens; decoder-only: (B, d) of the last ones
     layers: Layers  # keys and values (B, heads, X, width) that later tokens look at
 
-    def detach(self) -> Reading:
+    def detach(self) -> PrefixCache:
         """The same without the graph behind it."""
         pairs = [(keys.detach(), values.detach()) for keys, values in self.layers]
-        return Reading(self.mask, self.states.detach(), pairs)
+        return PrefixCache(self.mask, self.states.detach(), pairs)
 
-    def split(self, counts: list[int]) -> list[Reading]:
+    def split(self, counts: list[int]) -> list[PrefixCache]:
         """Of so many prompts each."""
         if len(counts) == 1:
             return [self]
         layers = zip(*(zip(k.split(counts), v.split(counts), strict=True) for k, v in self.layers), strict=True)
         rest = self.mask.split(counts), self.states.split(counts)
-        return [Reading(*part) for part in zip(*rest, map(list, layers), strict=True)]
+        return [PrefixCache(*part) for part in zip(*rest, map(list, layers), strict=True)]
 
 
 class States(NamedTuple):
@@ -73,7 +73,7 @@ class States(NamedTuple):
     where: Tensor  # (N, T) int64: hidden[where[n, t]] predicts token t of row n; arbitrary in padding
 
 
-def read_prompts(model: Any, head: Head, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
+def read_prompts(model: Any, head: Head, prompt_ids: Tensor, prompt_mask: Tensor) -> PrefixCache:
     """Every prompt (B, X), padded on the right, once, by a network that `packs`."""
     ids = prompt_ids[prompt_mask.bool()]
     if model.config.is_encoder_decoder:
@@ -81,36 +81,36 @@ def read_prompts(model: Any, head: Head, prompt_ids: Tensor, prompt_mask: Tensor
     return _read(model, head, prompt_mask, model.get_input_embeddings()(ids[None]))
 
 
-def _read(model: Any, head: Head, prompt_mask: Tensor, embedded: Tensor) -> Reading:
+def _read(model: Any, head: Head, prompt_mask: Tensor, embedded: Tensor) -> PrefixCache:
     """Prompts whose tokens' embeddings, (1, N, d) or for an encoder (N, 1, d), lie end to end.
 
     A T5's decoder makes keys and values of what the encoder says; a decoder-only network has them from reading.
     """
     lengths = prompt_mask.sum(1).tolist()
-    lines = Rectangles(lengths, prompt_mask.device)
-    whole = Rectangles(lengths, prompt_mask.device, prompt_mask.size(1))
+    lines = PaddedGroups(lengths, prompt_mask.device)
+    whole = PaddedGroups(lengths, prompt_mask.device, prompt_mask.size(1))
 
     def padded(kept: Layers) -> Layers:
         return [(whole.cut(k)[0].transpose(1, 2), whole.cut(v)[0].transpose(1, 2)) for k, v in kept]
 
     if model.config.is_encoder_decoder:
-        packing = Packing(lines, [real[:, None, None] for real in lines.real])
+        packing = PackedAttention(lines, [real[:, None, None] for real in lines.real])
         with attending(model, packing) as extra:
             encoded = model.get_encoder()(inputs_embeds=embedded, **extra).last_hidden_state[:, 0]
-        return Reading(prompt_mask, whole.cut(encoded)[0], padded(_cross_projections(model, encoded)))
-    packing = Packing(lines)
+        return PrefixCache(prompt_mask, whole.cut(encoded)[0], padded(_cross_projections(model, encoded)))
+    packing = PackedAttention(lines)
     read = head.capture(packing, inputs_embeds=embedded, position_ids=lines.place[None])[0]
-    return Reading(prompt_mask, read.index_select(0, lines.begin + prompt_mask.sum(1) - 1), padded(packing.kept))
+    return PrefixCache(prompt_mask, read.index_select(0, lines.begin + prompt_mask.sum(1) - 1), padded(packing.kept))
 
 
-def decoder_states(model: Any, head: Head, rows: Rows, reading: Reading | None = None) -> States:
+def decoder_states(model: Any, head: Head, rows: ScoringRows, prefix_cache: PrefixCache | None = None) -> States:
     """T5: every prompt is read and projected once, whatever the number of its rows.
 
     Args:
         reading: of the prompts, where there is one already.
     """
-    if reading is None:
-        reading = read_prompts(model, head, rows.prompt_ids, rows.prompt_mask)
+    if prefix_cache is None:
+        prefix_cache = read_prompts(model, head, rows.prompt_ids, rows.prompt_mask)
     device, prompts, lengths = rows.seq_ids.device, rows.prompt_index.tolist(), rows.seq_mask.sum(1).tolist()
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
     index = torch.tensor(order, device=device)
@@ -120,15 +120,15 @@ def decoder_states(model: Any, head: Head, rows: Rows, reading: Reading | None =
     ids = _decoder_inputs(model, rows)[index][rows.seq_mask[index].bool()]
     embedded = model.get_decoder().get_input_embeddings()(ids)[:, None]
     hidden = []
-    for part, read, inputs in _parts(head, tokens_of, reading, embedded):
+    for part, read, inputs in _parts(head, tokens_of, prefix_cache, embedded):
         owners = [prompt for prompt in part if tokens_of[prompt]]
-        across = Packing(
-            Rectangles([tokens_of[prompt] for prompt in owners], device), None, read.layers,
+        across = PackedAttention(
+            PaddedGroups([tokens_of[prompt] for prompt in owners], device), None, read.layers,
             torch.tensor([prompt - part.start for prompt in owners], device=device), read.mask.bool(),
         )  # fmt: skip
-        lines = Rectangles([lengths[row] for row in order if prompts[row] in part], device)
+        lines = PaddedGroups([lengths[row] for row in order if prompts[row] in part], device)
         states = head.capture(
-            Packing(lines, across=across),
+            PackedAttention(lines, across=across),
             encoder_outputs=BaseModelOutput(last_hidden_state=read.states[:1]),  # not read: keys and values are there
             decoder_inputs_embeds=inputs,
             past_key_values=EncoderDecoderCache(Cache(layer_class_to_replicate=_Once), _filled(read.layers)),
@@ -141,7 +141,7 @@ def decoder_states(model: Any, head: Head, rows: Rows, reading: Reading | None =
     return States(states, where.clamp(max=len(states) - 1))
 
 
-def shared_states(model: Any, head: Head, rows: Rows, reading: Reading | None = None) -> States:
+def shared_states(model: Any, head: Head, rows: ScoringRows, prefix_cache: PrefixCache | None = None) -> States:
     """Decoder-only, every prompt read once: its rows follow, several in a line where that is cheaper.
 
     A row's tokens see the prompt's keys and values and their own row, at the positions they would have alone.
@@ -164,28 +164,28 @@ def shared_states(model: Any, head: Head, rows: Rows, reading: Reading | None = 
         return torch.empty_like(slots).index_copy(0, slots, values.expand_as(real)[real])
 
     # one look-up of everything: each would cost a gradient as large as the whole embedding
-    unread = rows.prompt_ids[rows.prompt_mask.bool()] if reading is None else slots[:0]
+    unread = rows.prompt_ids[rows.prompt_mask.bool()] if prefix_cache is None else slots[:0]
     before, of_lines = embedding(torch.cat([unread, placed(rows.seq_ids)])[None]).split([len(unread), len(slots)], 1)
-    if reading is None:
-        reading = _read(model, head, rows.prompt_mask, before)
+    if prefix_cache is None:
+        prefix_cache = _read(model, head, rows.prompt_mask, before)
     number, position = placed(torch.arange(len(begin), device=device)[:, None]), placed(step)
-    place = reading.mask.sum(1)[rows.prompt_index][number] + position
+    place = prefix_cache.mask.sum(1)[rows.prompt_index][number] + position
     tokens_of = [0] * len(rows.prompt_ids)
     for prompt, filled in zip(packed.prompt, packed.filled, strict=True):
         tokens_of[prompt] += filled
-    hidden = [reading.states]
+    hidden = [prefix_cache.states]
     for part, read, inputs, numbers, spots, places in _parts(
-        head, tokens_of, reading, of_lines[0], number, position, place
+        head, tokens_of, prefix_cache, of_lines[0], number, position, place
     ):
         chosen = [line for line, prompt in enumerate(packed.prompt) if prompt in part]
         owners = torch.tensor([packed.prompt[line] - part.start for line in chosen], device=device)
-        lines = Rectangles([packed.filled[line] for line in chosen], device)
+        lines = PaddedGroups([packed.filled[line] for line in chosen], device)
         seen = [
             ((row[:, :, None] == row[:, None]) & (spot[:, :, None] >= spot[:, None]) & real[:, None])[:, None]
             for row, spot, real in zip(lines.cut(numbers), lines.cut(spots), lines.real, strict=True)
         ]
         states = head.capture(
-            Packing(lines, seen, read.layers, owners, read.mask.bool()),
+            PackedAttention(lines, seen, read.layers, owners, read.mask.bool()),
             inputs_embeds=inputs[None],
             position_ids=places[None],
         )
@@ -195,18 +195,18 @@ def shared_states(model: Any, head: Head, rows: Rows, reading: Reading | None = 
     return States(states, where.clamp(max=len(states) - 1))
 
 
-def joined_states(model: Any, head: Head, rows: Rows) -> States:
+def joined_states(model: Any, head: Head, rows: ScoringRows) -> States:
     """Decoder-only, prompt and row behind each other: for one row per prompt."""
     ids, lengths, before = _joined(rows)
     real = torch.arange(ids.size(1), device=ids.device) < lengths[:, None]
-    lines = Rectangles(lengths.tolist(), ids.device)
+    lines = PaddedGroups(lengths.tolist(), ids.device)
     embedded = model.get_input_embeddings()(ids[real])
-    hidden = head.capture(Packing(lines), inputs_embeds=embedded[None], position_ids=lines.place[None])[0]
+    hidden = head.capture(PackedAttention(lines), inputs_embeds=embedded[None], position_ids=lines.place[None])[0]
     where = (lines.begin + before)[:, None] - 1 + torch.arange(rows.seq_ids.size(1), device=ids.device)
     return States(hidden, where.clamp(max=len(hidden) - 1))
 
 
-def _parts(head: Head, tokens_of: list[int], reading: Reading, *values: Tensor) -> Iterator[tuple[Any, ...]]:
+def _parts(head: Head, tokens_of: list[int], prefix_cache: PrefixCache, *values: Tensor) -> Iterator[tuple[Any, ...]]:
     """Prompts whose rows go through in one pass: their range, what was read of them, and their share of all `values`.
 
     Args:
@@ -216,7 +216,7 @@ def _parts(head: Head, tokens_of: list[int], reading: Reading, *values: Tensor) 
     # for parameters that live in shards every process has to make the same calls
     parts = consecutive(tokens_of, sum(tokens_of) if head.sharded else tokens_at_once(head.model, values[0].device))
     counts = [sum(tokens_of[prompt] for prompt in part) for part in parts]
-    readings = reading.split([len(part) for part in parts])
+    readings = prefix_cache.split([len(part) for part in parts])
     yield from zip(parts, readings, *(every.split(counts) for every in values), strict=True)
 
 
@@ -226,7 +226,7 @@ def tokens_at_once(model: Any, device: torch.device) -> int:
     return max(1, NUMBERS_AT_ONCE // (4 * width)) if device.type == "cpu" else TOKENS_AT_ONCE
 
 
-def padded_decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
+def padded_decoder_states(model: Any, head: Head, rows: ScoringRows, one_pass: bool) -> States:
     """Encoder-decoder as it comes, decoder rows of similar length in a pass.
 
     Args:
@@ -253,7 +253,7 @@ def padded_decoder_states(model: Any, head: Head, rows: Rows, one_pass: bool) ->
     return _join(passes, groups, rows.seq_ids.size(1))
 
 
-def padded_joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> States:
+def padded_joined_states(model: Any, head: Head, rows: ScoringRows, one_pass: bool) -> States:
     """Decoder-only as it comes, prompt and row behind each other, those of similar length in a pass."""
     every, lengths, before = _joined(rows)
     groups = buckets(lengths.tolist(), inf if one_pass else WORTH_A_PASS)
@@ -269,13 +269,13 @@ def padded_joined_states(model: Any, head: Head, rows: Rows, one_pass: bool) -> 
     return States(hidden, where.clamp(max=len(hidden) - 1))
 
 
-def _decoder_inputs(model: Any, rows: Rows) -> Tensor:
+def _decoder_inputs(model: Any, rows: ScoringRows) -> Tensor:
     """(N, T): what a decoder reads to predict every row."""
     start = torch.full_like(rows.seq_ids[:, :1], model.config.decoder_start_token_id)
     return torch.cat([start, rows.seq_ids[:, :-1]], 1)
 
 
-def _joined(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def _joined(rows: ScoringRows) -> tuple[Tensor, Tensor, Tensor]:
     """Prompt and row behind each other (N, X+T), how long both are (N,), and the prompt alone (N,)."""
     before, lengths = rows.prompt_mask.sum(1)[rows.prompt_index], rows.seq_mask.sum(1)
     columns = torch.arange(int((before + lengths).max()), device=lengths.device).expand(len(lengths), -1)

@@ -17,20 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rl_warmup.batch import Warmup
-from rl_warmup.engine.fast.buckets import WORTH_A_RECTANGLE, buckets, consecutive
+from rl_warmup.engine.fast.buckets import WORTH_A_GROUP, buckets, consecutive
 from rl_warmup.engine.fast.decoding import LlamaDecoding, Step, T5Decoding
-from rl_warmup.engine.fast.packed import Rectangles
+from rl_warmup.engine.fast.packed import PaddedGroups
 from rl_warmup.engine.fast.passes import tokens_at_once
 from rl_warmup.engine.head import Head
 from rl_warmup.engine.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Tokens
-from rl_warmup.models.constraints import WarmupLaw
+from rl_warmup.models.constraints import SamplingConstraints
 
 BLOCK = 64
 LOOK_EVERY = 8  # steps
 # Devices on which one step of all rows is captured and then replayed, in place of launching its kernels one by one. Meant for
 # "cuda", where it has never run (docs/log.md), so off; `benchmarks.device_steps` measures it.
 CAPTURE_ON: tuple[str, ...] = ()
-# Of one pass of `score_ahead`: attention scores of one layer. The warmups of a prompt stay together.
+# Of one pass of `score_targets_from_cache`: attention scores of one layer. The warmups of a prompt stay together.
 SCORES_AT_ONCE = 1 << 26
 
 
@@ -69,7 +69,7 @@ def _first_beyond(ends: Tensor, point: Tensor) -> Tensor:
 def sample(
     decoding: T5Decoding | LlamaDecoding,
     head: Head,
-    law: WarmupLaw,
+    constraints: SamplingConstraints,
     prompts: int,
     n: int,
     synced: bool = False,
@@ -92,7 +92,7 @@ def sample(
             "its weights are damaged, or float16 overflows (use bf16 or float32)."
         )
     device, rows = hidden.device, prompts * n
-    ids = torch.zeros(rows, law.max_length, dtype=torch.int64, device=device)
+    ids = torch.zeros(rows, constraints.max_length, dtype=torch.int64, device=device)
     lengths = torch.zeros(rows, dtype=torch.int64, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     logprob = torch.zeros(rows, device=device)
@@ -100,17 +100,17 @@ def sample(
     follow: Callable[[Tensor, Tensor, Step], Tensor] = decoding.next
     captures = device.type in CAPTURE_ON and not synced
     with head.float32_at_hand():
-        for step in range(law.max_length):
+        for step in range(constraints.max_length):
             if draws is None:
                 points = torch.rand(len(running), dtype=torch.float64, device=device)
             else:
                 points = draws[running.to(draws.device), step].to(device)
-            tokens, logps = _draw_step(head, law, hidden, step, points)
+            tokens, logps = _draw_step(head, constraints, hidden, step, points)
             logprob.index_add_(0, running, logps.masked_fill(ended[running], 0))
             ids[running, step] = tokens
-            ended[running] |= tokens == law.separator_id
+            ended[running] |= tokens == constraints.separator_id
             lengths += ~ended
-            if step + 1 == law.max_length:  # nothing is drawn after these tokens, so they are not read
+            if step + 1 == constraints.max_length:  # nothing is drawn after these tokens, so they are not read
                 break
             if device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1:  # looking makes a GPU wait
                 left = (~ended).nonzero()[:, 0]
@@ -129,7 +129,7 @@ def sample(
 
 
 @torch.no_grad()
-def score_ahead(
+def score_targets_from_cache(
     decoding: T5Decoding | LlamaDecoding,
     head: Head,
     separator_id: int,
@@ -153,7 +153,7 @@ def score_ahead(
     """
     logps_of: list[list[list[float]]] = [[] for _ in targets]
     device = decoding.hidden_prompt.device
-    for chosen, width in buckets([len(target) for target in targets], inf if synced else WORTH_A_RECTANGLE):
+    for chosen, width in buckets([len(target) for target in targets], inf if synced else WORTH_A_GROUP):
         most = min(
             tokens_at_once(head.model, device) // (n * width), SCORES_AT_ONCE // decoding.scores_per_prompt(width)
         )
@@ -163,7 +163,7 @@ def score_ahead(
             unread = [warmup.ids[-1:] if warmup.finish == "length" else [] for warmup, _ in group]
             rows = [[*last, separator_id, *target[:-1]] for last, (_, target) in zip(unread, group, strict=True)]
             read = [len(warmup.ids) - len(last) for last, (warmup, _) in zip(unread, group, strict=True)]
-            lines = Rectangles([len(row) for row in rows], device, max(map(len, rows)))
+            lines = PaddedGroups([len(row) for row in rows], device, max(map(len, rows)))
             states = decoding.continued(
                 torch.tensor(prompts, device=device), torch.tensor(read, device=device),
                 torch.tensor([token for row in rows for token in row], device=device), lines,
@@ -177,14 +177,16 @@ def score_ahead(
     return [values for rows in logps_of for values in rows]
 
 
-def _draw_step(head: Head, law: WarmupLaw, hidden: Tensor, step: int, points: Tensor) -> tuple[Tensor, Tensor]:
+def _draw_step(
+    head: Head, constraints: SamplingConstraints, hidden: Tensor, step: int, points: Tensor
+) -> tuple[Tensor, Tensor]:
     """(rows,) tokens and log-probabilities, one for each of `points`; `hidden` has a row for each, or one per prompt."""
     uniforms = points.view(len(hidden), -1 if len(hidden) else 1)
-    size = max(ROWS_PER_CHUNK, LOGITS_PER_CHUNK // len(law.banned))
+    size = max(ROWS_PER_CHUNK, LOGITS_PER_CHUNK // len(constraints.banned))
     drawn = []
     for part, points in zip(hidden.split(size), uniforms.split(size), strict=True):
         logits = head.logits(part)
-        drawn.append(draw(law.restrict_(logits, torch.full((len(part),), step, device=part.device)), points))
+        drawn.append(draw(constraints.restrict_(logits, torch.full((len(part),), step, device=part.device)), points))
     tokens, logps = (torch.cat(pieces).flatten() for pieces in zip(*drawn, strict=True))
     return tokens, logps
 

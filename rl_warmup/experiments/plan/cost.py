@@ -1,6 +1,6 @@
 """Floating point operations of one update, part by part: the matrix products and attentions that `rollout` and `layouts` run.
 
-Knows: which rows a step samples, scores and trains on, and how `layouts.passes` sends them through a network. Must not know:
+Knows: which rows a step samples, scores and trains on, and how `engine.fast.passes` sends them through a network. Must not know:
 hardware, bytes. An addition and a multiplication are two operations; rows are taken as equally long, so without padding.
 `tests/plan/test_cost.py` holds these sums against torch's FlopCounterMode on real updates.
 """
@@ -195,7 +195,7 @@ class _Network:
 
 
 def lines_of(shape: Shape, x: float, groups: list[RowGroup]) -> list[float]:
-    """Widths of the lines into which `layouts.buckets` puts the rows of a prompt of x tokens."""
+    """Widths of the lines into which `engine.fast.buckets` puts the rows of a prompt of x tokens."""
     inputs = sum(g.count * (g.tokens - 1) for g in groups)
     longest = max(g.tokens - 1 for g in groups)
     rows = max(1.0, sum(g.count for g in groups))

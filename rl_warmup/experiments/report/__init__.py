@@ -8,6 +8,6 @@
 
 from rl_warmup.experiments.report.build import write_report
 from rl_warmup.experiments.report.plots import plot_curves, require_extras
-from rl_warmup.experiments.report.tables import NAMES, result_table, spread, text_table
+from rl_warmup.experiments.report.tables import NAMES, mean_and_deviation, result_table, text_table
 
-__all__ = ["NAMES", "plot_curves", "require_extras", "result_table", "spread", "text_table", "write_report"]
+__all__ = ["NAMES", "mean_and_deviation", "plot_curves", "require_extras", "result_table", "text_table", "write_report"]

@@ -50,7 +50,7 @@ def control_name(control: str, objective: str | None = None) -> str:
     return "no warmup (SFT)" if not control and objective == "sft" else NAMES.get(control, control)
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
+def mean_and_deviation(values: Sequence[float], digits: int = 3) -> str:
     """`mean ± standard deviation` over seeds; the deviation is left out for a single one."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.experiments.report import NAMES, spread, text_table, write_report
+from rl_warmup.experiments.report import NAMES, mean_and_deviation, text_table, write_report
 from rl_warmup.experiments.report.differences import ALPHA, ROWS, SEEDS, Difference, adjust
 from rl_warmup.experiments.report.tables import between, figure, probability
 from rl_warmup.experiments.sweeps.arms import Arm, Plan, label
@@ -171,7 +171,7 @@ def _table(plan: Plan, lines: Sequence[Line]) -> list[list[str]]:
             figure(difference.value, digits, signed=True) if difference else "",
             _interval(difference.interval if difference else None, digits, signed=True),
             probability(difference.p_holm if difference else None),
-            spread([r["updates"] for r in results], 0), spread([r["train_seconds"] for r in results], 1),
+            mean_and_deviation([r["updates"] for r in results], 0), mean_and_deviation([r["train_seconds"] for r in results], 1),
         ])  # fmt: skip
     return rows
 

@@ -161,7 +161,7 @@ def _what_counts(recipe: Recipe) -> str:
     return json.dumps({key: values[key] for key in sorted(values.keys() - silent)}, default=str)
 
 
-def make_plan(question: Question, output: Path) -> Plan:
+def plan_sweep(question: Question, output: Path) -> Plan:
     """Every arm of a question, checked.
 
     Raises:

@@ -26,7 +26,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.experiments.sweeps.answer import Outcome, write_answer
-from rl_warmup.experiments.sweeps.arms import SEARCHED, Arm, Plan, Run, make_plan, suggest
+from rl_warmup.experiments.sweeps.arms import SEARCHED, Arm, Plan, Run, plan_sweep, suggest
 from rl_warmup.experiments.sweeps.question import read_question
 from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
 from rl_warmup.runtime.orphans import as_parent
@@ -59,7 +59,7 @@ def run_sweep(file: str | Path, settings: SweepSettings) -> Outcome:
         ImportError: Optuna is not installed.
     """
     question = read_question(file)
-    plan = make_plan(question, settings.output or Path("runs", "sweeps", question.name))
+    plan = plan_sweep(question, settings.output or Path("runs", "sweeps", question.name))
     if run_of(plan.output):
         raise ValueError(f"--output: {plan.output} lies in a run's folder. Give a folder for the runs of the sweep.")
     for run in plan.runs():
@@ -306,7 +306,7 @@ def show_plan(file: str | Path, settings: SweepSettings) -> str:
     from rl_warmup.experiments.report.tables import amount, text_table
 
     question = read_question(file)
-    plan = make_plan(question, settings.output or Path("runs", "sweeps", question.name))
+    plan = plan_sweep(question, settings.output or Path("runs", "sweeps", question.name))
     rows, total = [], 0.0
     for run in plan.runs():
         cost = planned_cost(run.recipe.resolved())
