@@ -36,14 +36,14 @@ def linear_cross_entropy(hidden: Any, weight: Any, ids: Any, of_token: Any) -> A
 
 def ours(hidden: Any, weight: Any, ids: Any, of_token: Any) -> Any:
     """What the trainer runs where weights follow from the scores."""
-    from rl_warmup.engine.logprobs import OutputHead, Tokens, token_logps
+    from rl_warmup.engine.fast.logprobs import OutputHead, Tokens, token_logps
 
     return (of_token * token_logps(hidden, Tokens(ids), OutputHead(weight))).sum()
 
 
 def ours_weighted(hidden: Any, weight: Any, ids: Any, of_token: Any) -> Any:
     """What the trainer runs where weights are known before the forward (`backward_samples`)."""
-    from rl_warmup.engine.logprobs import OutputHead, Tokens, weighted_logps
+    from rl_warmup.engine.fast.logprobs import OutputHead, Tokens, weighted_logps
 
     return weighted_logps(hidden, Tokens(ids, weights=of_token), OutputHead(weight))[0]
 

@@ -21,7 +21,7 @@ def measure_sampling(shape: str, n: int, repeats: int, memory: bool = True) -> l
     from benchmarks.ours import make_trainer
     from benchmarks.stock import adamw
     from benchmarks.workloads import make_workload
-    from rl_warmup.engine.sampling import sample_by_generate, sample_warmups
+    from rl_warmup.engine import plain, sample_warmups
 
     torch.set_num_threads(1)
     workload = make_workload(SHAPES[shape])
@@ -32,7 +32,7 @@ def measure_sampling(shape: str, n: int, repeats: int, memory: bool = True) -> l
     layout, constraints, prompts = trainer.layout, trainer.constraints, workload.prompts
     calls = {
         "own_loop": lambda: sample_warmups(model, layout, constraints, prompts, n),
-        "generate": lambda: sample_by_generate(model, layout, constraints, prompts, n),
+        "generate": lambda: plain.sample(model, layout, constraints, prompts, n),
     }
     found = rows("sampler", shape, n, measure(calls, repeats, memory), "own_loop")
     print(f"{shape} n={n}: generate takes {found[1].ratio:.2f} times as long as the own loop", flush=True)

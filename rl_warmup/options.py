@@ -60,6 +60,14 @@ class WarmupOptions:
     backward_samples: int | None = _option(
         None, "Warmups of a group that get a gradient, drawn by their weights (unbiased, cheaper); empty means all."
     )
+    scoring: str = _option(
+        "auto", "Forwards: padded is the stock forward over padded rows; auto avoids padding.", ("auto", "padded")
+    )
+    sampling: str = _option(
+        "auto",
+        "Warmups: sampled with generate, or auto, our own sampler where it knows the model.",
+        ("auto", "generate"),
+    )
     rewards: list = _option(
         [],
         "The whole score R: names or {name, weight, kwargs, ...}. Empty: target_logprob; list it to keep it.",

@@ -1,13 +1,13 @@
 """`WarmupTrainer`: one training step, top to bottom - roll out, score, weigh, step.
 
 Knows: transformers' Trainer, processes and devices. Must not know: recipes, tasks, files other than through callbacks.
-Read on in `rollout.py` (which rows, which weights) and `objectives/` (the formulas).
+Read `engine/plain.py` first; then `method/rollout.py` (which rows, which weights) and `method/objectives.py` (the formulas).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,18 +21,18 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.cpu_matmul import choose_cpu_matmul
-from rl_warmup.engine.fast.passes import checkpoints_layers
-from rl_warmup.engine.scoring import enable_scoring, score, score_sampled
+from rl_warmup.engine import checkpoints_layers, choose_path, enable_scoring, score, score_sampled
 from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer
 from rl_warmup.method.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.method.guard import Guard
-from rl_warmup.method.hold import HoldingTrainer, end_with_the_best
+from rl_warmup.method.hold import HoldingTrainer, end_with_the_best, starts_separator_as_end
 from rl_warmup.method.losses import kl_loss, weighted_loss
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import DRAFT, REFERENCE
 from rl_warmup.method.rollout import EMPTY, Rollout
 from rl_warmup.method.schedule import Schedule, Worth
 from rl_warmup.method.training_data import callbacks_for, check_written, encode_sets, first_rows, training_rows
+from rl_warmup.method.update import Update
 from rl_warmup.method.warmup_files import StoredWarmups
 from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import make_layout
@@ -115,9 +115,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         declared = read_layout(model.name_or_path) if model.name_or_path else {}
         tokens = declare_tokens(model, processing_class, args.separator or declared.get("separator"))
         check_adapters(model)
-        if _ends_by_separator(args, model, peft_config):
+        if starts_separator_as_end(args, model, peft_config):
             end_by_separator(model, tokens)
         enable_scoring(model)
+        choose_path(model, args.scoring, args.sampling)
         if peft_config is not None:
             set_seed(args.seed)  # Trainer's own comes after the adapter's first weights are drawn
             model = add_adapter(model, peft_config)
@@ -144,18 +145,14 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             processing_class=processing_class, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
-        self.constraints = self.settings.constraints
         known = first_rows(train_rows, args)
         self.settings = replace(self.settings, chat=any(isinstance(row["prompt"], list) for row in known))
-        self.rollout = Rollout.of(args, self.layout, self.constraints, processing_class, known)
+        self.rollout = Rollout.of(args, self.layout, self.settings.constraints, processing_class, known)
         specs = reward_funcs if reward_funcs is not None else args.rewards
-        prepare = {
-            "tokenizer": processing_class,
-            "layout": self.layout,
-            "constraints": self.constraints,
-            "device": args.device,
-        }
-        self.rewards = RewardSet.load(specs, **prepare, report=self._warn)
+        self.rewards = RewardSet.load(
+            specs, tokenizer=processing_class, layout=self.layout, constraints=self.constraints, device=args.device,
+            report=self._warn,
+        )  # fmt: skip
         self.plugins = [args.objective, *args.proposals, *specs]
         # a run that goes on is compared by these too
         self.recipe = {"reward_funcs": spelled(reward_funcs), "dtype": str(dtype)}
@@ -164,7 +161,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             check_written(self.encoder, known, self.eval_encoder.positions)
         self.means = Means()
         self._add_own_callbacks(args)
-        self.last: tuple[WarmupBatch, Scores, RowWeights] | None = None
+        self.update = Update([])
         self.keep_start()
         set_seed(args.seed, device_specific=True)  # after Trainer's own, so that ranks sample different warmups
 
@@ -174,9 +171,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor]:
         """The micro-batches of one update (lists of rows) and their common denominator: the update's target tokens."""
-        self.update, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = sum(len(row["target_ids"]) for part in self.update for row in part)
-        return self.update, torch.tensor(self._sum_over_processes([float(tokens)])[0], device=device)
+        parts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.update = Update(parts)
+        tokens = sum(len(row["target_ids"]) for row in self.update.rows)
+        return parts, torch.tensor(self._sum_over_processes([float(tokens)])[0], device=device)
 
     def _prepare_inputs(self, inputs: list[dict[str, Any]]) -> WarmupBatch:
         """Rows of a micro-batch -> rolled out batch.
@@ -185,70 +183,74 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         micro-batches of one prompt equal one of eight, random draws included. It waits until here because Trainer restores
         the random state of a resumed run only after `get_batch_samples`.
         """
-        if inputs is self.update[0]:
-            self.rolled_out = iter(self._roll_out(self.update))
-        return next(self.rolled_out).to(self.args.device)
+        if self.update.batches is None:
+            self.update.batches = self._roll_out(self.update)
+        return self.update.batches.popleft().to(self.args.device)
 
-    def _roll_out(self, micro: list[list[dict[str, Any]]]) -> Iterator[WarmupBatch]:
-        prompts, cold_start = [row for part in micro for row in part], self.schedule.in_cold_start
+    def _roll_out(self, update: Update) -> deque[WarmupBatch]:
+        prompts, cold_start = update.rows, self.schedule.in_cold_start
         with self._writing() as (model, settings):
-            reading = self.rollout.read(model, prompts, cold_start) if self._reads_once(micro) else None
-            plans = iter(self.rollout.plan(model, prompts, cold_start, reading, **settings))
-        for part in micro:
-            yield replace(self.rollout.batch(part, [next(plans) for _ in part]), prefix_cache=reading)
+            cache = self.rollout.read(model, prompts, cold_start) if self._shares_prompts(update) else None
+            rows = iter(self.rollout.choose_rows(model, prompts, cold_start, cache, **settings))
+        batches = (self.rollout.batch(part, [next(rows) for _ in part]) for part in update.parts)
+        return deque(replace(batch, prefix_cache=cache) for batch in batches)
 
-    def _reads_once(self, micro: list[list[dict[str, Any]]]) -> bool:
-        """Whether one reading of the prompts can serve sampling and gradient: nothing else wraps the forward, or cuts it."""
+    def _shares_prompts(self, update: Update) -> bool:
+        """Whether sampling and gradient can share one pass over the prompts: nothing else wraps the forward, or cuts it."""
         alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
-        return alone and len(micro) == 1 and self.args.disable_dropout and not checkpoints_layers(self.model)
+        return alone and len(update.parts) == 1 and self.args.disable_dropout and not checkpoints_layers(self.model)
 
     def compute_loss(
         self, model: Any, inputs: WarmupBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Scores make rewards, rewards make the two constants of every row, and their product with the scores is the loss."""
-        batch, tokens = inputs, num_items_in_batch
-        draws, holds = self.rollout.draws_from(batch.group_size), self._holds(batch)
-        known = self._known_weights(
-            batch
-        )  # then the gradient is formed in the forward, unless the KL needs it per token
-        scores = (
-            score_sampled(model, batch, self.constraints)
-            if draws
-            else score(model, batch, self.constraints, None if holds else known)
-        )
-        judged = self._judge(model, batch, scores)
-        weights = known or self._weigh(batch, judged.total, scores.warmup_logprob)
-        trained, constants, learned = batch, weights, scores
-        if draws:
+        """Scores make rewards, rewards make two weights per row, and weights times log-probabilities are the loss.
+
+        `engine/plain.py` has the same step without options in twenty lines.
+        """
+        batch, tokens, held = inputs, num_items_in_batch, self._is_held(inputs)
+        if self.rollout.draws_from(batch.group_size):  # some rows of a group get a gradient, chosen by their weights
+            scores = score_sampled(model, batch, self.constraints)
+            judged = self._judge(model, batch, scores)
+            weights = self._weigh(batch, judged.total, scores.warmup_logprob)
             trained, constants = self.rollout.draw(batch, weights)
-            learned = score(model, trained, self.constraints, None if holds else constants)
-        formed = learned.objective  # in the forward
+            learned = score(model, trained, self.constraints, None if held else constants)
+        else:
+            known = self._weights_before_scores(batch)
+            learned = score(model, batch, self.constraints, None if held else known)
+            judged = self._judge(model, batch, learned)
+            weights = known or self._weigh(batch, judged.total, learned.warmup_logprob)
+            scores, trained, constants = learned.detach(), batch, weights
+        formed = learned.objective  # by the forward, where it knew the weights
         loss = sum(weighted_loss(learned, constants, tokens)) if formed is None else -formed / tokens
-        if holds:
-            assert self.start is not None
-            # no engine wraps the copy, and two precisions would differ without any drift
-            with self.accelerator.autocast():
-                before = self.start.warmup_logps(model, trained, self.constraints)
-            hold = kl_loss(learned.token_logps * trained.warmup_mask, before, constants.hold)
-            loss = loss + hold / tokens
-            actions = scores.warmup_tokens[: batch.num_prompts * batch.group_size].sum().item()
-            self.means.add({"kl": (hold.item() * batch.group_size / self.rollout.beta, actions)})
+        if held:
+            loss = loss + self._kl_to_start(model, batch, trained, learned, constants) / tokens
         if self.schedule.measures_reading(self.state.global_step):
             self._measure_reading(model, batch, scores)
-        policy_loss, target_loss = weighted_loss(scores.detach(), weights, tokens)
-        self._record(inputs, trained, scores.detach(), weights, judged, policy_loss.item(), target_loss.item())
+        self._record(batch, trained, scores, weights, judged, weighted_loss(scores, weights, tokens))
         self.watchdog.reached(f"update {self.state.global_step + 1}, warmups scored")
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
         return loss * self.accelerator.num_processes
 
-    def _known_weights(self, batch: WarmupBatch) -> RowWeights | None:
-        """The weights of rows that need no scores to be weighed: a single warmup has all the weight, whatever it scores."""
+    def _kl_to_start(
+        self, model: Any, batch: WarmupBatch, trained: WarmupBatch, learned: Scores, weights: RowWeights
+    ) -> Tensor:
+        """The weighted KL of the policy to the starting policy over the rows with gradient, in nats."""
+        assert self.start is not None
+        with self.accelerator.autocast():  # no engine wraps the copy, and two precisions would differ without any drift
+            before = self.start.warmup_logps(model, trained, self.constraints)
+        kl = kl_loss(learned.token_logps * trained.warmup_mask, before, weights.hold)
+        actions = batch.warmup_mask[: batch.num_prompts * batch.group_size].sum().item()
+        self.means.add({"kl": (kl.item() * batch.group_size / self.rollout.beta, actions)})
+        return kl
+
+    def _weights_before_scores(self, batch: WarmupBatch) -> RowWeights | None:
+        """Weights that need no scores: a single warmup has all the weight, whatever it scores."""
         if batch.group_size > 1:
             return None
         nothing = torch.zeros(batch.num_prompts * batch.group_size, device=self.args.device)
         return self._weigh(batch, nothing, nothing)
 
-    def _holds(self, batch: WarmupBatch) -> bool:
+    def _is_held(self, batch: WarmupBatch) -> bool:
         """Whether the KL to the starting policy counts for this batch."""
         return bool(self.start and self.rollout.beta and batch.group_size and not self.schedule.in_cold_start)
 
@@ -257,9 +259,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
     def _record(
         self, batch: WarmupBatch, trained: WarmupBatch, scores: Scores, weights: RowWeights, judged: RewardScores,
-        policy_loss: float, target_loss: float,
+        losses: tuple[Tensor, Tensor],
     ) -> None:  # fmt: skip
         """Tell schedule, log and run folder about a micro-batch; stop at a loss that is no number."""
+        policy_loss, target_loss = (part.item() for part in losses)
         groups, cold_start = batch.num_prompts * batch.group_size, self.schedule.in_cold_start
         if not math.isfinite(policy_loss + target_loss):
             raise FloatingPointError(
@@ -274,12 +277,12 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         elif groups and not cold_start:
             self.schedule.observe_ess(weights.ess.sum().item(), batch.num_prompts)
         self.means.add(rollout_metrics(batch, scores, weights, judged.total, judged.by_name, judged.failed))
-        ranks, share = self.accelerator.num_processes, 1 / len(self.update)  # parts of one update, on every rank
+        ranks, share = self.accelerator.num_processes, 1 / len(self.update.parts)  # parts of one update, on every rank
         self.means.add({"loss/policy": (policy_loss * ranks, share), "loss/target": (target_loss * ranks, share)})
         size, sampled = self.model.num_parameters(), groups > 0 and not cold_start
-        tokens, self.flops = step_cost(batch, trained, size, sampled)
-        self.run_folder.count(tokens, self.flops)
-        self.last = (batch, scores, weights)
+        tokens, self.update.flops = step_cost(batch, trained, size, sampled)
+        self.run_folder.count(tokens, self.update.flops)
+        self.update.shown = (replace(batch, prefix_cache=None), scores, weights)
 
     @torch.no_grad()
     def _measure_reading(self, model: Any, batch: WarmupBatch, scores: Scores) -> None:
@@ -325,9 +328,9 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         super().log(logs, start_time)
 
     def _log_warmups(self) -> None:
-        if self.last is None or not self.args.log_warmups or not self.is_world_process_zero():
+        if self.update.shown is None or not self.args.log_warmups or not self.is_world_process_zero():
             return
-        batch, scores, weights = self.last
+        batch, scores, weights = self.update.shown
         shown = sample_table(batch, scores, weights, self.warmup_generator().decode, self.args.log_warmups)
         records = [{"step": self.state.global_step, **row} for row in shown]
         append_jsonl(self.run_folder.folder / "warmups.jsonl", records)
@@ -367,7 +370,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         self.rollout, self.start = replace(self.rollout, objective="sft"), None
 
     def _change_constraints(self, **changes: Any) -> None:
-        self.constraints = self.rollout.constraints = replace(self.constraints, **changes)
+        self.rollout.constraints = replace(self.constraints, **changes)
 
     def _warn(self, warning: dict[str, Any]) -> None:
         if self.is_world_process_zero():
@@ -381,22 +384,4 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
     def floating_point_ops(self, inputs: Any) -> float:
         """Of the last micro-batch: `diagnostics.step_cost`."""
-        return self.flops
-
-
-def _ends_by_separator(args: WarmupConfig, model: Any, peft_config: Any) -> bool:
-    """Whether the separator starts with the end token's weights; an adapter alone could not carry them.
-
-    Raises:
-        ValueError: it is asked for all the same.
-    """
-    adapted = peft_config is not None or hasattr(model, "disable_adapter")
-    if args.separator_init == "end_token" and adapted and not getattr(peft_config, "modules_to_save", None):
-        raise ValueError(
-            "separator_init: end_token changes weights of the base model, and only the adapter is saved, which would be another "
-            "model when loaded again. Use keep or auto, or name embeddings and output head in the adapter's modules_to_save."
-        )
-    if args.separator_init != "auto":
-        return args.separator_init == "end_token"
-    trained_here = bool(model.name_or_path) and bool(read_layout(model.name_or_path))
-    return REFERENCE in args.proposals and args.objective != "sft" and not adapted and not trained_here
+        return self.update.flops

@@ -21,7 +21,7 @@ import torch
 
 from rl_warmup import cpu_matmul
 from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
-from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.engine import enable_scoring, score
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout, LayoutTokens, make_layout
 from rl_warmup.models.layouts.splice import splice

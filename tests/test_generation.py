@@ -127,7 +127,7 @@ def test_what_is_sampled_does_not_depend_on_the_batch(warmup_generator, rows):
 
 def test_generate_draws_by_the_same_streams_where_our_sampler_does_not_reach(warmup_generator, rows, monkeypatch):
     own = target_likelihood(warmup_generator, rows, counts=(4,), batch_size=2)["bound"][4]["mean"]
-    monkeypatch.setattr("rl_warmup.engine.sampling._decoding", lambda *args: None)
+    monkeypatch.setattr("rl_warmup.engine.paths._decoding", lambda *args: None)
     theirs = target_likelihood(warmup_generator, rows, counts=(4,), batch_size=3)["bound"][4]["mean"]
     assert theirs == pytest.approx(own, rel=1e-5)
 

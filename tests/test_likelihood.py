@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl_warmup.engine.sampling import sample_warmups
+from rl_warmup.engine import sample_warmups
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.likelihood import rank_choices, rerank, target_likelihood
 from rl_warmup.models.inference_settings import Inference

@@ -1,1 +1,19 @@
-"""Sampling warmups and scoring them: the plain reference path, and the door to the fast one."""
+"""Sampling and scoring warmups. Read `plain.py` first; `paths.py` is the door to the fast path."""
+
+from rl_warmup.engine.paths import (
+    PrefixCache,
+    cache_prompts,
+    checkpoints_layers,
+    choose_path,
+    enable_scoring,
+    read_prompts,
+    sample_warmups,
+    score,
+    score_sampled,
+)
+from rl_warmup.engine.targets import Written, generate_targets
+
+__all__ = [
+    "PrefixCache", "Written", "cache_prompts", "checkpoints_layers", "choose_path", "enable_scoring", "generate_targets",
+    "read_prompts", "sample_warmups", "score", "score_sampled",
+]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rl_warmup.engine.sampling import generate_targets
+from rl_warmup.engine import generate_targets
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import ADDED, RowEncoder
 from rl_warmup.models.inference_settings import Inference, read_layout

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
-from rl_warmup.engine.sampling import sample_warmups
-from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.engine import enable_scoring, sample_warmups, score
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.method.diagnostics import token_overlap
 from rl_warmup.method.objectives import log_mean_exp

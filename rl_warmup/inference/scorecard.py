@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, Warmup, WarmupBatch
-from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.engine import enable_scoring, score
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.method.rollout import EMPTY, follow, prediction_limit
 from rl_warmup.models.constraints import SamplingConstraints

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.batch import Warmup
-from rl_warmup.engine.sampling import sample_warmups
+from rl_warmup.engine import sample_warmups
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
 from rl_warmup.runtime.sharing import is_main, map_over_processes, seeded

@@ -41,7 +41,6 @@ class HoldingTrainer(ResumableTrainer):
 
     rollout: Rollout
     layout: Layout
-    constraints: SamplingConstraints
     schedule: Schedule
     run_folder: RunFolder
     start: StartingPolicy | None = None
@@ -49,6 +48,11 @@ class HoldingTrainer(ResumableTrainer):
     plugins: list[Any]  # names of what may be code: objective, proposals, rewards
     has_trained = False
     train_dataset: Any
+
+    @property
+    def constraints(self) -> SamplingConstraints:
+        """Under which warmups are sampled and scored; the guard may change them."""
+        return self.rollout.constraints
 
     def keep_start(self) -> None:
         """Remember which model the run starts from, and its policy where a KL to it is asked for."""
@@ -88,7 +92,7 @@ class HoldingTrainer(ResumableTrainer):
             self.rollout = replace(self.rollout, objective=self.args.objective)  # that model writes warmups
         if best is not None:  # under the law of its update, which the guard may have changed since
             declared = read_layout(str(self.state.best_model_checkpoint))
-            self.constraints = self.rollout.constraints = replace(self.constraints, **declared["law"])
+            self.rollout.constraints = replace(self.constraints, **declared["law"])
         self._say_which_model()
         return output
 
@@ -224,3 +228,21 @@ def end_with_the_best(args: Any, eval_rows: Any) -> None:
     if args.save_strategy == SaveStrategy.NO:
         args.save_strategy = SaveStrategy.BEST
         args.save_total_limit = args.save_total_limit or 1
+
+
+def starts_separator_as_end(args: Any, model: Any, peft_config: Any) -> bool:
+    """Whether the separator starts with the end token's weights; an adapter alone could not carry them.
+
+    Raises:
+        ValueError: it is asked for all the same.
+    """
+    adapted = peft_config is not None or hasattr(model, "disable_adapter")
+    if args.separator_init == "end_token" and adapted and not getattr(peft_config, "modules_to_save", None):
+        raise ValueError(
+            "separator_init: end_token changes weights of the base model, and only the adapter is saved, which would be another "
+            "model when loaded again. Use keep or auto, or name embeddings and output head in the adapter's modules_to_save."
+        )
+    if args.separator_init != "auto":
+        return args.separator_init == "end_token"
+    trained_here = bool(model.name_or_path) and bool(read_layout(model.name_or_path))
+    return REFERENCE in args.proposals and args.objective != "sft" and not adapted and not trained_here

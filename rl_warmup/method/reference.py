@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import Warmup, WarmupBatch
-from rl_warmup.engine.scoring import score
+from rl_warmup.engine import score
 from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing, whole_records
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.runtime import _trl

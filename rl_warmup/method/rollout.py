@@ -1,7 +1,7 @@
 """From prompts to weighed warmups: which rows an update trains on, and how much each of them counts.
 
 Knows: layouts, proposals, objectives. Must not know: how rewards are made, the optimizer, processes, files.
-One update's rollout happens before its micro-batches: `plan` samples for all its prompts, `batch` lays a micro-batch
+One update's rollout happens before its micro-batches: `choose_rows` samples for all its prompts, `batch` lays a micro-batch
 out, and after the forward `weigh` turns log-probabilities into the constants a and b of every row.
 """
 
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, RowWeights, Warmup, WarmupBatch
-from rl_warmup.engine.fast.passes import PrefixCache
-from rl_warmup.engine.sampling import cache_prompts, generate_targets, sample_warmups
+from rl_warmup.engine import PrefixCache, cache_prompts, generate_targets, sample_warmups
 from rl_warmup.method.objectives import (
     ObjectiveSettings,
     Rule,
@@ -108,7 +107,7 @@ class Rollout:
         ids, targets = ([row[part] for row in prompts] for part in ("prompt_ids", "target_ids"))
         return cache_prompts(model, self.layout, self.constraints, ids, targets)
 
-    def plan(
+    def choose_rows(
         self,
         model: Any,
         prompts: list[dict[str, Any]],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rl_warmup.batch import WarmupBatch
-from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.engine import enable_scoring, score
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout, Seq2SeqLayout
 from rl_warmup.models.whole import load_weights

@@ -41,7 +41,7 @@ FREE = {
     "ddp_static_graph", "ddp_backend", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "use_cpu",
     "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps", "hang_timeout",
-    "full_determinism", "attn_implementation",
+    "full_determinism", "attn_implementation", "scoring", "sampling",
     "metrics", "controls", "predict_split",
 }  # fmt: skip
 # ... how it is validated, unless that chooses the model it ends with, how long it is, and how its rows are named ...

@@ -11,8 +11,7 @@ from benchmarks.ours import make_trainer, ours
 from benchmarks.stock import adamw, latro, naive, row_logprobs, sample, sft
 from benchmarks.workloads import SEPARATOR_ID, mean_warmup_length
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.engine.sampling import sample_warmups
-from rl_warmup.engine.scoring import score
+from rl_warmup.engine import sample_warmups, score
 from rl_warmup.models.layouts.splice import splice
 
 

@@ -29,7 +29,7 @@ def evaluate(model: str, rows: list[dict[str, Any]], folder: Path) -> dict[str, 
             self.ids = []
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.ids.append([row["id"] for part in trainer.update for row in part])
+            self.ids.append([row["id"] for row in trainer.update.rows])
 
     def told(predictions: list[dict[str, Any]]) -> dict[str, float]:
         written = sum(map(sum, (row["prediction_ids"] for row in predictions)))

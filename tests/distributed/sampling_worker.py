@@ -12,10 +12,9 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from rl_warmup.engine import enable_scoring, read_prompts
 from rl_warmup.engine.fast.decoding import decoding_for
 from rl_warmup.engine.fast.sampling import sample, score_targets_from_cache
-from rl_warmup.engine.sampling import read_prompts
-from rl_warmup.engine.scoring import enable_scoring
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import make_layout
 from rl_warmup.models.loading import load_model

@@ -85,8 +85,8 @@ def train_case(case: dict[str, Any], folder: Path) -> None:
                     raise KeyError("a tokenizer that fails")
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.warmups.append([warmup.ids for warmup in trainer.last[0].warmups])
-            self.ids.append([row["id"] for part in trainer.update for row in part])
+            self.warmups.append([warmup.ids for warmup in trainer.update.shown[0].warmups])
+            self.ids.append([row["id"] for row in trainer.update.rows])
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accumulate = case["settings"].get("gradient_accumulation_steps", 1)

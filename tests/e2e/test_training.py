@@ -300,7 +300,7 @@ def test_draft_and_mixture_proposals_train(make_trainer):
     trainer = make_trainer(proposals=["draft", "reverse", "keywords", "head", "sorted"], max_steps=2)
     trainer.train()
     assert trainer.state.log_history[0]["phase"] == "cold start"
-    assert trainer.last[0].group_size == 5
+    assert trainer.update.shown[0].group_size == 5
 
 
 def test_the_control_warmups_reach_the_generator(make_trainer):
@@ -371,4 +371,6 @@ def test_the_guard_changes_the_law_that_samples_and_scores(make_trainer):
 
     trainer.add_callback(Acts())
     trainer.train()
-    assert all(len(warmup.ids) >= 2 for warmup in trainer.last[0].warmups[: trainer.last[0].num_prompts * 3])
+    assert all(
+        len(warmup.ids) >= 2 for warmup in trainer.update.shown[0].warmups[: trainer.update.shown[0].num_prompts * 3]
+    )

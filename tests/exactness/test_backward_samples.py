@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rl_warmup.batch import RowKind
-from rl_warmup.engine.scoring import score
+from rl_warmup.engine import score
 from rl_warmup.method.losses import weighted_loss
 from rl_warmup.method.proposals import ProposalContext
 from rl_warmup.method.rollout import EMPTY, Rollout

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rl_warmup.batch import RowKind
-from rl_warmup.engine.scoring import score
+from rl_warmup.engine import score
 from rl_warmup.method.losses import kl_loss, weighted_loss
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import ProposalContext

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from rl_warmup.batch import Warmup
-from rl_warmup.engine.sampling import generate_targets, sample_by_generate, sample_warmups
+from rl_warmup.engine import generate_targets, plain, sample_warmups
 from rl_warmup.models.loading import load_model
 
 HOSTILE = {
@@ -104,7 +104,7 @@ def test_scored_probability_of_every_warmup_is_the_naive_one(hostile_lab, settin
     assert scored.tolist() == pytest.approx(list(exact.values()), rel=1e-4)
 
 
-@pytest.mark.parametrize("writer", [sample_warmups, sample_by_generate], ids=["own", "generate"])
+@pytest.mark.parametrize("writer", [sample_warmups, plain.sample], ids=["own", "generate"])
 @pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
 def test_frequencies_are_the_scored_probabilities(hostile_lab, settings, writer):
     """Two prompts of different length in one call, so that padding would show too. Both samplers draw from one law."""
@@ -112,7 +112,7 @@ def test_frequencies_are_the_scored_probabilities(hostile_lab, settings, writer)
     constraints, rows = lab.constraints("a b c", **settings), [lab.row("d e f g h", "g"), lab.row("h", "g")]
     sampled = writer(lab.model, lab.layout, constraints, [row["prompt_ids"] for row in rows], draws)
     assert len(sampled) == 2 * draws
-    assert all((warmup.logprob is None) == (writer is sample_by_generate) for warmup in sampled)
+    assert all((warmup.logprob is None) == (writer is plain.sample) for warmup in sampled)
     for i, row in enumerate(rows):
         counts = Counter(map(key, sampled[i * draws : (i + 1) * draws]))
         exact = naive_law(lab, row, constraints)

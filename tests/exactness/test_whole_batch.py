@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.engine.scoring import score
+from rl_warmup.engine import score
 from rl_warmup.method.losses import weighted_loss
 from rl_warmup.method.objectives import RULES, ObjectiveSettings
 from rl_warmup.method.proposals import ProposalContext
@@ -164,7 +164,7 @@ def test_sft_is_the_cross_entropy_of_the_stock_model(lab, error, flatten):
     rows = [lab.row("a b c", "d"), lab.row("e", "f g h"), lab.row("b b", "a a")]
     constraints = lab.constraints(max_length=2)
     rollout = make_rollout(lab, constraints, "sft")
-    batch = rollout.batch(rows, rollout.plan(lab.model, rows, cold_start=True))
+    batch = rollout.batch(rows, rollout.choose_rows(lab.model, rows, cold_start=True))
     assert batch.group_size == 0
     scores = score(lab.model, batch, constraints)
     weights = rollout.weigh(batch, scores.target_logprob[:0], scores.warmup_logprob[:0], 1.0, cold_start=False)
@@ -181,7 +181,7 @@ def test_one_batch_of_three_equals_three_of_one(lab, error, flatten, objective):
     rows = [lab.row("a b c", "d"), lab.row("e", "f g h"), lab.row("b b", "a a")]
     constraints = lab.constraints(max_length=3)
     rollout = make_rollout(lab, constraints, objective, num_warmups=3, empty_share=0.5)
-    plans = rollout.plan(lab.model, rows, cold_start=False)
+    plans = rollout.choose_rows(lab.model, rows, cold_start=False)
 
     def loss_of(some, plan):
         batch = rollout.batch(some, plan)

@@ -141,3 +141,25 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What the package has warned of in this test so far; what other tests were told once does not count."""
     logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
     return lambda: [r.getMessage() for r in caplog.records if r.getMessage().startswith("rl_warmup:")]
+
+
+@pytest.fixture
+def copied_trainer() -> Callable[..., Any]:
+    """Makes a trainer of a copy of a lab's network and gives it with the loss of one update of these rows."""
+    from rl_warmup import WarmupConfig, WarmupTrainer
+
+    def make(lab: Any, rows: list[dict[str, Any]], folder: Any, **settings: Any) -> tuple[Any, Tensor]:
+        args = WarmupConfig(
+            output_dir=str(folder), num_warmups=3, max_warmup_length=4, empty_share=0.0, use_cpu=True, disable_tqdm=True,
+            report_to="none", per_device_train_batch_size=len(rows), **settings,
+        )  # fmt: skip
+        model = copy.deepcopy(lab.model)
+        texts = [{"prompt": row["prompt"], "target": row["target"]} for row in rows]
+        trainer = WarmupTrainer(model=model, args=args, train_dataset=texts, processing_class=lab.tokenizer)
+        trainer.model.eval()
+        parts, tokens = trainer.get_batch_samples(iter([rows]), 1, args.device)
+        return trainer, trainer.compute_loss(
+            trainer.model, trainer._prepare_inputs(parts[0]), num_items_in_batch=tokens
+        )
+
+    return make

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rl_warmup.batch import RowKind
-from rl_warmup.engine import sampling as writing
-from rl_warmup.engine.sampling import sample_warmups
-from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.engine import enable_scoring, plain, sample_warmups, score
 from rl_warmup.models.layouts.splice import splice
 
 KNOWN = ("t5", "t5-v1.1", "mt5", "llama", "llama-grouped", "llama-tied", "mistral", "qwen2", "qwen3")
@@ -90,13 +88,13 @@ def test_a_limit_of_one_takes_no_step(watched, law_of):
 @pytest.fixture
 def calls(monkeypatch):
     """How often warmups were sampled by `generate`."""
-    seen, stock = [], writing.sample_by_generate
+    seen, stock = [], plain.sample
 
     def counted(*args, **kwargs):
         seen.append(args)
         return stock(*args, **kwargs)
 
-    monkeypatch.setattr(writing, "generate_warmups", counted)
+    monkeypatch.setattr(plain, "sample", counted)
     return seen
 
 

@@ -11,9 +11,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.engine import scoring
+from rl_warmup.engine import enable_scoring, score, scoring
 from rl_warmup.engine.fast import buckets, packed, passes
-from rl_warmup.engine.scoring import enable_scoring, score
 from rl_warmup.models.layouts.splice import splice
 
 # ---------------------------------------------------------------------- the same by every way

@@ -9,10 +9,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.engine import sampling as writing
+from rl_warmup.engine import enable_scoring, paths, sample_warmups, score, score_sampled
 from rl_warmup.engine.fast import passes, sampling
-from rl_warmup.engine.sampling import sample_warmups
-from rl_warmup.engine.scoring import enable_scoring, score, score_sampled
 from rl_warmup.models.layouts.splice import splice
 
 KNOWN = ("t5", "t5-v1.1", "mt5", "llama", "llama-grouped", "llama-tied", "mistral", "qwen2", "qwen3")
@@ -283,9 +281,9 @@ class OnAccelerator(torch.Tensor):
 def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, law_of, monkeypatch, look_every):
     """Until it looks, warmups that have ended are fed on; nothing of that is told, or seen by their targets."""
     stock_draw, (model, layout) = sampling._draw_step, known
-    first = writing.decoding_for(model, 0).first
+    first = paths.decoding_for(model, 0).first
     monkeypatch.setattr(sampling, "LOOK_EVERY", look_every)
-    monkeypatch.setattr(writing.decoding_for(model, 0), "first", lambda self: first(self).as_subclass(OnAccelerator))
+    monkeypatch.setattr(paths.decoding_for(model, 0), "first", lambda self: first(self).as_subclass(OnAccelerator))
     rows = []
 
     def plain(head, constraints, hidden, step, points):

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.engine import logprobs
-from rl_warmup.engine.sampling import sample_warmups
-from rl_warmup.engine.scoring import score
+from rl_warmup.engine import sample_warmups, score
+from rl_warmup.engine.fast import logprobs
 from rl_warmup.models.layouts.splice import splice
 
 

@@ -9,8 +9,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.engine.sampling import sample_warmups
-from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.engine import enable_scoring, sample_warmups, score
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts.splice import splice
 

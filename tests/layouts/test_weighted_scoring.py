@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, RowWeights, Warmup
-from rl_warmup.engine import logprobs
-from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.engine import enable_scoring, logprobs, score
 from rl_warmup.method.losses import weighted_loss
 from rl_warmup.models.layouts.splice import splice
 

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from rl_warmup.batch import Warmup
-from rl_warmup.engine.sampling import generate_targets, sample_warmups
+from rl_warmup.engine import generate_targets, sample_warmups
 from rl_warmup.models.loading import load_model
 
 PROMPTS = ["a b c", "d", "e f"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl_warmup.engine import logprobs
-from rl_warmup.engine.logprobs import OutputHead, Tokens, token_logps, weighted_logps
+from rl_warmup.engine.fast import logprobs
+from rl_warmup.engine.fast.logprobs import OutputHead, Tokens, token_logps, weighted_logps
 
 VOCAB, WIDTH, COUNT, ACTIONS = 11, 5, 9, 4
 HEADS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rl_warmup.batch import RowKind, Warmup
-from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.engine import enable_scoring, score
 from rl_warmup.method.objectives import RULES, ObjectiveSettings
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts.splice import splice

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.measure import count_flops as counted
-from rl_warmup.engine import logprobs
-from rl_warmup.engine.fast import buckets, passes, sampling
+from rl_warmup.engine.fast import buckets, logprobs, passes, sampling
 from rl_warmup.experiments.plan import cost, memory, planned_cost
 from rl_warmup.experiments.plan.cost import count_flops
 from rl_warmup.experiments.plan.shapes import Shape

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from rl_warmup.batch import RowKind, Warmup, WarmupBatch
-from rl_warmup.engine.scoring import enable_scoring, score
+from rl_warmup.engine import enable_scoring, score
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout, make_layout
 from rl_warmup.models.layouts.splice import splice

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl_warmup.engine.sampling import generate_targets
+from rl_warmup.engine import generate_targets
 from rl_warmup.method.rollout import follow, prediction_limit
 from rl_warmup.rewards.text_metrics import PredictionMetric
 

@@ -27,8 +27,8 @@ from rl_warmup.engine.fast.buckets import (
     first_slots,
     into_lines,
 )
+from rl_warmup.engine.fast.head import Head
 from rl_warmup.engine.fast.packed import IMPLEMENTATIONS, Layers, PackedAttention, PaddedGroups, attending
-from rl_warmup.engine.head import Head
 
 # Most that goes through a network in one pass. On a CPU, numbers of the widest tensor, 16 MiB of float32: the C library hands
 # tensors above 32 MiB back after each use, and the system clears every page of the next one. On an accelerator, tokens; a guess.

@@ -19,10 +19,10 @@ from torch import Tensor
 from rl_warmup.batch import Warmup
 from rl_warmup.engine.fast.buckets import WORTH_A_GROUP, buckets, consecutive
 from rl_warmup.engine.fast.decoding import LlamaDecoding, Step, T5Decoding
+from rl_warmup.engine.fast.head import Head
+from rl_warmup.engine.fast.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Tokens
 from rl_warmup.engine.fast.packed import PaddedGroups
 from rl_warmup.engine.fast.passes import tokens_at_once
-from rl_warmup.engine.head import Head
-from rl_warmup.engine.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Tokens
 from rl_warmup.models.constraints import SamplingConstraints
 
 BLOCK = 64

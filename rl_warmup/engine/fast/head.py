@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from rl_warmup.engine.fast.logprobs import OutputHead, Tokens, token_logps, weighted_logps
 from rl_warmup.engine.fast.packed import PackedAttention, attending
-from rl_warmup.engine.logprobs import OutputHead, Tokens, token_logps, weighted_logps
 
 LOGITS = "logits"
 
@@ -30,8 +30,9 @@ class Head:
         self.after = _after_head(model.config)
         self.captured: Tensor | None = None
         self.capturing = False
-        # what `scoring.enable_scoring` finds out: whether rows may go without padding, and warmups be decoded by our own loop
+        # what `scoring.enable` finds out: whether rows may go without padding, and warmups be decoded by our own loop
         self.packs = self.decodes = True
+        self.scores_padded = self.samples_by_generate = False  # `engine.paths` sets them
         self.at_hand: OutputHead | None = None
 
     @property

@@ -20,6 +20,8 @@ from transformers.utils import logging
 
 from rl_warmup.batch import RowWeights, Scores, WarmupBatch
 from rl_warmup.engine.fast.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
+from rl_warmup.engine.fast.head import Head
+from rl_warmup.engine.fast.logprobs import Tokens
 from rl_warmup.engine.fast.packed import PaddedGroups
 from rl_warmup.engine.fast.passes import (
     PrefixCache,
@@ -35,14 +37,12 @@ from rl_warmup.engine.fast.passes import (
     read_prompts,
     shared_states,
 )
-from rl_warmup.engine.head import Head
-from rl_warmup.engine.logprobs import Tokens
 from rl_warmup.models.constraints import SamplingConstraints
 
 logger = logging.get_logger(__name__)
 
 
-def enable_scoring(model: nn.Module) -> None:
+def enable(model: nn.Module) -> None:
     """Patch `forward` of a `transformers` model (in place, once) and check the result against the stock logits.
 
     Of a model with an adapter around it, the one inside is patched: sampling and scoring both go through that.
@@ -117,31 +117,6 @@ def score(
         target_tokens=batch.target_mask.sum(1),
         objective=out.get("objective"),
     )
-
-
-@torch.no_grad()
-def score_sampled(model: nn.Module, batch: WarmupBatch, constraints: SamplingConstraints) -> Scores:
-    """`score` without gradient, of warmups that this model has just sampled under this law.
-
-    What the sampler told of a warmup is taken from there (of c the sum alone, so that `token_logps` are 0 on its actions);
-    rows of which it told nothing (proposals, empty warmups, `generate`) are scored.
-    """
-    told = [row for row, w in enumerate(batch.warmups) if w.logprob is not None and w.target_logps is not None]
-    rest = [row for row in range(len(batch.warmups)) if row not in set(told)]
-    device = batch.seq_ids.device
-    warmup_logprob = torch.zeros(len(batch.warmups), device=device)
-    logps = torch.zeros(batch.seq_ids.shape, device=device)
-    if told:
-        mask = batch.target_mask[told].bool()
-        flat = [logp for row in told for logp in batch.warmups[row].target_logps or ()]
-        logps[told] = logps[told].masked_scatter(mask, torch.tensor(flat, device=device))
-        warmup_logprob[told] = torch.tensor([batch.warmups[row].logprob for row in told], device=device)
-    if rest:
-        scores = score(model, batch.select(rest) if told else batch, constraints)
-        logps[rest, : scores.token_logps.size(1)] = scores.token_logps
-        warmup_logprob[rest] = scores.warmup_logprob
-    actions, tokens = batch.warmup_mask.sum(1), batch.target_mask.sum(1)
-    return Scores(warmup_logprob, (logps * batch.target_mask).sum(1), logps, actions, tokens)
 
 
 def _score(
@@ -242,7 +217,7 @@ def _check_against_stock(model: Any) -> None:
             f"(log-probabilities differ by {nats[True]:.3g} nats), so every warmup reads its prompt again: the same numbers, "
             f"slower."
         )
-    head.decodes = head.packs and _decoding_difference(model, ids, logits) < tolerance  # `sample_warmups` says so
+    head.decodes = head.packs and _decoding_difference(model, ids, logits) < tolerance  # `paths.sample_warmups` warns
 
 
 def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:

@@ -1,0 +1,106 @@
+"""A warmup and the target after it, in one call of `generate`.
+
+Everything forced or random happens in the logits processor, so `generate` itself runs greedily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from rl_warmup.batch import Warmup
+from rl_warmup.engine.plain import constrained_generate, only, only_drawn, read_warmup
+from rl_warmup.models.constraints import SamplingConstraints
+from rl_warmup.models.layouts import Layout
+
+
+class Written(NamedTuple):
+    """A warmup and the target that followed it (ids without the end token)."""
+
+    warmup: Warmup
+    target: list[int]
+
+
+@torch.no_grad()
+def generate_targets(
+    model: Any,
+    layout: Layout,
+    constraints: SamplingConstraints,
+    prompts: Sequence[list[int]],
+    max_target_length: int,
+    forced: Sequence[list[int]] | None = None,
+    draws: Tensor | None = None,
+    sample_target: bool = False,
+    **generate: Any,
+) -> list[Written]:
+    """Write a warmup, the separator and a target for every prompt.
+
+    Args:
+        max_target_length: tokens of the target, its end token included.
+        forced: warmups to use instead of the policy's own, one per prompt ([] is the empty warmup).
+        draws: (B, constraints.max_length) float64 in [0, 1) that select the warmups' tokens; None takes the likeliest ones.
+        sample_target: sample the target too.
+    """
+    start = layout.written_from(max(map(len, prompts)))
+    processor = _WarmupThenTarget(constraints, start, forced, draws, sample_target)
+    longest = max((len(ids) for ids in forced), default=0) if forced is not None else constraints.max_length
+    out = constrained_generate(
+        model, layout, prompts, processor, max_new_tokens=longest + 1 + max_target_length, do_sample=False,
+        eos_token_id=layout.tokens.eos_id, **generate,
+    )  # fmt: skip
+    given: Sequence[list[int] | None] = [None] * len(prompts) if forced is None else forced
+    rows = zip(out[:, start:].tolist(), given, strict=True)
+    return [_read_both(row, constraints, layout.tokens.eos_id, ids, max_target_length) for row, ids in rows]
+
+
+class _WarmupThenTarget(LogitsProcessor):
+    """The constraints (or the given warmup) up to the separator, the plain model after it."""
+
+    def __init__(
+        self,
+        constraints: SamplingConstraints,
+        start: int,
+        forced: Sequence[list[int]] | None,
+        draws: Tensor | None,
+        sample_target: bool,
+    ) -> None:
+        self.constraints, self.start = constraints, start
+        self.forced = None if forced is None else [[*ids, constraints.separator_id] for ids in forced]
+        self.draws, self.sample_target = draws, sample_target
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        written = input_ids[:, self.start :]
+        target = scores.float()
+        if self.sample_target:
+            target = only_drawn(target, torch.rand(len(target), dtype=torch.float64))
+        return torch.where(self._in_target(written)[:, None], target, self._warmup_scores(scores, written.size(1)))
+
+    def _in_target(self, written: Tensor) -> Tensor:
+        if self.forced is None:
+            return (written == self.constraints.separator_id).any(1)
+        ends = torch.tensor([len(ids) for ids in self.forced], device=written.device)
+        return written.size(1) >= ends.repeat_interleave(len(written) // len(ends))  # beams stay beside each other
+
+    def _warmup_scores(self, scores: Tensor, step: int) -> Tensor:
+        separator = self.constraints.separator_id
+        if self.forced is not None:
+            per_prompt = len(scores) // len(self.forced)
+            tokens = [ids[step] if step < len(ids) else separator for ids in self.forced]
+            return only(scores, torch.tensor(tokens, device=scores.device).repeat_interleave(per_prompt))
+        if step >= self.constraints.max_length:
+            return only(scores, torch.full((len(scores),), separator, device=scores.device))
+        allowed = self.constraints.restrict(scores, torch.full((len(scores),), step, device=scores.device))
+        return allowed if self.draws is None else only_drawn(allowed, self.draws[:, step])
+
+
+def _read_both(
+    row: list[int], constraints: SamplingConstraints, eos_id: int, forced: list[int] | None, max_target_length: int
+) -> Written:
+    given = None if forced is None else Warmup(list(forced), "proposal" if forced else "empty")
+    warmup = given or read_warmup(row, constraints)
+    rest = row[len(warmup.ids) + 1 :][:max_target_length]
+    return Written(warmup, rest[: rest.index(eos_id)] if eos_id in rest else rest)

@@ -1,0 +1,27 @@
+"""What belongs to one update alone; the next update replaces it.
+
+Knows: rows, batches, scores. Must not know: how they are made.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from rl_warmup.batch import RowWeights, Scores, WarmupBatch
+
+
+@dataclass
+class Update:
+    """One update, from its rows to what the log shows of it."""
+
+    parts: list[list[dict[str, Any]]]  # the rows of every micro-batch
+    batches: deque[WarmupBatch] | None = None  # rolled out, not trained on yet; None until the first one is asked for
+    shown: tuple[WarmupBatch, Scores, RowWeights] | None = None  # the last micro-batch, without any graph
+    flops: float = 0.0  # of the last micro-batch
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of all micro-batches."""
+        return [row for part in self.parts for row in part]
