@@ -11,7 +11,6 @@ from pathlib import Path
 from benchmarks.results import grid
 
 DIGITS = {"step_ms": 1, "tokens_per_s": 0, "peak_gb": 2, "floor_ms": 2, "updates": 0, "seconds": 0, "value": 4}
-OVER_SEEDS = ("updates", "seconds", "value")
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
     python -m benchmarks.device_steps --shape llama-3.2-1b --n 4 --out step.csv
 
-Variants: `sft` (stock transformers), `sft_ours`, `ours_all`, `ours_k1`, for a Llama where trl is installed `trl_grpo` with a
-log-probability reward, and last our two with `_captured` decoding steps (CUDA graphs). Each has the device to itself. Weights are
-float32 with bf16 autocast, as `bf16: true` trains without DeepSpeed. Knows: workloads and steps of the other benchmarks. Must not
+Variants: `sft` (stock transformers), `sft_ours`, `ours_all`, `ours_k1`, and for a Llama where trl is installed `trl_grpo` with a
+log-probability reward. Each has the device to itself. Weights are float32 with bf16 autocast, as `bf16: true` trains without
+DeepSpeed. Knows: workloads and steps of the other benchmarks. Must not
 know: what is made of the numbers.
 """
 
@@ -34,7 +34,6 @@ def steps_of(workload: Any, folder: str, n: int) -> dict[str, Callable[[], tuple
     from benchmarks.ours import ours
     from benchmarks.rivals import trl_grpo
     from benchmarks.stock import adamw, sft
-    from rl_warmup.engine.fast import sampling
 
     def stock() -> tuple[Callable[[], Any], Any]:
         model = workload.model()
@@ -53,21 +52,6 @@ def steps_of(workload: Any, folder: str, n: int) -> dict[str, Callable[[], tuple
 
         return make
 
-    def captured(**options: Any) -> Callable[[], tuple[Callable[[], Any], Any]]:
-        def make() -> tuple[Callable[[], Any], Any]:
-            plain, model = of(**options)()
-
-            def step() -> None:
-                sampling.CAPTURE_ON = ("cuda",)
-                try:
-                    plain()
-                finally:
-                    sampling.CAPTURE_ON = ()
-
-            return step, model
-
-        return make
-
     def grpo() -> tuple[Callable[[], Any], Any]:
         model = workload.model()
         return trl_grpo(workload, model, adamw(model), folder, n, bf16=True), model
@@ -75,11 +59,11 @@ def steps_of(workload: Any, folder: str, n: int) -> dict[str, Callable[[], tuple
     steps = {"sft": stock, "sft_ours": of(objective="sft"), "ours_all": of(), "ours_k1": of(backward_samples=1)}
     if workload.shape.kind == "llama" and find_spec("trl") is not None:
         steps["trl_grpo"] = grpo
-    return steps | {"ours_all_captured": captured(), "ours_k1_captured": captured(backward_samples=1)}
+    return steps
 
 
 def measure_part(shape: Shape, n: int, repeats: int, part: str) -> list[DeviceRow]:
-    """A row per variant; one that does not fit the memory, or cannot be captured, has empty cells and says so."""
+    """A row per variant; one that does not fit the memory has empty cells and says so."""
     import torch
 
     from benchmarks.workloads import make_workload
@@ -96,17 +80,10 @@ def measure_part(shape: Shape, n: int, repeats: int, part: str) -> list[DeviceRo
                 row.step_ms, row.peak_gb = cost["ms"], cost["peak_gb"]
                 row.tokens_per_s = tokens / cost["ms"] * 1e3
                 decoded = MAX_WARMUP if variant.startswith(("ours", "trl")) else 0
-                if not variant.endswith("_captured"):  # the counter of operations does not see what a graph replays
-                    row.floor_ms = floor_ms(cost, decoded, ceiling)
+                row.floor_ms = floor_ms(cost, decoded, ceiling)
                 row.note = ceiling["text"]
             except torch.OutOfMemoryError:
                 row.note = "out of memory"
-            except RuntimeError as error:
-                if not variant.endswith(
-                    "_captured"
-                ):  # which has never run on CUDA, and must not take the others' figures along
-                    raise
-                row.note = f"failed: {str(error)[:100]}"
             rows.append(row)
             gc.collect()
             if workload.device.type == "cuda":

@@ -232,12 +232,10 @@ def make(name: str, start: Start, seed: int = 0) -> None:
     """Pretrain one start, probe it, and write its folder."""
     import torch
 
-    from rl_warmup.cpu_matmul import choose_cpu_matmul
     from rl_warmup.models.loading import load_model
     from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
 
     torch.set_num_threads(1)
-    route = choose_cpu_matmul("cpu")["route"]
     prompts, probes = start.prompts()
     size = TinySize(**start.size)
     if start.tokenizer:
@@ -260,7 +258,7 @@ def make(name: str, start: Start, seed: int = 0) -> None:
         "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": start.rows,
         "learning_rate": start.rate, "goes_on_from": start.goes_on_from,
         "trained_on": {habit: round(share, 3) for habit, share in start.shares.items()},
-        **probe(folder, start.habits, probes), "matmul": route, "cpu_seconds": spent[0], "seconds": spent[1],
+        **probe(folder, start.habits, probes), "cpu_seconds": spent[0], "seconds": spent[1],
     }  # fmt: skip
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(name, json.dumps(record), flush=True)

@@ -62,7 +62,7 @@ def main() -> None:
     jobs["rl-warmup --help"] = (0.5, lambda: run([*PROGRAM, "--help"]))
     for name in COMMANDS:
         jobs[f"rl-warmup {name} --help"] = (0.5, lambda name=name: run([*PROGRAM, name, "--help"]))
-    jobs["launch to first update"] = (5.0, first_step)
+    jobs["launch to first update"] = (7.0, first_step)
     rows, lines = [], []
     for name, (target, job) in jobs.items():
         rounds = [job() for _ in range(args.repeats)]

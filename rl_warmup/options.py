@@ -6,7 +6,7 @@ with `transformers.TrainingArguments` and checks them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 OBJECTIVES = (
@@ -39,7 +39,7 @@ def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plu
 
 @dataclass
 class WarmupOptions:
-    """Everything about warmups that a recipe may set. Grouped as in METHOD: sampling, objective, cold start, limits."""
+    """Everything about warmups that a recipe may set. Grouped: sampling, objective, cold start, limits."""
 
     # the group
     num_warmups: int = _option(4, "Warmups sampled per prompt (the group).")
@@ -127,11 +127,6 @@ class WarmupOptions:
         30.0, "Seconds a process may stay behind the others inside an update before the run ends; empty waits for ever."
     )
     log_warmups: int = _option(3, "Sampled warmups shown at every log (terminal and warmups.jsonl); 0 shows none.")
-
-
-def option_names() -> list[str]:
-    """Names of all fields, in order."""
-    return [f.name for f in fields(WarmupOptions)]
 
 
 @dataclass

@@ -10,6 +10,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig, void_note, without_effect
-from rl_warmup.cpu_matmul import choose_cpu_matmul
 from rl_warmup.engine import checkpoints_layers, choose_path, enable_scoring, score, score_sampled
 from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer
 from rl_warmup.method.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
@@ -31,7 +31,14 @@ from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import DRAFT, REFERENCE
 from rl_warmup.method.rollout import EMPTY, Rollout
 from rl_warmup.method.schedule import Schedule, Worth
-from rl_warmup.method.training_data import callbacks_for, check_written, encode_sets, first_rows, training_rows
+from rl_warmup.method.training_data import (
+    callbacks_for,
+    check_written,
+    count_targets,
+    encode_sets,
+    first_rows,
+    training_rows,
+)
 from rl_warmup.method.update import Update
 from rl_warmup.method.warmup_files import StoredWarmups
 from rl_warmup.models.inference_settings import Inference, read_layout
@@ -145,9 +152,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             processing_class=processing_class, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
-        known = first_rows(train_rows, args)
+        known = first_rows(train_rows)
         self.settings = replace(self.settings, chat=any(isinstance(row["prompt"], list) for row in known))
-        self.rollout = Rollout.of(args, self.layout, self.settings.constraints, processing_class, known)
+        count = partial(count_targets, train_rows, args)
+        self.rollout = Rollout.of(args, self.layout, self.settings.constraints, processing_class, known, count)
         specs = reward_funcs if reward_funcs is not None else args.rewards
         self.rewards = RewardSet.load(
             specs, tokenizer=processing_class, layout=self.layout, constraints=self.constraints, device=args.device,
@@ -189,9 +197,9 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
     def _roll_out(self, update: Update) -> deque[WarmupBatch]:
         prompts, cold_start = update.rows, self.schedule.in_cold_start
-        with self._writing() as (model, settings):
+        with self._writing() as model:
             cache = self.rollout.read(model, prompts, cold_start) if self._shares_prompts(update) else None
-            rows = iter(self.rollout.choose_rows(model, prompts, cold_start, cache, **settings))
+            rows = iter(self.rollout.choose_rows(model, prompts, cold_start, cache))
         batches = (self.rollout.batch(part, [next(rows) for _ in part]) for part in update.parts)
         return deque(replace(batch, prefix_cache=cache) for batch in batches)
 
@@ -353,7 +361,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             args.target_ess, self._sum_over_processes, REFERENCE in proposals, args.reading_threshold,
             (args.min_reading_updates, args.max_reading_updates), self._train_plainly, self._warn,
         )  # fmt: skip
-        self.run_folder = RunFolder(args.output_dir, choose_cpu_matmul(args.device.type))
+        self.run_folder = RunFolder(args.output_dir)
         self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())

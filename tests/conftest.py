@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 
-from rl_warmup import cpu_matmul
 from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
 from rl_warmup.engine import enable_scoring, score
 from rl_warmup.models.constraints import SamplingConstraints
@@ -103,15 +102,8 @@ def build_lab(kind: str, seed: int = 0, width: int = 16, layers: int = 2) -> Lab
 
 
 @pytest.fixture
-def default_products(monkeypatch):
-    """Matrix products as a new process makes them, where an earlier test's trainer may have switched this one to oneDNN."""
-    monkeypatch.setattr("rl_warmup.trainer.choose_cpu_matmul", lambda _: {"route": "default"})
-    switched = cpu_matmul._settings() == cpu_matmul.SWITCHED
-    if switched:  # only then: "highest" is a setting too, after which no trainer of this process would switch any more
-        torch.set_float32_matmul_precision("highest")
-    yield
-    if switched:
-        torch.set_float32_matmul_precision("medium")
+def default_products() -> None:
+    """Nothing any more: products are always torch's own choice. `tests/plan` still asks for it."""
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,6 @@ ARROWS: dict[str, set[str]] = {
     "batch": set(),
     "options": set(),
     "plugins": set(),
-    "cpu_matmul": set(),
     "tasks": {"plugins"},
     "metrics": {"plugins"},
     "runtime": set(),
@@ -28,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "method": {"batch", "engine", "models", "options", "plugins", "runtime", "tasks"},
     "inference": {"batch", "engine", "method", "metrics", "models", "options", "plugins", "rewards", "runtime", "tasks"},
     "trainer": {
-        "batch", "config", "cpu_matmul", "engine", "inference", "method", "models", "plugins", "rewards", "runtime",
+        "batch", "config", "engine", "inference", "method", "models", "plugins", "rewards", "runtime",
     },
     "experiments": {
         "batch", "config", "inference", "metrics", "models", "options", "plugins", "runtime", "tasks", "trainer",
@@ -43,17 +42,16 @@ ALONE: dict[str, set[str]] = {
     "method/proposals.py": {"batch", "plugins"},
     "method/schedule.py": set(),
     "method/guard.py": set(),
-    "engine/logprobs.py": set(),
+    "engine/fast/logprobs.py": set(),
 }
 # What a module may take from outside the standard library.
 OUTSIDE = {
     "batch.py": {"torch"},
     "options.py": set(),
     "plugins.py": set(),
-    "cpu_matmul.py": {"torch", "transformers"},
     "method/objectives.py": {"torch"},
     "method/losses.py": {"torch"},
-    "engine/logprobs.py": {"torch"},
+    "engine/fast/logprobs.py": {"torch"},
     "method/proposals.py": set(),
     "runtime/recipe_file.py": {"yaml"},
     "runtime/settings.py": set(),

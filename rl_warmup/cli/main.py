@@ -10,7 +10,7 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
@@ -27,11 +27,6 @@ COMMANDS = {
     "ceiling": "can warmups pay on this data at all: good ones imitated, beside plain fine-tuning",
     "demo": "train everything small, next to its controls, and compare",
 }
-# What transformers.Trainer imports wherever it is installed, 0.7 seconds in all, for losses of object detection and to
-# recognise a datasets.Dataset, whose columns it may not drop here anyway.
-UNUSED = ("scipy", "datasets")
-# What a run uses only if its recipe says so, and what would be imported wherever it is installed (0.5 and 0.8 seconds).
-ON_REQUEST = ("peft", "deepspeed")
 USAGE = "\n".join(
     [
         "rl-warmup: train a model to write a short warmup first and the target after it",
@@ -125,11 +120,8 @@ def run_command(name: str, args: list[str]) -> int:
 
 
 @contextmanager
-def quick_imports(unused: Sequence[str] = ()) -> Iterator[None]:
-    """Import torch, transformers and what is built on them without looking for garbage meanwhile, and without `UNUSED`.
-
-    Args:
-        unused: those of `ON_REQUEST` that nothing in this process will use; they count as missing for good.
+def quick_imports() -> Iterator[None]:
+    """Import torch, transformers and what is built on them without looking for garbage meanwhile.
 
     Importing makes a million objects that all stay. The collector would go through them again and again, a second in all, and
     once more whenever Trainer asks it to; frozen, they are passed over for good.
@@ -139,31 +131,10 @@ def quick_imports(unused: Sequence[str] = ()) -> Iterator[None]:
         return
     gc.disable()
     try:
-        with _without((*UNUSED, *(name for name in unused if name != "deepspeed"))):
-            yield
-        if "deepspeed" in unused and "transformers" in sys.modules:
-            from accelerate.utils import other  # asks at every unwrapping of a model, and imports it to tell
-
-            other.is_deepspeed_available = lambda: False
+        yield
         gc.freeze()
     finally:
         gc.enable()
-
-
-@contextmanager
-def _without(packages: Sequence[str]) -> Iterator[None]:
-    """Tell transformers' modules, while they are imported, that packages are missing which only they would use."""
-    from transformers import utils
-
-    names = [f"is_{package}_available" for package in packages]
-    stock = {name: getattr(utils, name) for name in names}
-    for name in names:
-        setattr(utils, name, lambda: False)
-    try:
-        yield
-    finally:
-        for name, function in stock.items():
-            setattr(utils, name, function)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from rl_warmup.cli.launch import asks_launch, keep_own_log, launch
-from rl_warmup.cli.main import ON_REQUEST, quick_imports, run_command
+from rl_warmup.cli.main import quick_imports, run_command
 from rl_warmup.runtime.orphans import end_with_parent
 
 HELP = """usage: rl-warmup train --config RECIPE.yaml [--launch NAME [--num_processes N]] [--key value ...]
@@ -60,7 +59,7 @@ def command(args: list[str]) -> None:
             raise ValueError("--config needs the path of a recipe behind it.")
         path = args[at + 1]
         args = args[:at] + args[at + 2 :]
-    with quick_imports(_not_asked_for(path, args)):
+    with quick_imports():
         from torch.distributed.elastic.multiprocessing.errors import record
 
         from rl_warmup.config import read_recipe
@@ -84,15 +83,6 @@ def command(args: list[str]) -> None:
         return  # not the main process
     print(result_table(result))
     print(f"\nModel, metrics and predictions: {recipe.config.output_dir}")
-
-
-def _not_asked_for(path: str | None, args: list[str]) -> list[str]:
-    """Packages that neither the recipe nor a flag nor the launcher names anywhere."""
-    said = " ".join([*args, *os.environ])
-    if path and os.path.isfile(path):
-        with open(path, encoding="utf-8", errors="replace") as recipe:
-            said += recipe.read()
-    return [name for name in ON_REQUEST if name not in said.lower()]
 
 
 if __name__ == "__main__":

@@ -89,7 +89,6 @@ def sample_warmups(
     constraints: SamplingConstraints,
     prompts: Sequence[list[int]],
     num_warmups: int,
-    synced_gpus: bool = False,
     targets: Sequence[list[int]] | None = None,
     prefix_cache: PrefixCache | None = None,
     draws: Tensor | None = None,
@@ -100,7 +99,6 @@ def sample_warmups(
 
     Args:
         model: in eval mode.
-        synced_gpus: every process takes the same number of steps; needed where weights live in shards.
         targets: one per prompt, end token included; each warmup then also carries `target_logps`, for much less than
             scoring costs. Not on the plain path.
         prefix_cache: what `cache_prompts` computed for these prompts; they are not read again.
@@ -117,16 +115,14 @@ def sample_warmups(
                 f"prompt, warmup and target. Warmups are sampled by `generate`: the same distribution, about two times slower. "
                 f"Supported are {', '.join((*T5_LIKE, *LLAMA_LIKE))}."
             )
-        return plain.sample(model, layout, constraints, prompts, num_warmups, draws, synced_gpus=synced_gpus)
+        return plain.sample(model, layout, constraints, prompts, num_warmups, draws)
     if prefix_cache is None:
         prefix_cache = read_prompts(base, layout, prompts)
     started, head = decoding(base, prefix_cache.detach(), num_warmups, constraints.max_length), base._warmup_head
-    warmups = sample(started, head, constraints, len(prompts), num_warmups, synced_gpus, draws)
+    warmups = sample(started, head, constraints, len(prompts), num_warmups, draws)
     if targets is None:
         return warmups
-    scored = score_targets_from_cache(
-        started, head, constraints.separator_id, warmups, targets, num_warmups, synced_gpus
-    )
+    scored = score_targets_from_cache(started, head, constraints.separator_id, warmups, targets, num_warmups)
     return [warmup._replace(target_logps=logps) for warmup, logps in zip(warmups, scored, strict=True)]
 
 

@@ -99,7 +99,7 @@ def stock_logits(model: Any, batch: WarmupBatch) -> Tensor:
 @torch.no_grad()
 def sample(
     model: Any, layout: Layout, constraints: SamplingConstraints, prompts: Sequence[list[int]], num_warmups: int,
-    draws: Tensor | None = None, **generate: Any,
+    draws: Tensor | None = None,
 ) -> list[Warmup]:  # fmt: skip
     """Draw `num_warmups` warmups for every prompt with `generate`: B prompts -> B * num_warmups warmups, prompt by prompt.
 
@@ -107,13 +107,12 @@ def sample(
         model: in eval mode.
         draws: (B * num_warmups, constraints.max_length) float64 in [0, 1): the token is the first at which the cumulated
             probability exceeds the draw. None leaves it to torch's random state.
-        generate: further arguments of `generate`.
     """
     start = layout.written_from(max(map(len, prompts)))
     processor = _Constrained(constraints, start, draws)
     written = constrained_generate(
         model, layout, prompts, processor, max_new_tokens=constraints.max_length, do_sample=True,
-        num_return_sequences=num_warmups, eos_token_id=constraints.separator_id, **generate,
+        num_return_sequences=num_warmups, eos_token_id=constraints.separator_id,
     )  # fmt: skip
     return [read_warmup(row, constraints) for row in written[:, start:].tolist()]
 
@@ -156,7 +155,7 @@ def constrained_generate(
     """`generate` under nothing but `processor`: no top-k, no penalties, nothing of the checkpoint's generation_config."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids, mask = layout.prompt_inputs(list(prompts))
-    call = {key: settings.pop(key) for key in ("synced_gpus",) if key in settings}
+    call: dict[str, Any] = {"synced_gpus": False}  # every weight is whole, so processes may stop at different lengths
     if settings["do_sample"]:
         settings |= {"top_k": 0, "top_p": 1.0, "temperature": 1.0}
     start = getattr(base.config, "decoder_start_token_id", None)

@@ -35,7 +35,6 @@ def generate_targets(
     forced: Sequence[list[int]] | None = None,
     draws: Tensor | None = None,
     sample_target: bool = False,
-    **generate: Any,
 ) -> list[Written]:
     """Write a warmup, the separator and a target for every prompt.
 
@@ -50,7 +49,7 @@ def generate_targets(
     longest = max((len(ids) for ids in forced), default=0) if forced is not None else constraints.max_length
     out = constrained_generate(
         model, layout, prompts, processor, max_new_tokens=longest + 1 + max_target_length, do_sample=False,
-        eos_token_id=layout.tokens.eos_id, **generate,
+        eos_token_id=layout.tokens.eos_id,
     )  # fmt: skip
     given: Sequence[list[int] | None] = [None] * len(prompts) if forced is None else forced
     rows = zip(out[:, start:].tolist(), given, strict=True)
@@ -83,14 +82,13 @@ class _WarmupThenTarget(LogitsProcessor):
         if self.forced is None:
             return (written == self.constraints.separator_id).any(1)
         ends = torch.tensor([len(ids) for ids in self.forced], device=written.device)
-        return written.size(1) >= ends.repeat_interleave(len(written) // len(ends))  # beams stay beside each other
+        return written.size(1) >= ends
 
     def _warmup_scores(self, scores: Tensor, step: int) -> Tensor:
         separator = self.constraints.separator_id
         if self.forced is not None:
-            per_prompt = len(scores) // len(self.forced)
             tokens = [ids[step] if step < len(ids) else separator for ids in self.forced]
-            return only(scores, torch.tensor(tokens, device=scores.device).repeat_interleave(per_prompt))
+            return only(scores, torch.tensor(tokens, device=scores.device))
         if step >= self.constraints.max_length:
             return only(scores, torch.full((len(scores),), separator, device=scores.device))
         allowed = self.constraints.restrict(scores, torch.full((len(scores),), step, device=scores.device))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class WarmupGenerator:
     layout: Layout
     settings: Inference
     shared: bool = False
-    generate: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> WarmupGenerator:
@@ -85,7 +84,6 @@ class WarmupGenerator:
         sample_warmup: bool = False,
         show_progress: bool = False,
         seed: int | None = None,
-        **generate: Any,
     ) -> list[dict[str, Any]]:
         """Predictions for rows: the text columns plus those of `WRITTEN`.
 
@@ -114,8 +112,7 @@ class WarmupGenerator:
             draws = uniforms("predict", seed, chosen, 1, self.constraints.max_length) if sample_warmup else None
             written = generate_targets(
                 self.model, self.layout, self.constraints, [rows[i]["prompt_ids"] for i in chosen],
-                self.settings.max_target_length,
-                None if forced is None else [forced[i] for i in chosen], draws=draws, **self.generate, **generate,
+                self.settings.max_target_length, None if forced is None else [forced[i] for i in chosen], draws=draws,
             )  # fmt: skip
             return [self._prediction(rows[i], *both) for i, both in zip(chosen, written, strict=True)]
 

@@ -128,10 +128,9 @@ def score_samples(
     """
     prompts, length = [row["prompt_ids"] for row in rows], warmup_generator.constraints.max_length
     draws = uniforms("likelihood", seed, places, size, length)
-    settings = {"draws": draws, **warmup_generator.generate}
     drawn = (
         sample_warmups(
-            warmup_generator.model, warmup_generator.layout, warmup_generator.constraints, prompts, size, **settings
+            warmup_generator.model, warmup_generator.layout, warmup_generator.constraints, prompts, size, draws=draws
         )
         if size
         else []

@@ -38,14 +38,14 @@ class ValidatingTrainer(HoldingTrainer):
     eval_encoder: RowEncoder
 
     @contextmanager
-    def _writing(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """The model in eval mode, ready for `generate`, and the settings `generate` needs under this distribution."""
+    def _writing(self) -> Iterator[Any]:
+        """The model in eval mode, ready for `generate`."""
         was_training = self.model.training
         self.model.eval()
         try:
             # sample under the precision that scores; every weight is whole, so ranks may stop at different lengths
             with whole_weights(self.model_wrapped), self.accelerator.autocast():
-                yield self.accelerator.unwrap_model(self.model), {"synced_gpus": False}
+                yield self.accelerator.unwrap_model(self.model)
         finally:
             self.model.train(was_training)
 
@@ -164,8 +164,8 @@ class ValidatingTrainer(HoldingTrainer):
     @contextmanager
     def shared_generator(self) -> Iterator[WarmupGenerator]:
         """The current model for all processes together: each predicts its share. All must enter, and do the same inside."""
-        with torch.no_grad(), self._writing() as (model, settings):
-            yield replace(self.warmup_generator(), model=model, shared=True, generate=settings)
+        with torch.no_grad(), self._writing() as model:
+            yield replace(self.warmup_generator(), model=model, shared=True)
 
     def predict_rows(self, rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
         """Predictions for rows, with the policy's likeliest warmup; all processes call it, and all get all of them."""

@@ -18,6 +18,7 @@ from rl_warmup.batch import RowKind, RowWeights, Scores, Warmup, WarmupBatch
 from rl_warmup.method.objectives import log_mean_exp
 
 Sums = dict[str, tuple[float, float]]
+SHOWN = 60  # letters of a text in the terminal
 
 
 class Means(TrainerCallback, ExportableState):
@@ -182,12 +183,12 @@ def sample_table(
     return shown
 
 
-def format_sample(sample: dict[str, Any], width: int = 60) -> str:
+def format_sample(sample: dict[str, Any]) -> str:
     """One group of `sample_table` for the terminal, likeliest posterior first."""
 
     def short(text: str) -> str:
         text = " ".join(text.split())
-        return text if len(text) <= width else text[: width - 1] + "…"
+        return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
     lines = [f"  prompt  {short(sample['prompt'])}\n  target  {short(sample['target'])}"]
     lines.append("  posterior  log P(y|x,c)  log P(c|x)  warmup")

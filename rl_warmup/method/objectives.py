@@ -162,8 +162,6 @@ RULES: dict[str, Rule] = {
     rule.__name__: rule for rule in (marginal, marginal_loo, joint, expected_logprob, expected_prob, tsallis, grpo)
 }  # `sft` has no group, hence no rule: its single empty warmup has a = 0, b = 1
 
-NEEDS_TWO = frozenset({"marginal_loo", "expected_logprob", "expected_prob", "tsallis", "grpo"})
-
 
 def load_objective(name: str) -> Rule:
     """The rule of that name: one of RULES, or somebody else's, whose weights are checked at every call.

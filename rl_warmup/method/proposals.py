@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rl_warmup.batch import Warmup
@@ -22,7 +23,6 @@ COLUMNS = {
     REFERENCE: "reference warmups",
     STORED: "stored warmups",
 }  # of encoded rows; data may have a `reference` of its own
-UNCOUNTED = frozenset({"reverse", "head", "sorted", "filler", DRAFT, *DRAWN})  # do not look at `word_counts`
 ANOTHERS = "reference warmups of another prompt"  # a column too: the warmups of the start for some other row
 
 
@@ -30,15 +30,20 @@ ANOTHERS = "reference warmups of another prompt"  # a column too: the warmups of
 class ProposalContext:
     """What a proposal may look at besides the target.
 
-    max_length: tokens of a warmup; longer ones are cut. word_counts: in how many training targets a word occurs; of a stream,
-    in how many of its first rows (`training_data.COUNTED`). decode: turns a word's ids into text.
+    max_length: tokens of a warmup; longer ones are cut. count: makes `word_counts`. decode: turns a word's ids into text.
     """
 
     max_length: int
     filler_ids: Word = ()
-    word_counts: Counter[Word] = field(default_factory=Counter)
+    count: Callable[[], Counter[Word]] = Counter
     keyword_share: float = 0.4
     decode: Callable[[Word], str] = str
+
+    @cached_property
+    def word_counts(self) -> Counter[Word]:
+        """In how many training targets a word occurs, counted when a proposal first looks (a large data set takes its time); of
+        a stream, in how many of its first rows (`training_data.COUNTED`)."""
+        return self.count()
 
 
 Proposal = Callable[[list[Word], ProposalContext], list[Word]]

@@ -7,6 +7,8 @@ out, and after the forward `weigh` turns log-probabilities into the constants a 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -30,10 +32,9 @@ from rl_warmup.method.proposals import (
     DRAFT,
     DRAWN,
     REFERENCE,
-    UNCOUNTED,
     Proposal,
     ProposalContext,
-    count_words,
+    Word,
     load_proposal,
     propose,
 )
@@ -77,16 +78,15 @@ class Rollout:
 
     @classmethod
     def of(
-        cls,
-        options: WarmupOptions,
-        layout: Layout,
-        constraints: SamplingConstraints,
-        tokenizer: Any,
-        rows: list[dict[str, Any]],
-    ) -> Rollout:
-        """The rollout that options ask for; a proposal that cannot work on these training rows says so here."""
-        counted = rows if set(options.proposals) - UNCOUNTED else []  # a large data set takes its time
-        context = ProposalContext(options.max_warmup_length, word_counts=count_words(counted), decode=tokenizer.decode)
+        cls, options: WarmupOptions, layout: Layout, constraints: SamplingConstraints, tokenizer: Any, rows: list[dict[str, Any]],
+        count: Callable[[], Counter[Word]],
+    ) -> Rollout:  # fmt: skip
+        """The rollout that options ask for; a proposal that cannot work on these training rows says so here.
+
+        Args:
+            count: counts the words of the training targets, for a proposal that looks at them.
+        """
+        context = ProposalContext(options.max_warmup_length, count=count, decode=tokenizer.decode)
         filler = tokenizer("...", add_special_tokens=False)["input_ids"]
         context.filler_ids = tuple(i for i in filler if not constraints.banned[i])
         for name in set(options.proposals) - {DRAFT, *DRAWN} if rows else ():
@@ -113,7 +113,6 @@ class Rollout:
         prompts: list[dict[str, Any]],
         cold_start: bool,
         prefix_cache: PrefixCache | None = None,
-        **generate: Any,
     ) -> list[PromptRows]:
         """Choose the rows of every prompt of an update. Samples where the phase asks for it; `model` in eval mode.
 
@@ -125,22 +124,22 @@ class Rollout:
         if self.objective == "sft":
             return [[(RowKind.EMPTY, EMPTY)] for _ in prompts]
         if cold_start:
-            groups = self._proposals(model, prompts, **generate)
+            groups = self._proposals(model, prompts)
         else:
             targets = [p["target_ids"] for p in prompts] if self.draws_from(self.num_warmups) else None
             ids = [p["prompt_ids"] for p in prompts]
             size = self.num_warmups
             sampled = sample_warmups(
-                model, self.layout, self.constraints, ids, size, targets=targets, prefix_cache=prefix_cache, **generate
+                model, self.layout, self.constraints, ids, size, targets=targets, prefix_cache=prefix_cache
             )
             groups = [sampled[i : i + size] for i in range(0, len(sampled), size)]
-        groups = self._followed(model, prompts, groups, **generate)
+        groups = self._followed(model, prompts, groups)
         plans: list[PromptRows] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
         for plan, is_empty in zip(plans, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):
             if is_empty:
                 plan.append((RowKind.EMPTY, EMPTY))
         if self.anchor_weight and not cold_start:
-            for plan, anchors in zip(plans, self._proposals(model, prompts, **generate), strict=True):
+            for plan, anchors in zip(plans, self._proposals(model, prompts), strict=True):
                 plan.extend((RowKind.ANCHOR, warmup) for warmup in anchors)
         return plans
 
@@ -220,32 +219,23 @@ class Rollout:
         kept = replace(weights, **drawn)
         return batch.select(rows), kept
 
-    def _followed(
-        self, model: Any, prompts: list[dict[str, Any]], groups: list[list[Warmup]], **generate: Any
-    ) -> list[list[Warmup]]:
+    def _followed(self, model: Any, prompts: list[dict[str, Any]], groups: list[list[Warmup]]) -> list[list[Warmup]]:
         """The same warmups with the predictions that rewards ask for."""
         flat = [warmup for group in groups for warmup in group]
         ids = [row["prompt_ids"] for row, group in zip(prompts, groups, strict=True) for _ in group]
         limit = prediction_limit(prompts, self.max_target_length)
-        followed = follow(model, self.layout, self.constraints, ids, flat, limit, self.predictions, **generate)
+        followed = follow(model, self.layout, self.constraints, ids, flat, limit, self.predictions)
         left = iter(followed)
         return [[next(left) for _ in group] for group in groups]
 
-    def _proposals(self, model: Any, prompts: list[dict[str, Any]], **generate: Any) -> list[list[Warmup]]:
+    def _proposals(self, model: Any, prompts: list[dict[str, Any]]) -> list[list[Warmup]]:
         """B groups of warmups: made from the targets, or at hand with the rows."""
         drafts: list[Warmup] = []
         if DRAFT in self.proposals:
             ids = [p["prompt_ids"] for p in prompts]
             nothing: list[list[int]] = [[] for _ in prompts]
             written = generate_targets(
-                model,
-                self.layout,
-                self.constraints,
-                ids,
-                self.max_target_length,
-                nothing,
-                sample_target=True,
-                **generate,
+                model, self.layout, self.constraints, ids, self.max_target_length, nothing, sample_target=True
             )
             drafts = [Warmup(w.target, "proposal") for w in written]
         groups: list[list[Warmup]] = []
@@ -275,7 +265,7 @@ def prediction_limit(rows: list[dict[str, Any]], max_target_length: int) -> int:
 
 def follow(
     model: Any, layout: Layout, constraints: SamplingConstraints, prompts: list[list[int]], warmups: list[Warmup],
-    max_target_length: int, wanted: tuple[str, ...], **generate: Any,
+    max_target_length: int, wanted: tuple[str, ...],
 ) -> list[Warmup]:  # fmt: skip
     """Warmups, each with the targets that the model writes after it: the likeliest, or one that is drawn.
 
@@ -287,9 +277,7 @@ def follow(
     for name in wanted:
         forced = [warmup.ids for warmup in warmups]
         drawn = name == "sampled_predictions"
-        both = generate_targets(
-            model, layout, constraints, prompts, max_target_length, forced, sample_target=drawn, **generate
-        )
+        both = generate_targets(model, layout, constraints, prompts, max_target_length, forced, sample_target=drawn)
         for kept, (_, target) in zip(written, both, strict=True):
             kept[name] = target
     return [w._replace(predictions=kept) for w, kept in zip(warmups, written, strict=True)] if wanted else warmups

@@ -17,7 +17,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
-from rl_warmup.method.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE, UNCOUNTED, target_words
+from rl_warmup.method.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE, Word, count_words, target_words
 from rl_warmup.method.warmup_files import StoredWarmups
 from rl_warmup.models.encoding import UNSPACED, RowEncoder
 from rl_warmup.models.positions import Positions
@@ -116,18 +116,23 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
     return encoded
 
 
-def first_rows(rows: Any, args: TrainingArguments) -> list[dict[str, Any]]:
-    """The encoded training rows. Of a stream the first one, or the `COUNTED` first where a proposal may look at word counts."""
+def first_rows(rows: Any) -> list[dict[str, Any]]:
+    """The encoded training rows. Of a stream the first one, or as many as tell whether its proposals can work."""
     if not isinstance(rows, EncodedStream):
         return rows or []
-    counting = sorted(set(args.proposals) - UNCOUNTED) if args.objective != "sft" else []
-    first = rows.first(COUNTED if counting else 1)
-    if counting and not args.process_index:
-        print(
-            f"train: {', '.join(counting)} may look at word counts, which are those of the stream's first {len(first)} rows."
-        )
+    first = rows.first(LOOKED_AT if rows.proposals else 1)
     _refuse_words(first, rows.proposals, rows.encoder.tokenizer)
     return first
+
+
+def count_targets(rows: Any, args: TrainingArguments) -> Counter[Word]:
+    """In how many training targets each word occurs; of a stream, in how many of its `COUNTED` first rows, which is said."""
+    if not isinstance(rows, EncodedStream):
+        return count_words(rows or [])
+    first = rows.first(COUNTED)
+    if not args.process_index:
+        print(f"train: word counts are those of the stream's first {len(first)} rows.")
+    return count_words(first)
 
 
 def rows_digest(rows: Any) -> dict[str, Any]:

@@ -23,14 +23,14 @@ DTYPES = ("float32", "bfloat16")
 class TargetLogProb:
     """log P(y|x,c) in nats, summed over the target's tokens.
 
-    By default *tied*: policy and generator are one network, so the number is already there (METHOD, section 1). With
+    By default *tied*: policy and generator are one network, so the number is already there. With
     `model_name_or_path` a second, frozen generator scores the same rows; every process holds it whole. Weights are read
     from safetensors only, and no code that comes with a checkpoint is run.
 
     Args:
         model_name_or_path: a folder or a name on the hub; of the policy's architecture and with its vocabulary.
-        dtype: of the frozen weights. The head and the sum are float32 either way; rounding in bfloat16 made 7 % of the
-            variance within a group (METHOD, section 5).
+        dtype: of the frozen weights. The head and the sum are float32 either way; rounding in bfloat16 adds to the
+            variance within a group.
     """
 
     def __init__(self, model_name_or_path: str | None = None, dtype: str = "float32") -> None:

@@ -271,13 +271,13 @@ def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
         )
 
 
-def refuse_file(path: Path, flag: str = "--output") -> None:
+def refuse_file(path: Path) -> None:
     """Raises ValueError where a file of that name, in that folder, is a run's or a checkpoint's own."""
     if path.is_dir():
-        raise ValueError(f"{flag}: {path} is a folder. Give a file.")
+        raise ValueError(f"--output: {path} is a folder. Give a file.")
     run = next((place for place in path.absolute().parents if is_run(place)), None)
     if run is not None and _is_own(path.absolute(), run) and not drawn(path) and not _scored(path):
-        raise ValueError(f"{flag}: {path} is a file of the run {run} itself. Give another name.")
+        raise ValueError(f"--output: {path} is a file of the run {run} itself. Give another name.")
 
 
 def drawn(path: Path) -> bool:

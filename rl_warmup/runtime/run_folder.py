@@ -38,9 +38,8 @@ def clock() -> float:
 class RunFolder(TrainerCallback, ExportableState):
     """Writes the logs of a run as they come. On resume, lines after the checkpoint are cut off first."""
 
-    def __init__(self, folder: str | Path, cpu_matmul: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.cpu_matmul = cpu_matmul
         self.processes: dict[str, Any] | None = None  # `launched.describe`, once training begins
         self.train_seconds = 0.0  # spent on updates, over all restarts; evaluations left out
         self.train_tokens, self.train_flops = 0, 0.0  # of the main process
@@ -59,7 +58,7 @@ class RunFolder(TrainerCallback, ExportableState):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl"):
                 _keep_until(self.folder / name, state.global_step)
-            write_json(self.folder / "environment.json", environment(self.cpu_matmul, self.processes))
+            write_json(self.folder / "environment.json", environment(self.processes))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
@@ -164,8 +163,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def environment(cpu_matmul: dict[str, Any] | None = None, processes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a result depends on besides its recipe: versions, processes, threads, processor, how it multiplies matrices."""
+def environment(processes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a result depends on besides its recipe: versions, processes, threads, processor."""
     import torch
 
     versions: dict[str, str | None] = {}
@@ -180,7 +179,6 @@ def environment(cpu_matmul: dict[str, Any] | None = None, processes: dict[str, A
         "device": device,
         "processes": processes,
         "threads": torch.get_num_threads(),
-        "cpu_matmul": cpu_matmul,
         "versions": versions,
     }
 

@@ -148,7 +148,7 @@ OPTIMIZERS: tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...] = (
 
 SEED, SHARE, EMPTY = Range(0, 2**32 - 1), Range(0, 1), ", or empty"
 COUNT, AMOUNT, POSITIVE = Range(1), Range(0, math.inf), Range(0, math.inf, True)
-BATCH, TOKENS = Range(1, 1e6), Range(1, 1e7)
+BATCH = Range(1, 1e6)
 RANGES: dict[str, Range] = {
     # ours
     "num_warmups": Range(1, 10_000), "num_eval_warmups": Range(1, 10_000), "temperature": POSITIVE, "top_p": Range(0, 1, True),

@@ -69,7 +69,6 @@ def test_a_start_of_two_updates_is_a_folder_that_loads(kind, tmp_path, monkeypat
     monkeypatch.setattr(make_starts, "HOME", tmp_path)
     monkeypatch.setattr("rl_warmup.models.starts.HOME", tmp_path)
     monkeypatch.setattr(make_starts, "PROBES", 4)
-    monkeypatch.setattr("rl_warmup.cpu_matmul.choose_cpu_matmul", lambda _: {"route": "default"})
     small = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
     make_starts.make("tiny", dataclasses.replace(STARTS[f"skills-{kind}"], updates=2, size=small))
     record = json.loads((tmp_path / "tiny" / make_starts.RECORD).read_text(encoding="utf-8"))

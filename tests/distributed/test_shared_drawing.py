@@ -37,7 +37,7 @@ def flags(path: Path) -> list[str]:
     return ["sample", "start:skills-llama", *task, *size, "--show_progress", "false", "--output", str(path)]
 
 
-def test_two_processes_write_the_file_of_one(tmp_path, capsys, default_products):
+def test_two_processes_write_the_file_of_one(tmp_path, capsys):
     alone, torn = tmp_path / "alone.jsonl", tmp_path / "torn.jsonl"
     assert main(flags(alone)) == 0
     capsys.readouterr()

@@ -121,7 +121,7 @@ def on_one(*arguments: str) -> str:
     return printed.getvalue()
 
 
-def test_evaluate_says_the_same_on_two_processes(trained, tmp_path, default_products):
+def test_evaluate_says_the_same_on_two_processes(trained, tmp_path):
     """Every control, sampled ones too, and likelihoods; three batches of five rows, of which one process has two."""
     run = str(trained[0] / "whole")
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
@@ -135,7 +135,7 @@ def test_evaluate_says_the_same_on_two_processes(trained, tmp_path, default_prod
         assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text(), name
 
 
-def test_generate_says_the_same_on_two_processes(trained, tmp_path, default_products):
+def test_generate_says_the_same_on_two_processes(trained, tmp_path):
     """One batch in all: the second process has nothing to do, and neither waits."""
     prompts = ["a+1 b+1", "a+2 b+0", "b+1"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))

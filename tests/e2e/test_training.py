@@ -287,7 +287,6 @@ def test_the_run_folder_tells_what_happened(make_trainer, tmp_path):
     assert sum(w["posterior"] for w in shown[0]["warmups"]) == pytest.approx(1, abs=1e-4)
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["torch"] == torch.__version__
-    assert environment["cpu_matmul"]["route"] in ("default", "onednn")
     timing = read_jsonl(folder / "timing.jsonl")
     assert timing[-1]["train_seconds"] > 0
     # per update: 8 prompts of 3 words and the end; 8 groups of 3 rows `c [sep] y [eos]`, and whatever empty rows were drawn

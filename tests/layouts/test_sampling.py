@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from rl_warmup.batch import RowKind, Warmup
 from rl_warmup.engine import enable_scoring, paths, sample_warmups, score, score_sampled
@@ -119,51 +118,6 @@ def test_logits_in_small_parts_change_nothing(either, law_of, monkeypatch):
     parts = sample_warmups(model, layout, constraints, PROMPTS, N)
     assert [w.ids for w in parts] == [w.ids for w in whole]
     assert [w.logprob for w in parts] == pytest.approx([w.logprob for w in whole], abs=1e-5)
-
-
-def traced(follow, rows):
-    """Stands in for `sampling.captured` where there is no CUDA: a step recorded once, as the operations it consists of.
-
-    Much that a CUDA graph cannot hold fails here too (a look at a tensor's value) or gives other numbers (a shape that depends
-    on the step).
-    """
-    recorded = make_fx(lambda tokens, step: follow(tokens, rows, step))(torch.zeros_like(rows), torch.tensor(1))
-
-    def replay(tokens, given_rows, step):
-        assert torch.equal(given_rows, rows)
-        return recorded(tokens, torch.tensor(step))
-
-    return replay
-
-
-@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
-def test_a_captured_step_draws_the_same(known, law_of, settings, monkeypatch):
-    """Whole groups of equal length: every row then takes its turn at the random numbers as it does without."""
-    (model, layout), constraints = known, replace(law_of(**settings), min_length=settings["max_length"])
-    drawn = []
-    for capture in ((), ("cpu",)):
-        monkeypatch.setattr(sampling, "CAPTURE_ON", capture)
-        monkeypatch.setattr(sampling, "captured", traced)
-        torch.manual_seed(3)
-        drawn.append(sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS))
-    for one, other in zip(*drawn, strict=True):
-        assert one.ids == other.ids
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
-        assert one.target_logps == pytest.approx(other.target_logps, abs=1e-5)
-
-
-def test_captured_steps_of_warmups_that_end(known, law_of, monkeypatch):
-    """Rows that have ended go on being computed; what is told of the others is what scoring says."""
-    (model, layout), constraints = known, law_of(temperature=1.4, max_length=6)
-    monkeypatch.setattr(sampling, "CAPTURE_ON", ("cpu",))
-    monkeypatch.setattr(sampling, "captured", traced)
-    warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
-    assert len({len(warmup.ids) for warmup in warmups}) > 2
-    batch = spliced(layout, warmups)
-    scores = score(model, batch, constraints).detach()
-    told = score_sampled(model, batch, constraints)
-    torch.testing.assert_close(told.warmup_logprob, scores.warmup_logprob, rtol=0, atol=1e-4)
-    torch.testing.assert_close(told.target_logprob, scores.target_logprob, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("targets", [None, TARGETS], ids=["warmups", "targets"])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl_warmup.config import SINGLE_GROUP_OBJECTIVES
 from rl_warmup.method.objectives import (
     GRPO_EPS,
-    NEEDS_TWO,
     RULES,
     ObjectiveSettings,
     effective_sample_size,
@@ -223,14 +223,14 @@ def test_rules_that_need_two_say_so(rule):
         works = all(w.isfinite().all() for w in weigh(rule, torch.tensor([[-3.0]])))
     except ValueError:  # the mean of no others
         works = False
-    assert works == (rule not in NEEDS_TWO)
+    assert works == (rule in SINGLE_GROUP_OBJECTIVES)
 
 
 # ---------------------------------------------------------------------- naive twins
 
 
 def naive(rule: str, rewards: list[float], prior: list[float], q: float) -> tuple[list[float], list[float]]:
-    """The table of METHOD.md, section 4, one number at a time and without log space."""
+    """The table of docs/method.md, one number at a time and without log space."""
     n, likelihood = len(rewards), [math.exp(r) for r in rewards]
     mean = sum(likelihood) / n
     a, b = [], []

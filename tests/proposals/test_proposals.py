@@ -48,7 +48,7 @@ def test_sorted_orders_words_by_their_ids():
     ],
 )
 def test_keywords_are_the_rarest_words(share, expected):
-    assert proposed("keywords", word_counts=COUNTS, keyword_share=share) == expected
+    assert proposed("keywords", count=COUNTS.copy, keyword_share=share) == expected
 
 
 def test_filler_fills_the_warmup_whatever_the_target():
@@ -61,12 +61,12 @@ def test_filler_fills_the_warmup_whatever_the_target():
 @pytest.mark.parametrize("name", PROPOSALS)
 @pytest.mark.parametrize("limit", [1, 4, 99])
 def test_the_warmup_limit_is_kept(name, limit):
-    assert len(proposed(name, max_length=limit, filler_ids=(42,), word_counts=COUNTS)) <= limit
+    assert len(proposed(name, max_length=limit, filler_ids=(42,), count=COUNTS.copy)) <= limit
 
 
 def test_every_proposal_but_the_control_consists_of_the_target():
     for name in set(PROPOSALS) - {"filler"}:
-        assert not Counter(proposed(name, word_counts=COUNTS)) - Counter(ROW["target_ids"][:-1]), name
+        assert not Counter(proposed(name, count=COUNTS.copy)) - Counter(ROW["target_ids"][:-1]), name
 
 
 def test_the_corpus_counts_targets_not_occurrences():
@@ -78,6 +78,6 @@ def test_the_corpus_counts_targets_not_occurrences():
 def test_a_proposal_does_not_change_the_row():
     before = {key: list(value) for key, value in ROW.items()}
     for name in PROPOSALS:
-        propose(name, ROW, ProposalContext(99, (42,), COUNTS))
+        propose(name, ROW, ProposalContext(99, (42,), COUNTS.copy))
     assert before == ROW
     assert isinstance(propose("head", ROW, ProposalContext(3)), Warmup)

@@ -29,10 +29,7 @@ def only_section(path):
 def cells(path):
     section = only_section(path)
     (scores,) = score(section, control_arm(section))
-    return {
-        (arm, row[1]): row
-        for row, arm in zip(result_cells(scores, section).rows, result_cells(scores, section).arms, strict=True)
-    }
+    return {(arm, row[1]): row for row, arm in zip(result_cells(scores).rows, result_cells(scores).arms, strict=True)}
 
 
 def test_mean_deviation_and_interval_over_three_seeds(seeds):

@@ -38,11 +38,6 @@ def decoding_for(model: Any, longest: int) -> type[T5Decoding] | type[LlamaDecod
     return None
 
 
-# The step's number. As a tensor () it leaves all shapes the same at every step, so that a step can be captured and replayed;
-# all B*n rows take part then.
-Step = int | Tensor
-
-
 class _Own:
     """Keys and values of the warmups themselves: (layers, places, B*n, heads, width), filled step by step.
 
@@ -54,16 +49,11 @@ class _Own:
         self.keys = like.new_zeros(layers, places, rows, like.size(1), like.size(-1))
         self.values = torch.zeros_like(self.keys)
 
-    def add(self, layer: int, step: Step, grid: _Grid, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, layer: int, step: int, grid: _Grid, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (R, heads, width) of one step; everything so far, (step + 1, B*n, heads, width), uncopied.
 
-        Rows that have ended are read too: their attention costs less than copying the others together. A tensor as `step`
-        gives all places, also those to come (`hidden_after`).
+        Rows that have ended are read too: their attention costs less than copying the others together.
         """
-        if isinstance(step, Tensor):
-            for buffer, new in ((self.keys, keys), (self.values, values)):
-                buffer[layer].index_copy_(0, step[None], new[None].to(buffer.dtype))
-            return self.keys[layer], self.values[layer]
         for buffer, new in ((self.keys, keys), (self.values, values)):
             place = buffer[layer, step]
             if len(new) == len(place):
@@ -72,13 +62,6 @@ class _Own:
                 place.index_copy_(0, grid.rows, new.to(place.dtype))  # they may differ under autocast
         every = self.keys.size(2) // (grid.prompts * grid.n)  # the start token is written to a group's first row
         return self.keys[layer, : step + 1, ::every], self.values[layer, : step + 1, ::every]
-
-    def hidden_after(self, step: Step) -> Tensor | None:
-        """(places, 1, 1), to be added to attention scores: hides places that `add` returns too early, if it does."""
-        if not isinstance(step, Tensor):
-            return None
-        later = torch.arange(self.keys.size(1), device=step.device) > step
-        return hide(later, self.keys.dtype)[:, None, None]
 
 
 class _Grid:
@@ -130,17 +113,12 @@ class T5Decoding:
             buffer[:, 0] = buffer[:, 0, :: self.n].repeat_interleave(self.n, 1)
         return hidden
 
-    def next(self, tokens: Tensor, rows: Tensor, step: Step) -> Tensor:
+    def next(self, tokens: Tensor, rows: Tensor, step: int) -> Tensor:
         """(R, d) states that predict token `step` of these rows, after tokens (R,) were written at `step` - 1."""
         return self._step(tokens, _Grid(rows, len(self.start), self.n), step)
 
-    def _step(self, tokens: Tensor, grid: _Grid, step: Step) -> Tensor:
-        bias, hidden = self.bias, self.own.hidden_after(step)
-        if hidden is None:
-            bias = bias[len(bias) - 1 - step :]
-        else:  # as many for every step: those of places to come are hidden
-            places = torch.arange(len(bias), device=bias.device)
-            bias = bias[(places + len(bias) - 1 - step).clamp(max=len(bias) - 1)] + hidden
+    def _step(self, tokens: Tensor, grid: _Grid, step: int) -> Tensor:
+        bias = self.bias[len(self.bias) - 1 - step :]
 
         def look_back(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = self.own.add(layer, step, grid, key, value)
@@ -233,9 +211,9 @@ class LlamaDecoding:
         """(B, d) states that predict the first token: those of the prompts' last tokens."""
         return self.last
 
-    def next(self, tokens: Tensor, rows: Tensor, step: Step) -> Tensor:
+    def next(self, tokens: Tensor, rows: Tensor, step: int) -> Tensor:
         """(R, d) states that predict token `step` of these rows, after tokens (R,) were written at `step` - 1."""
-        grid, hidden = _Grid(rows, len(self.lengths), self.n), self.own.hidden_after(step - 1)
+        grid = _Grid(rows, len(self.lengths), self.n)
 
         def look(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = self.own.add(layer, step - 1, grid, key, value)
@@ -244,8 +222,6 @@ class LlamaDecoding:
             seen = query.transpose(1, 2).flatten(2, 3) @ self.prompt[layer][0] + self.hidden_prompt
             seen = seen.unflatten(2, shape).transpose(1, 2).flatten(0, 1)  # (B*n, kv, heads/kv, X)
             own = (query.flatten(0, 1) * keys[:, :, :, None]).sum(-1)  # (step, B*n, kv, heads/kv)
-            if hidden is not None:
-                own = own + hidden[..., None]
             weights = torch.cat([seen, own.movedim(0, 3)], 3).softmax(-1)
             of_prompt, of_own = weights.split([seen.size(3), len(keys)], 3)
             of_prompt = of_prompt.unflatten(0, query.shape[:2]).transpose(1, 2).flatten(2, 3)

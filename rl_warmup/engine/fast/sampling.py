@@ -7,18 +7,16 @@ third of its time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import inf
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from rl_warmup.batch import Warmup
 from rl_warmup.engine.fast.buckets import WORTH_A_GROUP, buckets, consecutive
-from rl_warmup.engine.fast.decoding import LlamaDecoding, Step, T5Decoding
+from rl_warmup.engine.fast.decoding import LlamaDecoding, T5Decoding
 from rl_warmup.engine.fast.head import Head
 from rl_warmup.engine.fast.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Tokens
 from rl_warmup.engine.fast.packed import PaddedGroups
@@ -27,9 +25,6 @@ from rl_warmup.models.constraints import SamplingConstraints
 
 BLOCK = 64
 LOOK_EVERY = 8  # steps
-# Devices on which one step of all rows is captured and then replayed, in place of launching its kernels one by one. Meant for
-# "cuda", where it has never run (docs/log.md), so off; `benchmarks.device_steps` measures it.
-CAPTURE_ON: tuple[str, ...] = ()
 # Of one pass of `score_targets_from_cache`: attention scores of one layer. The warmups of a prompt stay together.
 SCORES_AT_ONCE = 1 << 26
 
@@ -72,14 +67,12 @@ def sample(
     constraints: SamplingConstraints,
     prompts: int,
     n: int,
-    synced: bool = False,
     draws: Tensor | None = None,
 ) -> list[Warmup]:
     """Draw n warmups for each of B prompts, until every one of them has ended: B*n, prompt by prompt.
 
     Args:
         decoding: made for these prompts.
-        synced: every process takes as many steps as the longest of all needs; for weights that live in shards.
         draws: (B*n, law.max_length) float64 in [0, 1), by which tokens are drawn; None takes them from torch's random state.
 
     Raises:
@@ -97,8 +90,6 @@ def sample(
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     logprob = torch.zeros(rows, device=device)
     running = torch.arange(rows, device=device)  # the rows that `hidden` stands for, after the first step
-    follow: Callable[[Tensor, Tensor, Step], Tensor] = decoding.next
-    captures = device.type in CAPTURE_ON and not synced
     with head.float32_at_hand():
         for step in range(constraints.max_length):
             if draws is None:
@@ -113,14 +104,10 @@ def sample(
             if step + 1 == constraints.max_length:  # nothing is drawn after these tokens, so they are not read
                 break
             if device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1:  # looking makes a GPU wait
-                left = (~ended).nonzero()[:, 0]
-                if not _any_running(len(left), device, synced):
+                running = (~ended).nonzero()[:, 0]
+                if not len(running):
                     break
-                if not captures:
-                    running = left
-            if captures and step == 0:
-                follow = captured(follow, running)
-            hidden = follow(ids[running, step], running, step + 1)
+            hidden = decoding.next(ids[running, step], running, step + 1)
     columns: Sequence[list[Any]] = [t.tolist() for t in (ids, lengths, ended, logprob)]
     return [
         Warmup(row[:length], "separator" if by_separator else "length", logp)
@@ -136,7 +123,6 @@ def score_targets_from_cache(
     warmups: list[Warmup],
     targets: Sequence[list[int]],
     n: int,
-    synced: bool = False,
 ) -> list[list[float]]:
     """log P of every target token after each warmup of its prompt, from the keys and values the sampler has left behind.
 
@@ -153,11 +139,11 @@ def score_targets_from_cache(
     """
     logps_of: list[list[list[float]]] = [[] for _ in targets]
     device = decoding.hidden_prompt.device
-    for chosen, width in buckets([len(target) for target in targets], inf if synced else WORTH_A_GROUP):
+    for chosen, width in buckets([len(target) for target in targets], WORTH_A_GROUP):
         most = min(
             tokens_at_once(head.model, device) // (n * width), SCORES_AT_ONCE // decoding.scores_per_prompt(width)
         )
-        for share in consecutive([1] * len(chosen), len(chosen) if synced else max(1, most)):
+        for share in consecutive([1] * len(chosen), max(1, most)):
             prompts = chosen[share.start : share.stop]
             group = [(w, targets[prompt]) for prompt in prompts for w in warmups[prompt * n : (prompt + 1) * n]]
             unread = [warmup.ids[-1:] if warmup.finish == "length" else [] for warmup, _ in group]
@@ -189,37 +175,3 @@ def _draw_step(
         drawn.append(draw(constraints.restrict_(logits, torch.full((len(part),), step, device=part.device)), points))
     tokens, logps = (torch.cat(pieces).flatten() for pieces in zip(*drawn, strict=True))
     return tokens, logps
-
-
-def _any_running(count: int, device: torch.device, synced: bool) -> bool:
-    if not synced:
-        return count > 0
-    most = torch.tensor(count, device=device)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return bool(most)
-
-
-def captured(
-    follow: Callable[[Tensor, Tensor, Step], Tensor], rows: Tensor
-) -> Callable[[Tensor, Tensor, Step], Tensor]:
-    """A decoding's `next` for always the same rows, as a CUDA graph: each call overwrites what the one before returned.
-
-    Every call of `sample` captures its own: nothing outlives it, no shape has to recur. What that costs is not known yet.
-    """
-    tokens, number = torch.zeros_like(rows), torch.ones((), dtype=torch.int64, device=rows.device)
-    apart = torch.cuda.Stream()
-    apart.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(apart):  # a first time outside the graph, to choose kernels; step 1 will be written again
-        follow(tokens, rows, number)
-    torch.cuda.current_stream().wait_stream(apart)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=apart, capture_error_mode="thread_local"):
-        states = follow(tokens, rows, number)
-
-    def replay(given: Tensor, _: Tensor, step: Step) -> Tensor:
-        tokens.copy_(given)
-        number.fill_(step)
-        graph.replay()
-        return states
-
-    return replay

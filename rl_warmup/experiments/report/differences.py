@@ -18,6 +18,7 @@ from rl_warmup.metrics.significance import Comparison, SeedSummary, compare_runs
 SEEDS, ROWS = "seeds", "rows"
 LOWER_IS_BETTER = {"unparsed", "loss", "ter", "wer", "cer"}
 ALPHA = 0.05
+SAMPLES = 1000  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def control_arm(section: Section, wanted: str | None = None) -> Arm | None:
     )
 
 
-def score(section: Section, control: Arm | None, tests: Tests | None = None) -> list[Scores]:
+def score(section: Section, control: Arm | None) -> list[Scores]:
     """Every metric of a section, with differences from the control; controls are compared with their arm's own warmups."""
-    tests = tests or Tests()
+    tests = Tests()
     found = []
     for metric in section.metrics:
         tests.failed = []
@@ -113,8 +114,7 @@ def score(section: Section, control: Arm | None, tests: Tests | None = None) -> 
 class Tests:
     """Row-by-row tests between two runs, each done once for all metrics."""
 
-    def __init__(self, samples: int = 1000) -> None:
-        self.samples = samples
+    def __init__(self) -> None:
         self.known: dict[tuple[Path, str, Path, str], dict[str, Comparison]] = {}
         self.failed: list[str] = []
 
@@ -125,7 +125,7 @@ class Tests:
         try:
             if key not in self.known:
                 found = compare_runs(
-                    *sides, samples=self.samples, one_control=one_control, other_control=other_control
+                    *sides, samples=SAMPLES, one_control=one_control, other_control=other_control
                 )  # fmt: skip
                 self.known[key] = {comparison.metric: comparison for comparison in found}
             return self.known[key].get(metric)

@@ -13,6 +13,7 @@ from typing import Any
 from rl_warmup.experiments.report.collect import Run, Section
 
 LIMIT = 20_000  # predictions in one page; a browser stays quick well beyond 10,000
+GROUPS = 200  # of one run, at most
 
 
 def example_data(sections: Sequence[Section], limit: int = LIMIT) -> dict[str, Any]:
@@ -89,10 +90,10 @@ def _item(rows: _Rows, section: int, row: dict[str, Any]) -> list[Any]:
     return [number, row.get("warmup"), row.get("warmup_finish"), prediction, right, likeness(prediction, target)]
 
 
-def _some_groups(run: Run, most: int = 200) -> list[dict[str, Any]]:
+def _some_groups(run: Run) -> list[dict[str, Any]]:
     """Groups of a run, evenly thinned where it sampled very many."""
     groups = run.groups
-    return groups if len(groups) <= most else [groups[i * len(groups) // most] for i in range(most)]
+    return groups if len(groups) <= GROUPS else [groups[i * len(groups) // GROUPS] for i in range(GROUPS)]
 
 
 def _group(rows: _Rows, section: int, group: dict[str, Any]) -> list[Any]:

@@ -140,7 +140,7 @@ def _part(part: Part, index: int) -> str:
 
 
 def _results(scores: Scores, section: Section, index: int) -> str:
-    table = _table(words.result_cells(scores, section), section, f"{scores.metric}. {words.how_tested(scores)}")
+    table = _table(words.result_cells(scores), section, f"{scores.metric}. {words.how_tested(scores)}")
     return table if index == 0 else f"<details><summary>{_(scores.metric)}</summary>{table}</details>"
 
 

@@ -25,7 +25,7 @@ def summary(parts: Sequence[Part], skipped: Sequence[str], pictures: Sequence[Se
         lines += [""] + [line for note in words.notes(section, part.scores) for line in (_(note), "")]
         for scores in part.scores:
             lines += [f"### {_(scores.metric)}", "", _(words.how_tested(scores)), ""]
-            lines += [*_table(words.result_cells(scores, section)), ""]
+            lines += [*_table(words.result_cells(scores)), ""]
         likelihood = words.likelihood_cells(section)
         if likelihood:
             lines += ["### Likelihood of the targets", "", LIKELIHOOD, "", *_table(likelihood), ""]

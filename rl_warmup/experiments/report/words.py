@@ -59,7 +59,7 @@ def compared(section: Section, control: Arm | None, asked: bool) -> str:
 def findings(section: Section, scores: Scores) -> list[Finding]:
     """A finding per arm against the control, then per arm whose warmups were shuffled."""
     own = sorted((line for line in scores.lines if not line.control), key=lambda line: _rank(line, scores.metric))
-    against = [_against_control(section, line, scores) for line in own if line.difference]
+    against = [_against_control(line, scores) for line in own if line.difference]
     read = [_is_read(line, scores) for line in scores.lines if line.control == "shuffled" and line.difference]
     read += _warnings(section)
     if not against and not read:
@@ -83,7 +83,7 @@ def notes(section: Section, scores: Sequence[Scores]) -> list[str]:
     return found + [f"A test could not be made: {reason}" for reason in failed]
 
 
-def result_cells(scores: Scores, section: Section) -> Table:
+def result_cells(scores: Scores) -> Table:
     """The results table of one metric."""
     table = Table(HEADER, [], [], [])
     for line in scores.lines:
@@ -196,7 +196,7 @@ def _other_data(sections: Sequence[Section]) -> Iterator[str]:
                 yield f"Different metric settings: {title(one)} was scored with {other.signatures} and {one.signatures}."
 
 
-def _against_control(section: Section, line: Line, scores: Scores) -> Finding:
+def _against_control(line: Line, scores: Scores) -> Finding:
     d = line.difference
     assert d is not None
     assert scores.control_arm is not None
