@@ -101,11 +101,6 @@ def build_lab(kind: str, seed: int = 0, width: int = 16, layers: int = 2) -> Lab
     return make_lab(model, tokenizer)
 
 
-@pytest.fixture
-def default_products() -> None:
-    """Nothing any more: products are always torch's own choice. `tests/plan` still asks for it."""
-
-
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)

@@ -1,16 +1,19 @@
 """`rl-warmup plan RECIPE --hardware 8xA100-80GB`: what a run would cost and whether it fits, before anything is paid for.
 
-From shapes alone: no weight is loaded, nothing is downloaded, and torch is not even imported."""
+From shapes alone: no weight is loaded, nothing is downloaded, and torch is not even imported. Only `--measure` runs something."""
 
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import asdict, replace
+from typing import Any
 
-from rl_warmup.cli.main import OptionParser, quantity
+from rl_warmup.cli.main import OptionParser, quantity, quick_imports
 
 
 def command(args: list[str]) -> None:
-    """Print tokens, operations, memory, time, and the line that launches the quickest way that fits."""
+    """Print tokens, operations, memory, and the line that launches the simplest way that fits."""
     parser = OptionParser(
         prog="rl-warmup plan",
         description=__doc__,
@@ -18,28 +21,45 @@ def command(args: list[str]) -> None:
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, as for train")
     parser.add_argument(
-        "--hardware", required=True, metavar="COUNTxNAME-MEMORY",
-        help="e.g. 8xA100-80GB, 1xRTX4090-24GB, 4xH100-80GB, 2xCPU; a device of your own with its two figures",
-    )  # fmt: skip
-    parser.add_argument("--tflops", type=quantity, metavar="T", help="dense bf16, 10^12 per second, of one device")
-    parser.add_argument("--bandwidth", type=quantity, metavar="GB/s", help="of one device's memory")
+        "--hardware", required=True, metavar="COUNTxNAME-MEMORY", help="e.g. 8xA100-80GB, 4xH100, 2xCPU"
+    )
     for part in ("prompt", "warmup", "target"):
         parser.add_argument(
             f"--{part}-tokens", type=quantity, metavar="N", help=f"mean tokens of a {part}, where you know them"
         )
-    parser.add_argument("--json", action="store_true", help="print it for programs: bytes, operations, seconds")
+    parser.add_argument("--measure", action="store_true", help="run one update here as well, and leave nothing behind")
+    parser.add_argument("--json", action="store_true", help="print it for programs: bytes and operations")
     options, flags = parser.parse_known_args(args)
+    if gone := [flag for flag in flags if flag.startswith(("--tflops", "--bandwidth"))]:
+        parser.error(f"{gone[0]}: seconds are not estimated any more. Leave it out; --measure times one update here.")
 
     from rl_warmup.experiments.plan import make_plan, read_hardware
-    from rl_warmup.experiments.plan.page import plan_mapping, plan_text
+    from rl_warmup.experiments.plan.page import measured_text, plan_mapping, plan_text
     from rl_warmup.experiments.plan.work import unread
     from rl_warmup.runtime.recipe_file import read_values
 
     values = read_values(options.recipe, flags)
-    hardware = read_hardware(options.hardware, options.tflops, options.bandwidth)
+    hardware = read_hardware(options.hardware)
     given = {part: getattr(options, f"{part}_tokens") for part in ("prompt", "warmup", "target")}
-    plan = make_plan(values, hardware, {part: tokens for part, tokens in given.items() if tokens is not None})
+    given = {part: tokens for part, tokens in given.items() if tokens is not None}
+    plan = make_plan(values, hardware, given)
+    measured, beside = _measure(values, hardware, given) if options.measure else (None, None)
     if options.json:
-        print(json.dumps(plan_mapping(plan, options.recipe, flags), indent=1))
+        told = plan_mapping(plan, options.recipe, flags)
+        print(json.dumps(told | ({"measured": asdict(measured)} if measured else {}), indent=1))
     else:
         print(plan_text(plan, options.recipe, flags, unread(values)))
+        if beside:
+            print("\n" + measured_text(measured, beside))
+
+
+def _measure(values: dict[str, Any], hardware: Any, given: dict[str, float]) -> tuple[Any, Any]:
+    """What an update costs here, and a plan of the settings that it had."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells about itself
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with quick_imports():
+        from rl_warmup.experiments.measurement import measure_update, measured_values
+    from rl_warmup.experiments.plan import make_plan
+
+    values = measured_values(values, given.get("warmup"))
+    return measure_update(values), make_plan(values, replace(hardware, count=1), given)

@@ -39,10 +39,15 @@ def test_several_rewards_may_be_scored(capsys):
     assert "does not exist" in fails(capsys, "score", "none.jsonl", "--reward", "gain", "--reward", "copy")
 
 
-@pytest.mark.parametrize("flag", ["--tflops", "--bandwidth", "--prompt-tokens", "--warmup-tokens", "--target-tokens"])
+@pytest.mark.parametrize("flag", ["--prompt-tokens", "--warmup-tokens", "--target-tokens"])
 @pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "x"])
 def test_figures_of_a_plan_are_above_nothing(capsys, flag, value):
     assert flag in fails(capsys, "plan", "r.yaml", "--hardware", "1xA100-80GB", f"{flag}={value}")
+
+
+@pytest.mark.parametrize("flag", ["--tflops", "--bandwidth"])
+def test_a_flag_that_is_gone_says_what_to_do(capsys, flag):
+    assert "--measure" in fails(capsys, "plan", "r.yaml", "--hardware", "1xA100-80GB", flag, "400")
 
 
 @pytest.mark.parametrize(

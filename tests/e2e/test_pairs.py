@@ -123,5 +123,5 @@ def test_every_two_features_at_once(tmp_path, capsys, kind, processes):
     assert main(["report", str(run), "--output", str(tmp_path / "report")]) == 0
     assert "left out" not in capsys.readouterr().out
     with contextlib.redirect_stdout(io.StringIO()) as shown:
-        assert main(["plan", str(path), "--hardware", "2xCPU", "--tflops", "0.1", "--bandwidth", "20", "--json"]) == 0
+        assert main(["plan", str(path), "--hardware", "2xCPU", "--json"]) == 0
     assert json.loads(shown.getvalue())

@@ -1,7 +1,7 @@
 """What a recipe would cost on some hardware, from shapes alone: nothing is loaded, downloaded or run.
 
-Knows: the parts (`shapes`, `work`, `cost`, `memory`, `duration`, `hardware`) and how to choose among the ways to launch. Must
-not know: torch, or how a terminal looks (`page`).
+Knows: the parts (`shapes`, `work`, `cost`, `hardware`) and how to choose among the ways to launch. Must not know:
+torch, or how a terminal looks (`page`).
 
     planned_cost(recipe.values)["flops_per_update"]     # for the dry run of a sweep
     make_plan(recipe.values, read_hardware("8xA100-80GB")).choice
@@ -11,18 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
-from rl_warmup.experiments.plan.cost import Flops, count_flops, tokens_per_update
-from rl_warmup.experiments.plan.duration import Seconds, estimate
+from rl_warmup.experiments.plan.cost import STRATEGIES, count_flops, count_memory
 from rl_warmup.experiments.plan.hardware import USABLE, Hardware, read_hardware
-from rl_warmup.experiments.plan.memory import STRATEGIES, Memory, count_memory
 from rl_warmup.experiments.plan.work import Work, read_work
 
 __all__ = ["Hardware", "Option", "Plan", "make_plan", "planned_cost", "read_hardware"]
 
-GIB = 2**30
-ALIKE = 1.15  # times that differ by less are the same to such an estimate: the simpler way is taken
+GIB, TOLERANCE = 2**30, 1.25  # of peaks
 CONTEXT = {True: 0.5, False: 1.0}  # GiB of the runtime: on a CPU interpreter and libraries (measured), on a GPU assumed
 
 
@@ -32,10 +30,9 @@ class Option:
 
     strategy: str
     work: Work
-    memory: Memory
+    memory: dict[str, float]
     fits: bool
-    fast: Seconds
-    slow: Seconds
+    surely: bool  # also where the real peak lies above the estimate as far as it may
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,10 @@ class Plan:
 
     work: Work
     hardware: Hardware
-    flops: Flops  # of one process
-    sft: Flops
+    flops: dict[str, float]  # of one process
+    sft: dict[str, float]
     options: list[Option]  # the recipe as it is, under every strategy
-    choice: (
-        Option | None
-    )  # the simplest of the quickest that fit; its work may checkpoint, or cut the batch into more micro-batches
+    choice: Option | None  # its work may checkpoint, or cut the batch into more micro-batches
     updates: int | None
 
 
@@ -63,11 +58,10 @@ def make_plan(values: Mapping[str, Any], hardware: Hardware, lengths: Mapping[st
     Raises:
         ValueError: a setting or the model's shape cannot be read.
     """
-    work = read_work(values, lengths)
-    alone = hardware.count == 1
-    options = [_option(work, strategy, hardware) for strategy in _strategies(hardware)]
+    work, alone = read_work(values, lengths), hardware.count == 1
     return Plan(
-        work, hardware, count_flops(work, alone), count_flops(work.sft(), alone), options, _choose(work, hardware),
+        work, hardware, count_flops(work, alone), count_flops(work.sft(), alone),
+        [_option(work, strategy, hardware) for strategy in _strategies(hardware)], _choose(work, hardware),
         work.updates_on(hardware.count),
     )  # fmt: skip
 
@@ -88,13 +82,13 @@ def planned_cost(values: Mapping[str, Any], processes: int = 1) -> dict[str, Any
         ValueError: a setting or the model's shape cannot be read.
     """
     work = read_work(values)
-    flops = count_flops(work, processes == 1).total
-    tokens, updates = tokens_per_update(work)["trained_on"] * processes, work.updates_on(processes)
+    flops = count_flops(work, processes == 1)["total"]
+    tokens, updates = work.tokens()["trained_on"] * processes, work.updates_on(processes)
     return {
         "parameters": work.shape.parameters,
         "tokens_per_update": round(tokens),
         "flops_per_update": flops * processes,
-        "sft_ratio": flops / count_flops(work.sft(), processes == 1).total,
+        "sft_ratio": flops / count_flops(work.sft(), processes == 1)["total"],
         "updates": updates,
         "tokens": None if updates is None else round(tokens * updates),
         "flops": None if updates is None else flops * processes * updates,
@@ -103,31 +97,21 @@ def planned_cost(values: Mapping[str, Any], processes: int = 1) -> dict[str, Any
 
 def _strategies(hardware: Hardware) -> list[str]:
     """On a CPU there is no other memory to move anything to."""
-    return [s for s in STRATEGIES if not (hardware.device.is_cpu and s.endswith("offload"))]
+    return [s for s in STRATEGIES if not (hardware.is_cpu and s.endswith("offload"))]
 
 
 def _option(work: Work, strategy: str, hardware: Hardware) -> Option:
-    device, count = hardware.device, hardware.count
-    memory = count_memory(work, strategy, count, CONTEXT[device.is_cpu] * GIB)
-    flops = count_flops(work, count == 1 and strategy == "ddp")
-    fast, slow = estimate(work, flops, device, strategy, count)
-    return Option(strategy, work, memory, memory.peak <= USABLE * device.memory * GIB, fast, slow)
+    memory = count_memory(work, strategy, hardware.count, CONTEXT[hardware.is_cpu] * GIB)
+    peak, usable = memory["peak"], USABLE * hardware.memory * GIB
+    return Option(strategy, work, memory, peak <= usable, peak * TOLERANCE <= usable)
 
 
 def _choose(work: Work, hardware: Hardware) -> Option | None:
-    """The quickest option that fits; where the recipe's own batch does not, among checkpointing and smaller micro-batches that
-    make up the same update too. Of options that are about as quick, the one nearest to the recipe."""
-    prompts, micro = work.prompts, work.micro_batches
-    fitting = []
-    while True:
-        tried = replace(work, prompts=prompts, micro_batches=micro)
-        ways = [tried] if work.checkpointing else [tried, replace(tried, checkpointing=True)]
-        tries = [_option(way, strategy, hardware) for way in ways for strategy in _strategies(hardware)]
-        fitting += [option for option in tries if option.fits]
-        if prompts % 2 or any(option.work == work for option in fitting):
-            break
-        prompts, micro = prompts // 2, micro * 2
-    if not fitting:
-        return None
-    quickest = min(option.slow.total for option in fitting)
-    return next(option for option in fitting if option.slow.total <= ALIKE * quickest)
+    """The first that surely fits, or may; the dearest changes last: offloading, then gradient checkpointing, then smaller
+    micro-batches that make up the same update, then the order of STRATEGIES."""
+    cuts = [2**i for i in range(work.prompts.bit_length()) if work.prompts % 2**i == 0]
+    tried = []
+    for offload, again, n in product((False, True), sorted({work.checkpointing, True}), cuts):
+        way = replace(work, checkpointing=again, prompts=work.prompts // n, micro_batches=work.micro_batches * n)
+        tried += [_option(way, s, hardware) for s in _strategies(hardware) if s.endswith("offload") == offload]
+    return next((o for o in tried if o.surely), next((o for o in tried if o.fits), None))

@@ -1,207 +1,145 @@
-"""Floating point operations of one update, part by part: the matrix products and attentions that `rollout` and `layouts` run.
+"""Operations of one update, and bytes of a device at its fullest moment, by short formulas.
 
-Knows: which rows a step samples, scores and trains on, and how `engine.fast.passes` sends them through a network. Must not know:
-hardware, bytes. An addition and a multiplication are two operations; rows are taken as equally long, so without padding.
-`tests/plan/test_cost.py` holds these sums against torch's FlopCounterMode on real updates.
+Knows: which rows an update samples, scores and trains on, what DeepSpeed's stages keep where, and what a layer keeps per token
+for its backward. Must not know: hardware, text. An addition and a multiplication are two operations; rows count as equally
+long. `tests/plan` holds operations within 10 % of torch's count, and the peak within 25 % of the allocator's.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from rl_warmup.experiments.plan.work import Work
 
-from rl_warmup.experiments.plan.shapes import Shape
-from rl_warmup.experiments.plan.work import Lengths, Work
-
-# Of objectives.logprobs and layouts.buckets; a test keeps them alike.
-KEPT_LOGITS, LOGITS_PER_CHUNK, ROWS_PER_CHUNK, WORTH_A_LINE = 1 << 26, 1 << 21, 256, 5
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Of one update, on one process."""
-
-    sampling: float  # encoding prompts for it, drawing warmups
-    scoring: float  # without gradient, where only some warmups get one
-    forward: float  # of the rows with gradient
-    backward: float
-    head: float  # how many of all these are the head's, which always multiplies in float32
-
-    @property
-    def total(self) -> float:
-        return self.sampling + self.scoring + self.forward + self.backward
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+MAX_LIVE = 1_000_000_000  # stage3_max_live_parameters of the shipped configurations
+# Of objectives.logprobs; more logits than the first do not wait for the weights of their rows, but are made again.
+KEPT_LOGITS, LOGITS_PER_CHUNK, ROWS_PER_CHUNK = 1 << 26, 1 << 21, 256
+TOKENS_AT_ONCE, PAIRS_AT_ONCE = 1 << 14, 1 << 26  # of layouts.passes and layouts.sampling
 
 
-@dataclass(frozen=True)
-class RowGroup:
-    """Rows of every prompt that are alike: `count` of them, with `actions` warmup tokens and a target behind each."""
-
-    count: float
-    actions: float
-    target: float
-
-    @property
-    def tokens(self) -> float:
-        """`c [sep] y [eos]`."""
-        return self.actions + 1 + self.target
-
-    @property
-    def scored(self) -> float:
-        return self.actions + self.target
-
-
-def row_groups(work: Work, lengths: Lengths, sampled: float, worst: bool = False) -> list[RowGroup]:
-    """The rows of one prompt: sampled warmups, the empty one, anchors.
-
-    Args:
-        worst: every prompt has an empty warmup, which a batch may draw.
-    """
-    if not work.warmups:
-        return [RowGroup(1, 0, lengths.target)]
-    empty = float(work.empty_share > 0) if worst else work.empty_share
-    counts = ((sampled, lengths.warmup), (empty, 0.0), (work.anchors, lengths.warmup))
-    return [RowGroup(count, actions, lengths.target) for count, actions in counts if count]
-
-
-def reads_once(work: Work, alone: bool) -> bool:
-    """Whether sampling and training share one reading of the prompts (`trainer._reads_once`)."""
-    return (
-        alone and work.warmups > 0 and work.micro_batches == 1 and work.reading_can_be_shared and not work.checkpointing
-    )
-
-
-def shares_prompts(work: Work, once: bool) -> bool:
-    """Whether the rows with gradient follow one reading of their prompt; rows that were drawn from a group do so only
-    where there is a reading already (`WarmupBatch.select`)."""
-    return once or (work.trained == work.warmups and work.warmups > 1 and not work.checkpointing)
-
-
-def count_flops(work: Work, alone: bool = True) -> Flops:
+def count_flops(work: Work, alone: bool = True) -> dict[str, float]:
     """Operations of one update of one process.
 
     Args:
-        alone: one process without DeepSpeed.
+        alone: one process without DeepSpeed, where sampling and training may share one reading of the prompts.
+
+    Returns:
+        `sampling`, `scoring` without gradient (where only some warmups get one), `forward`, `backward`, and their `total`.
     """
-    net, lengths = _Network(work.shape), work.mean
-    x, c, y = lengths.prompt, lengths.warmup, lengths.target
-    once, draws, t5 = reads_once(work, alone), work.trained < work.warmups, work.shape.kind == "t5"
-    sampling = scoring = ahead = 0.0  # ahead: tokens whose logits are made without gradient
-    if work.warmups:
-        sampling = (0.0 if once else net.read(x)) + net.write(x, work.warmups, c, remember=draws)
-        ahead = 1 + work.warmups * (c - 1)
-    if draws:
-        rest = row_groups(work, lengths, 0)
-        scoring = work.warmups * net.go_on(x, c, y)
-        if rest:
-            scored = sum(g.count * g.scored for g in rest)
-            scoring += sum(net.rows(x, rest, once)) + (net.read(x) if t5 and not once else 0.0) + scored * net.head
-            ahead += scored
-        ahead += work.warmups * y
-    groups = row_groups(work, lengths, work.trained)
-    shared = shares_prompts(work, once)
-    linear, attention = net.rows(x, groups, shared)
-    read_linear, read_attention = net.read_parts(x) if t5 or shared else (0.0, 0.0)
-    if t5 and work.checkpointing:  # every row projects its prompt's keys and values again
-        projected = net.cross * x
-        read_linear, linear = read_linear - projected, linear + projected * sum(g.count for g in groups)
-    head = sum(g.count * g.scored for g in groups) * net.head
-    body = linear + read_linear + attention + read_attention
-    backward = 2 * (linear + read_linear + head) + net.backward_of(attention, read_attention, x, groups)
-    if work.checkpointing:
-        backward += body - net.last_product(x, groups)
+    shape, (x, c, y), n = work.shape, work.mean, work.warmups
+    t5, once, draws = shape.kind == "t5", work.reads_once(alone), work.trained < n
+    rows, scored = work.rows(work.mean)
+    token, head = 2.0 * shape.layers * shape.layer_weights, 2.0 * shape.head_size
+    pair = 4.0 * shape.inner * shape.layers  # one token looks at another, in every layer
+    # each row reads its prompt anew, or projects the encoder's output anew, where nothing is shared
+    copies = 1.0 if work.shares_prompts(alone) else rows
+    if t5:
+        cross = 4.0 * shape.width * shape.inner * shape.layers
+        encoder = 2.0 * shape.encoder_layers * (shape.encoder_layer_weights + 2 * shape.inner * x)
+        read, gradient_read = x * (encoder + cross), x * (encoder + cross * (rows if work.checkpointing else 1))
+    else:
+        read = x * (token + pair * x)
+        gradient_read = copies * read
+    written, after = n * c, n * y * draws
+    sampling = (n > 0) * (not once) * read + written * (token + pair * (x + c / 2) + head)
+    scoring = after * (token + pair * (x + c + y) + head)
+    if t5 and after and not once and rows > work.trained:  # for its rows without a sampled warmup
+        scoring += read
+    body = gradient_read + (scored + rows) * (token + pair * (x + scored / rows + 1))
     again = 0.0
-    if not draws and work.warmups > 1:  # weights are not known before the forward, and not all logits can wait for them
-        logits = head * work.prompts / (2 * work.shape.width)
-        again = max(0.0, 1 - KEPT_LOGITS / logits) * head
-    many = work.prompts * work.micro_batches
-    parts = (sampling, scoring, body + head, backward + again, 3 * head + again + ahead * net.head)
-    return Flops(*(many * part for part in parts))
+    if not draws and n > 1:  # weights are known only after the forward
+        again = max(0.0, 1 - KEPT_LOGITS / (work.prompts * scored * shape.vocab))
+    forward = body + scored * head
+    backward = (2 + work.checkpointing) * body + (2 + again) * scored * head
+    parts = {"sampling": sampling, "scoring": scoring, "forward": forward, "backward": backward}
+    parts["total"] = sum(parts.values())
+    return {name: work.prompts * work.micro_batches * part for name, part in parts.items()}
 
 
-def tokens_per_update(work: Work) -> dict[str, float]:
-    """Tokens that one process reads and writes in one update."""
-    many = work.prompts * work.micro_batches
-    groups = row_groups(work, work.mean, work.trained)
-    trained = work.mean.prompt + sum(group.count * group.tokens for group in groups)
-    return {
-        "prompt": many * work.mean.prompt,
-        "warmup": many * work.warmups * work.mean.warmup,
-        "target": many * work.mean.target,
-        "trained_on": many * trained,
-    }
+def count_memory(work: Work, strategy: str, devices: int, context: float = 0.0) -> dict[str, float]:
+    """Bytes at the fullest moment of one micro-batch of the longest rows.
+
+    Args:
+        strategy: one of STRATEGIES; `ddp` on one device is plain training.
+        devices: how many share the state.
+        context: bytes of the runtime itself.
+
+    Returns:
+        `parameters`, `gradients` and `optimizer` as they are split; `gathered`, weights that ZeRO-3 fetches for a pass;
+        `activations` that wait for the backward; `recomputed`, with gradient checkpointing one layer in full after the head is
+        done; `logits`, the head's working space in training; `cache`, what sampling needs; `context`; their `peak`; `host`,
+        what a process keeps in main memory.
+    """
+    shape, p, w = work.shape, work.shape.parameters, work.weight_bytes(strategy)
+    numbers = 4 if work.precision == "float32" else 2  # bytes of what products give
+    stage3, half_head = strategy.startswith("zero3"), 4 * shape.head_size * (w == 2)  # the head's float32 copy
+    rows, scored = (work.prompts * part for part in work.rows(work.longest, worst=True))
+    chunk = min(scored, max(ROWS_PER_CHUNK, LOGITS_PER_CHUNK // shape.vocab)) * shape.vocab
+    kept = min(scored * shape.vocab, KEPT_LOGITS) if work.trained == work.warmups > 1 else 0.0
+    found = _states(work, strategy, devices)
+    found |= _activations(work, strategy == "ddp" and devices == 1, rows, scored, numbers, w)
+    found["gathered"] = stage3 * w * min(p, MAX_LIVE)
+    found["logits"] = 4 * (2 * chunk + kept + scored * shape.width) + 2 * half_head
+    found["cache"] = _sampling(work, numbers) + half_head + stage3 * w * p
+    found["context"] = context
+    # sampling and training take turns, and there are no gradients yet while warmups are drawn
+    training = found["gradients"] + found["gathered"] + found["activations"] + max(found["logits"], found["recomputed"])
+    found["peak"] = found["parameters"] + found["optimizer"] + max(training, found["cache"]) + context
+    return found
 
 
-class _Network:
-    """Operations of forwards through a shape, per prompt; `linear` parts are products with weights."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape, d, inner = shape, shape.width, shape.inner
-        feed_forward = (3 if shape.gated else 2) * d * shape.feed_forward
-        self.head = 2.0 * d * shape.vocab
-        self.cross = 4.0 * d * inner * shape.layers  # keys and values of one prompt token in a T5's decoder
-        self.encode = 2.0 * (4 * d * inner + feed_forward) * shape.encoder_layers
-        attention = 6 * d * inner if shape.kind == "t5" else 2 * d * inner + 2 * d * shape.kv_inner
-        self.token = 2.0 * (attention + feed_forward) * shape.layers  # one token through the decoder's layers
-        self.pair = 4.0 * inner * shape.layers  # one query looking at one key, in every layer
-
-    def read_parts(self, x: float) -> tuple[float, float]:
-        """Linear and attention operations of reading one prompt."""
-        if self.shape.kind == "t5":
-            return (self.encode + self.cross) * x, 4.0 * self.shape.inner * self.shape.encoder_layers * x * x
-        return self.token * x, self.pair * x * x
-
-    def read(self, x: float) -> float:
-        return sum(self.read_parts(x))
-
-    def write(self, x: float, n: float, c: float, remember: bool) -> float:
-        """Drawing n warmups of c tokens; `remember`: their last tokens are read too."""
-        steps = c if remember else c - 1  # of all n rows; the first draw takes one state for all of them
-        if self.shape.kind == "t5":
-            seen = self.pair * (n * (steps * (steps + 3) / 2 + steps * x) + 1 + x)
-            return self.token * (1 + n * steps) + seen + self.head * (1 + n * (c - 1))
-        seen = self.pair * n * (steps * x + steps * (steps + 1) / 2)
-        return self.token * n * steps + seen + self.head * (1 + n * (c - 1))
-
-    def go_on(self, x: float, c: float, y: float) -> float:
-        """Scoring a target behind a warmup that the sampler has just written."""
-        seen = c + 1 + y + x if self.shape.kind == "t5" else x + c + y
-        return (self.token + self.head + self.pair * seen) * y
-
-    def rows(self, x: float, groups: list[RowGroup], shared: bool) -> tuple[float, float]:
-        """Linear and attention operations of rows behind a prompt, its own reading left out where it is shared."""
-        if self.shape.kind == "t5":
-            linear = sum(g.count * g.tokens for g in groups) * self.token
-            return linear, sum(g.count * g.tokens * (g.tokens + x) for g in groups) * self.pair
-        if shared:
-            inputs = sum(g.count * (g.tokens - 1) for g in groups)
-            pairs = sum(width * (x + width) for width in lines_of(self.shape, x, groups))
-            return inputs * self.token, pairs * self.pair
-        full = sum(g.count * (x + g.tokens) for g in groups) * self.token
-        return full, sum(g.count * (x + g.tokens) ** 2 for g in groups) * self.pair
-
-    def last_product(self, x: float, groups: list[RowGroup]) -> float:
-        """The one product of every layer that checkpointing does not repeat: no gradient needs its result."""
-        tokens = sum(g.count * (g.tokens if self.shape.kind == "t5" else x + g.tokens) for g in groups)
-        per_layer = 2.0 * self.shape.width * self.shape.feed_forward
-        return per_layer * (self.shape.layers * tokens + self.shape.encoder_layers * x)
-
-    def backward_of(self, attention: float, reading: float, x: float, groups: list[RowGroup]) -> float:
-        """A fused kernel's backward is 2.5 forwards, as it forms the scores again; T5's learned biases rule it out there,
-        but for the decoder's look at the prompt."""
-        if self.shape.kind == "llama":
-            return 2.5 * (attention + reading)
-        across = sum(g.count * g.tokens * x for g in groups) * self.pair
-        return 2 * (attention - across + reading) + 2.5 * across
+def _states(work: Work, strategy: str, devices: int) -> dict[str, float]:
+    p, w, share = work.shape.parameters, work.weight_bytes(strategy), work.shape.parameters / devices
+    adam, host = work.optimizer_bytes, 0.0
+    if strategy == "ddp":
+        copies = 2 * p if work.precision == "autocast" else 0  # bf16 weights, until the end of a forward
+        parameters, gradients, optimizer = float(w * p + copies), float(w * p * min(devices, 2)), adam * p * w / 4
+    else:
+        stage = int(strategy[4])
+        optimizer = (4 + adam) * share  # float32 weights and the optimizer's numbers, whatever the working precision
+        parameters, gradients = (w * (share if stage >= least else p) for least in (3, 2))
+        if strategy.endswith("offload"):
+            host, optimizer = optimizer + 4 * share, 0.0
+            if stage == 3:
+                host, parameters, gradients = host + w * share, 0.0, 0.0
+    return {"parameters": parameters, "gradients": gradients, "optimizer": optimizer, "host": host}
 
 
-def lines_of(shape: Shape, x: float, groups: list[RowGroup]) -> list[float]:
-    """Widths of the lines into which `engine.fast.buckets` puts the rows of a prompt of x tokens."""
-    inputs = sum(g.count * (g.tokens - 1) for g in groups)
-    longest = max(g.tokens - 1 for g in groups)
-    rows = max(1.0, sum(g.count for g in groups))
-    room = min(shape.width, int(WORTH_A_LINE * x**0.5))
-    lines = max(1, math.ceil(inputs / max(room, longest)))
-    if lines == 1:
-        return [inputs]
-    few, fuller = divmod(round(rows), lines)
-    return [(few + (line < fuller)) * inputs / round(rows) for line in range(lines)]
+def _activations(work: Work, alone: bool, rows: float, scored: float, e: int, w: int) -> dict[str, float]:
+    """For every token and layer norms, attention and feed-forward; with checkpointing the input of every layer."""
+    shape, x, inner = work.shape, work.longest.prompt, work.shape.inner
+    tokens, read, row = scored + rows, work.prompts * x, scored / rows + 1
+    norm = (9 if w == 2 else 12) * shape.width
+    if shape.kind == "t5":  # the learned bias rules fused attention out: probabilities in float32
+        wide = shape.feed_forward * e * (7 if shape.gated else 1.5)
+        attention, bias = (12 + e) * inner, 4 * shape.heads
+        encoder = read * (2 * norm + wide + attention + bias * x)
+        copied = (rows + work.prompts) * x * 2 * inner * e  # keys and values of the prompt for every row
+        decoder = tokens * (3 * norm + wide + attention + 2 * e * inner + bias * row) + copied
+        layers, largest = shape.encoder_layers * encoder + shape.layers * decoder, max(encoder, decoder)
+        ends = read + tokens
+        inputs = shape.encoder_layers * read + shape.layers * tokens + rows * x
+    else:
+        shared = work.shares_prompts(alone)
+        ends = tokens + (read if shared else rows * x)
+        token = 2 * norm + 4 * e * shape.feed_forward + 4 * e * inner
+        largest = ends * token + shared * rows * x * 2 * e * inner
+        layers, inputs = shape.layers * largest, shape.layers * ends
+    around = ends * norm + scored * shape.width * w
+    if work.checkpointing:
+        return {"activations": around + inputs * shape.width * w, "recomputed": largest}
+    return {"activations": around + layers, "recomputed": 0.0}
+
+
+def _sampling(work: Work, e: int) -> float:
+    """Keys and values of the whole update's prompts and warmups, and the working space of a draw or of scoring."""
+    if not work.warmups:
+        return 0.0
+    shape, prompts, (x, c, y) = work.shape, work.prompts * work.micro_batches, work.longest
+    rows, room = prompts * work.warmups, max(ROWS_PER_CHUNK, LOGITS_PER_CHUNK // shape.vocab)
+    cache = prompts * (2 * x + work.warmups * (c + 1)) * 2 * shape.layers * shape.kv_inner * e
+    logits: float = 4 * min(rows, room)
+    if work.trained < work.warmups:
+        tokens, logits = min(rows * y, TOKENS_AT_ONCE), max(logits, 2 * min(rows * y, room))
+        pairs = min(tokens * shape.heads * (x + c + y), PAIRS_AT_ONCE)
+        cache += 3 * e * (pairs + tokens * (shape.inner + shape.feed_forward))
+    return cache + 4 * logits * shape.vocab

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rl_warmup.runtime.settings import scratch_faults
 
 T5_KINDS = ("t5", "mt5")
 LLAMA_KINDS = ("llama", "mistral", "qwen2", "qwen3")
@@ -59,27 +56,27 @@ class Shape:
         return self.vocab * self.width
 
     @property
+    def encoder_layer_weights(self) -> int:
+        """Numbers that multiply a token in a layer without a look at another network's output."""
+        feed_forward = (3 if self.gated else 2) * self.width * self.feed_forward
+        return 2 * self.width * (self.inner + self.kv_inner) + feed_forward
+
+    @property
+    def layer_weights(self) -> int:
+        """The same in a layer of the decoder; a T5's asks the encoder's output too, whose keys and values are not in it."""
+        return self.encoder_layer_weights + (2 * self.width * self.inner if self.kind == "t5" else 0)
+
+    @property
     def parameters(self) -> int:
         """Every number once; exact."""
         embeddings = self.head_size * (1 if self.tied else 2)
-        attention = self.width * (2 * self.inner + 2 * self.kv_inner)
-        feed_forward = (3 if self.gated else 2) * self.width * self.feed_forward
         if self.kind == "t5":
-            encoder = self.encoder_layers * (attention + feed_forward + 2 * self.width)
-            decoder = self.layers * (2 * attention + feed_forward + 3 * self.width)
+            encoder = self.encoder_layers * (self.encoder_layer_weights + 2 * self.width)
+            decoder = self.layers * (self.layer_weights + 2 * self.width * self.inner + 3 * self.width)
             return embeddings + encoder + decoder + 2 * self.width + 2 * self.buckets * self.heads
-        layer = attention + feed_forward + 2 * self.width
-        layer += (self.inner + 2 * self.kv_inner if self.qkv_bias else 0) + (self.width if self.output_bias else 0)
-        layer += 2 * self.head_width if self.qk_norm else 0
+        layer = self.layer_weights + 2 * self.width + 2 * self.head_width * self.qk_norm
+        layer += (self.inner + 2 * self.kv_inner) * self.qkv_bias + self.width * self.output_bias
         return embeddings + self.layers * layer + self.width
-
-    @property
-    def decoder_parameters(self) -> int:
-        """What one decoding step reads: the decoder's layers and the head (not a T5's encoder)."""
-        if self.kind == "llama":
-            return self.parameters - (0 if self.tied else self.head_size)
-        layer = 6 * self.width * self.inner + (3 if self.gated else 2) * self.width * self.feed_forward
-        return self.layers * layer + self.head_size
 
 
 def _t5(name: str, d: int, ff: int, layers: int, heads: int, v: int = 32128, *, v1_1: bool = False) -> Shape:
@@ -129,10 +126,9 @@ def read_shape(name: str, scratch: dict[str, Any] | None = None, scratch_vocab: 
         ValueError: the name is none of these, or the architecture is not T5's or Llama's.
     """
     if name in ("scratch-t5", "scratch-llama"):
-        return _scratch(name, scratch or {}, scratch_vocab)
-    config = Path(name, "config.json")
-    if config.is_file():
-        return _from_config(name, json.loads(config.read_text(encoding="utf-8")), _has_own_head(Path(name)))
+        return _scratch(name, {**SCRATCH, **(scratch or {})}, scratch_vocab)
+    if Path(name, "config.json").is_file():
+        return _from_config(name, json.loads(Path(name, "config.json").read_text(encoding="utf-8")))
     wanted = name.lower().removesuffix("-instruct").removesuffix("-it")
     for known, shape in WELL_KNOWN.items():
         if wanted in (known.lower(), known.lower().partition("/")[2]):
@@ -145,62 +141,39 @@ def read_shape(name: str, scratch: dict[str, Any] | None = None, scratch_vocab: 
     )
 
 
-def _scratch(name: str, given: dict[str, Any], vocab: int | None) -> Shape:
-    if faults := scratch_faults(given):
-        raise ValueError(" ".join(faults))
-    size: dict[str, Any] = {**SCRATCH, **given}
-    heads, width, t5 = size["heads"], size["width"], name == "scratch-t5"
+def _scratch(name: str, size: dict[str, Any], words: int | None) -> Shape:
+    heads, width, layers, t5 = size["heads"], size["width"], size["layers"], name == "scratch-t5"
     return Shape(
-        name, "t5" if t5 else "llama", vocab or size["vocab_size"], width, heads, heads, width // heads,
-        size["feed_forward"] or 4 * width, size["layers"], (size["encoder_layers"] or size["layers"]) if t5 else 0,
-        gated=not t5,
+        name, "t5" if t5 else "llama", min(words or size["vocab_size"], size["vocab_size"]), width, heads, heads,
+        width // heads, size["feed_forward"] or 4 * width, layers, (size["encoder_layers"] or layers) * t5, gated=not t5,
     )  # fmt: skip
 
 
-def _from_config(name: str, config: dict[str, Any], own_head: bool) -> Shape:
+def _from_config(name: str, config: dict[str, Any]) -> Shape:
     """A shape from the mapping in config.json; keys that are left out have transformers' defaults."""
-    kind = config.get("model_type")
-
-    def size(key: str, default: int) -> int:
-        value = config.get(key)
-        return int(default if value is None else value)
-
+    kind, given = config.get("model_type"), {key: value for key, value in config.items() if value is not None}
     if kind in T5_KINDS:
-        small = (512, 1024, 8, 6, 250112) if kind == "mt5" else (512, 2048, 6, 8, 32128)
-        layers, heads = size("num_layers", small[2]), size("num_heads", small[3])
-        gated = str(config.get("feed_forward_proj") or ("gated-gelu" if kind == "mt5" else "relu")).startswith("gated")
-        # transformers since 5.20 writes `true` here for every T5, also for one with a head of its own
-        tied = bool(config.get("tie_word_embeddings", kind == "t5")) and not own_head
+        mt5 = kind == "mt5"
+        size = {"d_model": 512, "d_ff": 1024 if mt5 else 2048, "num_layers": 8 if mt5 else 6, "num_heads": 6 if mt5 else 8,
+                "vocab_size": MT5_VOCAB if mt5 else 32128, "d_kv": 64, "relative_attention_num_buckets": 32,
+                "feed_forward_proj": "gated-gelu" if mt5 else "relu", **given}  # fmt: skip
+        # published T5 that are gated have a head of their own, whatever config.json says (transformers since 5.20: tied)
+        gated = size["feed_forward_proj"].startswith("gated")
+        layers, heads = size["num_layers"], size["num_heads"]
         return Shape(
-            name, "t5", size("vocab_size", small[4]), size("d_model", small[0]), heads, heads, size("d_kv", 64),
-            size("d_ff", small[1]), size("num_decoder_layers", layers), layers, gated, tied,
-            size("relative_attention_num_buckets", 32),
+            name, "t5", size["vocab_size"], size["d_model"], heads, heads, size["d_kv"], size["d_ff"],
+            given.get("num_decoder_layers", layers), layers, gated, not gated, size["relative_attention_num_buckets"],
         )  # fmt: skip
     if kind in LLAMA_KINDS:
-        missing = [k for k in ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers",
-                               "intermediate_size") if k not in config]  # fmt: skip
-        if missing:
+        needed = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
+        if missing := [key for key in needed if key not in given]:
             raise ValueError(f"model_name_or_path: {name}/config.json lacks {', '.join(missing)}.")
-        heads, width = config["num_attention_heads"], config["hidden_size"]
-        biased = bool(config.get("attention_bias", kind == "qwen2"))
+        vocab, width, heads, feed_forward, layers = (given[key] for key in needed)
+        biased = bool(given.get("attention_bias", kind == "qwen2"))
         return Shape(
-            name, "llama", config["vocab_size"], width, heads, size("num_key_value_heads", heads),
-            size("head_dim", width // heads), config["intermediate_size"], config["num_hidden_layers"],
-            tied=bool(config.get("tie_word_embeddings", False)), qkv_bias=biased,
-            output_bias=biased and kind != "qwen2", qk_norm=kind == "qwen3",
+            name, "llama", vocab, width, heads, given.get("num_key_value_heads", heads),
+            given.get("head_dim", width // heads), feed_forward, layers, tied=given.get("tie_word_embeddings", False),
+            qkv_bias=biased, output_bias=biased and kind != "qwen2", qk_norm=kind == "qwen3",
         )  # fmt: skip
-    raise ValueError(
-        f"model_name_or_path: {name} is a {kind!r}. plan knows what a step of {', '.join((*T5_KINDS, *LLAMA_KINDS))} costs."
-    )
-
-
-def _has_own_head(folder: Path) -> bool:
-    """Whether the weights' table of contents lists `lm_head.weight`; the weights themselves stay on disk."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.is_file():
-        return "lm_head.weight" in json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-    if not single.is_file():
-        return False
-    with single.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        return "lm_head.weight" in json.loads(file.read(length))
+    known = ", ".join((*T5_KINDS, *LLAMA_KINDS))
+    raise ValueError(f"model_name_or_path: {name} is a {kind!r}. plan knows what a step of {known} costs.")

@@ -1,6 +1,7 @@
 """What one update has to do, as a recipe says it: how many prompts, warmups and tokens, at which precision.
 
-Knows: the recipe's keys that matter for cost, and how long a task's rows are. Must not know: torch, hardware, formulas.
+Knows: the recipe's keys that matter for cost, how long a task's rows are, which rows get a gradient. Must not know: torch,
+hardware, formulas.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rl_warmup.experiments.plan.shapes import Shape, read_shape
 from rl_warmup.models.starts import resolve
 from rl_warmup.options import OBJECTIVES, TaskOptions, WarmupOptions
 from rl_warmup.runtime.settings import scratch_faults
 from rl_warmup.runtime.values import defaults_of, typed
-from rl_warmup.tasks import Task, load_task
+from rl_warmup.tasks import Row, load_task
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 
 SAMPLED_ROWS = 256
+UPPER_BOUND = "the recipe's limits, so an upper bound"
 NO_LIMIT = (512, 128)  # tokens of a prompt and a target, where the recipe sets no limit and rows cannot be counted
 
 
@@ -43,8 +45,7 @@ class Inherited:
 READ = (TaskOptions, WarmupOptions, Inherited)
 
 
-@dataclass(frozen=True)
-class Lengths:
+class Lengths(NamedTuple):
     """Tokens of a prompt, of a warmup without its separator, of a target with its end token."""
 
     prompt: float
@@ -73,11 +74,37 @@ class Work:
     updates: int | None = None
     train_rows: int | None = None
     epochs: float = 0.0
-    notes: tuple[str, ...] = ()
+    not_counted: tuple[str, ...] = ()  # settings that change the cost otherwise; docs/plan.md says how
 
     def sft(self) -> Work:
         """The control on the same prompts: the target alone, in the same trainer."""
         return replace(self, warmups=0, trained=0, empty_share=0.0, anchors=0)
+
+    def rows(self, lengths: Lengths, worst: bool = False) -> tuple[float, float]:
+        """Rows with gradient behind one prompt, and their scored tokens, without separators; at worst one row is empty."""
+        with_warmup = self.trained + self.anchors
+        rows = with_warmup + (math.ceil(self.empty_share) if worst else self.empty_share) if self.warmups else 1
+        return rows, with_warmup * lengths.warmup + rows * lengths.target
+
+    def reads_once(self, alone: bool) -> bool:
+        """Whether sampling and training share one reading of the prompts."""
+        cut = self.micro_batches > 1 or self.checkpointing
+        return alone and self.warmups > 0 and self.reading_can_be_shared and not cut
+
+    def shares_prompts(self, alone: bool) -> bool:
+        """Whether all rows with gradient follow one reading of their prompt."""
+        return self.reads_once(alone) or (self.trained == self.warmups > 1 and not self.checkpointing)
+
+    def weight_bytes(self, strategy: str) -> int:
+        """Of one weight: DeepSpeed casts the weights themselves where `bf16` is set."""
+        return 2 if self.precision == "bfloat16" or (self.precision == "autocast" and strategy != "ddp") else 4
+
+    def tokens(self) -> dict[str, float]:
+        """Tokens that one process reads and writes in one update."""
+        x, c, y = self.mean
+        rows, scored = self.rows(self.mean)
+        parts = {"prompt": x, "warmup": self.warmups * c, "target": y, "trained_on": x + scored + rows}
+        return {name: self.prompts * self.micro_batches * part for name, part in parts.items()}
 
     def updates_on(self, processes: int) -> int | None:
         """Updates of the whole run; None where nobody can say without the data."""
@@ -95,125 +122,88 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
     Raises:
         ValueError: a setting that matters here is missing or makes no sense. `rl-warmup train` checks all the others.
     """
-    coerced, faults = typed({key: value for key, value in values.items() if key in _defaults()}, READ)
-    faults += scratch_faults(coerced.get("scratch") or {})
-    if faults:
-        raise ValueError(
-            faults[0] if len(faults) == 1 else "\n  - ".join([f"{len(faults)} settings cannot be used:", *faults])
-        )
-    said = {**_defaults(), **coerced}
-    if not said["model_name_or_path"]:
-        raise ValueError(
-            "model_name_or_path is missing. Give a folder, a well-known name, scratch-t5 or scratch-llama."
-        )
-    said["model_name_or_path"] = resolve(str(said["model_name_or_path"]))
-    sft = said["objective"] == "sft"
-    if said["objective"] not in OBJECTIVES:
-        raise ValueError(f"objective: {said['objective']!r} is not one of {', '.join(OBJECTIVES)}.")
+    said = _settings(values)
+    name, sft = resolve(str(said["model_name_or_path"])), said["objective"] == "sft"
     n = 0 if sft else said["num_warmups"]
     k = n if sft or said["backward_samples"] is None else said["backward_samples"]
     if not sft and not 1 <= k <= n:
         raise ValueError(f"backward_samples: {k} must lie between 1 and num_warmups ({n}); leave it empty for all.")
-    scratch = str(said["model_name_or_path"]).startswith("scratch-")
-    words = scratch and (said["scratch"] or {}).get("tokenizer") == "words"
-    task = _task(said) if scratch or Path(said["model_name_or_path"], "tokenizer.json").is_file() else None
-    vocab = _distinct_words(task, said["scratch"]) if words and task else None
-    shape = read_shape(said["model_name_or_path"], said["scratch"], vocab)
-    mean, longest, origin = _lengths(said, shape, task, words, lengths or {})
-    half = str(said["dtype"]) in ("bfloat16", "bf16")
+    sizes, folder = said["scratch"] or {}, Path(name)
+    rows = _rows(said) if name.startswith("scratch-") or (folder / "tokenizer.json").is_file() else []
+    words = name.startswith("scratch-") and sizes.get("tokenizer") == "words"
+    known = {"...", *(w for row in rows for part in ("prompt", "target") for w in row[part].split())} if words else ()
+    shape = read_shape(name, sizes, len(known) + 5 if rows and words else None)
+    mean, longest, origin = _lengths(said, _counted(rows, folder, words), lengths or {})
+    uncounted = [key for key in ("beta", "proposals") if said[key] and not sft] + ["use_peft"] * said["use_peft"]
+    anchors = sum(n if proposal in ("reference", "stored") else 1 for proposal in said["proposals"])
+    half, optim = str(said["dtype"]) in ("bfloat16", "bf16"), said["optim"]
     return Work(
         shape, said["per_device_train_batch_size"], said["gradient_accumulation_steps"], n, k,
-        0.0 if sft else float(said["empty_share"]),
-        sum(n if name in ("reference", "stored") else 1 for name in said["proposals"]) * bool(said["anchor_weight"] and not sft),
+        0.0 if sft else float(said["empty_share"]), 0 if sft or not said["anchor_weight"] else anchors,
         mean, longest, origin, "bfloat16" if half else "autocast" if said["bf16"] else "float32",
-        bool(said["gradient_checkpointing"]), bool(said["disable_dropout"]), _optimizer_bytes(said["optim"]),
-        said["max_steps"] if said["max_steps"] > 0 else None, len(task.splits["train"]) if task else None,
-        float(said["num_train_epochs"]), _notes(said),
+        bool(said["gradient_checkpointing"]), bool(said["disable_dropout"]),
+        # Adam keeps two float32 numbers per parameter; what is not known here is taken for Adam
+        0.0 if optim in ("sgd", "adafactor") else 2.0 if "8bit" in optim else 8.0,
+        said["max_steps"] if said["max_steps"] > 0 else None, len(rows) or None,
+        float(said["num_train_epochs"]), tuple(uncounted),
     )  # fmt: skip
 
 
 def unread(values: Mapping[str, Any]) -> list[str]:
     """Keys of a recipe that change nothing here; a misspelt one is among them."""
-    return [key for key in values if key not in _defaults()]
+    return [key for key in values if key not in defaults_of(READ)]
 
 
-def _defaults() -> dict[str, Any]:
-    return defaults_of(READ)
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are read here, checked, with their defaults."""
+    defaults = defaults_of(READ)
+    coerced, faults = typed({key: value for key, value in values.items() if key in defaults}, READ)
+    said = {**defaults, **coerced}
+    faults += scratch_faults(said["scratch"] or {})
+    if not faults and not said["model_name_or_path"]:
+        faults = ["model_name_or_path is missing. Give a folder, a well-known name, scratch-t5 or scratch-llama."]
+    if not faults and said["objective"] not in OBJECTIVES:
+        faults = [f"objective: {said['objective']!r} is not one of {', '.join(OBJECTIVES)}."]
+    if len(faults) > 1:
+        faults.insert(0, f"{len(faults)} settings cannot be used:")
+    if faults:
+        raise ValueError("\n  - ".join(faults))
+    return said
 
 
-def _optimizer_bytes(name: str) -> float:
-    """Adam keeps two float32 numbers per parameter; what is not known here is taken for Adam."""
-    return 0.0 if name in ("sgd", "adafactor") else 2.0 if "8bit" in name else 8.0
-
-
-def _notes(said: dict[str, Any]) -> tuple[str, ...]:
-    notes = []
-    if said["use_peft"]:
-        notes.append("use_peft: an adapter is not counted; memory and operations are those of training every weight.")
-    if said["objective"] != "sft" and (said["beta"] or (said["beta"] is None and "reference" in said["proposals"])):
-        notes.append(
-            "beta: the frozen starting model is not counted: its weights once more, and a forward over the warmups that get a "
-            "gradient. With an adapter there is no second model."
-        )
-    if said["proposals"] and said["objective"] != "sft":
-        notes.append("An update that imitates proposals is cheaper; counted is one with the policy's own warmups.")
-    return tuple(notes)
-
-
-def _task(said: dict[str, Any]) -> Task | None:
-    """The task's rows where they are at hand offline, of a stream the first ones; None for the hub's and functions of a user."""
+def _rows(said: dict[str, Any]) -> list[Row]:
+    """Training rows that are at hand offline, of a stream the first ones: not the hub's, nor a user's own function's."""
     if said["task"] == "hub" or ":" in said["task"]:
-        return None
-    task = load_task(said["task"], **(said["task_kwargs"] or {}))
-    if isinstance(train := task.splits["train"], Stream):
-        task.splits["train"] = train.first(SHUFFLE_BUFFER)  # whose words a scratch model's tokenizer knows
-    return task
-
-
-def _distinct_words(task: Task, scratch: Mapping[str, Any]) -> int:
-    """Vocabulary of a scratch model's word tokenizer: five special tokens, the filler, and every word of the rows."""
-    words = {"..."} | {w for row in task.splits["train"] for part in ("prompt", "target") for w in row[part].split()}
-    return min(len(words) + 5, scratch.get("vocab_size", 4000))
+        return []
+    rows = load_task(said["task"], **(said["task_kwargs"] or {})).splits["train"]
+    return rows.first(SHUFFLE_BUFFER) if isinstance(rows, Stream) else rows
 
 
 def _lengths(
-    said: dict[str, Any], shape: Shape, task: Task | None, words: bool, given: Mapping[str, float]
+    said: dict[str, Any], counted: list[list[int]] | None, given: Mapping[str, float]
 ) -> tuple[Lengths, Lengths, str]:
     """Mean and longest lengths, and where they come from."""
-    limits = [said["max_prompt_length"] or NO_LIMIT[0], said["max_target_length"] or NO_LIMIT[1]]
-    counted = _counted(task, Path(said["model_name_or_path"]), words)
-    means, longest = list(map(float, limits)), list(map(float, limits))
-    origin = "the recipe's limits, so an upper bound"
-    if counted is not None:
-        for part, (tokens, limit) in enumerate(zip(counted, limits, strict=True)):
-            cut = [min(count, limit) for count in tokens]
-            means[part], longest[part] = sum(cut) / len(cut), max(cut)
-        origin = f"{len(counted[0]):,} of the task's training rows; warmups at their limit"
-    warmup = float(said["max_warmup_length"])
-    mean = Lengths(given.get("prompt", means[0]), given.get("warmup", warmup), given.get("target", means[1]))
-    most = Lengths(
-        max(mean.prompt, given.get("prompt", longest[0])), max(mean.warmup, given.get("warmup", warmup)),
-        max(mean.target, given.get("target", longest[1])),
-    )  # fmt: skip
-    return mean, most, f"{', '.join(given)} as given, else {origin}" if given else origin
+    limits = (said["max_prompt_length"] or NO_LIMIT[0], said["max_target_length"] or NO_LIMIT[1])
+    origin = f"{len(counted[0]):,} of the task's training rows; warmups at their limit" if counted else UPPER_BOUND
+    origin = f"{', '.join(given)} as given, else {origin}" if given else origin
+    cut = [[min(n, limit) for n in part or [limit]] for part, limit in zip(counted or ([], []), limits, strict=True)]
+    (x, y), c = (sum(part) / len(part) for part in cut), said["max_warmup_length"]
+    mean, longest = Lengths(x, c, y), Lengths(max(cut[0]), c, max(cut[1]))
+    return mean._replace(**given), longest._replace(**given), origin
 
 
-def _counted(task: Task | None, folder: Path, words: bool) -> tuple[list[int], list[int]] | None:
+def _counted(rows: list[Row], folder: Path, words: bool) -> list[list[int]] | None:
     """Tokens of sampled rows' prompts and targets, with the token that ends each of them."""
-    if task is None or not task.splits["train"]:
-        return None
-    rows = task.splits["train"]
-    rows = rows if words else rows[:: max(1, len(rows) // SAMPLED_ROWS)][:SAMPLED_ROWS]
-    if words:
-        return [len(r["prompt"].split()) + 1 for r in rows], [len(r["target"].split()) + 1 for r in rows]
     file = folder / "tokenizer.json"
-    if not file.is_file():
+    if words and rows:
+        return [[len(row[part].split()) + 1 for row in rows] for part in ("prompt", "target")]
+    if not rows or not file.is_file():
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    rows, tokenizer = rows[:: max(1, len(rows) // SAMPLED_ROWS)][:SAMPLED_ROWS], Tokenizer.from_file(str(file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     prompts = tokenizer.encode_batch([row["prompt"] for row in rows])
     targets = tokenizer.encode_batch([row["target"] for row in rows], add_special_tokens=False)
-    return [len(x.ids) for x in prompts], [len(y.ids) + 1 for y in targets]
+    return [[len(x.ids) for x in prompts], [len(y.ids) + 1 for y in targets]]
