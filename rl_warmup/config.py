@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
-from rl_warmup.runtime import _trl
+from rl_warmup.runtime import compat
 from rl_warmup.runtime.launched import initialize_distributed_on_cpu
 from rl_warmup.runtime.recipe_file import masked, read_values
 from rl_warmup.runtime.settings import RANGES, number_fault, scratch_faults, setting_faults, shown
@@ -130,7 +130,7 @@ def read_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
 
 def build_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from a flat mapping, checked as `read_recipe` does."""
-    model_class = _trl.model_config_class()
+    model_class = compat.model_config_class()
     coerced, faults = _read_settings(values, (TaskOptions, WarmupConfig, model_class))
     if values.get("model_name_or_path") is None:
         faults.append("model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5 or scratch-llama.")

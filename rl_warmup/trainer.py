@@ -82,7 +82,6 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         dtype: of the trained weights, whatever the model comes in (a quantized one stays as it is); auto changes nothing.
     """
 
-    _tag_names = ("rl_warmup",)
     # The loss is a sum divided by the target tokens of the whole update: it must not be divided again by the number of
     # micro-batches (transformers would, and differently for T5 than for others).
     loss_is_scaled_for_ga = True
@@ -208,9 +207,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         """Scores make rewards, rewards make the two constants of every row, and their product with the scores is the loss."""
         batch, tokens = inputs, num_items_in_batch
         draws, holds = self.rollout.draws_from(batch.group_size), self._holds(batch)
-        known = self._known_weights(
-            batch
-        )  # then the gradient is formed in the forward, unless the KL needs it per token
+        known = self._known_weights(batch)  # then the forward forms the gradient, unless the KL needs it per token
         scores = (
             score_sampled(model, batch, self.constraints)
             if draws

@@ -6,13 +6,13 @@
 `bertscore[microsoft/deberta-xlarge-mnli:40]`: values of different models or layers are not comparable.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rl_warmup.metrics.segments import Segments, mean_segments
+from rl_warmup.runtime import compat
 
 UNLIMITED = 10**9  # tokens; transformers says 10**30 for a tokenizer without a limit
 
@@ -102,31 +102,14 @@ def _scorer(model: str, layer: int) -> Any:
     if _is_path(model) and not Path(model).is_dir():
         raise ValueError(_missing(model, "there is no such folder"))
     try:
-        with _no_remote_code():
+        with compat.without_remote_code():
             scorer = library.BERTScorer(model_type=model, num_layers=layer)
     except AssertionError as error:  # bert-score checks the layer
         raise ValueError(f"metric 'bertscore': {error}; give num_layers within it") from error
     except (OSError, ValueError) as error:  # transformers found no model, or no tokenizer
         raise ValueError(_missing(model, str(error).partition("\n")[0])) from error
-    if scorer._tokenizer.model_max_length > UNLIMITED:
-        # the folder states no limit, and bert-score cuts texts at the tokenizer's; RoBERTa counts positions from 2
-        positions = getattr(scorer._model.config, "max_position_embeddings", 514)
-        scorer._tokenizer.model_max_length = positions - 2
+    compat.limit_bertscore(scorer, UNLIMITED)
     return scorer
-
-
-@contextmanager
-def _no_remote_code() -> Iterator[None]:
-    """Have code that lies beside a model refused: bert-score does not say so, and transformers would then ask whoever is at the
-    terminal, or whatever is piped in.
-    """
-    from transformers import dynamic_module_utils
-
-    before, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
-    try:
-        yield
-    finally:
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
 def _layer(model: str, num_layers: int | None) -> int:

@@ -4,9 +4,11 @@ sacrebleu and rouge-score are imported on use. Each metric has a signature that 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from rl_warmup.metrics.segments import Segments, mean_segments
+from rl_warmup.runtime import compat
 
 INSTALL = "pip install 'rl_warmup[metrics]'"
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL")
@@ -53,8 +55,8 @@ def sacrebleu_segments(
 ) -> dict[str, Segments]:
     """The counts of each row by sacrebleu, as its own significance tests take them."""
     metric = sacrebleu_metric(name)
-    counts = metric._extract_corpus_statistics(list(predictions), [list(targets)])
-    return {name: Segments(counts, lambda sums: float(metric._compute_score_from_stats(list(sums)).score))}
+    counts = compat.corpus_counts(metric, predictions, targets)
+    return {name: Segments(counts, partial(compat.score_of_counts, metric))}
 
 
 def sacrebleu_signature(name: str) -> str:

@@ -253,10 +253,11 @@ def shared_weights(model: nn.Module) -> dict[int, list[str]]:
     """By id, the weights that stand in several places of a model (tied embeddings), with the names of these places."""
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if (
-            weight := module._parameters.get("weight")
-        ) is not None:  # an adapter's layer shows its base layer's as its own
-            places.setdefault(id(weight), []).append(name)
+        own = dict(
+            module.named_parameters(recurse=False)
+        )  # an adapter's layer shows its base layer's weight as its own
+        if "weight" in own:
+            places.setdefault(id(own["weight"]), []).append(name)
     return {key: names for key, names in places.items() if len(names) > 1}
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rl_warmup.runtime import checkpoints, ownership
+from rl_warmup.runtime import checkpoints, compat, ownership
 from rl_warmup.runtime.interruptions import Interruption, Watchdog
 
 
@@ -28,6 +28,7 @@ class ResumableTrainer(Trainer):
     wrote: Path | None = None  # the folder of a run that this trainer began; kept when a search makes it anew
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        compat.check_trainer(Trainer)
         super().__init__(*args, **kwargs)
         self.saving_in: Path | None = None
         self.changed_makers: str | None = None
@@ -270,7 +271,7 @@ class ResumableTrainer(Trainer):
         sharding = "fsdp" if self.is_fsdp_enabled else "none"
         if self.is_deepspeed_enabled:
             sharding = f"zero-{self.accelerator.state.deepspeed_plugin.zero_stage}"
-        rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         return checkpoints.Makers(self.accelerator.num_processes, sharding, rows)
 
     def _most_of_processes(self, value: int) -> int:
