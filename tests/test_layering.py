@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "tasks": {"plugins"},
     "metrics": {"plugins", "runtime"},
     "runtime": set(),
-    "config": {"options", "plugins", "runtime"},
+    "config": {"method", "options", "plugins", "runtime"},
     "models": {"batch", "runtime"},
     "engine": {"batch", "models", "runtime"},
     "rewards": {"batch", "engine", "metrics", "models", "plugins", "runtime"},

@@ -7,7 +7,7 @@ out, and after the forward `weigh` turns log-probabilities into the constants a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -92,7 +92,7 @@ class Rollout:
         context.filler_ids = tuple(i for i in filler if not constraints.banned[i])
         for name in set(options.proposals) - {DRAFT, *DRAWN} if rows else ():
             propose(name, rows[0], context)
-        settings = ObjectiveSettings(options.tau, options.uniform_target_share, options.tsallis_q)
+        settings = ObjectiveSettings(**{f.name: getattr(options, f.name) for f in fields(ObjectiveSettings)})
         reads = REFERENCE in options.proposals
         beta = options.beta if options.beta is not None else HOLD if reads else 0.0
         return cls(

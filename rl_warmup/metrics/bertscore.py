@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.metrics.registry import METRICS, Metric
 from rl_warmup.metrics.segments import Segments, mean_segments
 from rl_warmup.runtime import compat
 
@@ -137,3 +138,6 @@ def _library() -> Any:
     except ImportError as error:
         raise ImportError("BERTScore needs the package bert-score; pip install bert-score") from error
     return bert_score
+
+
+METRICS["bertscore"] = Metric(bertscore, None, bertscore_signature, bertscore_segments, bertscore_label)

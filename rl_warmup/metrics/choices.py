@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from rl_warmup.metrics.registry import METRICS, Metric
 from rl_warmup.metrics.segments import Segments, mean_segments
 
 PREAMBLE = re.compile(r"^(the )?(correct |right )?answer( is)?:? ")
@@ -125,3 +126,7 @@ def _letter(text: str, choices: Sequence[str] | None) -> str | None:
 
 def _normal(text: str) -> str:
     return " ".join(text.split()).removesuffix(".").strip().casefold()
+
+
+METRICS["accuracy"] = Metric(accuracy, segments=accuracy_segments)
+METRICS["macro_f1"] = Metric(macro_f1, segments=macro_f1_segments)

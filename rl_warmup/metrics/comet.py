@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.metrics.registry import METRICS, Metric
 from rl_warmup.metrics.segments import Segments, mean_segments
 
 COMMAND = (
@@ -185,3 +186,6 @@ def _json(text: str) -> Any:
         except json.JSONDecodeError:
             continue
     return None
+
+
+METRICS["comet"] = Metric(comet, None, comet_signature, comet_segments, comet_label)

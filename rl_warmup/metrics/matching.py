@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rl_warmup.metrics.registry import METRICS, Metric
 from rl_warmup.metrics.segments import Segments, mean_segments
 
 Rows = Sequence[dict[str, Any]]
@@ -23,3 +24,6 @@ def exact_match_segments(
 
 def _same(predictions: Sequence[str], targets: Sequence[str]) -> list[bool]:
     return [one.split() == other.split() for one, other in zip(predictions, targets, strict=True)]
+
+
+METRICS["exact_match"] = Metric(exact_match, segments=exact_match_segments)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from rl_warmup.metrics.registry import METRICS, Metric
 from rl_warmup.metrics.segments import Segments, mean_segments
 from rl_warmup.runtime import compat
 
@@ -98,3 +99,11 @@ def _rouge_rows(predictions: Sequence[str], targets: Sequence[str]) -> dict[str,
     scorer = RougeScorer(list(ROUGE_KEYS), use_stemmer=True)
     scores = [scorer.score(target, text) for text, target in zip(predictions, targets, strict=True)]
     return {key: [100 * score[key].fmeasure for score in scores] for key in ROUGE_KEYS}
+
+
+for _name in SACREBLEU_NAMES:
+    METRICS[_name] = Metric(
+        partial(sacrebleu_score, _name), None, partial(sacrebleu_signature, _name), partial(sacrebleu_segments, _name)
+    )
+METRICS["rouge"] = Metric(rouge, None, rouge_signature, rouge_segments)
+METRICS |= {key: METRICS["rouge"]._replace(keys=(key,)) for key in ROUGE_KEYS}

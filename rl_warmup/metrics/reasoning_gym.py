@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from rl_warmup.metrics.registry import METRICS, Metric
 from rl_warmup.metrics.segments import Segments, mean_segments
 
 COLUMNS = ("prompt", "generator", "metadata")
@@ -124,3 +125,8 @@ def _scorers() -> Callable[[str], Callable[..., Any]]:
             f"reasoning_gym_score needs the package reasoning-gym ({error}); pip install 'rl_warmup[reasoning_gym]'"
         ) from error
     return get_score_answer_fn
+
+
+METRICS["reasoning_gym_score"] = Metric(
+    reasoning_gym_score, signature=reasoning_gym_signature, segments=reasoning_gym_segments
+)
