@@ -18,7 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "options": set(),
     "plugins": set(),
     "cpu_matmul": set(),
-    "tasks": {"plugins"},
+    "tasks": {"plugins", "runtime"},
     "metrics": {"plugins", "runtime"},
     "runtime": set(),
     "config": {"method", "options", "plugins", "runtime"},
@@ -55,13 +55,14 @@ OUTSIDE = {
     "method/losses.py": {"torch"},
     "engine/logprobs.py": {"torch"},
     "method/proposals.py": set(),
-    "runtime/recipe_file.py": {"yaml"},
+    "runtime/documents.py": {"yaml"},
+    "runtime/recipe_file.py": set(),
     "runtime/settings.py": set(),
     "runtime/values.py": set(),
 }
 NO_TORCH = (
-    "options.py", "plugins.py", "runtime/recipe_file.py", "runtime/settings.py", "runtime/values.py", "models/starts/",
-    "tasks/", "experiments/report/", "experiments/plan/",
+    "options.py", "plugins.py", "runtime/documents.py", "runtime/recipe_file.py", "runtime/settings.py",
+    "runtime/values.py", "models/starts/", "tasks/", "experiments/report/", "experiments/plan/",
 )  # fmt: skip
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -25,15 +25,13 @@ def twice_said(words: list[Word], context: ProposalContext) -> list[Word]:
 ''',
     "metrics/lengths.py": '''"""Knows how long predictions are."""
 
-from rl_warmup.metrics.registry import METRICS, Metric
+from rl_warmup.metrics.registry import metric
 
 
-def letters(predictions, targets, rows=None):
-    """Letters of all predictions."""
-    return {"letters": sum(map(len, predictions))}
-
-
-METRICS["letters"] = Metric(letters, higher_is_better=False)
+@metric("letters", higher_is_better=False)
+def letters(predictions, targets, rows=None, *, times=1):
+    """Letters of each prediction."""
+    return [times * len(text) for text in predictions]
 ''',
 }
 LOOKS = """
@@ -61,7 +59,7 @@ for fault in ({"num_warmups": 1}, {"objective": "plane"}, {"proposals": ["twicee
         print(error)
 assert "plain" in NEEDS_TWO and "twice" not in UNCOUNTED and load_objective("plain").__name__ == "plain"
 print(propose("twice", {"target_ids": [7, 8], "word_lengths": [1, 1]}, ProposalContext(8)).ids)
-print(compute("letters", ["ab", "c"], ["x", "y"]), better("letters", 1.0))
+print(compute({"name": "letters", "kwargs": {"times": 2}}, ["ab", "c"], ["x", "y"]), better("letters", 1.0))
 """
 
 
@@ -82,4 +80,4 @@ def test_each_is_added_in_one_file(tmp_path):
     assert "the objective 'plain' compares the warmups of a group" in said.stdout
     assert "Did you mean 'plain'?" in said.stdout
     assert "Did you mean 'twice'?" in said.stdout
-    assert said.stdout.endswith("[7, 7, 8, 8]\n{'letters': 3} False\n")
+    assert said.stdout.endswith("[7, 7, 8, 8]\n{'letters': 3.0} False\n")

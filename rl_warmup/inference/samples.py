@@ -25,6 +25,7 @@ from rl_warmup.models.layouts import make_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.options import WarmupOptions
+from rl_warmup.runtime.documents import parse_json, read_json
 from rl_warmup.runtime.ownership import file_lock
 from rl_warmup.runtime.sharing import is_main, map_over_processes
 from rl_warmup.tasks import rows_hash
@@ -158,7 +159,7 @@ def _begin(
     if path.stat().st_size and not beside.is_file():
         return f"--output: {path} exists, and no {beside.name} beside it says that it is a drawing. Give another file."
     if path.stat().st_size and not overwrite:
-        known = json.loads(beside.read_text(encoding="utf-8"))
+        known = read_json(beside, "Give another file, or --overwrite.")
         changed = [
             f"{name} is {known.get(name)!r}, now {value!r}"
             for name, value in header.items()
@@ -179,7 +180,7 @@ def _in_order(path: Path) -> list[dict[str, Any]]:
     """Sort a finished file by row, in one step."""
     with path.open("rb") as file:
         lines = list(file)
-    records = [json.loads(line) for line in lines]
+    records = [parse_json(line) for line in lines]
     order = sorted(range(len(lines)), key=lambda place: records[place]["row"])
     if order != list(range(len(lines))):
         sorted_file = path.with_name(f"{path.name}.sorted")

@@ -19,6 +19,7 @@ from rl_warmup.batch import Warmup
 from rl_warmup.engine.sampling import sample_warmups
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
+from rl_warmup.runtime.documents import parse_json
 from rl_warmup.runtime.sharing import is_main, map_over_processes, seeded
 
 BATCHES_AT_ONCE = 16  # that are drawn, by all processes together, between two writes to the file
@@ -125,7 +126,7 @@ def whole_records(path: Path) -> list[Any]:
     content, records, end = path.read_bytes(), [], 0
     for line in content.splitlines(keepends=True):
         try:
-            records.append(json.loads(line if line.endswith(b"\n") else b""))
+            records.append(parse_json(line if line.endswith(b"\n") else b""))
         except ValueError:  # of a torn character too
             break
         end += len(line)

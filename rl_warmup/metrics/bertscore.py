@@ -11,52 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.metrics.registry import METRICS, Metric
-from rl_warmup.metrics.segments import Segments, mean_segments
+from rl_warmup.metrics.registry import metric
 from rl_warmup.runtime import compat
 
 UNLIMITED = 10**9  # tokens; transformers says 10**30 for a tokenizer without a limit
 
 Rows = Sequence[dict[str, Any]]
-
-
-def bertscore(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    model: str,
-    num_layers: int | None = None,
-    batch_size: int = 32,
-    label: str | None = None,
-) -> dict[str, float]:
-    """Mean F1 over rows as bert-score gives it: no idf weights, not rescaled, at most 1. An empty text scores 0.
-
-    Args:
-        num_layers: the layer whose states are compared; None takes bert-score's own choice for a hub id it knows.
-        label: how the model is called in the key; a hub id, or the last name of a folder, by default.
-
-    Raises:
-        ImportError: bert-score is missing.
-        ValueError: the model cannot be loaded, or the layer does not exist.
-    """
-    scores = _row_scores(predictions, targets, model, num_layers, batch_size)
-    return {bertscore_label(model, num_layers, label=label): sum(scores) / len(scores)}
-
-
-def bertscore_segments(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    model: str,
-    num_layers: int | None = None,
-    batch_size: int = 32,
-    label: str | None = None,
-) -> dict[str, Segments]:
-    """BERTScore as the mean of row scores."""
-    scores = _row_scores(predictions, targets, model, num_layers, batch_size)
-    return {bertscore_label(model, num_layers, label=label): mean_segments(scores)}
 
 
 def bertscore_label(model: str, num_layers: int | None = None, batch_size: int = 32, label: str | None = None) -> str:
@@ -83,9 +43,27 @@ def bertscore_signature(
     return f"measure:f|model:{model}|layer:{layer}|idf:no|rescaled:no|{versions}"
 
 
-def _row_scores(
-    predictions: Sequence[str], targets: Sequence[str], model: str, num_layers: int | None, batch_size: int
+@metric("bertscore", signature=bertscore_signature, label=bertscore_label)
+def bertscore(
+    predictions: Sequence[str],
+    targets: Sequence[str],
+    rows: Rows | None = None,
+    *,
+    model: str,
+    num_layers: int | None = None,
+    batch_size: int = 32,
+    label: str | None = None,
 ) -> list[float]:
+    """F1 of each row as bert-score gives it: no idf weights, not rescaled, at most 1. An empty text scores 0.
+
+    Args:
+        num_layers: the layer whose states are compared; None takes bert-score's own choice for a hub id it knows.
+        label: how the model is called in the key; a hub id, or the last name of a folder, by default.
+
+    Raises:
+        ImportError: bert-score is missing.
+        ValueError: the model cannot be loaded, or the layer does not exist.
+    """
     scorer = _scorer(model, _layer(model, num_layers))
     scores = [0.0] * len(predictions)
     # bert-score also gives 0 to empty texts, but with transformers 5 it fails on them
@@ -138,6 +116,3 @@ def _library() -> Any:
     except ImportError as error:
         raise ImportError("BERTScore needs the package bert-score; pip install bert-score") from error
     return bert_score
-
-
-METRICS["bertscore"] = Metric(bertscore, None, bertscore_signature, bertscore_segments, bertscore_label)

@@ -1,9 +1,12 @@
 """Knows every metric by its name: each module of this room registers its own, once; must not know any of them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple
 
-from rl_warmup.metrics.segments import Segments
+from rl_warmup.metrics.segments import Segments, mean_segments
+
+RowScores = Callable[..., list[float]]
 
 
 class Metric(NamedTuple):
@@ -22,3 +25,26 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {}
+
+
+def metric(name: str, **parts: Any) -> Callable[[RowScores], RowScores]:
+    """Make a function that gives a number for every row a metric: their mean.
+
+    Args:
+        parts: of `Metric`.
+    """
+
+    def register(score: RowScores) -> RowScores:
+        @wraps(score)
+        def segments(predictions: Any, targets: Any, rows: Any = None, **kwargs: Any) -> dict[str, Segments]:
+            key = parts["label"](**kwargs) if "label" in parts else name
+            return {key: mean_segments(score(predictions, targets, rows, **kwargs))}
+
+        @wraps(score)
+        def mean(*texts: Any, **kwargs: Any) -> dict[str, float]:
+            return {key: found.value() for key, found in segments(*texts, **kwargs).items()}
+
+        METRICS[name] = Metric(mean, segments=segments, **parts)
+        return score
+
+    return register

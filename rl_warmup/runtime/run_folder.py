@@ -19,6 +19,9 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
+from rl_warmup.runtime.documents import parse_json
+from rl_warmup.runtime.documents import read_jsonl as read_jsonl  # whoever reads a run finds it here
+
 CLOCK_KEYS = (
     "runtime",
     "per_second",
@@ -157,13 +160,6 @@ def write_json(path: Path, value: Any) -> None:
     _write_whole(path, json_line(value, indent=2) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All records of a file; an empty list where there is none."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-
-
 def environment(cpu_matmul: dict[str, Any] | None = None, processes: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a result depends on besides its recipe: versions, processes, threads, processor, how it multiplies matrices."""
     import torch
@@ -196,4 +192,4 @@ def _keep_until(path: Path, step: int) -> None:
     """Cut off what was logged after `step`, a line torn by a kill included; a new run (step 0) starts an empty file."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # what has no end is torn
-        write_jsonl(path, [record for line in lines if step and (record := json.loads(line))["step"] <= step])
+        write_jsonl(path, [record for line in lines if step and (record := parse_json(line))["step"] <= step])
