@@ -19,6 +19,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from rl_warmup.runtime import checkpoints, compat, ownership
+from rl_warmup.runtime.documents import parse_json
 from rl_warmup.runtime.interruptions import Interruption, Watchdog
 
 
@@ -156,7 +157,7 @@ class ResumableTrainer(Trainer):
         )
         found = {name: getattr(adapter, name, None) for adapter in adapters.values() for name in names}
         settings = {**self.args.to_dict(), **self.recipe, "adapter": found}
-        return {"settings": json.loads(json.dumps(settings, default=checkpoints.plain, sort_keys=True)), "rows": {}}
+        return {"settings": parse_json(json.dumps(settings, default=checkpoints.plain, sort_keys=True)), "rows": {}}
 
     def _on_main(self, work: Callable[[], None]) -> None:
         """Do something on the main process; what it refuses, all refuse."""
