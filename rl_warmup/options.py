@@ -27,13 +27,8 @@ IMITATIONS = ("all", "posterior")
 SEPARATOR_INITS = ("auto", "keep", "end_token")
 TRUNCATIONS = ("error", "left", "right", "drop")
 GUARDS = ("warn", "act", "stop", "off")
-CONTROLS = (
-    "shuffled",
-    "empty_warmup",
-    "filler",
-    "sampled",
-    "rerank",
-)  # `inference.generation.CONTROLS` without that of another run
+# `inference.generation.CONTROLS` without that of another run
+CONTROLS = ("shuffled", "empty_warmup", "filler", "sampled", "rerank")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plugin: str | None = None) -> Any:

@@ -148,13 +148,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         self.settings = replace(self.settings, chat=any(isinstance(row["prompt"], list) for row in known))
         self.rollout = Rollout.of(args, self.layout, self.constraints, processing_class, known)
         specs = reward_funcs if reward_funcs is not None else args.rewards
-        prepare = {
-            "tokenizer": processing_class,
-            "layout": self.layout,
-            "constraints": self.constraints,
-            "device": args.device,
-        }
-        self.rewards = RewardSet.load(specs, **prepare, report=self._warn)
+        self.rewards = RewardSet.load(
+            specs, tokenizer=processing_class, layout=self.layout, constraints=self.constraints, device=args.device,
+            report=self._warn,
+        )  # fmt: skip
         self.plugins = [args.objective, *args.proposals, *specs]
         # a run that goes on is compared by these too
         self.recipe = {"reward_funcs": spelled(reward_funcs), "dtype": str(dtype)}

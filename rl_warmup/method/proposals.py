@@ -21,7 +21,7 @@ REFERENCE, STORED = DRAWN = ("reference", "stored")
 COLUMNS = {
     REFERENCE: "reference warmups",
     STORED: "stored warmups",
-}  # of encoded rows; data may have a `reference` of its own
+}  # encoded rows'; data may have a `reference` column
 UNCOUNTED = {DRAFT, *DRAWN}  # do not look at `word_counts`
 ANOTHERS = "reference warmups of another prompt"  # a column too: the warmups of the start for some other row
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from rl_warmup.batch import Warmup, WarmupBatch
 from rl_warmup.engine.scoring import score
-from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing, whole_records
+from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.runtime import compat
+from rl_warmup.runtime.documents import whole_records
 from rl_warmup.runtime.sharing import is_main, map_over_processes
 
 FILE = "reference_warmups.jsonl"

@@ -78,13 +78,8 @@ class Rollout:
 
     @classmethod
     def of(
-        cls,
-        options: WarmupOptions,
-        layout: Layout,
-        constraints: SamplingConstraints,
-        tokenizer: Any,
-        rows: list[dict[str, Any]],
-    ) -> Rollout:
+        cls, options: WarmupOptions, layout: Layout, constraints: SamplingConstraints, tokenizer: Any, rows: list[dict[str, Any]]
+    ) -> Rollout:  # fmt: skip
         """The rollout that options ask for; a proposal that cannot work on these training rows says so here."""
         counted = rows if set(options.proposals) - UNCOUNTED else []  # a large data set takes its time
         context = ProposalContext(options.max_warmup_length, word_counts=count_words(counted), decode=tokenizer.decode)

@@ -17,13 +17,12 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from rl_warmup.metrics.registry import METRICS, Metric
+from rl_warmup.metrics.registry import METRICS, Metric, Rows
 from rl_warmup.metrics.segments import Segments
 from rl_warmup.plugins import ProcessExit, build_plugin, contained, find_plugin
 
 __all__ = ["METRICS", "Metric", "Segments", "Spec", "compute", "row_statistics", "signatures"]
 
-Rows = Sequence[dict[str, Any]]
 Spec = str | Mapping[str, Any]  # a name, or {"name": ..., "kwargs": {...}}
 
 
@@ -72,13 +71,9 @@ def signatures(names: Iterable[Spec] | Spec) -> dict[str, str]:
 
 
 def _gather(
-    names: Iterable[Spec] | Spec,
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None,
-    choose: Callable[[Metric], Callable[..., Any] | None],
-    check: Callable[[str, Any], dict[str, Any]],
-) -> dict[str, Any]:
+    names: Iterable[Spec] | Spec, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None,
+    choose: Callable[[Metric], Callable[..., Any] | None], check: Callable[[str, Any], dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
     """Call each function once, however many names stand for its keys."""
     wanted = [_metric(spec) for spec in _listed(names)]
     lengths = {"predictions": len(predictions), "targets": len(targets)}

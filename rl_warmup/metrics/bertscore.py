@@ -11,12 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.metrics.registry import metric
+from rl_warmup.metrics.registry import Rows, metric
 from rl_warmup.runtime import compat
 
 UNLIMITED = 10**9  # tokens; transformers says 10**30 for a tokenizer without a limit
-
-Rows = Sequence[dict[str, Any]]
 
 
 def bertscore_label(model: str, num_layers: int | None = None, batch_size: int = 32, label: str | None = None) -> str:
@@ -45,15 +43,9 @@ def bertscore_signature(
 
 @metric("bertscore", signature=bertscore_signature, label=bertscore_label)
 def bertscore(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    model: str,
-    num_layers: int | None = None,
-    batch_size: int = 32,
-    label: str | None = None,
-) -> list[float]:
+    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *,
+    model: str, num_layers: int | None = None, batch_size: int = 32, label: str | None = None,
+) -> list[float]:  # fmt: skip
     """F1 of each row as bert-score gives it: no idf weights, not rescaled, at most 1. An empty text scores 0.
 
     Args:

@@ -20,14 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.metrics.registry import metric
+from rl_warmup.metrics.registry import Rows, metric
 
 COMMAND = (
     "comet-score -s {source} -t {hypothesis} -r {reference} --model {checkpoint} --to_json {output} --gpus 0 --quiet"
 )
 TIMEOUT = 3600.0
-
-Rows = Sequence[dict[str, Any]]
 Command = str | Sequence[str]
 
 
@@ -49,16 +47,9 @@ def comet_signature(*, checkpoint: str, command: Command = COMMAND, source: str 
 
 @metric("comet", signature=comet_signature, label=comet_label)
 def comet(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    checkpoint: str,
-    command: Command = COMMAND,
-    source: str = "prompt",
-    timeout: float = TIMEOUT,
-    label: str | None = None,
-) -> list[float]:
+    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *,
+    checkpoint: str, command: Command = COMMAND, source: str = "prompt", timeout: float = TIMEOUT, label: str | None = None,
+) -> list[float]:  # fmt: skip
     """The checkpoint's score of each row, on the checkpoint's own scale.
 
     Args:

@@ -1,11 +1,8 @@
 """Knows when two texts are the same; must not know choices, n-grams or libraries."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from rl_warmup.metrics.registry import metric
-
-Rows = Sequence[dict[str, Any]]
+from rl_warmup.metrics.registry import Rows, metric
 
 
 @metric("exact_match")

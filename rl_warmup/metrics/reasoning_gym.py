@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
-from rl_warmup.metrics.registry import metric
+from rl_warmup.metrics.registry import Rows, metric
 
 COLUMNS = ("prompt", "generator", "metadata")
 # Their `score_answer` in 0.1.25 runs the answer, or the row's target, as Python: by `eval` or by sympy's `parse_expr`.
@@ -18,8 +18,6 @@ BY_EVAL = (
     "binary_matrix", "countdown", "intermediate_integration", "n_queens", "number_sorting", "polynomial_multiplication",
     "puzzle24", "simple_integration", "spiral_matrix", "string_insertion",
 )  # fmt: skip
-
-Rows = Sequence[dict[str, Any]]
 
 
 def reasoning_gym_signature(allow_eval: bool = False) -> str:

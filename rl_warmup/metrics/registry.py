@@ -1,11 +1,12 @@
 """Knows every metric by its name: each module of this room registers its own, once; must not know any of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
 from rl_warmup.metrics.segments import Segments, mean_segments
 
+Rows = Sequence[dict[str, Any]]
 RowScores = Callable[..., list[float]]
 
 
@@ -28,11 +29,7 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(name: str, **parts: Any) -> Callable[[RowScores], RowScores]:
-    """Make a function that gives a number for every row a metric: their mean.
-
-    Args:
-        parts: of `Metric`.
-    """
+    """Make a function that gives a number for every row a metric, their mean. `parts`: of `Metric`."""
 
     def register(score: RowScores) -> RowScores:
         @wraps(score)
@@ -40,11 +37,17 @@ def metric(name: str, **parts: Any) -> Callable[[RowScores], RowScores]:
             key = parts["label"](**kwargs) if "label" in parts else name
             return {key: mean_segments(score(predictions, targets, rows, **kwargs))}
 
-        @wraps(score)
-        def mean(*texts: Any, **kwargs: Any) -> dict[str, float]:
-            return {key: found.value() for key, found in segments(*texts, **kwargs).items()}
-
-        METRICS[name] = Metric(mean, segments=segments, **parts)
+        METRICS[name] = Metric(values_of(segments), segments=segments, **parts)
         return score
 
     return register
+
+
+def values_of(segments: Callable[..., dict[str, Segments]]) -> Callable[..., dict[str, float]]:
+    """The function of a metric that is known by its segments."""
+
+    @wraps(segments)
+    def function(*texts: Any, **kwargs: Any) -> dict[str, float]:
+        return {key: found.value() for key, found in segments(*texts, **kwargs).items()}
+
+    return function

@@ -159,16 +159,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def compare_runs(
-    one: str | Path,
-    other: str | Path,
-    metrics: Sequence[Spec] | None = None,
-    *,
-    method: str = METHODS[0],
-    samples: int = 1000,
-    seed: int = 0,
-    one_control: str = "",
-    other_control: str = "",
-) -> list[Comparison]:
+    one: str | Path, other: str | Path, metrics: Sequence[Spec] | None = None, *, method: str = METHODS[0], samples: int = 1000,
+    seed: int = 0, one_control: str = "", other_control: str = "",
+) -> list[Comparison]:  # fmt: skip
     """Compare the predictions of two run folders, or of two controls, on every metric; Holm over these metrics.
 
     Args:

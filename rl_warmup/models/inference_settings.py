@@ -28,10 +28,8 @@ NEEDED: dict[str, tuple[type, ...]] = {
     "max_prompt_length": (int, type(None)), "max_target_length": (int,),
 }  # fmt: skip
 LATER: dict[str, tuple[type, ...]] = {
-    "prompt_truncation": (str,),
-    "prompt_template": (str, type(None)),
-    "chat": (bool,),
-}
+    "prompt_truncation": (str,), "prompt_template": (str, type(None)), "chat": (bool,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,6 @@ def check_trainer(trainer: type) -> None:
         )
 
 
-# ---------------------------------------------------------------------- transformers
-
-
 @contextmanager
 def without_deepspeed_config() -> Iterator[None]:
     """Hide the DeepSpeed configuration that `from_pretrained` and `generate` look at, and put the same one back.
@@ -74,10 +71,7 @@ def without_deepspeed_config() -> Iterator[None]:
 
 @contextmanager
 def without_remote_code() -> Iterator[None]:
-    """Have code that lies beside a model refused where a library in between does not say so.
-
-    transformers 5.23.0 would ask whoever is at the terminal, or whatever is piped in; with this limit of 0 seconds it does not.
-    """
+    """Have code beside a model refused, where transformers 5.23.0 would ask at the terminal: it has 0 seconds for an answer."""
     from transformers import dynamic_module_utils
 
     before, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
@@ -85,9 +79,6 @@ def without_remote_code() -> Iterator[None]:
         yield
     finally:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
-
-
-# ---------------------------------------------------------------------- DeepSpeed and FSDP
 
 
 def leave_out_shared_memory() -> None:
@@ -161,22 +152,18 @@ def whole_fsdp2(engine: Any) -> Iterator[None]:
             module.reshard()
 
 
-# ---------------------------------------------------------------------- datasets, sacrebleu, bert-score
-
-
 def is_split_over_processes(stream: Any) -> bool:
     """Whether `split_dataset_by_node` made this stream, which datasets keeps to itself. Seen with datasets 5.2.0."""
     return getattr(stream, "_distributed", None) is not None
 
 
-def corpus_counts(metric: Any, predictions: Sequence[str], targets: Sequence[str]) -> list[Any]:
-    """What a sacrebleu metric counts in every row; its own significance tests resample these. Seen with sacrebleu 2.6.0."""
-    return metric._extract_corpus_statistics(list(predictions), [list(targets)])
+def corpus_counts(metric: Any, predictions: Sequence[str], targets: Sequence[str]) -> tuple[list[Any], Any]:
+    """What a sacrebleu metric counts in every row, and its score of their sum, as its own significance tests take them.
 
-
-def score_of_counts(metric: Any, sums: Sequence[Any]) -> float:
-    """A sacrebleu metric's score of counts that were added up. Seen with sacrebleu 2.6.0."""
-    return float(metric._compute_score_from_stats(list(sums)).score)
+    Seen with sacrebleu 2.6.0.
+    """
+    counts = metric._extract_corpus_statistics(list(predictions), [list(targets)])
+    return counts, lambda sums: float(metric._compute_score_from_stats(list(sums)).score)
 
 
 def limit_bertscore(scorer: Any, unlimited: int) -> None:
@@ -184,9 +171,6 @@ def limit_bertscore(scorer: Any, unlimited: int) -> None:
     if scorer._tokenizer.model_max_length > unlimited:
         positions = getattr(scorer._model.config, "max_position_embeddings", 514)  # RoBERTa counts them from 2
         scorer._tokenizer.model_max_length = positions - 2
-
-
-# ---------------------------------------------------------------------- trl
 
 
 def _trl(name: str) -> Any:

@@ -60,12 +60,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def parse_yaml(text: str) -> Any:
-    """YAML of plain values, the keys of mappings being texts.
-
-    Raises:
-        Unreadable: with the line.
-    """
+def parse_yaml(text: str | bytes) -> Any:
+    """YAML of plain values, the keys of mappings being texts. Raises Unreadable, with the line."""
     try:
         return yaml.load(text, _Loader)
     except Unreadable:
@@ -78,11 +74,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """One JSON value.
-
-    Raises:
-        Unreadable: with the line.
-    """
+    """One JSON value. Raises Unreadable, with the line."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -101,14 +93,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_object(text: str | bytes, place: str, remedy: str) -> dict[str, Any]:
-    """One JSON object.
-
-    Args:
-        place, remedy: what an error begins and ends with.
-
-    Raises:
-        Unreadable: a whole sentence.
-    """
+    """One JSON object. Raises Unreadable with a whole sentence, which begins with `place` and ends with `remedy`."""
     try:
         found = parse_json(text)
     except Unreadable as error:
@@ -119,23 +104,12 @@ def parse_object(text: str | bytes, place: str, remedy: str) -> dict[str, Any]:
 
 
 def read_json(path: str | Path, remedy: str = "Copy it again, or make it anew.") -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        OSError, Unreadable: a whole sentence.
-    """
+    """The object in a JSON file. Raises OSError, or as `parse_object`."""
     return parse_object(Path(path).read_bytes(), str(path), remedy)
 
 
 def records(lines: Iterable[str | bytes], place: str, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of JSON lines with their numbers, from 1; empty lines are passed over.
-
-    Args:
-        place: what stands before the number in an error.
-
-    Raises:
-        Unreadable: a whole sentence.
-    """
+    """The objects of JSON lines with their numbers, from 1, over empty lines. Raises as `parse_object`, at `place` and number."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, parse_object(line, f"{place}{number}", remedy)
@@ -147,6 +121,22 @@ def read_jsonl(path: Path, remedy: str = "Mend or remove the line.") -> list[dic
         return []
     with path.open("rb") as file:
         return [record for _, record in records(file, f"{path}, line ", remedy)]
+
+
+def whole_records(path: Path) -> list[Any]:
+    """The records of a file that grew line by line. From a line that was torn on, it is cut off, on the disk as well."""
+    if not path.is_file():
+        return []
+    content, records, end = path.read_bytes(), [], 0
+    for line in content.splitlines(keepends=True):
+        try:
+            records.append(parse_json(line if line.endswith(b"\n") else b""))
+        except ValueError:  # of a torn character too
+            break
+        end += len(line)
+    if end < len(content):
+        path.write_bytes(content[:end])
+    return records
 
 
 def _line_of_second(text: str) -> int:

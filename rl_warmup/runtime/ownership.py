@@ -36,15 +36,10 @@ STATE = (
     "zero_to_fp32.py", "global_step*/**", "pytorch_model_fsdp*/**", "pytorch_model_fsdp*", "optimizer*/**",
 )  # fmt: skip
 REPORT = ("report.html", "summary.md", "*.png")
+# of a run, and may be there before it
 BESIDE = (
-    "asked.yaml",
-    "train.log",
-    "run.lock",
-    LOCK,
-    "logs/rank*.log",
-    "heartbeats/process-*",
-    "unfinished/**",
-)  # before it
+    "asked.yaml", "train.log", "run.lock", LOCK, "logs/rank*.log", "heartbeats/process-*", "unfinished/**",
+)  # fmt: skip
 OWN = (
     *MARKS, *BESIDE, *EVALUATED, *MODEL, "metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl", "resumes.jsonl",
     "reference_warmups.jsonl.*", "flags.json", "trainer_state.json", "all_results.json", "train_results.json",

@@ -67,11 +67,9 @@ def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> di
     if not path.is_file():
         raise ValueError(f"The {what} {path} does not exist. Shipped {what}s lie in {shipped}.")
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_bytes())
     except Unreadable as error:
         raise ValueError(f"{error.at(f'The {what} {path}')}.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The {what} {path} is not UTF-8 ({error}). Save it as UTF-8.") from None
     if not isinstance(values, dict):
         raise ValueError(f"The {what} {path} must be a mapping of settings, `key: value` on every line.")
     return values

@@ -146,15 +146,8 @@ class ResumableTrainer(Trainer):
         """What must be the same when the run goes on: its settings by name (tokens masked), and whatever else is added."""
         adapters = getattr(self.model, "peft_config", None) or {}
         names = (
-            "peft_type",
-            "r",
-            "lora_alpha",
-            "lora_dropout",
-            "target_modules",
-            "modules_to_save",
-            "use_rslora",
-            "bias",
-        )
+            "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "bias",
+        )  # fmt: skip
         found = {name: getattr(adapter, name, None) for adapter in adapters.values() for name in names}
         settings = {**self.args.to_dict(), **self.recipe, "adapter": found}
         return {"settings": parse_json(json.dumps(settings, default=checkpoints.plain, sort_keys=True)), "rows": {}}

@@ -22,14 +22,8 @@ def read(folder: str, split: str) -> list[dict[str, Any]]:
 
 
 def read_splits(
-    folder: str,
-    sizes: dict[str, int | None],
-    *,
-    columns: Sequence[str],
-    min_words: int = 0,
-    max_words: int | None,
-    seed: int,
-) -> dict[str, list[dict[str, Any]]]:
+    folder: str, sizes: dict[str, int | None], *, columns: Sequence[str], min_words: int = 0, max_words: int | None, seed: int
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """Every split of `sizes`, cut to size, without records that have fewer or more words than these in one of `columns`.
 
     How many records were dropped for their length is logged.
