@@ -77,7 +77,7 @@ def test_files(tmp_path):
     assert read_jsonl(path) == [{"a": 1}, {"a": "\ud83d"}]
     assert read_jsonl(tmp_path / "none") == []
     path.write_bytes("a: ä".encode("latin-1"))
-    with pytest.raises(ValueError, match="recipe .*x is not UTF-8"):
+    with pytest.raises(ValueError, match=r"recipe .*x: is not valid YAML \(unacceptable character"):
         read_yaml(path)
 
 

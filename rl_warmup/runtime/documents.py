@@ -70,7 +70,7 @@ def parse_yaml(text: str | bytes) -> Any:
         line = None if error.problem_mark is None else error.problem_mark.line + 1
         raise Unreadable(f"is not valid YAML ({error.problem})", line) from None
     except (yaml.YAMLError, ValueError) as error:  # of characters, numbers of thousands of digits, dates
-        raise Unreadable(f"is not valid YAML ({' '.join(str(error).split()):.80})") from None
+        raise Unreadable(f"is not valid YAML ({' '.join(str(error).split()):.120})") from None
 
 
 def parse_json(text: str | bytes) -> Any:
