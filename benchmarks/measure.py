@@ -16,23 +16,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import Row
+from rl_warmup.runtime.compat import missing_flop_counts
 
 Call = Callable[[], Any]
 Name = TypeVar("Name", bound=Hashable)
-aten = torch.ops.aten
-# Shapes of the arguments -> operations, for what torch's table lacks: the attention kernel of a CPU, and products that add
-# in place, which would make code that uses them look cheaper than it is.
-MISSING = {
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-    ),
-    aten.addmm_: lambda total, a, b, *_, **__: 2 * a[0] * a[1] * b[1],
-    aten.baddbmm_: lambda total, a, b, *_, **__: 2 * a[0] * a[1] * a[2] * b[2],
-}
 
 
 @dataclass
@@ -109,7 +99,7 @@ def milliseconds(call: Call) -> float:
 
 def count_flops(call: Call) -> int:
     """Floating point operations of the matrix products of one call (an addition and a multiplication are two)."""
-    with FlopCounterMode(display=False, custom_mapping=MISSING) as counter:
+    with FlopCounterMode(display=False, custom_mapping=missing_flop_counts()) as counter:
         call()
     return counter.get_total_flops()
 

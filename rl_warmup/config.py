@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
+from rl_warmup.method.objectives import NEEDS_TWO, READS, RULES
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
-from rl_warmup.runtime import _trl
+from rl_warmup.runtime import compat
 from rl_warmup.runtime.launched import initialize_distributed_on_cpu
 from rl_warmup.runtime.recipe_file import masked, read_values
 from rl_warmup.runtime.settings import RANGES, number_fault, scratch_faults, setting_faults, shown
@@ -27,7 +28,7 @@ REMOTE_CODE = (
     "trust_remote_code: is {value!r}, but code that lies beside a model or a data set is never run. Leave the setting out; for "
     "an architecture that is not part of transformers, load the model yourself and give it to WarmupTrainer(model=...)."
 )
-SINGLE_GROUP_OBJECTIVES = ("sft", "marginal", "joint")  # the rules of every other one compare warmups of a group
+SINGLE_GROUP_OBJECTIVES = ("sft", *(name for name in RULES if name not in NEEDS_TWO))
 
 
 # Settings of the search for warmups, which plain fine-tuning does not read.
@@ -130,7 +131,7 @@ def read_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
 
 def build_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from a flat mapping, checked as `read_recipe` does."""
-    model_class = _trl.model_config_class()
+    model_class = compat.model_config_class()
     coerced, faults = _read_settings(values, (TaskOptions, WarmupConfig, model_class))
     if values.get("model_name_or_path") is None:
         faults.append("model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5 or scratch-llama.")
@@ -230,7 +231,11 @@ def option_faults(options: WarmupOptions) -> list[str]:
         )
     if options.target_ess is not None and not 1 <= options.target_ess <= options.num_warmups:
         faults.append(f"target_ess: {options.target_ess} must lie between 1 and num_warmups ({options.num_warmups}).")
-    if options.target_ess is not None and options.objective in set(OBJECTIVES) - {"marginal"}:
+    if (
+        options.target_ess is not None
+        and options.objective in OBJECTIVES
+        and "tau" not in READS.get(options.objective, ())
+    ):
         faults.append(f"target_ess: steers tau, which the objective {options.objective!r} does not read; use marginal.")
     if (options.proposal_only or options.anchor_weight) and not options.proposals:
         faults.append("proposals: is empty, but proposal_only or anchor_weight need at least one proposal.")
@@ -306,7 +311,7 @@ def without_effect(*parts: Any) -> dict[str, str]:
     named = str(values.get("model_name_or_path") or "scratch-")
     rules = [
         (SEARCH, sft, "the objective is sft"),
-        (("tsallis_q",), objective in set(OBJECTIVES) - {"tsallis"}, f"the objective is {objective}"),
+        (("tsallis_q",), objective in RULES and "tsallis_q" not in READS[objective], f"the objective is {objective}"),
         (("readiness",), not set(proposals) - {"reference"}, "no proposals but those of the starting model are given"),
         (("imitation", "min_reading_updates", "max_reading_updates", "reading_threshold"), not reference,
          "proposals is not [reference]"),

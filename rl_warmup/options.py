@@ -6,24 +6,29 @@ with `transformers.TrainingArguments` and checks them.
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-OBJECTIVES = (
-    "sft", "marginal", "marginal_loo", "joint", "expected_logprob", "expected_prob", "tsallis", "grpo",
-)  # fmt: skip
-PROPOSALS = ("reference", "stored", "reverse", "head", "sorted", "keywords", "draft", "filler")
+
+def _registered(decorator: str, module: str) -> tuple[str, ...]:
+    """What `@decorator(name)` registers in a module of `method`; without a name, the function's. Importing it takes torch."""
+    tree = ast.parse((Path(__file__).parent / "method" / module).read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    calls = [(f, call) for f in functions for call in f.decorator_list if isinstance(call, ast.Call)]
+    named = [(f, call.args) for f, call in calls if ast.unparse(call.func) == decorator]
+    return tuple(ast.literal_eval(args[0]) if args else f.name for f, args in named)
+
+
+OBJECTIVES = ("sft", *_registered("objective", "objectives.py"))
+PROPOSALS = ("reference", "stored", *_registered("proposal", "proposals.py"), "draft")
 IMITATIONS = ("all", "posterior")
 SEPARATOR_INITS = ("auto", "keep", "end_token")
 TRUNCATIONS = ("error", "left", "right", "drop")
 GUARDS = ("warn", "act", "stop", "off")
-CONTROLS = (
-    "shuffled",
-    "empty_warmup",
-    "filler",
-    "sampled",
-    "rerank",
-)  # `inference.generation.CONTROLS` without that of another run
+# `inference.generation.CONTROLS` without that of another run
+CONTROLS = ("shuffled", "empty_warmup", "filler", "sampled", "rerank")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plugin: str | None = None) -> Any:

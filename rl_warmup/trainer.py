@@ -89,7 +89,6 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         dtype: of the trained weights, whatever the model comes in (a quantized one stays as it is); auto changes nothing.
     """
 
-    _tag_names = ("rl_warmup",)
     # The loss is a sum divided by the target tokens of the whole update: it must not be divided again by the number of
     # micro-batches (transformers would, and differently for T5 than for others).
     loss_is_scaled_for_ga = True

@@ -30,7 +30,7 @@ def recipe_of(**values):
 
 
 def test_lists_of_names_agree():
-    """`options` imports nothing, so its lists are copies."""
+    """`options` imports nothing, so it reads them as text."""
     assert set(options.PROPOSALS) == {*proposals.PROPOSALS, *proposals.DRAWN, proposals.DRAFT}
     assert set(options.OBJECTIVES) == {"sft", *RULES}
 

@@ -134,9 +134,9 @@ def test_a_recipe_takes_own_names_and_still_finds_typing_errors():
         "  - objective: The objective 'own.py:bets': own.py has no 'bets'. Did you mean 'best'?",
         "  - proposals: The proposal 'own.py:lats': own.py has no 'lats'. Did you mean 'last'?",
         "  - proposals: There is no proposal 'revers'. Did you mean 'reverse'? Known are reference, stored, reverse, "
-        "head, sorted, keywords, draft, filler. Own ones are named `package.module:function` or `path/to/file.py:function`.",
-        "  - proposals: 3 is no name; give one of reference, stored, reverse, head, sorted, keywords, draft, "
-        "filler, or `package.module:function`.",
+        "head, sorted, keywords, filler, draft. Own ones are named `package.module:function` or `path/to/file.py:function`.",
+        "  - proposals: 3 is no name; give one of reference, stored, reverse, head, sorted, keywords, filler, "
+        "draft, or `package.module:function`.",
     ]
     with pytest.raises(
         ValueError, match="num_warmups: is 1, but the objective 'own.py:best' compares the warmups of a group"

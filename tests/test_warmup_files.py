@@ -134,8 +134,11 @@ def test_the_line_of_a_sample_is_read_back(t5, read):
     ("file", "words"),
     [
         ("", ["w.jsonl holds no lines", "`row` and `warmups`"]),
-        ('{"row": 0, "warmup": "a"}\n{"row": 1, "war', ["w.jsonl, line 2: is no JSON", "finished by the same command"]),
-        ('["a"]', ["line 1: is ['a'], no JSON object"]),
+        (
+            '{"row": 0, "warmup": "a"}\n{"row": 1, "war',
+            ["w.jsonl, line 2: is not valid JSON", "finished by the same command"],
+        ),
+        ('["a"]', ["line 1: is a JSON list, no JSON object"]),
         (lines(_1={"row": "-"}), ["line 2: names no row", "`id` or `prompt`"]),
         (lines(_1={"row": "1"}), ["line 2: `row` is '1'", "from 0"]),
         (lines(_1={"row": True}), ["line 2: `row` is True"]),

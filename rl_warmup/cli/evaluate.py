@@ -129,9 +129,9 @@ def refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
 
 def _metric(text: str) -> Any:
     """A metric's name, or its mapping of name and kwargs as in a recipe."""
-    from rl_warmup.runtime.recipe_file import load_yaml
+    from rl_warmup.runtime.recipe_file import flag_value
 
-    return load_yaml(text) if text.startswith("{") else text
+    return flag_value("metrics", text) if text.startswith("{") else text
 
 
 def _names(asked: list[str], other_run: str | None) -> list[str]:

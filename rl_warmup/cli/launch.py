@@ -114,10 +114,9 @@ def run_folder(args: list[str]) -> Path:
     flags = [f"--{arg}" if arg.startswith("output_dir=") else arg for arg in args]
     found, _ = parser.parse_known_args(flags)
     if found.output_dir is None and found.config is not None and Path(found.config).is_file():
-        import yaml
+        from rl_warmup.runtime.recipe_file import read_values
 
-        recipe = yaml.safe_load(Path(found.config).read_text(encoding="utf-8"))
-        found.output_dir = recipe.get("output_dir") if isinstance(recipe, dict) else None
+        found.output_dir = read_values(found.config).get("output_dir")
     return Path(found.output_dir or "trainer_output")  # TrainingArguments' own default
 
 

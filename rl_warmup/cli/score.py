@@ -65,16 +65,9 @@ def command(args: list[str]) -> None:
 
 
 def _spec(text: str) -> Any:
-    if not text.lstrip().startswith("{"):
-        return text
-    import yaml
+    from rl_warmup.runtime.recipe_file import flag_value
 
-    from rl_warmup.runtime.recipe_file import load_yaml
-
-    try:
-        return load_yaml(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--reward {text}: is no YAML mapping ({error}).") from error
+    return flag_value("reward", text) if text.lstrip().startswith("{") else text
 
 
 def _summary(cards: list[Any], bench: Any) -> str:

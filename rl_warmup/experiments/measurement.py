@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from rl_warmup.config import build_recipe
 from rl_warmup.experiments.run import make_trainer, recipe_task
 from rl_warmup.models.starts import PREFIX
+from rl_warmup.runtime import compat
 
 # The policy writes every warmup, as a plan counts it; nothing is evaluated, saved or shown.
 LEFT_OUT = (
@@ -32,15 +33,6 @@ CHANGED = {
     "max_steps": 3, "save_strategy": "no", "logging_strategy": "no", "log_warmups": 0, "report_to": "none", "guard": "off",
     "show_progress": False,
 }  # fmt: skip
-aten = torch.ops.aten
-MISSING = {  # in torch's table: the attention of a CPU, products that add in place; shapes of arguments -> operations
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(
-        grad, q, k, v
-    ),
-    aten.addmm_: lambda total, a, b, *_, **__: 2 * a[0] * a[1] * b[1],
-    aten.baddbmm_: lambda total, a, b, *_, **__: 2 * a[0] * a[1] * a[2] * b[2],
-}
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ class _Meter(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.cuda, self.seconds = trainer, trainer.args.device.type == "cuda", 0.0
-        self.flops = FlopCounterMode(display=False, custom_mapping=MISSING)
+        self.flops = FlopCounterMode(display=False, custom_mapping=compat.missing_flop_counts())
         self.memory = torch.autograd.profiler.profile(enabled=not self.cuda, profile_memory=True, use_kineto=True)
         self.counters = ExitStack()
         self.state = 0.0

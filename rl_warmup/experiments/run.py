@@ -21,7 +21,7 @@ from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.rehearsal import rehearse
 from rl_warmup.metrics import signatures
 from rl_warmup.models.loading import load_model
-from rl_warmup.runtime import _trl
+from rl_warmup.runtime import compat
 from rl_warmup.runtime.checkpoints import disk_faults, newest, require
 from rl_warmup.runtime.launched import refuse_quantized
 from rl_warmup.runtime.ownership import RESULT, fingerprint, reading, refuse_folder, sources
@@ -150,7 +150,7 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     kwargs: dict[str, Any] = {"dtype": choice.dtype or "float32", "revision": choice.model_revision}
     if choice.attn_implementation:
         kwargs["attn_implementation"] = choice.attn_implementation
-    kwargs |= _trl.quantization(choice)
+    kwargs |= compat.quantization(choice)
     void = {name: why for name, why in without_effect(config, choice, recipe.task).items() if name == "scratch"}
     if void and not config.process_index:
         print(void_note(void))
@@ -163,7 +163,7 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     validation = task.splits["validation"] if config.eval_strategy != "no" else None
     trainer = WarmupTrainer(
         model=model, args=config, train_dataset=rows, eval_dataset=validation or None,
-        processing_class=tokenizer, peft_config=_trl.peft_config(choice),
+        processing_class=tokenizer, peft_config=compat.peft_config(choice),
         compute_metrics=lambda predictions: score_predictions(task, predictions), dtype="auto",  # it was loaded as asked
     )  # fmt: skip
     trainer.recipe |= masked({**vars(recipe.task), **vars(choice)})

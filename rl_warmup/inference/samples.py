@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from rl_warmup.batch import Warmup
-from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing, whole_records
+from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing
 from rl_warmup.method.warmup_files import record
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.inference_settings import Inference, read_layout
@@ -25,6 +25,7 @@ from rl_warmup.models.layouts import make_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.options import WarmupOptions
+from rl_warmup.runtime.documents import parse_json, read_json, whole_records
 from rl_warmup.runtime.ownership import file_lock
 from rl_warmup.runtime.sharing import is_main, map_over_processes
 from rl_warmup.tasks import rows_hash
@@ -158,12 +159,9 @@ def _begin(
     if path.stat().st_size and not beside.is_file():
         return f"--output: {path} exists, and no {beside.name} beside it says that it is a drawing. Give another file."
     if path.stat().st_size and not overwrite:
-        known = json.loads(beside.read_text(encoding="utf-8"))
-        changed = [
-            f"{name} is {known.get(name)!r}, now {value!r}"
-            for name, value in header.items()
-            if known.get(name) != value
-        ]
+        known = read_json(beside, "Give another file, or --overwrite.")
+        now = {name: value for name, value in header.items() if known.get(name) != value}
+        changed = [f"{name} is {known.get(name)!r}, now {value!r}" for name, value in now.items()]
         if changed:
             return (
                 f"--output: {path} is another drawing ({'; '.join(changed)}). Repeat its command to go on with it, give another "
@@ -179,7 +177,7 @@ def _in_order(path: Path) -> list[dict[str, Any]]:
     """Sort a finished file by row, in one step."""
     with path.open("rb") as file:
         lines = list(file)
-    records = [json.loads(line) for line in lines]
+    records = [parse_json(line) for line in lines]
     order = sorted(range(len(lines)), key=lambda place: records[place]["row"])
     if order != list(range(len(lines))):
         sorted_file = path.with_name(f"{path.name}.sorted")

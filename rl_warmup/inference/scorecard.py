@@ -8,7 +8,6 @@ then taken within the prompts, because that is all the posterior sees.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import statistics
 import time
@@ -35,7 +34,7 @@ from rl_warmup.models.tokens import declare_tokens
 from rl_warmup.rewards import PREDICTIONS, Reward, RewardSet
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.calling import start
-from rl_warmup.tasks.formats import Twice, once
+from rl_warmup.runtime.documents import records
 
 NEEDED = ("prompt", "target", "warmup")
 TINY = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
@@ -63,19 +62,8 @@ def read_warmups(path: str | Path) -> list[Row]:
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist. Give JSON lines with {', '.join(NEEDED)}, or a run's warmups.jsonl.")
     rows: list[Row] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line, object_pairs_hook=once)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: is no JSON ({error}).") from error
-        except Twice as error:
-            raise ValueError(
-                f"{path}, line {number}: the key {str(error)!r} stands there twice. Remove one."
-            ) from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}: is no JSON object. Give one with {', '.join(NEEDED)}.")
+    lines = Path(path).read_bytes().split(b"\n")
+    for number, record in records(lines, f"{path}, line ", f"Give an object with {', '.join(NEEDED)}."):
         map_over_processes = [{**record, **w} for w in record.pop("warmups")] if "warmups" in record else [record]
         for row in map_over_processes:
             row.setdefault("id", f"line {number}")

@@ -60,12 +60,8 @@ class Drawing:
 
 
 def draw_missing(
-    drawing: Drawing,
-    prompts: Sequence[list[int]],
-    done: Collection[int],
-    keep: Callable[[Groups], None],
-    title: str = "",
-) -> None:
+    drawing: Drawing, prompts: Sequence[list[int]], done: Collection[int], keep: Callable[[Groups], None], title: str = "",
+) -> None:  # fmt: skip
     """Draw the groups that are not done, prompts of similar length together, batch by batch.
 
     All processes call; each draws its share and all get everything. A batch that is done in part is drawn again as a whole,
@@ -116,22 +112,6 @@ def weights_hash(model: Any, frozen_alone: bool = False) -> str:
         some = flat[:: max(1, flat.numel() // LOOKED_AT)]
         found.update(name.encode() + str(tuple(tensor.shape)).encode() + some.float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def whole_records(path: Path) -> list[Any]:
-    """The records of a file that grew line by line. From a line that was torn on, it is cut off, on the disk as well."""
-    if not path.is_file():
-        return []
-    content, records, end = path.read_bytes(), [], 0
-    for line in content.splitlines(keepends=True):
-        try:
-            records.append(json.loads(line if line.endswith(b"\n") else b""))
-        except ValueError:  # of a torn character too
-            break
-        end += len(line)
-    if end < len(content):
-        path.write_bytes(content[:end])
-    return records
 
 
 def append(path: Path, lines: Sequence[str]) -> None:

@@ -30,6 +30,26 @@ class ObjectiveSettings:
 
 Weights = tuple[Tensor, Tensor]
 Rule = Callable[[Tensor, Tensor, ObjectiveSettings], Weights]
+RULES: dict[str, Rule] = {}  # `sft` has no group, hence no rule: its single empty warmup has a = 0, b = 1
+NEEDS_TWO: set[str] = set()
+READS: dict[str, tuple[str, ...]] = {}
+
+
+def objective(needs_two: bool = False, reads: tuple[str, ...] = ()) -> Callable[[Rule], Rule]:
+    """Make a rule an objective of its name. `options` reads these names from this file's text.
+
+    Args:
+        needs_two: it compares the warmups of a group, so that a single one has no gradient.
+        reads: which of `ObjectiveSettings`.
+    """
+
+    def register(rule: Rule) -> Rule:
+        RULES[rule.__name__], READS[rule.__name__] = rule, reads
+        if needs_two:
+            NEEDS_TWO.add(rule.__name__)
+        return rule
+
+    return register
 
 
 def posterior(rewards: Tensor, tau: float = 1.0) -> Tensor:
@@ -86,6 +106,7 @@ def _mean_of_others(rewards: Tensor) -> Tensor:
     return (rewards.sum(1, keepdim=True) - rewards) / (rewards.size(1) - 1)
 
 
+@objective(reads=("tau", "uniform_target_share"))
 def marginal(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends log P(y|x) with the self-normalised posterior: a = p - 1/n, b = λ/n + (1-λ) p.
 
@@ -99,6 +120,7 @@ def marginal(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettin
     return p - 1 / n, share / n + (1 - share) * p
 
 
+@objective(needs_two=True)
 def marginal_loo(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends E[log mean_i e^{R_i}] exactly: a = L - L_without_i, b = p at τ = 1.
 
@@ -108,6 +130,7 @@ def marginal_loo(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSe
     return log_mean_exp(rewards)[:, None] - _log_mean_exp_of_others(rewards), posterior(rewards)
 
 
+@objective()
 def joint(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends log Σ_i P(c_i|x) e^{R_i} over the samples as if they were the whole space: a = b = softmax(R + log P(c|x)).
 
@@ -118,6 +141,7 @@ def joint(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings)
     return q, q
 
 
+@objective(needs_two=True)
 def expected_logprob(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends E_c[R]: a = (R_i - mean of the others)/n, b = 1/n.
 
@@ -127,6 +151,7 @@ def expected_logprob(rewards: Tensor, warmup_logprobs: Tensor, settings: Objecti
     return (rewards - _mean_of_others(rewards)) / n, torch.full_like(rewards, 1 / n)
 
 
+@objective(needs_two=True)
 def expected_prob(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends E_c[e^R]: a = (e^{R_i} - mean of the others)/n, b = e^{R_i}/n.
 
@@ -136,6 +161,7 @@ def expected_prob(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveS
     return tsallis(rewards, warmup_logprobs, ObjectiveSettings(tsallis_q=0.0))
 
 
+@objective(needs_two=True, reads=("tsallis_q",))
 def tsallis(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """From expected_prob (q = 0) to the marginal (q = 1): both weights of expected_prob times P̂^{-q}, P̂ = mean_i e^{R_i}.
 
@@ -147,6 +173,7 @@ def tsallis(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSetting
     return (own - (_log_mean_exp_of_others(rewards) - scale).exp()) / n, own / n
 
 
+@objective(needs_two=True)
 def grpo(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """The group-standardised score as advantage: a = (R_i - mean)/(std + eps)/n, b = 1/n.
 
@@ -156,11 +183,6 @@ def grpo(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) 
     n = rewards.size(1)
     centred = rewards - rewards.mean(1, keepdim=True)
     return centred / (rewards.std(1, keepdim=True) + GRPO_EPS) / n, torch.full_like(rewards, 1 / n)
-
-
-RULES: dict[str, Rule] = {
-    rule.__name__: rule for rule in (marginal, marginal_loo, joint, expected_logprob, expected_prob, tsallis, grpo)
-}  # `sft` has no group, hence no rule: its single empty warmup has a = 0, b = 1
 
 
 def load_objective(name: str) -> Rule:

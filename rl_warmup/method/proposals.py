@@ -47,23 +47,38 @@ class ProposalContext:
 
 
 Proposal = Callable[[list[Word], ProposalContext], list[Word]]
+PROPOSALS: dict[str, Proposal] = {}
 
 
+def proposal(name: str) -> Callable[[Proposal], Proposal]:
+    """Make a function the proposal of that name. `options` reads these names from this file's text."""
+
+    def register(function: Proposal) -> Proposal:
+        PROPOSALS[name] = function
+        return function
+
+    return register
+
+
+@proposal("reverse")
 def reverse(words: list[Word], context: ProposalContext) -> list[Word]:
     """The target's words, last first."""
     return words[::-1]
 
 
+@proposal("head")
 def head(words: list[Word], context: ProposalContext) -> list[Word]:
     """The first half of the target's words, rounded up."""
     return words[: (len(words) + 1) // 2]
 
 
+@proposal("sorted")
 def sorted_words(words: list[Word], context: ProposalContext) -> list[Word]:
     """The target's words in the order of their token ids."""
     return sorted(words)
 
 
+@proposal("keywords")
 def keywords(words: list[Word], context: ProposalContext) -> list[Word]:
     """The rarest words of the target against the corpus, in the target's order; at least one."""
     count = max(1, round(context.keyword_share * len(words)))
@@ -71,20 +86,12 @@ def keywords(words: list[Word], context: ProposalContext) -> list[Word]:
     return [words[i] for i in sorted(rarest)]
 
 
+@proposal("filler")
 def filler(words: list[Word], context: ProposalContext) -> list[Word]:
     """The same meaningless tokens for every prompt, up to the limit: extra depth alone, to compare with."""
     if not context.filler_ids:
         raise ValueError("The tokenizer cannot write the filler '...'; add that token to its vocabulary.")
     return [context.filler_ids] * context.max_length
-
-
-PROPOSALS: dict[str, Proposal] = {
-    "reverse": reverse,
-    "head": head,
-    "sorted": sorted_words,
-    "keywords": keywords,
-    "filler": filler,
-}
 
 
 def target_words(row: dict[str, Any]) -> list[Word]:

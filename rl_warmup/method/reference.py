@@ -19,9 +19,10 @@ from torch import Tensor
 
 from rl_warmup.batch import Warmup, WarmupBatch
 from rl_warmup.engine import score
-from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing, whole_records
+from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing
 from rl_warmup.models.constraints import SamplingConstraints
-from rl_warmup.runtime import _trl
+from rl_warmup.runtime import compat
+from rl_warmup.runtime.documents import whole_records
 from rl_warmup.runtime.sharing import is_main, map_over_processes
 
 FILE = "reference_warmups.jsonl"
@@ -102,9 +103,9 @@ class StartingPolicy:
         if self.model is None:
             return
         if trainer.is_deepspeed_enabled:
-            self.model = _trl.prepare_deepspeed(self.model, trainer.accelerator)
+            self.model = compat.prepare_deepspeed(self.model, trainer.accelerator)
         elif trainer.is_fsdp_enabled:
-            self.model = _trl.prepare_fsdp(self.model, trainer.accelerator)
+            self.model = compat.prepare_fsdp(self.model, trainer.accelerator)
         else:  # with bf16_full_eval Trainer moves its own model only when training begins
             self.model.to(trainer.args.device)
 

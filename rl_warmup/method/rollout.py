@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -91,7 +91,7 @@ class Rollout:
         context.filler_ids = tuple(i for i in filler if not constraints.banned[i])
         for name in set(options.proposals) - {DRAFT, *DRAWN} if rows else ():
             propose(name, rows[0], context)
-        settings = ObjectiveSettings(options.tau, options.uniform_target_share, options.tsallis_q)
+        settings = ObjectiveSettings(**{f.name: getattr(options, f.name) for f in fields(ObjectiveSettings)})
         reads = REFERENCE in options.proposals
         beta = options.beta if options.beta is not None else HOLD if reads else 0.0
         return cls(

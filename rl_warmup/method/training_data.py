@@ -21,6 +21,7 @@ from rl_warmup.method.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE, Word
 from rl_warmup.method.warmup_files import StoredWarmups
 from rl_warmup.models.encoding import UNSPACED, RowEncoder
 from rl_warmup.models.positions import Positions
+from rl_warmup.runtime import compat
 from rl_warmup.runtime.checkpoints import plain
 
 BLOCKS = 100
@@ -266,7 +267,7 @@ def _check(source: Any, args: TrainingArguments) -> None:
             f"dataloader_num_workers: is {args.dataloader_num_workers}, but a stream is read by the training process itself, "
             f"in one order. Set it to 0."
         )
-    if getattr(source, "_distributed", None) is not None:
+    if compat.is_split_over_processes(source):
         raise ValueError(
             "train_dataset: this stream was split over processes (split_dataset_by_node), and is dealt out once more here, so "
             "that most rows would never be used. Give every process the whole stream."

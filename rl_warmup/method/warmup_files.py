@@ -17,9 +17,13 @@ from typing import Any, NamedTuple
 
 from rl_warmup.batch import Warmup
 from rl_warmup.method.proposals import COLUMNS, STORED
-from rl_warmup.tasks.formats import Twice, once
+from rl_warmup.runtime.documents import records
 
 KEYS = ("row", "id", "prompt")  # what a line may be matched by; the first it has counts
+ONE_A_LINE = (
+    "Write one object a line, with `row` and `warmups`; a file that `rl-warmup sample` left unfinished is finished by the same "
+    "command."
+)
 TOGETHER = 256  # lines whose texts go to the tokenizer in one call
 Columns = Callable[[int, str], dict[str, Any]]  # (number of a row, how an error calls it) -> columns to add to it
 
@@ -60,7 +64,8 @@ def read_lines(path: Path) -> list[Line]:
             f"docs/stored-warmups.md says how to write one by other means."
         )
     with path.open("rb") as file:
-        lines = [_line(number, text, f"{path}, line {number}") for number, text in enumerate(file, 1) if text.strip()]
+        found = records(file, f"{path}, line ", ONE_A_LINE)
+        lines = [_line(number, one, f"{path}, line {number}") for number, one in found]
     if not lines:
         raise ValueError(
             f"stored_warmups: {path} holds no lines. Give one JSON object a row, with `row` and `warmups`."
@@ -68,18 +73,7 @@ def read_lines(path: Path) -> list[Line]:
     return lines
 
 
-def _line(number: int, text: bytes, where: str) -> Line:
-    try:
-        found = json.loads(text, object_pairs_hook=once)
-    except Twice as error:
-        raise ValueError(f"{where}: the key {str(error)!r} stands there twice. Remove one of the two.") from None
-    except ValueError as error:
-        raise ValueError(
-            f"{where}: is no JSON ({error}). Write one object a line; a file that `rl-warmup sample` left unfinished is "
-            f"finished by the same command."
-        ) from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{where}: is {found!r:.40}, no JSON object. Give one with `row` and `warmups`.")
+def _line(number: int, found: dict[str, Any], where: str) -> Line:
     kind = next((key for key in KEYS if found.get(key) is not None), None)
     if kind is None:
         raise ValueError(

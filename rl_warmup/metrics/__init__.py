@@ -13,67 +13,17 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
 
-from rl_warmup.metrics.bertscore import bertscore, bertscore_label, bertscore_segments, bertscore_signature
-from rl_warmup.metrics.choices import accuracy, accuracy_segments, macro_f1, macro_f1_segments
-from rl_warmup.metrics.comet import comet, comet_label, comet_segments, comet_signature
-from rl_warmup.metrics.matching import exact_match, exact_match_segments
-from rl_warmup.metrics.ngrams import (
-    SACREBLEU_NAMES,
-    rouge,
-    rouge_segments,
-    rouge_signature,
-    sacrebleu_score,
-    sacrebleu_segments,
-    sacrebleu_signature,
-)
-from rl_warmup.metrics.reasoning_gym import reasoning_gym_score, reasoning_gym_segments, reasoning_gym_signature
+from rl_warmup.metrics.registry import METRICS, Metric, Rows
 from rl_warmup.metrics.segments import Segments
 from rl_warmup.plugins import ProcessExit, build_plugin, contained, find_plugin
 
-__all__ = ["METRICS", "Segments", "Spec", "compute", "row_statistics", "signatures"]
+__all__ = ["METRICS", "Metric", "Segments", "Spec", "compute", "row_statistics", "signatures"]
 
-Rows = Sequence[dict[str, Any]]
 Spec = str | Mapping[str, Any]  # a name, or {"name": ..., "kwargs": {...}}
-
-
-class Metric(NamedTuple):
-    """What a name stands for. Functions take (predictions, targets, rows) and the spec's kwargs.
-
-    function: gives {key: number}; keys: which of its keys this name stands for (None: all); signature: describes the
-    settings; segments: gives {key: Segments}, for resampling; label: the key where it depends on kwargs.
-    """
-
-    function: Callable[..., dict[str, float]]
-    keys: tuple[str, ...] | None = None
-    signature: Callable[..., str] | None = None
-    segments: Callable[..., dict[str, Segments]] | None = None
-    label: Callable[..., str] | None = None
-
-
-METRICS = {
-    "exact_match": Metric(exact_match, segments=exact_match_segments),
-    "accuracy": Metric(accuracy, segments=accuracy_segments),
-    "macro_f1": Metric(macro_f1, segments=macro_f1_segments),
-    **{
-        name: Metric(
-            partial(sacrebleu_score, name),
-            signature=partial(sacrebleu_signature, name),
-            segments=partial(sacrebleu_segments, name),
-        )
-        for name in SACREBLEU_NAMES
-    },
-    "rouge": Metric(rouge, None, rouge_signature, rouge_segments),
-    "rouge1": Metric(rouge, ("rouge1",), rouge_signature, rouge_segments),
-    "rouge2": Metric(rouge, ("rouge2",), rouge_signature, rouge_segments),
-    "rougeL": Metric(rouge, ("rougeL",), rouge_signature, rouge_segments),
-    "bertscore": Metric(bertscore, None, bertscore_signature, bertscore_segments, bertscore_label),
-    "reasoning_gym_score": Metric(
-        reasoning_gym_score, signature=reasoning_gym_signature, segments=reasoning_gym_segments
-    ),
-    "comet": Metric(comet, None, comet_signature, comet_segments, comet_label),
-}
 
 
 def compute(
@@ -121,13 +71,9 @@ def signatures(names: Iterable[Spec] | Spec) -> dict[str, str]:
 
 
 def _gather(
-    names: Iterable[Spec] | Spec,
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None,
-    choose: Callable[[Metric], Callable[..., Any] | None],
-    check: Callable[[str, Any], dict[str, Any]],
-) -> dict[str, Any]:
+    names: Iterable[Spec] | Spec, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None,
+    choose: Callable[[Metric], Callable[..., Any] | None], check: Callable[[str, Any], dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
     """Call each function once, however many names stand for its keys."""
     wanted = [_metric(spec) for spec in _listed(names)]
     lengths = {"predictions": len(predictions), "targets": len(targets)}
@@ -221,3 +167,7 @@ def _metric(spec: Spec) -> tuple[str, Metric, dict[str, Any]]:
 def _found(name: str) -> Metric:
     found, _ = find_plugin("metric", name, METRICS)
     return found if isinstance(found, Metric) else Metric(build_plugin("metric", name, found))
+
+
+for _module in iter_modules(__path__):  # each registers its metrics
+    import_module(f"{__name__}.{_module.name}")

@@ -6,56 +6,15 @@
 `bertscore[microsoft/deberta-xlarge-mnli:40]`: values of different models or layers are not comparable.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.metrics.segments import Segments, mean_segments
+from rl_warmup.metrics.registry import Rows, metric
+from rl_warmup.runtime import compat
 
 UNLIMITED = 10**9  # tokens; transformers says 10**30 for a tokenizer without a limit
-
-Rows = Sequence[dict[str, Any]]
-
-
-def bertscore(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    model: str,
-    num_layers: int | None = None,
-    batch_size: int = 32,
-    label: str | None = None,
-) -> dict[str, float]:
-    """Mean F1 over rows as bert-score gives it: no idf weights, not rescaled, at most 1. An empty text scores 0.
-
-    Args:
-        num_layers: the layer whose states are compared; None takes bert-score's own choice for a hub id it knows.
-        label: how the model is called in the key; a hub id, or the last name of a folder, by default.
-
-    Raises:
-        ImportError: bert-score is missing.
-        ValueError: the model cannot be loaded, or the layer does not exist.
-    """
-    scores = _row_scores(predictions, targets, model, num_layers, batch_size)
-    return {bertscore_label(model, num_layers, label=label): sum(scores) / len(scores)}
-
-
-def bertscore_segments(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    model: str,
-    num_layers: int | None = None,
-    batch_size: int = 32,
-    label: str | None = None,
-) -> dict[str, Segments]:
-    """BERTScore as the mean of row scores."""
-    scores = _row_scores(predictions, targets, model, num_layers, batch_size)
-    return {bertscore_label(model, num_layers, label=label): mean_segments(scores)}
 
 
 def bertscore_label(model: str, num_layers: int | None = None, batch_size: int = 32, label: str | None = None) -> str:
@@ -82,9 +41,21 @@ def bertscore_signature(
     return f"measure:f|model:{model}|layer:{layer}|idf:no|rescaled:no|{versions}"
 
 
-def _row_scores(
-    predictions: Sequence[str], targets: Sequence[str], model: str, num_layers: int | None, batch_size: int
-) -> list[float]:
+@metric("bertscore", signature=bertscore_signature, label=bertscore_label)
+def bertscore(
+    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *,
+    model: str, num_layers: int | None = None, batch_size: int = 32, label: str | None = None,
+) -> list[float]:  # fmt: skip
+    """F1 of each row as bert-score gives it: no idf weights, not rescaled, at most 1. An empty text scores 0.
+
+    Args:
+        num_layers: the layer whose states are compared; None takes bert-score's own choice for a hub id it knows.
+        label: how the model is called in the key; a hub id, or the last name of a folder, by default.
+
+    Raises:
+        ImportError: bert-score is missing.
+        ValueError: the model cannot be loaded, or the layer does not exist.
+    """
     scorer = _scorer(model, _layer(model, num_layers))
     scores = [0.0] * len(predictions)
     # bert-score also gives 0 to empty texts, but with transformers 5 it fails on them
@@ -102,31 +73,14 @@ def _scorer(model: str, layer: int) -> Any:
     if _is_path(model) and not Path(model).is_dir():
         raise ValueError(_missing(model, "there is no such folder"))
     try:
-        with _no_remote_code():
+        with compat.without_remote_code():
             scorer = library.BERTScorer(model_type=model, num_layers=layer)
     except AssertionError as error:  # bert-score checks the layer
         raise ValueError(f"metric 'bertscore': {error}; give num_layers within it") from error
     except (OSError, ValueError) as error:  # transformers found no model, or no tokenizer
         raise ValueError(_missing(model, str(error).partition("\n")[0])) from error
-    if scorer._tokenizer.model_max_length > UNLIMITED:
-        # the folder states no limit, and bert-score cuts texts at the tokenizer's; RoBERTa counts positions from 2
-        positions = getattr(scorer._model.config, "max_position_embeddings", 514)
-        scorer._tokenizer.model_max_length = positions - 2
+    compat.limit_bertscore(scorer, UNLIMITED)
     return scorer
-
-
-@contextmanager
-def _no_remote_code() -> Iterator[None]:
-    """Have code that lies beside a model refused: bert-score does not say so, and transformers would then ask whoever is at the
-    terminal, or whatever is piped in.
-    """
-    from transformers import dynamic_module_utils
-
-    before, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
-    try:
-        yield
-    finally:
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
 def _layer(model: str, num_layers: int | None) -> int:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from rl_warmup.metrics.registry import METRICS, Metric, Rows, values_of
 from rl_warmup.metrics.segments import Segments, mean_segments
 
 PREAMBLE = re.compile(r"^(the )?(correct |right )?answer( is)?:? ")
 LETTER = re.compile(r"\(?([a-z])([).:].*)?")
-
-Rows = Sequence[dict[str, Any]]
 
 
 def accuracy(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
@@ -25,8 +24,7 @@ def accuracy(predictions: Sequence[str], targets: Sequence[str], rows: Rows | No
         ValueError: if a target picks none of its row's choices.
     """
     picked, wanted = _picks(predictions, targets, rows)
-    right = sum(pick == want for pick, want in zip(picked, wanted, strict=True))
-    return {"accuracy": right / len(wanted), "unparsed": _unparsed(picked, wanted)}
+    return {**values_of(accuracy_segments)(predictions, targets, rows), "unparsed": _unparsed(picked, wanted)}
 
 
 def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
@@ -40,11 +38,7 @@ def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | No
         ValueError: if a target picks none of its row's choices.
     """
     picked, wanted = _picks(predictions, targets, rows)
-    scores = []
-    for label in {pick for pick in (*picked, *wanted) if pick is not None}:
-        hits = sum(pick == want == label for pick, want in zip(picked, wanted, strict=True))
-        scores.append(2 * hits / (picked.count(label) + wanted.count(label)))
-    return {"macro_f1": sum(scores) / len(scores), "unparsed": _unparsed(picked, wanted)}
+    return {**values_of(macro_f1_segments)(predictions, targets, rows), "unparsed": _unparsed(picked, wanted)}
 
 
 def accuracy_segments(
@@ -125,3 +119,7 @@ def _letter(text: str, choices: Sequence[str] | None) -> str | None:
 
 def _normal(text: str) -> str:
     return " ".join(text.split()).removesuffix(".").strip().casefold()
+
+
+METRICS["accuracy"] = Metric(accuracy, segments=accuracy_segments)
+METRICS["macro_f1"] = Metric(macro_f1, segments=macro_f1_segments)

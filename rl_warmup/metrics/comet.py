@@ -20,59 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.metrics.segments import Segments, mean_segments
+from rl_warmup.metrics.registry import Rows, metric
 
 COMMAND = (
     "comet-score -s {source} -t {hypothesis} -r {reference} --model {checkpoint} --to_json {output} --gpus 0 --quiet"
 )
 TIMEOUT = 3600.0
-
-Rows = Sequence[dict[str, Any]]
 Command = str | Sequence[str]
-
-
-def comet(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    checkpoint: str,
-    command: Command = COMMAND,
-    source: str = "prompt",
-    timeout: float = TIMEOUT,
-    label: str | None = None,
-) -> dict[str, float]:
-    """The mean of the checkpoint's row scores, on the checkpoint's own scale, under `comet[label]`.
-
-    Args:
-        checkpoint: what the command is given as {checkpoint}: a file, or a name it knows.
-        command: words, or a string that is split as a shell splits it (no shell runs); see the protocol above.
-        source: the column of the rows that holds the source text, without an instruction around it.
-        timeout: seconds after which the command and what it started are ended.
-        label: how the checkpoint is called in the key; its name, or its file's name, by default.
-
-    Raises:
-        ImportError: the command is not there.
-        ValueError: the command failed, took too long, or wrote something else than one number per row.
-    """
-    scores = _row_scores(predictions, targets, rows, checkpoint, command, source, timeout)
-    return {comet_label(checkpoint=checkpoint, label=label): sum(scores) / len(scores)}
-
-
-def comet_segments(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    checkpoint: str,
-    command: Command = COMMAND,
-    source: str = "prompt",
-    timeout: float = TIMEOUT,
-    label: str | None = None,
-) -> dict[str, Segments]:
-    """COMET as the mean of row scores."""
-    scores = _row_scores(predictions, targets, rows, checkpoint, command, source, timeout)
-    return {comet_label(checkpoint=checkpoint, label=label): mean_segments(scores)}
 
 
 def comet_label(*, checkpoint: str, label: str | None = None, **other: Any) -> str:
@@ -91,15 +45,24 @@ def comet_signature(*, checkpoint: str, command: Command = COMMAND, source: str 
     return f"checkpoint:{checkpoint}|source:{source}|command:{shlex.join(words)}"
 
 
-def _row_scores(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None,
-    checkpoint: str,
-    command: Command,
-    source: str,
-    timeout: float,
-) -> list[float]:
+@metric("comet", signature=comet_signature, label=comet_label)
+def comet(
+    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *,
+    checkpoint: str, command: Command = COMMAND, source: str = "prompt", timeout: float = TIMEOUT, label: str | None = None,
+) -> list[float]:  # fmt: skip
+    """The checkpoint's score of each row, on the checkpoint's own scale.
+
+    Args:
+        checkpoint: what the command is given as {checkpoint}: a file, or a name it knows.
+        command: words, or a string that is split as a shell splits it (no shell runs); see the protocol above.
+        source: the column of the rows that holds the source text, without an instruction around it.
+        timeout: seconds after which the command and what it started are ended.
+        label: how the checkpoint is called in the key; its name, or its file's name, by default.
+
+    Raises:
+        ImportError: the command is not there.
+        ValueError: the command failed, took too long, or wrote something else than one number per row.
+    """
     words = _words(command)
     if rows is None or any(source not in row for row in rows):
         raise ValueError(f"metric 'comet' needs rows with the source text in column '{source}'; name it with `source`")

@@ -4,17 +4,18 @@ sacrebleu and rouge-score are imported on use. Each metric has a signature that 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from rl_warmup.metrics.registry import METRICS, Metric, Rows, values_of
 from rl_warmup.metrics.segments import Segments, mean_segments
+from rl_warmup.runtime import compat
 
 INSTALL = "pip install 'rl_warmup[metrics]'"
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeL")
 # sacrebleu's tokenizer by name: 13a for languages with spaces, zh and char a token per character, ja-mecab by MeCab
 BLEU_TOKENIZERS = {"bleu": "13a", "bleu_zh": "zh", "bleu_ja": "ja-mecab", "bleu_char": "char"}
 SACREBLEU_NAMES = (*BLEU_TOKENIZERS, "chrf++")
-
-Rows = Sequence[dict[str, Any]]
 
 
 def sacrebleu_metric(name: str) -> Any:
@@ -41,20 +42,12 @@ def sacrebleu_metric(name: str) -> Any:
         ) from error
 
 
-def sacrebleu_score(
-    name: str, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
-) -> dict[str, float]:
-    """The corpus score by sacrebleu, 0 to 100, under its name."""
-    return {name: float(sacrebleu_metric(name).corpus_score(list(predictions), [list(targets)]).score)}
-
-
 def sacrebleu_segments(
     name: str, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
 ) -> dict[str, Segments]:
     """The counts of each row by sacrebleu, as its own significance tests take them."""
     metric = sacrebleu_metric(name)
-    counts = metric._extract_corpus_statistics(list(predictions), [list(targets)])
-    return {name: Segments(counts, lambda sums: float(metric._compute_score_from_stats(list(sums)).score))}
+    return {name: Segments(*compat.corpus_counts(metric, predictions, targets))}
 
 
 def sacrebleu_signature(name: str) -> str:
@@ -62,20 +55,6 @@ def sacrebleu_signature(name: str) -> str:
     metric = sacrebleu_metric(name)
     metric.corpus_score(["a"], [["a"]])  # sacrebleu counts the references before it signs
     return str(metric.get_signature())
-
-
-def rouge(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
-    """`rouge1`, `rouge2`, `rougeL`: mean F-measure over rows, 0 to 100, by rouge-score with Porter stemming (Lin 2004).
-
-    Its tokenizer keeps only a-z and 0-9: not for texts in other scripts, and German umlauts split words.
-    """
-    scores = _rouge_rows(predictions, targets)
-    return {key: sum(values) / len(values) for key, values in scores.items()}
-
-
-def rouge_segments(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, Segments]:
-    """`rouge1`, `rouge2`, `rougeL` as means of row scores."""
-    return {key: mean_segments(values) for key, values in _rouge_rows(predictions, targets).items()}
 
 
 def rouge_signature() -> str:
@@ -88,11 +67,22 @@ def rouge_signature() -> str:
         raise ImportError(f"ROUGE needs the package rouge-score; {INSTALL}") from error
 
 
-def _rouge_rows(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
+def rouge_segments(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, Segments]:
+    """`rouge1`, `rouge2`, `rougeL`: mean F-measure over rows, 0 to 100, by rouge-score with Porter stemming (Lin 2004).
+
+    Its tokenizer keeps only a-z and 0-9: not for texts in other scripts, and German umlauts split words.
+    """
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise ImportError(f"ROUGE needs the package rouge-score; {INSTALL}") from error
     scorer = RougeScorer(list(ROUGE_KEYS), use_stemmer=True)
     scores = [scorer.score(target, text) for text, target in zip(predictions, targets, strict=True)]
-    return {key: [100 * score[key].fmeasure for score in scores] for key in ROUGE_KEYS}
+    return {key: mean_segments(100 * score[key].fmeasure for score in scores) for key in ROUGE_KEYS}
+
+
+for _name in SACREBLEU_NAMES:
+    _segments = partial(sacrebleu_segments, _name)
+    METRICS[_name] = Metric(values_of(_segments), None, partial(sacrebleu_signature, _name), _segments)
+METRICS["rouge"] = Metric(values_of(rouge_segments), None, rouge_signature, rouge_segments)
+METRICS |= {key: METRICS["rouge"]._replace(keys=(key,)) for key in ROUGE_KEYS}

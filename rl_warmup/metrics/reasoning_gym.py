@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
-from rl_warmup.metrics.segments import Segments, mean_segments
+from rl_warmup.metrics.registry import Rows, metric
 
 COLUMNS = ("prompt", "generator", "metadata")
 # Their `score_answer` in 0.1.25 runs the answer, or the row's target, as Python: by `eval` or by sympy's `parse_expr`.
@@ -18,31 +18,6 @@ BY_EVAL = (
     "binary_matrix", "countdown", "intermediate_integration", "n_queens", "number_sorting", "polynomial_multiplication",
     "puzzle24", "simple_integration", "spiral_matrix", "string_insertion",
 )  # fmt: skip
-
-Rows = Sequence[dict[str, Any]]
-
-
-def reasoning_gym_score(
-    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *, allow_eval: bool = False
-) -> dict[str, float]:
-    """`reasoning_gym_score`: mean of the generators' `score_answer`, 0 to 1; some give a part of 1 for a part of the answer.
-
-    Args:
-        allow_eval: also where scoring runs what the model wrote as Python (BY_EVAL).
-
-    Raises:
-        ImportError: reasoning-gym is missing.
-        ValueError: rows that are not the task's, or a generator that does not take its own answers.
-    """
-    scores = row_scores(predictions, targets, rows, allow_eval)
-    return {"reasoning_gym_score": sum(scores) / len(scores)}
-
-
-def reasoning_gym_segments(
-    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *, allow_eval: bool = False
-) -> dict[str, Segments]:
-    """The same as the mean of row scores."""
-    return {"reasoning_gym_score": mean_segments(row_scores(predictions, targets, rows, allow_eval))}
 
 
 def reasoning_gym_signature(allow_eval: bool = False) -> str:
@@ -55,10 +30,19 @@ def reasoning_gym_signature(allow_eval: bool = False) -> str:
     return f"reasoning-gym:{version('reasoning-gym')}"
 
 
+@metric("reasoning_gym_score", signature=reasoning_gym_signature)
 def row_scores(
-    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None, allow_eval: bool = False
+    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, allow_eval: bool = False
 ) -> list[float]:
-    """One number per prediction. One that a generator cannot read counts 0."""
+    """The generators' `score_answer`, 0 to 1; some give a part of 1 for a part of the answer, and 0 for what they cannot read.
+
+    Args:
+        allow_eval: also where scoring runs what the model wrote as Python (BY_EVAL).
+
+    Raises:
+        ImportError: reasoning-gym is missing.
+        ValueError: rows that are not the task's, or a generator that does not take its own answers.
+    """
     scores = []
     for number, (prediction, target, row) in enumerate(
         zip(predictions, targets, rows or [{}] * len(targets), strict=True)

@@ -9,7 +9,6 @@ A difference is always other - one. What does not exist is None, never 0: one se
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any
 
 from rl_warmup.metrics import METRICS, Segments, Spec, row_statistics
 from rl_warmup.metrics.segments import mean_segments
+from rl_warmup.runtime.documents import read_json, read_jsonl
 
 LEVEL = 0.95
 CHUNK = 100  # samples drawn at a time: CHUNK x rows numbers are held
@@ -159,16 +159,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def compare_runs(
-    one: str | Path,
-    other: str | Path,
-    metrics: Sequence[Spec] | None = None,
-    *,
-    method: str = METHODS[0],
-    samples: int = 1000,
-    seed: int = 0,
-    one_control: str = "",
-    other_control: str = "",
-) -> list[Comparison]:
+    one: str | Path, other: str | Path, metrics: Sequence[Spec] | None = None, *, method: str = METHODS[0], samples: int = 1000,
+    seed: int = 0, one_control: str = "", other_control: str = "",
+) -> list[Comparison]:  # fmt: skip
     """Compare the predictions of two run folders, or of two controls, on every metric; Holm over these metrics.
 
     Args:
@@ -282,7 +275,7 @@ def _result(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no metrics.json: the run is not finished, or this is not a run folder.")
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_json(path)
     if not result.get("rows_hash"):
         raise ValueError(f"{path} has no rows_hash, so its rows are unknown; predict again with `rl-warmup evaluate`.")
     return result
@@ -293,7 +286,7 @@ def _predictions(folder: Path, control: str, result: dict[str, Any]) -> list[dic
     if not path.is_file():
         there = ", ".join(sorted(found.name for found in folder.glob("predictions*.jsonl"))) or "none"
         raise ValueError(f"{folder} holds no {path.name} (predictions there: {there}); run `rl-warmup evaluate` on it.")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    records = read_jsonl(path)
     if not records or len(records) != result.get("rows", len(records)):
         raise ValueError(f"{path} holds {len(records)} predictions, and metrics.json says {result.get('rows')} rows.")
     return records

@@ -15,6 +15,7 @@ from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.positions import Positions
 from rl_warmup.models.tokens import LayoutTokens
+from rl_warmup.runtime.documents import read_json
 
 LAYOUT_FILE = "warmup_layout.json"
 CONSTRAINTS = ("temperature", "top_p", "min_length", "max_length")
@@ -27,10 +28,8 @@ NEEDED: dict[str, tuple[type, ...]] = {
     "max_prompt_length": (int, type(None)), "max_target_length": (int,),
 }  # fmt: skip
 LATER: dict[str, tuple[type, ...]] = {
-    "prompt_truncation": (str,),
-    "prompt_template": (str, type(None)),
-    "chat": (bool,),
-}
+    "prompt_truncation": (str,), "prompt_template": (str, type(None)), "chat": (bool,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,12 +135,7 @@ def read_layout(folder: str | Path) -> dict[str, Any]:
     path = Path(folder, LAYOUT_FILE)
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Copy it again from the run, or train again.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object. Copy it again from the run, or train again.")
+    found = read_json(path, "Copy it again from the run, or train again.")
     fault = next(filter(None, (_fault(found, name) for name in (*NEEDED, *LATER))), None)
     if fault is not None:
         raise ValueError(

@@ -19,6 +19,7 @@ from rl_warmup.models.starts import PREFIX, resolve
 from rl_warmup.models.stored import check_head, check_numbers
 from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
 from rl_warmup.models.whole import check_adapter, check_kind, load_tokenizer, load_weights
+from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.sharing import is_main, whole_on_every_process
 
 ADAPTER_FILE = "adapter_config.json"
@@ -151,7 +152,7 @@ def _read_quantization(path: Path) -> dict[str, Any]:
             f"{path.parent} holds an adapter of a quantized model, which needs the package bitsandbytes. Install it."
         )
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         return {**kept, "quantization_config": BitsAndBytesConfig(**kept["quantization_config"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not say how the base model was quantized: {error}.") from error
@@ -164,7 +165,7 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     quantized = Path(folder, QUANTIZED_FILE)
     if quantized.is_file():
         kwargs |= _read_quantization(quantized)
-    base = json.loads(Path(folder, ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_json(Path(folder, ADAPTER_FILE)).get("base_model_name_or_path")
     if not isinstance(base, str) or not base.strip() or (Path(base).is_dir() and Path(base).samefile(folder)):
         raise ValueError(
             f"model_name_or_path: the adapter in {folder} names no base model, but {base!r}, so it cannot be loaded. Write the "
@@ -202,7 +203,7 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
 def _base_of(name: str) -> str:
     """The folder or hub name that a folder of an adapter goes back to, over adapters on adapters; other names are their own."""
     while Path(name, ADAPTER_FILE).is_file():
-        name = json.loads(Path(name, ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        name = read_json(Path(name, ADAPTER_FILE))["base_model_name_or_path"]
     return name
 
 
@@ -253,10 +254,11 @@ def shared_weights(model: nn.Module) -> dict[int, list[str]]:
     """By id, the weights that stand in several places of a model (tied embeddings), with the names of these places."""
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if (
-            weight := module._parameters.get("weight")
-        ) is not None:  # an adapter's layer shows its base layer's as its own
-            places.setdefault(id(weight), []).append(name)
+        own = dict(
+            module.named_parameters(recurse=False)
+        )  # an adapter's layer shows its base layer's weight as its own
+        if "weight" in own:
+            places.setdefault(id(own["weight"]), []).append(name)
     return {key: names for key, names in places.items() if len(names) > 1}
 
 

@@ -5,13 +5,14 @@ Knows: safetensors, PyTorch's pickles, and their indices. Must not know: how a m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils.hub import cached_file
+
+from rl_warmup.runtime.documents import read_json
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 FLOATS = ("F16", "BF16", "F32", "F64", *(f"torch.{kind}" for kind in ("float16", "bfloat16", "float32", "float64")))
@@ -63,8 +64,7 @@ def stored_rows(name: str, key: str, revision: str | None = None) -> tuple[bool,
         if index is None:
             path = stored_file(name, single, revision)
         else:
-            with open(index, encoding="utf-8") as file:
-                parts = json.load(file)["weight_map"]
+            parts = read_json(index)["weight_map"]
             stored = _matching(parts, key)
             if stored is None:
                 return True, None
@@ -100,8 +100,7 @@ def _kinds(name: str, revision: str | None) -> Iterator[tuple[str, str]]:
     for single in (SAFE, PICKLED):
         index, parts = stored_file(name, f"{single}.index.json", revision), [single]
         if index is not None:
-            with open(index, encoding="utf-8") as file:
-                parts = sorted(set(json.load(file)["weight_map"].values()))
+            parts = sorted(set(read_json(index)["weight_map"].values()))
         found = [path for part in parts if (path := stored_file(name, part, revision))]
         for path in found:
             if path.endswith(".safetensors"):

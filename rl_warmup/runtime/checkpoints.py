@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.runtime.documents import read_json
+
 UNFINISHED = "unfinished"
 CONTENTS = "checkpoint.json"
 PREFIX = "checkpoint-"
@@ -120,7 +122,7 @@ def clear_unfinished(run: Path) -> None:
 def contents(checkpoint: Path) -> dict[str, Any] | None:
     """What `checkpoint.json` says, if all it lists is there in full; None otherwise (an interrupted copy, say)."""
     try:
-        found = json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8"))
+        found = read_json(checkpoint / CONTENTS)
         whole = all((checkpoint / name).stat().st_size == size for name, size in found["files"].items())
     except (OSError, ValueError, KeyError):
         return None

@@ -21,6 +21,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from rl_warmup.runtime.documents import read_json
+
 EXIT_SIGNALLED = 143  # what a shell reports for SIGTERM: the checkpoint is written, the run can go on
 EXIT_HUNG = 124  # what timeout(1) reports
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # USR1: `sbatch --signal=USR1@300` sends it ahead of the end
@@ -173,6 +175,6 @@ class Watchdog(TrainerCallback):
 
     def _told(self, rank: int) -> dict[str, Any] | None:
         try:
-            return json.loads(self._file(rank).read_text(encoding="utf-8"))
+            return read_json(self._file(rank))
         except (OSError, ValueError):
             return None

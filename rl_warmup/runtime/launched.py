@@ -18,6 +18,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from rl_warmup.runtime import compat
+from rl_warmup.runtime.sharing import whole_on_every_process
+
 SHARDED_STAGE = 3  # of ZeRO: the parameters themselves live in shards
 # Set by accelerate's launcher alone; ACCELERATE_USE_DEEPSPEED is also set by the first trainer of a process, for the next.
 LAUNCHED_DEEPSPEED = "ACCELERATE_CONFIG_DS_FIELDS"
@@ -53,9 +56,8 @@ def initialize_distributed_on_cpu(args: Any) -> None:
         return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
-    import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    compat.leave_out_shared_memory()
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
 
@@ -117,14 +119,16 @@ def describe(engine: nn.Module) -> dict[str, Any]:
         "count": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "engine": type(engine).__name__,
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
-        "parameters_here": sum(_elements_here(p) for p in parameters),
+        "parameters_here": sum(compat.elements_here(p) for p in parameters),
     }
     if found["count"] > 1:
         found["backend"] = torch.distributed.get_backend()
     if found["engine"] == "DeepSpeedEngine":
         found["zero_stage"] = engine.zero_optimization_stage()  # type: ignore[operator]
         found["trained_parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
-        found["optimizer_elements_here"] = _optimizer_elements(engine.optimizer, found["zero_stage"])
+        found["optimizer_elements_here"] = compat.optimizer_elements(
+            engine.optimizer, found["zero_stage"] == SHARDED_STAGE
+        )
     return found
 
 
@@ -175,7 +179,7 @@ def whole_weights(engine: nn.Module) -> Iterator[None]:
     """
     stage = getattr(engine, "zero_optimization_stage", None)
     if is_fsdp2(engine):
-        with _whole_fsdp2(engine):
+        with compat.whole_fsdp2(engine):
             yield
     elif stage is not None and stage() == SHARDED_STAGE:
         with _whole_zero3(engine):
@@ -189,47 +193,10 @@ def _whole_zero3(engine: Any) -> Iterator[None]:
     """Every weight gathered, and the engine's hooks, which would release them after each forward, off."""
     import deepspeed
 
-    from rl_warmup.runtime import _trl
-    from rl_warmup.runtime.sharing import whole_on_every_process
-
     # `generate` keeps processes in step as long as it sees a ZeRO-3 configuration, whatever it is told elsewhere
-    with deepspeed.zero.GatheredParameters(list(engine.parameters())), whole_on_every_process():
-        offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
-        # TRL leaves the model's own hook on, which compares processes at the first forwards after a change of hooks
-        begin = offload.module._forward_pre_hooks[offload.fwd_pre_hook.id]
-        offload.fwd_pre_hook.remove()
-        _trl.remove_hooks(engine)
-        try:
-            yield
-        finally:
-            offload.fwd_pre_hook = offload.module.register_forward_pre_hook(begin)  # before the others, as it was
-            _trl.add_hooks(engine)
-
-
-@contextmanager
-def _whole_fsdp2(engine: Any) -> Iterator[None]:
-    """Every weight gathered, and kept after each forward."""
-    from torch.distributed.fsdp import FSDPModule
-
-    engine._get_fsdp_state()._lazy_init()  # or the first layer that runs takes itself for the whole model
-    sharded = [module for module in engine.modules() if isinstance(module, FSDPModule)]
-    groups = [group for module in sharded for group in module._get_fsdp_state()._fsdp_param_groups]
-    after_forward = [group.post_forward_mesh_info for group in groups]
-    for module in sharded:
-        module.unshard()
-    for group in groups:
-        group.post_forward_mesh_info = None
-    try:
+    whole = deepspeed.zero.GatheredParameters(list(engine.parameters()))
+    with whole, whole_on_every_process(), compat.zero3_hooks_off(engine):
         yield
-    finally:
-        for group, mesh in zip(groups, after_forward, strict=True):
-            group.post_forward_mesh_info = mesh
-        if hasattr(
-            engine, "reset_iter_state"
-        ):  # torch 2.13 has it: a group of which not every module ran would stay whole
-            engine.reset_iter_state()
-        for module in sharded:
-            module.reshard()
 
 
 def _process_faults(args: Any) -> list[str]:
@@ -293,22 +260,6 @@ def _deepspeed_faults(args: Any, found: dict[str, Any]) -> list[str]:
 def _uneven(elements: int, share: float) -> float:
     """An upper bound of one process's shard: every tensor, or group of them, is padded to a multiple."""
     return elements * (1 + share) / 2 + 4096
-
-
-def _elements_here(parameter: Any) -> int:
-    """Elements of a parameter that this process keeps between steps."""
-    if hasattr(parameter, "ds_tensor"):
-        return parameter.ds_tensor.numel()
-    return parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel()
-
-
-def _optimizer_elements(optimizer: Any, stage: int) -> int:
-    """Elements of the float32 copies that this process's optimizer updates."""
-    name = "fp32_partitioned_groups_flat" if stage == SHARDED_STAGE else "single_partition_of_fp32_groups"
-    flat = getattr(optimizer, name, None)
-    if flat is None:
-        flat = [p for group in optimizer.param_groups for p in group["params"]]
-    return sum(p.numel() for p in flat)
 
 
 def _is_on(variable: str) -> bool:

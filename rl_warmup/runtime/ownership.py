@@ -17,6 +17,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.runtime.documents import parse_json, read_json
+
 LOCK = "writing.lock"
 RESULT = "metrics.json"
 LOGS = "RL_WARMUP_LOGS"  # folder for what all processes but the first print
@@ -34,15 +36,10 @@ STATE = (
     "zero_to_fp32.py", "global_step*/**", "pytorch_model_fsdp*/**", "pytorch_model_fsdp*", "optimizer*/**",
 )  # fmt: skip
 REPORT = ("report.html", "summary.md", "*.png")
+# of a run, and may be there before it
 BESIDE = (
-    "asked.yaml",
-    "train.log",
-    "run.lock",
-    LOCK,
-    "logs/rank*.log",
-    "heartbeats/process-*",
-    "unfinished/**",
-)  # before it
+    "asked.yaml", "train.log", "run.lock", LOCK, "logs/rank*.log", "heartbeats/process-*", "unfinished/**",
+)  # fmt: skip
 OWN = (
     *MARKS, *BESIDE, *EVALUATED, *MODEL, "metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl", "resumes.jsonl",
     "reference_warmups.jsonl.*", "flags.json", "trainer_state.json", "all_results.json", "train_results.json",
@@ -288,7 +285,7 @@ def drawn(path: Path) -> bool:
 def _scored(path: Path) -> bool:
     """Whether `rl-warmup score` wrote this file."""
     with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
-        first = json.loads(file.readline(10**7))
+        first = parse_json(file.readline(10**7))
         return isinstance(first, dict) and {"prompt", "target", "warmup", "scores"} <= first.keys()
     return False
 
@@ -378,7 +375,7 @@ def fingerprint(folder: Path) -> str | None:
 def _adapter(folder: Path) -> dict[str, Any]:
     """An adapter's settings, without the place of its base. peft writes sets as lists in an order that varies."""
     with suppress(OSError, ValueError):
-        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "adapter_config.json")
         ordered = {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in found.items()}
         return {key: value for key, value in ordered.items() if key != "base_model_name_or_path"}
     return {}
@@ -387,6 +384,6 @@ def _adapter(folder: Path) -> dict[str, Any]:
 def _base(folder: Path) -> Path | None:
     """The folder of an adapter's base model, if it is one."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        base = Path(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+        base = Path(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
         return base if base.is_dir() and not base.samefile(folder) else None
     return None

@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from rl_warmup.runtime.documents import Unreadable, parse_yaml
 
 VOCABULARY = tuple(f"{kind}_token" for kind in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "separator"))
-
-# what reading YAML raises: besides its own errors, those of Python's numbers, of texts and of deep nesting
-UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -29,39 +26,6 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
         ValueError: there is no such file, it is no mapping, or a flag cannot be read.
     """
     return {**(read_yaml(Path(path)) if path is not None else {}), **_read_flags(list(overrides))}
-
-
-class Twice(ValueError):
-    """A key stands twice in one mapping, and one of the two values would be lost."""
-
-
-class _Loader(yaml.SafeLoader):
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.merged: set[int] = set()
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, int] = {}
-        own = [] if id(node) in self.merged else node.value  # `<<` has been replaced by what it stands for
-        self.merged.add(id(node))
-        for key, _ in own:
-            name, line = str(key.value), key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:merge" and name in seen:
-                raise Twice(
-                    f"line {line}: the key {name!r} stands there twice (first in line {seen[name]}). Remove one of the two."
-                )
-            seen.setdefault(name, line)
-        return super().construct_mapping(node, deep)
-
-
-def load_yaml(text: str) -> Any:
-    """YAML of plain values.
-
-    Raises:
-        Twice: naming a key that stands twice in one mapping, and its lines.
-        yaml.YAMLError: the text is no YAML.
-    """
-    return yaml.load(text, _Loader)
 
 
 def masked(values: Mapping[str, Any], inside: bool = False) -> dict[str, Any]:
@@ -103,11 +67,9 @@ def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> di
     if not path.is_file():
         raise ValueError(f"The {what} {path} does not exist. Shipped {what}s lie in {shipped}.")
     try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
-    except Twice as error:
-        raise ValueError(f"The {what} {path}, {error}") from None
-    except UNREADABLE as error:
-        raise ValueError(f"The {what} {path} is not valid YAML: {error}") from error
+        values = parse_yaml(path.read_bytes())
+    except Unreadable as error:
+        raise ValueError(f"{error.at(f'The {what} {path}')}.") from None
     if not isinstance(values, dict):
         raise ValueError(f"The {what} {path} must be a mapping of settings, `key: value` on every line.")
     return values
@@ -124,13 +86,18 @@ def _read_flags(flags: list[str]) -> dict[str, Any]:
             text = flags.pop(0)
         if key in values:
             raise ValueError(f"--{key} is given twice. Remove one of the two.")
-        try:
-            values[key] = load_yaml(text)
-        except Twice as error:
-            raise ValueError(f"--{key} {text}: {error}") from None
-        except UNREADABLE as error:
-            shown, line = "..." if _is_secret(key, False) else repr(text)[:80], (str(error).splitlines() or [""])[0]
-            raise ValueError(
-                f"--{key} {shown} is not valid YAML ({line:.80}). Put a text into quotes: --{key} '\"...\"'."
-            ) from error
+        values[key] = flag_value(key, text)
     return values
+
+
+def flag_value(key: str, text: str) -> Any:
+    """What a flag gives, read as YAML.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return parse_yaml(text)
+    except Unreadable as error:
+        shown = "..." if _is_secret(key, False) else repr(text)[:80]
+        raise ValueError(f"--{key} {shown}: {error}. A text may need quotes: --{key} '\"...\"'.") from None

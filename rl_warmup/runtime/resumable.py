@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rl_warmup.runtime import checkpoints, ownership
+from rl_warmup.runtime import checkpoints, compat, ownership
+from rl_warmup.runtime.documents import parse_json
 from rl_warmup.runtime.interruptions import Interruption, Watchdog
 
 
@@ -28,6 +29,7 @@ class ResumableTrainer(Trainer):
     wrote: Path | None = None  # the folder of a run that this trainer began; kept when a search makes it anew
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        compat.check_trainer(Trainer)
         super().__init__(*args, **kwargs)
         self.saving_in: Path | None = None
         self.changed_makers: str | None = None
@@ -144,18 +146,11 @@ class ResumableTrainer(Trainer):
         """What must be the same when the run goes on: its settings by name (tokens masked), and whatever else is added."""
         adapters = getattr(self.model, "peft_config", None) or {}
         names = (
-            "peft_type",
-            "r",
-            "lora_alpha",
-            "lora_dropout",
-            "target_modules",
-            "modules_to_save",
-            "use_rslora",
-            "bias",
-        )
+            "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "bias",
+        )  # fmt: skip
         found = {name: getattr(adapter, name, None) for adapter in adapters.values() for name in names}
         settings = {**self.args.to_dict(), **self.recipe, "adapter": found}
-        return {"settings": json.loads(json.dumps(settings, default=checkpoints.plain, sort_keys=True)), "rows": {}}
+        return {"settings": parse_json(json.dumps(settings, default=checkpoints.plain, sort_keys=True)), "rows": {}}
 
     def _on_main(self, work: Callable[[], None]) -> None:
         """Do something on the main process; what it refuses, all refuse."""
@@ -270,7 +265,7 @@ class ResumableTrainer(Trainer):
         sharding = "fsdp" if self.is_fsdp_enabled else "none"
         if self.is_deepspeed_enabled:
             sharding = f"zero-{self.accelerator.state.deepspeed_plugin.zero_stage}"
-        rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         return checkpoints.Makers(self.accelerator.num_processes, sharding, rows)
 
     def _most_of_processes(self, value: int) -> int:

@@ -19,12 +19,13 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
+from rl_warmup.runtime.documents import read_jsonl as read_jsonl  # whoever reads a run finds it here
+from rl_warmup.runtime.documents import whole_records
+
+# Trainer's last train_loss covers this session alone
 CLOCK_KEYS = (
-    "runtime",
-    "per_second",
-    "total_flos",
-    "train_loss",
-)  # Trainer's closing train_loss covers this session alone
+    "runtime", "per_second", "total_flos", "train_loss",
+)  # fmt: skip
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets", "peft", "deepspeed", "sacrebleu", "rl_warmup")
 
 
@@ -156,13 +157,6 @@ def write_json(path: Path, value: Any) -> None:
     _write_whole(path, json_line(value, indent=2) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All records of a file; an empty list where there is none."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-
-
 def environment(processes: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a result depends on besides its recipe: versions, processes, threads, processor."""
     import torch
@@ -193,5 +187,4 @@ def _write_whole(path: Path, text: str) -> None:
 def _keep_until(path: Path, step: int) -> None:
     """Cut off what was logged after `step`, a line torn by a kill included; a new run (step 0) starts an empty file."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # what has no end is torn
-        write_jsonl(path, [record for line in lines if step and (record := json.loads(line))["step"] <= step])
+        write_jsonl(path, [record for record in whole_records(path) if step and record["step"] <= step])

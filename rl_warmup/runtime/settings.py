@@ -63,7 +63,7 @@ EFFECTIVE: dict[str, str] = {
         "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
         "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type",
         "use_bnb_nested_quant", "bnb_4bit_quant_storage",
-    ), "_trl.py"),
+    ), "compat.py"),
 }  # fmt: skip
 
 _OTHER_LOSS = "belongs to a loss that is not computed here"

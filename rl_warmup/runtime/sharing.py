@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
+from rl_warmup.runtime.compat import without_deepspeed_config
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -98,14 +100,11 @@ def whole_on_every_process() -> Iterator[None]:
     They would leave every process with a shard, or all but one with nothing: no use for a frozen network that no engine ever
     gathers, and harmful to a T5 with a head of its own, whose empty shards are taken for equal to the embeddings' and tied.
     """
-    from transformers.integrations import deepspeed
-
-    config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
-    deepspeed.unset_hf_deepspeed_config()
+    efficient = os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
     try:
-        yield
+        with without_deepspeed_config():
+            yield
     finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
         if efficient is not None:
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
 

@@ -17,13 +17,8 @@ from rl_warmup.runtime.recipe_file import is_masked
 from rl_warmup.runtime.settings import number_fault, shown
 
 WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    dict: "a mapping",
-    list: "a list",
-    str: "a text",
-}
+    int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", list: "a list", str: "a text",
+}  # fmt: skip
 OR_TRUE = ("fsdp", "resume_from_checkpoint")  # texts for which true means something
 
 

@@ -4,12 +4,12 @@ Licence and attribution lie beside each data set: `data/<folder>/LICENSE` and `d
 """
 
 import gzip
-import json
 import logging
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from rl_warmup.runtime.documents import records
 from rl_warmup.tasks.rows import take
 
 logger = logging.getLogger(__name__)
@@ -18,18 +18,12 @@ logger = logging.getLogger(__name__)
 def read(folder: str, split: str) -> list[dict[str, Any]]:
     """The records of one split of `data/<folder>/`, in the order of the file."""
     packed = (files("rl_warmup.tasks") / "data" / folder / f"{folder}.{split}.jsonl.gz").read_bytes()
-    return [json.loads(line) for line in gzip.decompress(packed).decode("utf-8").split("\n") if line]
+    return [record for _, record in records(gzip.decompress(packed).split(b"\n"), f"{folder}, line ", "Install again.")]
 
 
 def read_splits(
-    folder: str,
-    sizes: dict[str, int | None],
-    *,
-    columns: Sequence[str],
-    min_words: int = 0,
-    max_words: int | None,
-    seed: int,
-) -> dict[str, list[dict[str, Any]]]:
+    folder: str, sizes: dict[str, int | None], *, columns: Sequence[str], min_words: int = 0, max_words: int | None, seed: int
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """Every split of `sizes`, cut to size, without records that have fewer or more words than these in one of `columns`.
 
     How many records were dropped for their length is logged.

@@ -7,19 +7,17 @@ The format follows the file's name: .jsonl, .json (a list of objects), .csv, .ts
 import csv
 import gzip
 import io
-import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
+
+from rl_warmup.runtime.documents import Unreadable, parse_json, records, twice
 
 Located = tuple[str, dict[str, Any]]  # where the record stands ("rows.jsonl:3"), the record
 Reader = Callable[[Path, TextIO], Iterator[Located]]
 PARQUET_ROWS = 1024  # decoded at a time
-JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Table:
         names = self.names
         if names is not None and (isinstance(names, str) or not names or not all(isinstance(n, str) for n in names)):
             raise ValueError(f"column_names={names!r}; give a list of names, one for each column of the file")
-        if names is not None and (twice := _second(names)) is not None:
-            raise ValueError(f"column_names={list(names)!r} name {twice!r} twice; give every column a name of its own")
+        if names is not None and (again := _second(names)) is not None:
+            raise ValueError(f"column_names={list(names)!r} name {again!r} twice; give every column a name of its own")
         if self.quoted is not None and not isinstance(self.quoted, bool):
             raise ValueError(f"quoted={self.quoted!r}; give true or false, or leave it out")
 
@@ -86,35 +84,9 @@ def _decoded(path: Path, reader: Reader, packed: bool, newline: str) -> Iterator
             raise ValueError(f"file {path} is not UTF-8 ({error.reason} at byte {at}); save it as UTF-8") from None
 
 
-class Twice(Exception):
-    """A key stands twice in one JSON object."""
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(object_pairs_hook=once)`: an object, if none of its keys stands there twice.
-
-    Raises:
-        Twice: with the key.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise Twice(_second([key for key, _ in pairs]))
-    return found
-
-
 def _jsonl(path: Path, text: TextIO) -> Iterator[Located]:
-    for number, line in enumerate(text, start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line, object_pairs_hook=once)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{where}: not valid JSON ({error.msg}, column {error.colno}); mend or drop the line"
-                ) from None
-            except Twice as error:
-                raise ValueError(_twice(where, str(error))) from None
-            yield where, _object(record, where)
+    remedy = "Mend or drop the line, or give an object with the columns as keys."
+    return ((f"{path}:{number}", record) for number, record in records(text, f"{path}:", remedy))
 
 
 def _text(path: Path, text: TextIO) -> Iterator[Located]:
@@ -132,42 +104,18 @@ def _text(path: Path, text: TextIO) -> Iterator[Located]:
 
 
 def _json(path: Path, text: TextIO) -> Iterator[Located]:
-    whole = text.read()
     try:
-        records = json.loads(whole, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
-        hint = "; one object per line is .jsonl" if error.msg == "Extra data" else ""
-        raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}){hint}") from None
-    except Twice as error:
-        raise ValueError(_twice(f"{path}:{_line_of_second(whole)}", str(error))) from None
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: holds a JSON {type(records).__name__}; give a list of objects, or .jsonl")
-    for number, record in enumerate(records):
-        where = f"{path}, item {number}"
-        yield where, _object(record, where)
-
-
-def _line_of_second(text: str) -> int:
-    """The line of the first key that stands for a second time in its object."""
-    open_objects: list[set[str]] = []
-    tokens = list(JSON_TOKEN.finditer(text))
-    for token, after in pairwise(tokens):
-        if token[0] in "{[":
-            open_objects.append(set())
-        elif token[0] in "}]":
-            open_objects.pop()
-        elif token[0].startswith('"') and after[0] == ":":
-            key = json.loads(token[0], strict=False)
-            if key in open_objects[-1]:
-                return text.count("\n", 0, token.start()) + 1
-            open_objects[-1].add(key)
-    return 1
-
-
-def _object(record: Any, where: str) -> dict[str, Any]:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: holds a JSON {type(record).__name__}; give an object with the columns as keys")
-    return record
+        rows = parse_json(text.read())
+    except Unreadable as error:
+        hint = "; one object per line is .jsonl" if "Extra data" in str(error) else ""
+        raise ValueError(f"{path}:{error.line or 1}: {error}{hint}") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: holds a JSON {type(rows).__name__}; give a list of objects, or .jsonl")
+    for number, record in enumerate(rows):
+        if not isinstance(record, dict):
+            what = f"{path}, item {number}: is a JSON {type(record).__name__}"
+            raise ValueError(f"{what}, no JSON object; give an object with the columns as keys")
+        yield f"{path}, item {number}", record
 
 
 def _table(path: Path, text: TextIO, separator: str, table: Table, quoted: bool) -> Iterator[Located]:
@@ -177,8 +125,8 @@ def _table(path: Path, text: TextIO, separator: str, table: Table, quoted: bool)
         where = f"{path}:{number}"
         if header is None:
             header = cells
-            if (twice := _second(header)) is not None:
-                raise ValueError(_twice(where, twice, "column"))
+            if (again := _second(header)) is not None:
+                raise ValueError(f"{where}: {twice(again, 'column')}")
             continue
         if len(cells) != len(header):
             what = "the header" if table.names is None else "column_names"
@@ -213,10 +161,6 @@ def _second(names: Sequence[str]) -> str | None:
     return next((name for place, name in enumerate(names) if name in names[:place]), None)
 
 
-def _twice(where: str, name: str, noun: str = "key") -> str:
-    return f"{where}: the {noun} {name!r} stands there twice, and one of the two values would be lost; rename or remove one"
-
-
 def _parquet(path: Path) -> Iterator[Located]:
     try:
         import pyarrow.lib
@@ -226,8 +170,8 @@ def _parquet(path: Path) -> Iterator[Located]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if (twice := _second(file.schema_arrow.names)) is not None:
-                raise ValueError(_twice(f"file {path}", twice, "column"))
+            if (again := _second(file.schema_arrow.names)) is not None:
+                raise ValueError(f"file {path}: {twice(again, 'column')}")
             for batch in file.iter_batches(PARQUET_ROWS):
                 for record in batch.to_pylist():
                     yield f"{path}, row {number}", record

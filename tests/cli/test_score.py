@@ -132,9 +132,9 @@ def test_the_warmups_of_a_run_are_scored_by_its_model(place, capsys):
     ("text", "sentence"),
     [
         ("", "rows.jsonl holds no rows. Give JSON lines with prompt, target, warmup."),
-        ("{", "rows.jsonl, line 1: is no JSON"),
+        ("{", "rows.jsonl, line 1: is not valid JSON"),
         ('{"prompt": "a", "target": "b"}', "rows.jsonl, line 1: 'warmup' is None; give a text."),
-        ("[1]", "rows.jsonl, line 1: is no JSON object"),
+        ("[1]", "rows.jsonl, line 1: is a JSON list, no JSON object"),
         (
             r'{"prompt": "a", "target": "b", "warmup": "cut \ud83d"}',
             "rows.jsonl, line 1: 'warmup' holds half a character",

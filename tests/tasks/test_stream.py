@@ -83,7 +83,7 @@ def test_faults_say_where_and_come_with_the_row(tmp_path):
     for bad, words in [
         (b'{"prompt": "x"}\n', "r.jsonl:4: no column 'target'"),
         (b'{"prompt": "x", "target": ""}\n', "r.jsonl:4: column 'target' is empty"),
-        (b"{\n", "r.jsonl:4: not valid JSON"),
+        (b"{\n", "r.jsonl:4: is not valid JSON"),
         (b"\xff\n", "is not UTF-8 (invalid start byte at byte 31000)"),
     ]:
         before = 1000 if b"\xff" in bad else 3  # text is decoded some thousand bytes ahead

@@ -7,7 +7,8 @@ import pytest
 
 from rl_warmup.experiments.sweeps.question import read_question
 from rl_warmup.inference.scorecard import read_warmups
-from rl_warmup.runtime.recipe_file import load_yaml, read_values
+from rl_warmup.runtime.documents import parse_yaml
+from rl_warmup.runtime.recipe_file import read_values
 from rl_warmup.tasks import load_task
 
 LOGIQA = [
@@ -71,7 +72,7 @@ def test_flags_and_merges():
     with pytest.raises(ValueError, match="--scratch.*'width'.*twice"):
         read_values(None, ["--scratch", "{width: 1, width: 2}"])
     text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\nd: *b\n"
-    assert load_yaml(text) == {
+    assert parse_yaml(text) == {
         "a": {"x": 1, "y": 2},
         "b": {"x": 3, "y": 2},
         "c": {"x": 3, "y": 4},

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rl_warmup.experiments.report.collect import Arm, Run, Section
+from rl_warmup.metrics import METRICS
 from rl_warmup.metrics.significance import Comparison, SeedSummary, compare_runs, compare_seeds, holm, over_seeds
 
 SEEDS, ROWS = "seeds", "rows"
-LOWER_IS_BETTER = {"unparsed", "loss", "ter", "wer", "cer"}
+LOWER_IS_BETTER = {name for name, metric in METRICS.items() if not metric.higher_is_better}
+LOWER_IS_BETTER |= {"unparsed", "loss", "ter", "wer", "cer"}  # of keys beside a metric's, and of other people's metrics
 ALPHA = 0.05
 SAMPLES = 1000  # of a bootstrap
 

@@ -1,0 +1,89 @@
+"""JSON, JSON lines and YAML are read in one place, and what cannot be read is said with place and remedy."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+from pathlib import Path
+
+import pytest
+
+import rl_warmup
+from rl_warmup.runtime.documents import DEPTH, Unreadable, parse_json, parse_yaml, read_json, read_jsonl
+from rl_warmup.runtime.recipe_file import read_yaml
+
+PACKAGE = Path(rl_warmup.__file__).parent
+# What still parses by itself: the runs of a sweep, a plan and a report; and lines that a command of other people printed.
+OPEN = {
+    "experiments/demo.py", "experiments/plan/shapes.py", "experiments/report/collect.py", "experiments/run.py",
+    "experiments/sweeps/answer.py", "experiments/sweeps/arms.py", "experiments/sweeps/worker.py", "metrics/comet.py",
+}  # fmt: skip
+
+
+def test_values_come_as_they_are():
+    assert parse_yaml("a: [1, 1.5, true, null, 1e-4, x]\nb: {c: 2020-01-02}") == {
+        "a": [1, 1.5, True, None, "1e-4", "x"],
+        "b": {"c": datetime.date(2020, 1, 2)},
+    }
+    assert parse_json('{"a": "\\ud83d", "b": [{"c": 1}, {"c": 2}]}') == {"a": "\ud83d", "b": [{"c": 1}, {"c": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("a: 1\nb:\n  c: 1\n  'c': 2", 4, "key 'c' stands there twice"),
+        ("a: 1\n? &x [1]\n: 2", 2, "no text; put it into quotes"),
+        ("a:\n  - on: 1", 2, "the key on is no text"),
+        ("a: 1\n2: 3", 2, "the key 2 is no text"),
+        ("a: [1\nb: 2", 2, "not valid YAML"),
+        ("a: !!python/object:os.system 1", 1, "not valid YAML"),
+        ("a: " + "9" * 5000, None, "not valid YAML"),
+        ("a: \x07", None, "not valid YAML"),
+        ("a: 2020-13-45", None, "not valid YAML"),
+        ("a: *b", 1, "not valid YAML"),
+        ("[" * (DEPTH + 1), 1, "nested deeper than 100 levels"),
+        ("[" * 10**5, 1, "nested deeper than 100 levels"),
+    ],
+)
+def test_what_is_no_yaml(text, line, words):
+    with pytest.raises(Unreadable, match=words) as caught:
+        parse_yaml(text)
+    assert caught.value.line == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('{"a": {"b": 1},\n "b": [{"c": 1}],\n "a": 2}', 3, "key 'a' stands there twice"),
+        ('{"a": 1,\n "b" 2}', 2, r"not valid JSON \(Expecting ':' delimiter, column 6\)"),
+        ("[" * 10**5, None, "not valid JSON"),
+        (b'{"a": "\xff"}', None, "not valid JSON"),
+    ],
+)
+def test_what_is_no_json(text, line, words):
+    with pytest.raises(Unreadable, match=words) as caught:
+        parse_json(text)
+    assert caught.value.line == line
+
+
+def test_files(tmp_path):
+    path = tmp_path / "x"
+    path.write_text('{"a": 1}\n\n[2]\n')
+    with pytest.raises(ValueError, match=r"x, line 3: is a JSON list, no JSON object\. Mend or remove the line\."):
+        read_jsonl(path)
+    with pytest.raises(ValueError, match=r"x: is not valid JSON \(Extra data.*\)\. Copy it again"):
+        read_json(path)
+    path.write_text('{"a": 1}\n\n{"a": "\\ud83d"}')
+    assert read_jsonl(path) == [{"a": 1}, {"a": "\ud83d"}]
+    assert read_jsonl(tmp_path / "none") == []
+    path.write_bytes("a: ä".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"recipe .*x: is not valid YAML \(unacceptable character"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nobody_else_parses(path):
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    parses = calls & {"json.load", "json.loads", "yaml.load", "yaml.safe_load", "yaml.load_all", "yaml.safe_load_all"}
+    name = str(path.relative_to(PACKAGE))
+    assert bool(parses) == (name in OPEN or name == "runtime/documents.py"), "read it by rl_warmup.runtime.documents"
