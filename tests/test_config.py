@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rl_warmup import options
-from rl_warmup.config import SINGLE_GROUP_OBJECTIVES, WarmupConfig, build_recipe, option_faults, read_recipe
+from rl_warmup.config import SINGLE_WARMUP_OBJECTIVES, WarmupConfig, build_recipe, option_faults, read_recipe
 from rl_warmup.method import proposals
 from rl_warmup.method.objectives import NEEDS_TWO, RULES
 from rl_warmup.options import TaskOptions, WarmupOptions, option_names
@@ -33,7 +33,7 @@ def test_lists_of_names_agree():
     """`options` imports nothing, so its lists are copies."""
     assert set(options.PROPOSALS) == {*proposals.PROPOSALS, *proposals.DRAWN, proposals.DRAFT}
     assert set(options.OBJECTIVES) == {"sft", *RULES}
-    assert set(SINGLE_GROUP_OBJECTIVES) == set(options.OBJECTIVES) - NEEDS_TWO
+    assert set(SINGLE_WARMUP_OBJECTIVES) == set(options.OBJECTIVES) - NEEDS_TWO
 
 
 def test_our_keys_hide_none_of_transformers():
@@ -143,7 +143,7 @@ def test_a_group_of_one_is_refused_where_warmups_are_compared(objective):
     )
 
 
-@pytest.mark.parametrize("objective", SINGLE_GROUP_OBJECTIVES)
+@pytest.mark.parametrize("objective", SINGLE_WARMUP_OBJECTIVES)
 def test_a_group_of_one_is_fine_elsewhere(objective):
     assert recipe_of(objective=objective, num_warmups=1).config.num_warmups == 1
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from rl_warmup.batch import Warmup
 from rl_warmup.method.proposals import COLUMNS, STORED
-from rl_warmup.tasks.formats import Twice, once
+from rl_warmup.tasks.formats import DuplicateKey, unique_keys
 
 KEYS = ("row", "id", "prompt")  # what a line may be matched by; the first it has counts
 TOGETHER = 256  # lines whose texts go to the tokenizer in one call
@@ -70,8 +70,8 @@ def read_lines(path: Path) -> list[Line]:
 
 def _line(number: int, text: bytes, where: str) -> Line:
     try:
-        found = json.loads(text, object_pairs_hook=once)
-    except Twice as error:
+        found = json.loads(text, object_pairs_hook=unique_keys)
+    except DuplicateKey as error:
         raise ValueError(f"{where}: the key {str(error)!r} stands there twice. Remove one of the two.") from None
     except ValueError as error:
         raise ValueError(

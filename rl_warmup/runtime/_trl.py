@@ -1,4 +1,4 @@
-"""The only door to trl. Everything is imported when it is used: `import rl_warmup.trainer` works without trl."""
+"""The only module that imports trl, and only on use: `import rl_warmup.trainer` works without trl."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def _module(name: str) -> Any:
 
 def model_config_class() -> type:
     """TRL's `ModelConfig`: model_name_or_path, dtype, LoRA fields."""
-    return _module(
-        "trl.trainer.model_config"
-    ).ModelConfig  # the module itself: trl's other rooms import pandas and datasets
+    return _module("trl.trainer.model_config").ModelConfig  # trl's other modules import pandas and datasets
 
 
 def peft_config(model_config: Any) -> Any:
@@ -30,14 +28,12 @@ def peft_config(model_config: Any) -> Any:
     config = _module("trl").get_peft_config(model_config)
     named = getattr(config, "target_modules", None)
     if isinstance(named, str) and named != "all-linear" and named.isidentifier():
-        config.target_modules = {
-            named
-        }  # trl makes text of a list of one name, which peft takes for a pattern of whole paths
+        config.target_modules = {named}  # trl makes a list of one name a text, which peft reads as a pattern of paths
     return config
 
 
 def quantization(model_config: Any) -> dict[str, Any]:
-    """What `from_pretrained` has to be told for `load_in_4bit` and `load_in_8bit`, by TRL's own helpers; empty without them.
+    """Arguments of `from_pretrained` for `load_in_4bit` and `load_in_8bit`, by TRL's helpers; empty without them.
 
     Raises:
         ValueError: bitsandbytes is not installed.
@@ -46,24 +42,22 @@ def quantization(model_config: Any) -> dict[str, Any]:
     if asked is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            f"{asked}: needs the package bitsandbytes, which is not installed. Install it, or leave {asked} out."
-        )
+        raise ValueError(f"{asked}: needs the package bitsandbytes. Install it, or leave {asked} out.")
     return {"quantization_config": _module("trl").get_quantization_config(model_config)}
 
 
 def remove_hooks(engine: Any) -> None:
-    """Take off the hooks by which a ZeRO-3 engine gathers and releases weights."""
+    """Remove the hooks by which a ZeRO-3 engine gathers and releases weights."""
     _module("trl.models.utils").remove_hooks(engine)
 
 
 def add_hooks(engine: Any) -> None:
-    """Put them back, the recorded order of modules forgotten."""
+    """Add these hooks again, without the recorded order of modules."""
     _module("trl.models.utils").add_hooks(engine)
 
 
 def prepare_deepspeed(model: Any, accelerator: Any) -> Any:
-    """A frozen model under DeepSpeed's inference engine: sharded under ZeRO-3, whole otherwise."""
+    """A frozen model in DeepSpeed's inference engine: sharded under ZeRO-3, whole otherwise."""
     return _module("trl.models.utils").prepare_deepspeed(model, accelerator)
 
 

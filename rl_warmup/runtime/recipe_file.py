@@ -1,6 +1,6 @@
-"""A recipe as text: one YAML file and the flags over it become one flat mapping.
+"""Reads a recipe: one YAML file and flags become one flat mapping.
 
-Knows: YAML, how flags are written, and which values nobody else may read.
+Knows: YAML, how flags are written, which values are secret.
 Must not know: which settings there are (`config` checks them), torch, transformers.
 """
 
@@ -14,8 +14,7 @@ import yaml
 
 VOCABULARY = tuple(f"{kind}_token" for kind in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "separator"))
 
-# what reading YAML raises: besides its own errors, those of Python's numbers, of texts and of deep nesting
-UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # errors of reading YAML: also bad numbers and deep nesting
 
 
 def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -31,8 +30,8 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     return {**(read_yaml(Path(path)) if path is not None else {}), **_read_flags(list(overrides))}
 
 
-class Twice(ValueError):
-    """A key stands twice in one mapping, and one of the two values would be lost."""
+class DuplicateKey(ValueError):
+    """A mapping has the same key twice, so one of the two values would be lost."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,13 +41,13 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}
-        own = [] if id(node) in self.merged else node.value  # `<<` has been replaced by what it stands for
+        own = [] if id(node) in self.merged else node.value  # `<<` is already replaced by the merged keys
         self.merged.add(id(node))
         for key, _ in own:
             name, line = str(key.value), key.start_mark.line + 1
             if key.tag != "tag:yaml.org,2002:merge" and name in seen:
-                raise Twice(
-                    f"line {line}: the key {name!r} stands there twice (first in line {seen[name]}). Remove one of the two."
+                raise DuplicateKey(
+                    f"line {line}: the key {name!r} is given twice (first in line {seen[name]}). Remove one."
                 )
             seen.setdefault(name, line)
         return super().construct_mapping(node, deep)
@@ -58,34 +57,34 @@ def load_yaml(text: str) -> Any:
     """YAML of plain values.
 
     Raises:
-        Twice: naming a key that stands twice in one mapping, and its lines.
+        DuplicateKey: naming the key and its lines.
         yaml.YAMLError: the text is no YAML.
     """
     return yaml.load(text, _Loader)
 
 
 def masked(values: Mapping[str, Any], inside: bool = False) -> dict[str, Any]:
-    """The settings as they may be written down: what `*_token` (hub_token) holds is replaced by `<HUB_TOKEN>`.
+    """The settings without secrets: the value of `*_token` (hub_token) is replaced by `<HUB_TOKEN>`.
 
-    Inside of other mappings (`task_kwargs`, the kwargs of a reward) texts called password, secret or API key go too, while a
-    vocabulary's tokens stay.
+    Inside other mappings (`task_kwargs`, the kwargs of a reward) passwords, secrets and API keys are replaced too, but not the
+    tokens of a vocabulary.
     """
     out = {}
     for key, value in values.items():
         secret = _is_secret(str(key).lower(), inside) and (isinstance(value, str) or not inside)
-        out[key] = f"<{str(key).upper()}>" if secret and value is not None else _opened(value)
+        out[key] = f"<{str(key).upper()}>" if secret and value is not None else _masked_inside(value)
     return out
 
 
 def is_masked(key: str, value: Any) -> bool:
-    """Whether a value is what `masked` leaves of a secret."""
+    """Whether `masked` replaced this value."""
     return value == f"<{key.upper()}>"
 
 
-def _opened(value: Any) -> Any:
+def _masked_inside(value: Any) -> Any:
     if isinstance(value, Mapping):
         return masked(value, inside=True)
-    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+    return [_masked_inside(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _is_secret(name: str, inside: bool) -> bool:
@@ -104,7 +103,7 @@ def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> di
         raise ValueError(f"The {what} {path} does not exist. Shipped {what}s lie in {shipped}.")
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
-    except Twice as error:
+    except DuplicateKey as error:
         raise ValueError(f"The {what} {path}, {error}") from None
     except UNREADABLE as error:
         raise ValueError(f"The {what} {path} is not valid YAML: {error}") from error
@@ -126,11 +125,9 @@ def _read_flags(flags: list[str]) -> dict[str, Any]:
             raise ValueError(f"--{key} is given twice. Remove one of the two.")
         try:
             values[key] = load_yaml(text)
-        except Twice as error:
+        except DuplicateKey as error:
             raise ValueError(f"--{key} {text}: {error}") from None
         except UNREADABLE as error:
             shown, line = "..." if _is_secret(key, False) else repr(text)[:80], (str(error).splitlines() or [""])[0]
-            raise ValueError(
-                f"--{key} {shown} is not valid YAML ({line:.80}). Put a text into quotes: --{key} '\"...\"'."
-            ) from error
+            raise ValueError(f"--{key} {shown} is not YAML ({line:.80}). Quote a text: --{key} '\"...\"'.") from error
     return values

@@ -86,19 +86,19 @@ def _decoded(path: Path, reader: Reader, packed: bool, newline: str) -> Iterator
             raise ValueError(f"file {path} is not UTF-8 ({error.reason} at byte {at}); save it as UTF-8") from None
 
 
-class Twice(Exception):
+class DuplicateKey(Exception):
     """A key stands twice in one JSON object."""
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(object_pairs_hook=once)`: an object, if none of its keys stands there twice.
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(object_pairs_hook=unique_keys)`: an object, if none of its keys stands there twice.
 
     Raises:
-        Twice: with the key.
+        DuplicateKey: with the key.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise Twice(_second([key for key, _ in pairs]))
+        raise DuplicateKey(_second([key for key, _ in pairs]))
     return found
 
 
@@ -107,12 +107,12 @@ def _jsonl(path: Path, text: TextIO) -> Iterator[Located]:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                record = json.loads(line, object_pairs_hook=once)
+                record = json.loads(line, object_pairs_hook=unique_keys)
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{where}: not valid JSON ({error.msg}, column {error.colno}); mend or drop the line"
                 ) from None
-            except Twice as error:
+            except DuplicateKey as error:
                 raise ValueError(_twice(where, str(error))) from None
             yield where, _object(record, where)
 
@@ -134,11 +134,11 @@ def _text(path: Path, text: TextIO) -> Iterator[Located]:
 def _json(path: Path, text: TextIO) -> Iterator[Located]:
     whole = text.read()
     try:
-        records = json.loads(whole, object_pairs_hook=once)
+        records = json.loads(whole, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         hint = "; one object per line is .jsonl" if error.msg == "Extra data" else ""
         raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}){hint}") from None
-    except Twice as error:
+    except DuplicateKey as error:
         raise ValueError(_twice(f"{path}:{_line_of_second(whole)}", str(error))) from None
     if not isinstance(records, list):
         raise ValueError(f"{path}: holds a JSON {type(records).__name__}; give a list of objects, or .jsonl")

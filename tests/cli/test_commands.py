@@ -215,4 +215,4 @@ def test_a_reward_that_may_fail_is_counted_and_written_down(recipe, tmp_path, ca
     assert not [log for log in logs if "rewards/torn/mean" in log]  # nothing was scored, so there is no mean
     warnings = read_jsonl(tmp_path / "run" / "warnings.jsonl")
     assert [(warning["step"], warning["rule"]) for warning in warnings] == [(0, "reward torn"), (1, "reward torn")]
-    assert warnings[0]["done"] == "it is left out for the warmups of 4 prompts, as on_failure: skip asks"
+    assert warnings[0]["done"] == "it is left out for the warmups of 4 prompts (on_failure: skip)"

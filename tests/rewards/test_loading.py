@@ -94,7 +94,7 @@ def test_entry_points(monkeypatch):
         ("math:pi", "The reward 'math:pi' is 3.14.*, which cannot be called; name a function or a class"),
         ({"name": "gain", "weigth": 2.0}, "has the key 'weigth'; allowed are name, weight, kwargs"),
         ({"weight": 2.0}, "needs a `name`"),
-        ({"name": 3}, "needs a `name`: a non-empty string"),
+        ({"name": 3}, "needs a `name`, a text"),
         ({"name": ""}, "needs a `name`"),
         (3, "A reward is 3; give a name, a mapping"),
         (None, "A reward is None"),
