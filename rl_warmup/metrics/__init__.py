@@ -3,9 +3,9 @@
     compute(["chrf++", "bleu"], predictions, targets)  # {"chrf++": 41.3, "bleu": 17.9}
     compute([{"name": "bertscore", "kwargs": {"model": "roberta-large", "num_layers": 17}}], predictions, targets)
 
-Scales: exact_match, accuracy, macro_f1 and reasoning_gym_score go from 0 to 1; bleu, chrf++ and rouge run from 0 to 100, as
-published tables do; bertscore and comet are as their libraries give them; `unparsed` is a number of predictions.
-Libraries are imported on use: `pip install 'rl_warmup[metrics]'`. Is a difference real? `metrics/significance.py`.
+Scales: exact_match, accuracy, macro_f1 and reasoning_gym_score are in [0, 1]; bleu, chrf++ and rouge in [0, 100], as in
+published tables; bertscore and comet as in their libraries; `unparsed` is a number of predictions. Libraries are imported
+on use: `pip install 'rl_warmup[metrics]'`. `metrics/significance.py` tests differences.
 """
 
 import inspect
@@ -15,21 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from rl_warmup.metrics.bertscore import bertscore, bertscore_label, bertscore_segments, bertscore_signature
+from rl_warmup.metrics import ngrams
+from rl_warmup.metrics.bertscore import bertscore_label, bertscore_segments, bertscore_signature
 from rl_warmup.metrics.choices import accuracy, accuracy_segments, macro_f1, macro_f1_segments
-from rl_warmup.metrics.comet import comet, comet_label, comet_segments, comet_signature
-from rl_warmup.metrics.matching import exact_match, exact_match_segments
-from rl_warmup.metrics.ngrams import (
-    SACREBLEU_NAMES,
-    rouge,
-    rouge_segments,
-    rouge_signature,
-    sacrebleu_score,
-    sacrebleu_segments,
-    sacrebleu_signature,
-)
-from rl_warmup.metrics.reasoning_gym import reasoning_gym_score, reasoning_gym_segments, reasoning_gym_signature
-from rl_warmup.metrics.segments import Segments
+from rl_warmup.metrics.comet import comet_label, comet_segments, comet_signature
+from rl_warmup.metrics.matching import exact_match_segments
+from rl_warmup.metrics.reasoning_gym import reasoning_gym_segments, reasoning_gym_signature
+from rl_warmup.metrics.segments import Segments, values_of
 from rl_warmup.plugins import ProcessExit, build_plugin, contained, find_plugin
 
 __all__ = ["METRICS", "Segments", "Spec", "compute", "row_statistics", "signatures"]
@@ -39,10 +31,10 @@ Spec = str | Mapping[str, Any]  # a name, or {"name": ..., "kwargs": {...}}
 
 
 class Metric(NamedTuple):
-    """What a name stands for. Functions take (predictions, targets, rows) and the spec's kwargs.
+    """The functions of a metric; they take (predictions, targets, rows) and the spec's kwargs.
 
-    function: gives {key: number}; keys: which of its keys this name stands for (None: all); signature: describes the
-    settings; segments: gives {key: Segments}, for resampling; label: the key where it depends on kwargs.
+    function: gives {key: number}; keys: those of its keys that belong to this name (None: all); signature: describes the
+    settings; segments: gives {key: Segments}, for resampling; label: the key if it depends on kwargs.
     """
 
     function: Callable[..., dict[str, float]]
@@ -52,27 +44,29 @@ class Metric(NamedTuple):
     label: Callable[..., str] | None = None
 
 
+def _sacrebleu(name: str) -> Metric:
+    functions = (ngrams.sacrebleu_score, ngrams.sacrebleu_signature, ngrams.sacrebleu_segments)
+    score, signature, segments = (partial(function, name) for function in functions)
+    return Metric(score, None, signature, segments)
+
+
+def _by_segments(segments: Callable[..., dict[str, Segments]], *rest: Callable[..., str]) -> Metric:
+    """A metric whose values follow from its segments; rest: signature, label."""
+    signature, label = (*rest, None, None)[:2]
+    return Metric(values_of(segments), None, signature, segments, label)
+
+
+_ROUGE = _by_segments(ngrams.rouge_segments, ngrams.rouge_signature)
 METRICS = {
-    "exact_match": Metric(exact_match, segments=exact_match_segments),
+    "exact_match": _by_segments(exact_match_segments),
     "accuracy": Metric(accuracy, segments=accuracy_segments),
     "macro_f1": Metric(macro_f1, segments=macro_f1_segments),
-    **{
-        name: Metric(
-            partial(sacrebleu_score, name),
-            signature=partial(sacrebleu_signature, name),
-            segments=partial(sacrebleu_segments, name),
-        )
-        for name in SACREBLEU_NAMES
-    },
-    "rouge": Metric(rouge, None, rouge_signature, rouge_segments),
-    "rouge1": Metric(rouge, ("rouge1",), rouge_signature, rouge_segments),
-    "rouge2": Metric(rouge, ("rouge2",), rouge_signature, rouge_segments),
-    "rougeL": Metric(rouge, ("rougeL",), rouge_signature, rouge_segments),
-    "bertscore": Metric(bertscore, None, bertscore_signature, bertscore_segments, bertscore_label),
-    "reasoning_gym_score": Metric(
-        reasoning_gym_score, signature=reasoning_gym_signature, segments=reasoning_gym_segments
-    ),
-    "comet": Metric(comet, None, comet_signature, comet_segments, comet_label),
+    **{name: _sacrebleu(name) for name in ngrams.SACREBLEU_NAMES},
+    "rouge": _ROUGE,
+    **{key: _ROUGE._replace(keys=(key,)) for key in ngrams.ROUGE_KEYS},
+    "bertscore": _by_segments(bertscore_segments, bertscore_signature, bertscore_label),
+    "reasoning_gym_score": _by_segments(reasoning_gym_segments, reasoning_gym_signature),
+    "comet": _by_segments(comet_segments, comet_signature, comet_label),
 }
 
 
@@ -82,9 +76,9 @@ def compute(
     """All metrics of `names` for one list of predictions.
 
     Args:
-        names: keys of METRICS, or own ones (see `plugins`): a function, called as (predictions, targets, rows), that
-            returns a number (kept under the function's name) or a dict of numbers; or a `Metric`.
-            A metric with settings is given as {"name": ..., "kwargs": {...}}.
+        names: keys of METRICS, or plugins (see `plugins`): a function of (predictions, targets, rows) that returns a number
+            (under the function's name) or a dict of numbers; or a `Metric`. A metric with settings is given as
+            {"name": ..., "kwargs": {...}}.
         predictions, targets: texts, one per row.
         rows: the task's rows, for metrics that need more than text (`choices` of multiple-choice rows).
 
@@ -98,7 +92,7 @@ def compute(
 def row_statistics(
     names: Iterable[Spec] | Spec, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
 ) -> dict[str, Segments]:
-    """The same metrics as statistics per row, for resampling; `row_statistics(...)[key].value()` equals `compute(...)[key]`.
+    """The same metrics as statistics per row, for resampling: `row_statistics(...)[key].value()` equals `compute(...)[key]`.
 
     Raises:
         ValueError, ImportError: as `compute`, and ValueError for a metric that has no such statistics.
@@ -107,10 +101,10 @@ def row_statistics(
 
 
 def signatures(names: Iterable[Spec] | Spec) -> dict[str, str]:
-    """For each name that has one, the settings and version it is computed with: sacrebleu's signature, or the like.
+    """The settings and version of each metric that has a signature (sacrebleu's, or a similar one).
 
-    Print them beside the numbers; figures with different signatures are not comparable. To ask before a long run
-    whether all metrics can be computed, call this: it raises as `compute` does for names, settings and libraries.
+    Numbers with different signatures are not comparable. Call this before a long run to check the metrics: it raises as
+    `compute` does for names, settings and libraries.
     """
     found = {}
     for name, metric, kwargs in map(_metric, _listed(names)):
@@ -121,14 +115,10 @@ def signatures(names: Iterable[Spec] | Spec) -> dict[str, str]:
 
 
 def _gather(
-    names: Iterable[Spec] | Spec,
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None,
-    choose: Callable[[Metric], Callable[..., Any] | None],
-    check: Callable[[str, Any], dict[str, Any]],
-) -> dict[str, Any]:
-    """Call each function once, however many names stand for its keys."""
+    names: Iterable[Spec] | Spec, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None,
+    choose: Callable[[Metric], Callable[..., Any] | None], check: Callable[[str, Any], dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """Call each function once, even if several names share it."""
     wanted = [_metric(spec) for spec in _listed(names)]
     lengths = {"predictions": len(predictions), "targets": len(targets)}
     if rows is not None:
@@ -137,7 +127,7 @@ def _gather(
         counts = ", ".join(f"{count} {what}" for what, count in lengths.items())
         raise ValueError(f"metrics: {counts}; give one of each per row")
     if not predictions:
-        raise ValueError("metrics: no predictions; an empty list has no score, so leave the result empty instead")
+        raise ValueError("metrics: no predictions; an empty list has no score")
     results: dict[str, Any] = {}
     sources: dict[str, tuple[Any, str]] = {}
     computed: dict[tuple[Any, str], dict[str, Any]] = {}
@@ -154,19 +144,19 @@ def _gather(
         for key in computed[call] if metric.keys is None else metric.keys:
             if sources.setdefault(key, call) != call and sources[key][0] is function:
                 raise ValueError(
-                    f"metric '{name}' is asked for with two settings, and both are called '{key}'; ask once"
+                    f"metric '{name}' is given with two settings, and both have the key '{key}'; remove one"
                 )
             results[key] = computed[call][key]
     return results
 
 
 def _called(name: str, function: Callable[[], Any]) -> Any:
-    """The result of a metric's function; what one of somebody else's raises becomes a sentence."""
+    """The result of a metric's function; any other error of a plugin becomes a ValueError."""
     try:
         with contained():
             return function()
     except (ValueError, ImportError):
-        raise  # has a sentence of its own
+        raise  # with its own message
     except Exception as error:
         if name in METRICS and not isinstance(error, ProcessExit):
             raise
@@ -178,21 +168,21 @@ def _listed(names: Iterable[Spec] | Spec) -> list[Spec]:
 
 
 def _checked(name: str, scores: Any) -> dict[str, float]:
-    """The numbers that a metric's function gave, all of them finite: one that is not has no place in a table or in JSON."""
+    """The numbers of a metric's function. Raises ValueError unless all are finite, as tables and JSON need."""
     given = scores if isinstance(scores, dict) else {name.rpartition(":")[2]: scores}
     try:
         if not given or any(isinstance(value, str | bytes) for value in given.values()):
             raise TypeError
         found = {str(key): value if type(value) is int else float(value) for key, value in given.items()}
     except (TypeError, ValueError):
-        kinds = (
-            {key: type(value).__name__ for key, value in given.items()} if given is scores else type(scores).__name__
-        )
+        kinds: Any = type(scores).__name__
+        if given is scores:
+            kinds = {key: type(value).__name__ for key, value in given.items()}
         raise ValueError(f"metric '{name}' returned a {kinds}; let it return a number or a dict of numbers") from None
     if lost := [key for key, value in found.items() if not math.isfinite(value)]:
         raise ValueError(
-            f"metric '{name}' gave {found[lost[0]]} as {lost[0]}; let it return a finite number whatever "
-            f"a model writes, 0 for instance where all predictions are the same or empty"
+            f"metric '{name}' gave {found[lost[0]]} as {lost[0]}; let it return a finite number for any predictions, for "
+            f"instance 0 if all are equal or empty"
         )
     return found
 
@@ -203,21 +193,15 @@ def _metric(spec: Spec) -> tuple[str, Metric, dict[str, Any]]:
     name, kwargs = given.get("name"), given.get("kwargs") or {}
     if not isinstance(name, str) or not isinstance(kwargs, Mapping) or set(given) - {"name", "kwargs"}:
         raise ValueError(f"metrics: {dict(given)!r}; give a name, or {{'name': ..., 'kwargs': {{...}}}}")
-    metric = _found(name)
+    found, _ = find_plugin("metric", name, METRICS)
+    metric = found if isinstance(found, Metric) else Metric(build_plugin("metric", name, found))
     try:
         allowed = inspect.signature(metric.function)
-    except ValueError:  # some functions written in C do not say
+    except ValueError:  # some functions written in C have no signature
         return name, metric, dict(kwargs)
     try:
         allowed.bind(None, None, None, **kwargs)
     except TypeError as error:
         known = ", ".join(list(allowed.parameters)[3:]) or "none"
-        raise ValueError(
-            f"metric '{name}': {error}; its settings (kwargs) are: {known}, beside predictions, targets and rows"
-        ) from None
+        raise ValueError(f"metric '{name}': {error}; its settings (kwargs) are: {known}") from None
     return name, metric, dict(kwargs)
-
-
-def _found(name: str) -> Metric:
-    found, _ = find_plugin("metric", name, METRICS)
-    return found if isinstance(found, Metric) else Metric(build_plugin("metric", name, found))

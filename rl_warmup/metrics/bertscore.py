@@ -2,8 +2,8 @@
 
     {"name": "bertscore", "kwargs": {"model": "microsoft/deberta-xlarge-mnli", "num_layers": 40}}
 
-`model` is a hub id or a local folder. A value means nothing without its model and layer, so both are in its key,
-`bertscore[microsoft/deberta-xlarge-mnli:40]`: values of different models or layers are not comparable.
+`model` is a hub id or a local folder. Values of different models or layers are not comparable, so both are in the key,
+`bertscore[microsoft/deberta-xlarge-mnli:40]`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,47 +14,33 @@ from typing import Any
 
 from rl_warmup.metrics.segments import Segments, mean_segments
 
-UNLIMITED = 10**9  # tokens; transformers says 10**30 for a tokenizer without a limit
+UNLIMITED = 10**9  # tokens; transformers gives 10**30 to a tokenizer without a limit
 
 Rows = Sequence[dict[str, Any]]
 
 
-def bertscore(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    model: str,
-    num_layers: int | None = None,
-    batch_size: int = 32,
-    label: str | None = None,
-) -> dict[str, float]:
-    """Mean F1 over rows as bert-score gives it: no idf weights, not rescaled, at most 1. An empty text scores 0.
+def bertscore_segments(
+    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *, model: str,
+    num_layers: int | None = None, batch_size: int = 32, label: str | None = None,
+) -> dict[str, Segments]:  # fmt: skip
+    """Mean F1 over rows by bert-score: no idf weights, not rescaled, at most 1. An empty text scores 0.
 
     Args:
-        num_layers: the layer whose states are compared; None takes bert-score's own choice for a hub id it knows.
-        label: how the model is called in the key; a hub id, or the last name of a folder, by default.
+        num_layers: the layer whose states are compared; None takes bert-score's choice for a hub id it knows.
+        label: name of the model in the key; by default the hub id, or the last name of a folder.
 
     Raises:
         ImportError: bert-score is missing.
         ValueError: the model cannot be loaded, or the layer does not exist.
     """
-    scores = _row_scores(predictions, targets, model, num_layers, batch_size)
-    return {bertscore_label(model, num_layers, label=label): sum(scores) / len(scores)}
-
-
-def bertscore_segments(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    model: str,
-    num_layers: int | None = None,
-    batch_size: int = 32,
-    label: str | None = None,
-) -> dict[str, Segments]:
-    """BERTScore as the mean of row scores."""
-    scores = _row_scores(predictions, targets, model, num_layers, batch_size)
+    scorer = _scorer(model, _layer(model, num_layers))
+    scores = [0.0] * len(predictions)
+    # bert-score also gives 0 to empty texts, but with transformers 5 it fails on them
+    full = [i for i, both in enumerate(zip(predictions, targets, strict=True)) if all(text.strip() for text in both)]
+    if full:
+        texts = [predictions[i] for i in full], [targets[i] for i in full]
+        for i, score in zip(full, scorer.score(*texts, batch_size=batch_size)[2].tolist(), strict=True):
+            scores[i] = score
     return {bertscore_label(model, num_layers, label=label): mean_segments(scores)}
 
 
@@ -82,21 +68,7 @@ def bertscore_signature(
     return f"measure:f|model:{model}|layer:{layer}|idf:no|rescaled:no|{versions}"
 
 
-def _row_scores(
-    predictions: Sequence[str], targets: Sequence[str], model: str, num_layers: int | None, batch_size: int
-) -> list[float]:
-    scorer = _scorer(model, _layer(model, num_layers))
-    scores = [0.0] * len(predictions)
-    # bert-score also gives 0 to empty texts, but with transformers 5 it fails on them
-    full = [i for i, both in enumerate(zip(predictions, targets, strict=True)) if all(text.strip() for text in both)]
-    if full:
-        texts = [predictions[i] for i in full], [targets[i] for i in full]
-        for i, score in zip(full, scorer.score(*texts, batch_size=batch_size)[2].tolist(), strict=True):
-            scores[i] = score
-    return scores
-
-
-@lru_cache(maxsize=1)  # an evaluation scores own warmups and every control with the same model
+@lru_cache(maxsize=1)  # all controls of an evaluation use the same model
 def _scorer(model: str, layer: int) -> Any:
     library = _library()
     if _is_path(model) and not Path(model).is_dir():

@@ -1,8 +1,8 @@
-"""Knows how to read which choice a text picks, and scores such picks; must not know how puzzles are made or prompted.
+"""Knows which choice a text picks, and scores such picks; must not know how puzzles are made or prompted.
 
-Reading, in this order, case and outer whitespace aside: a letter alone or followed by `)`, `.` or `:` ("B", "(b)",
-"B) Ada", "The answer is B."); with `choices` in the row, the text of one of them. Where a letter and a text disagree,
-the letter counts. Anything else is unparsed: it counts as wrong, and `unparsed` says how often that happened.
+A pick is, in this order, ignoring case and outer white space: a letter alone or followed by `)`, `.` or `:` ("B", "(b)",
+"B) Ada", "The answer is B."); with `choices` in the row, the text of one of them. If a letter and a text disagree, the letter
+counts. Anything else is unparsed: it counts as wrong, and `unparsed` counts these predictions.
 """
 
 import re
@@ -24,27 +24,22 @@ def accuracy(predictions: Sequence[str], targets: Sequence[str], rows: Rows | No
     Raises:
         ValueError: if a target picks none of its row's choices.
     """
-    picked, wanted = _picks(predictions, targets, rows)
-    right = sum(pick == want for pick, want in zip(picked, wanted, strict=True))
-    return {"accuracy": right / len(wanted), "unparsed": _unparsed(picked, wanted)}
+    value = accuracy_segments(predictions, targets, rows)["accuracy"].value()
+    return {"accuracy": value, "unparsed": _unparsed(predictions, targets, rows)}
 
 
 def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
     """`macro_f1`: F1 of each pick, averaged with equal weight, 0 to 1; `unparsed` as for `accuracy`.
 
-    A class is a letter (or a label) that occurs among targets or predictions, as in scikit-learn. Where letters are asked for, a
-    prediction without one belongs to no class, and so is a miss for the class of its target; where labels are, any other text is
-    a class of its own, with F1 0.
+    A class is a letter (or a label) among targets or predictions, as in scikit-learn. If targets are letters, a prediction
+    without one has no class, and is a miss for the class of its target; if they are labels, any other text is a class of its
+    own, with F1 0.
 
     Raises:
         ValueError: if a target picks none of its row's choices.
     """
-    picked, wanted = _picks(predictions, targets, rows)
-    scores = []
-    for label in {pick for pick in (*picked, *wanted) if pick is not None}:
-        hits = sum(pick == want == label for pick, want in zip(picked, wanted, strict=True))
-        scores.append(2 * hits / (picked.count(label) + wanted.count(label)))
-    return {"macro_f1": sum(scores) / len(scores), "unparsed": _unparsed(picked, wanted)}
+    value = macro_f1_segments(predictions, targets, rows)["macro_f1"].value()
+    return {"macro_f1": value, "unparsed": _unparsed(predictions, targets, rows)}
 
 
 def accuracy_segments(
@@ -58,10 +53,10 @@ def accuracy_segments(
 def macro_f1_segments(
     predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
 ) -> dict[str, Segments]:
-    """`macro_f1` from counts: for each label, how often it was hit, said and wanted."""
+    """`macro_f1` from counts: for each label, how often it was hit, predicted and wanted."""
     picked, wanted = _picks(predictions, targets, rows)
-    # every letter gets its columns, so that two lists of predictions have the same ones whatever they pick; labels that no
-    # target has come last, where `significance` fills the shorter list up
+    # every letter gets columns, so that two lists of predictions have the same ones; labels that no target has come last,
+    # where `significance` pads the shorter list
     known = {*wanted, *ascii_uppercase}
     labels = [*sorted(known), *sorted({pick for pick in picked if pick is not None} - known)]
     counts: list[Sequence[float]] = [
@@ -72,15 +67,15 @@ def macro_f1_segments(
 
 
 def _macro_f1_of_counts(sums: Sequence[float]) -> float:
-    """The mean F1 of the labels that occur; rows drawn again may lack some."""
+    """The mean F1 of the labels that occur; resampled rows may lack some."""
     labels = zip(sums[::3], sums[1::3], sums[2::3], strict=True)
-    scores = [2 * hits / (said + want) for hits, said, want in labels if said + want]
+    scores = [2 * hits / (predicted + want) for hits, predicted, want in labels if predicted + want]
     return sum(scores) / len(scores)
 
 
 def _picks(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None) -> tuple[list[str | None], list[str]]:
-    """What predictions pick (None: nothing) and what targets pick: letters, or labels where targets are not letters."""
-    choices = [_listed(row.get("choices")) for row in rows] if rows is not None else [None] * len(targets)
+    """The picks of predictions (None: nothing) and of targets: letters, or labels if targets are not letters."""
+    choices = [_texts(row.get("choices")) for row in rows] if rows is not None else [None] * len(targets)
     if any(choices):
         wanted = []
         for number, (target, row_choices) in enumerate(zip(targets, choices, strict=True)):
@@ -88,7 +83,7 @@ def _picks(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None
             if letter is None:
                 raise ValueError(
                     f"metrics: target {target!r} of row {number} is neither a letter nor the text of one of its "
-                    f"choices {row_choices!r}; mend the row"
+                    f"choices {row_choices!r}; repair the row"
                 )
             wanted.append(letter)
         return [_letter(text, row_choices) for text, row_choices in zip(predictions, choices, strict=True)], wanted
@@ -98,14 +93,15 @@ def _picks(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None
     return [_normal(text) for text in predictions], [_normal(target) for target in targets]
 
 
-def _listed(choices: Any) -> Sequence[str] | None:
-    """The choices of a row; nothing where a foreign column of that name holds something else."""
+def _texts(choices: Any) -> Sequence[str] | None:
+    """The choices of a row; None if a column of that name holds something else."""
     fine = isinstance(choices, list | tuple) and all(isinstance(choice, str) for choice in choices)
     return choices if fine else None
 
 
-def _unparsed(picked: Sequence[str | None], wanted: Sequence[str]) -> float:
-    """Predictions that pick nothing: no letter, or none of the labels that occur among the targets."""
+def _unparsed(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None) -> float:
+    """Number of predictions that pick nothing: no letter, or none of the targets' labels."""
+    picked, wanted = _picks(predictions, targets, rows)
     labels = set(wanted)
     letters = all(len(label) == 1 and label in ascii_uppercase for label in labels)
     return float(sum(pick is None or (not letters and pick not in labels) for pick in picked))

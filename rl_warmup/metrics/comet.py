@@ -1,11 +1,11 @@
-"""Knows how to have COMET (Rei et al. 2020) scored by a command; must not know COMET's package, which pins old libraries.
+"""Knows how to run a command that computes COMET (Rei et al. 2020); must not import COMET, which needs old libraries.
 
     {"name": "comet", "kwargs": {"command": "/opt/comet/bin/comet-score -s {source} -t {hypothesis} -r {reference}
      --model {checkpoint} --to_json {output} --gpus 0 --quiet", "checkpoint": "/models/wmt22-comet-da.ckpt"}}
 
-Protocol: {source}, {hypothesis} and {reference} are UTF-8 files with one row a line. The command writes JSON to {output},
-or, if it does not mention that, to its standard output (alone, or as the last line): a list of one number per row,
-{"scores": [...]}, or what `comet-score --to_json` writes. It ends with status 0. The value is the mean over rows.
+Protocol: {source}, {hypothesis} and {reference} are UTF-8 files with one row per line. The command writes JSON to {output},
+or, without {output}, to its standard output (alone, or as the last line): a list of one number per row,
+{"scores": [...]}, or the format of `comet-score --to_json`. It ends with status 0. The value is the mean over rows.
 """
 
 import json
@@ -22,84 +22,31 @@ from typing import Any
 
 from rl_warmup.metrics.segments import Segments, mean_segments
 
-COMMAND = (
-    "comet-score -s {source} -t {hypothesis} -r {reference} --model {checkpoint} --to_json {output} --gpus 0 --quiet"
-)
+FILES = "-s {source} -t {hypothesis} -r {reference}"
+COMMAND = f"comet-score {FILES} --model {{checkpoint}} --to_json {{output}} --gpus 0 --quiet"
 TIMEOUT = 3600.0
 
 Rows = Sequence[dict[str, Any]]
 Command = str | Sequence[str]
 
 
-def comet(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    checkpoint: str,
-    command: Command = COMMAND,
-    source: str = "prompt",
-    timeout: float = TIMEOUT,
-    label: str | None = None,
-) -> dict[str, float]:
-    """The mean of the checkpoint's row scores, on the checkpoint's own scale, under `comet[label]`.
+def comet_segments(
+    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *, checkpoint: str,
+    command: Command = COMMAND, source: str = "prompt", timeout: float = TIMEOUT, label: str | None = None,
+) -> dict[str, Segments]:  # fmt: skip
+    """The mean of the checkpoint's row scores, on the checkpoint's scale, under `comet[label]`.
 
     Args:
-        checkpoint: what the command is given as {checkpoint}: a file, or a name it knows.
-        command: words, or a string that is split as a shell splits it (no shell runs); see the protocol above.
-        source: the column of the rows that holds the source text, without an instruction around it.
-        timeout: seconds after which the command and what it started are ended.
-        label: how the checkpoint is called in the key; its name, or its file's name, by default.
+        checkpoint: replaces {checkpoint} in the command: a file, or a name that it knows.
+        command: words, or a string that is split like in a shell (no shell runs); see the protocol above.
+        source: the column with the source text, without an instruction.
+        timeout: seconds after which the command and its children are killed.
+        label: name of the checkpoint in the key; by default its name or file name.
 
     Raises:
-        ImportError: the command is not there.
-        ValueError: the command failed, took too long, or wrote something else than one number per row.
+        ImportError: the command does not exist.
+        ValueError: the command failed, took too long, or did not write one number per row.
     """
-    scores = _row_scores(predictions, targets, rows, checkpoint, command, source, timeout)
-    return {comet_label(checkpoint=checkpoint, label=label): sum(scores) / len(scores)}
-
-
-def comet_segments(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None = None,
-    *,
-    checkpoint: str,
-    command: Command = COMMAND,
-    source: str = "prompt",
-    timeout: float = TIMEOUT,
-    label: str | None = None,
-) -> dict[str, Segments]:
-    """COMET as the mean of row scores."""
-    scores = _row_scores(predictions, targets, rows, checkpoint, command, source, timeout)
-    return {comet_label(checkpoint=checkpoint, label=label): mean_segments(scores)}
-
-
-def comet_label(*, checkpoint: str, label: str | None = None, **other: Any) -> str:
-    """The key of the result."""
-    name = Path(checkpoint).stem if Path(checkpoint).exists() else checkpoint
-    return f"comet[{label or name}]"
-
-
-def comet_signature(*, checkpoint: str, command: Command = COMMAND, source: str = "prompt", **other: Any) -> str:
-    """Checkpoint, source column and command.
-
-    Raises:
-        ImportError, ValueError: the command is not there, or names no {hypothesis}.
-    """
-    words = _words(command)
-    return f"checkpoint:{checkpoint}|source:{source}|command:{shlex.join(words)}"
-
-
-def _row_scores(
-    predictions: Sequence[str],
-    targets: Sequence[str],
-    rows: Rows | None,
-    checkpoint: str,
-    command: Command,
-    source: str,
-    timeout: float,
-) -> list[float]:
     words = _words(command)
     if rows is None or any(source not in row for row in rows):
         raise ValueError(f"metric 'comet' needs rows with the source text in column '{source}'; name it with `source`")
@@ -116,7 +63,23 @@ def _row_scores(
         if any(places["output"] in word for word in words):
             output = Path(places["output"])
             printed = output.read_text(encoding="utf-8") if output.is_file() else ""
-    return _scores(printed, len(predictions))
+    scores = _scores(printed, len(predictions))
+    return {comet_label(checkpoint=checkpoint, label=label): mean_segments(scores)}
+
+
+def comet_label(*, checkpoint: str, label: str | None = None, **other: Any) -> str:
+    """The key of the result."""
+    name = Path(checkpoint).stem if Path(checkpoint).exists() else checkpoint
+    return f"comet[{label or name}]"
+
+
+def comet_signature(*, checkpoint: str, command: Command = COMMAND, source: str = "prompt", **other: Any) -> str:
+    """Checkpoint, source column and command.
+
+    Raises:
+        ImportError, ValueError: the command does not exist, or has no {hypothesis}.
+    """
+    return f"checkpoint:{checkpoint}|source:{source}|command:{shlex.join(_words(command))}"
 
 
 def _words(command: Command) -> list[str]:
@@ -128,14 +91,14 @@ def _words(command: Command) -> list[str]:
         )
     if shutil.which(words[0]) is None:
         raise ImportError(
-            f"COMET is not available: there is no command '{words[0]}'; install unbabel-comet in an environment of its "
-            "own and give its comet-score with full path as `command` (docs/metrics.md)"
+            f"COMET is not available: there is no command '{words[0]}'; install unbabel-comet in a separate environment and "
+            "give the full path of its comet-score as `command` (docs/metrics.md)"
         )
     return words
 
 
 def _run(words: list[str], timeout: float) -> str:
-    """Standard output of the command, run without our PYTHONPATH, as it belongs to another environment."""
+    """Standard output of the command, run without our PYTHONPATH, as it may use another environment."""
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     environment = {key: value for key, value in os.environ.items() if key not in ours}
     process = subprocess.Popen(
@@ -145,17 +108,16 @@ def _run(words: list[str], timeout: float) -> str:
     try:
         out, errors = process.communicate(timeout=timeout)
     except BaseException as error:
-        # the group is the command's own, and lives as long as one of its processes
+        # the command and its children are a process group
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise ValueError(
-                f"metric 'comet': '{words[0]}' took longer than {timeout:g} s and was ended; raise `timeout`"
-            ) from None
+            message = f"'{words[0]}' took longer than {timeout:g} s and was ended; raise `timeout`"
+            raise ValueError(f"metric 'comet': {message}") from None
         raise
     if process.returncode:
-        said = "; ".join(line.strip() for line in (errors or out).strip().splitlines()[-3:]) or "nothing"
-        raise ValueError(f"metric 'comet': '{words[0]}' failed with status {process.returncode}; it said: {said}")
+        last = "; ".join(line.strip() for line in (errors or out).strip().splitlines()[-3:]) or "nothing"
+        raise ValueError(f"metric 'comet': '{words[0]}' failed with status {process.returncode}; its output: {last}")
     return out
 
 
@@ -171,14 +133,14 @@ def _scores(text: str, count: int) -> list[float]:
     if not good or len(found) != count:
         got = f"{len(found)} numbers" if good else repr(text.strip()[:80])
         raise ValueError(
-            f"metric 'comet': the command has to write one number for each of {count} rows as JSON, and wrote {got}; "
-            "see docs/metrics.md for the form"
+            f"metric 'comet': the command has to write one number for each of {count} rows as JSON, but wrote {got}; "
+            "see docs/metrics.md for the format"
         )
     return [float(x) for x in found]
 
 
 def _json(text: str) -> Any:
-    """JSON as the whole text or, after lines of a log, in the last line; None if there is none."""
+    """JSON in the whole text, or in its last line after log lines; None if there is none."""
     for part in (text, *text.strip().splitlines()[-1:]):
         try:
             return json.loads(part)

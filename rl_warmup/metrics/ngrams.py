@@ -1,6 +1,6 @@
 """Knows the metrics that count shared n-grams, by their reference libraries; must not know tasks.
 
-sacrebleu and rouge-score are imported on use. Each metric has a signature that names its settings and version.
+sacrebleu and rouge-score are imported on use. Each metric has a signature with its settings and version.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def sacrebleu_metric(name: str) -> Any:
     except RuntimeError as error:  # sacrebleu looks for MeCab when the tokenizer is made
         raise ImportError(
             "bleu_ja needs the packages mecab-python3 and ipadic; pip install 'sacrebleu[ja]', or use the metric "
-            "'bleu_char' (a token per character), whose numbers are not comparable with it"
+            "'bleu_char' (a token per character), with other numbers"
         ) from error
 
 
@@ -64,35 +64,25 @@ def sacrebleu_signature(name: str) -> str:
     return str(metric.get_signature())
 
 
-def rouge(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
+def rouge_segments(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, Segments]:
     """`rouge1`, `rouge2`, `rougeL`: mean F-measure over rows, 0 to 100, by rouge-score with Porter stemming (Lin 2004).
 
     Its tokenizer keeps only a-z and 0-9: not for texts in other scripts, and German umlauts split words.
     """
-    scores = _rouge_rows(predictions, targets)
-    return {key: sum(values) / len(values) for key, values in scores.items()}
-
-
-def rouge_segments(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, Segments]:
-    """`rouge1`, `rouge2`, `rougeL` as means of row scores."""
-    return {key: mean_segments(values) for key, values in _rouge_rows(predictions, targets).items()}
-
-
-def rouge_signature() -> str:
-    """The settings and version of `rouge`, in the manner of sacrebleu."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"measure:f|stemmer:porter|split:no|version:rouge-score-{version('rouge-score')}"
-    except PackageNotFoundError as error:
-        raise ImportError(f"ROUGE needs the package rouge-score; {INSTALL}") from error
-
-
-def _rouge_rows(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise ImportError(f"ROUGE needs the package rouge-score; {INSTALL}") from error
     scorer = RougeScorer(list(ROUGE_KEYS), use_stemmer=True)
     scores = [scorer.score(target, text) for text, target in zip(predictions, targets, strict=True)]
-    return {key: [100 * score[key].fmeasure for score in scores] for key in ROUGE_KEYS}
+    return {key: mean_segments(100 * score[key].fmeasure for score in scores) for key in ROUGE_KEYS}
+
+
+def rouge_signature() -> str:
+    """The settings and version of ROUGE, in sacrebleu's format."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"measure:f|stemmer:porter|split:no|version:rouge-score-{version('rouge-score')}"
+    except PackageNotFoundError as error:
+        raise ImportError(f"ROUGE needs the package rouge-score; {INSTALL}") from error

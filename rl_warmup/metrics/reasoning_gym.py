@@ -1,6 +1,6 @@
-"""Knows how to have answers to reasoning-gym's questions scored by the generator that made them; must not know how rows are made.
+"""Knows how reasoning-gym's generators score answers to their questions; must not know how rows are made.
 
-A row says which generator (`generator`) and what its scoring reads (`metadata`, a Python literal; `question`, where the prompt is
+A row names its generator (`generator`) and holds what scoring needs (`metadata`, a Python literal; `question`, if the prompt is
 only a part of it), so that saved predictions are enough.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from rl_warmup.metrics.segments import Segments, mean_segments
 
 COLUMNS = ("prompt", "generator", "metadata")
-# Their `score_answer` in 0.1.25 runs the answer, or the row's target, as Python: by `eval` or by sympy's `parse_expr`.
+# Their `score_answer` in 0.1.25 runs the answer, or the target, as Python: by `eval` or by sympy's `parse_expr`.
 BY_EVAL = (
     "binary_matrix", "countdown", "intermediate_integration", "n_queens", "number_sorting", "polynomial_multiplication",
     "puzzle24", "simple_integration", "spiral_matrix", "string_insertion",
@@ -22,26 +22,18 @@ BY_EVAL = (
 Rows = Sequence[dict[str, Any]]
 
 
-def reasoning_gym_score(
-    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *, allow_eval: bool = False
-) -> dict[str, float]:
-    """`reasoning_gym_score`: mean of the generators' `score_answer`, 0 to 1; some give a part of 1 for a part of the answer.
-
-    Args:
-        allow_eval: also where scoring runs what the model wrote as Python (BY_EVAL).
-
-    Raises:
-        ImportError: reasoning-gym is missing.
-        ValueError: rows that are not the task's, or a generator that does not take its own answers.
-    """
-    scores = row_scores(predictions, targets, rows, allow_eval)
-    return {"reasoning_gym_score": sum(scores) / len(scores)}
-
-
 def reasoning_gym_segments(
     predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, *, allow_eval: bool = False
 ) -> dict[str, Segments]:
-    """The same as the mean of row scores."""
+    """`reasoning_gym_score`: mean of the generators' `score_answer`, 0 to 1; some generators give partial scores.
+
+    Args:
+        allow_eval: also score generators that run the prediction as Python (BY_EVAL).
+
+    Raises:
+        ImportError: reasoning-gym is missing.
+        ValueError: rows of another task, or a generator that fails on its own answers.
+    """
     return {"reasoning_gym_score": mean_segments(row_scores(predictions, targets, rows, allow_eval))}
 
 
@@ -58,33 +50,30 @@ def reasoning_gym_signature(allow_eval: bool = False) -> str:
 def row_scores(
     predictions: Sequence[str], targets: Sequence[str], rows: Rows | None, allow_eval: bool = False
 ) -> list[float]:
-    """One number per prediction. One that a generator cannot read counts 0."""
+    """One number per prediction; 0 if its generator cannot parse it."""
     scores = []
-    for number, (prediction, target, row) in enumerate(
-        zip(predictions, targets, rows or [{}] * len(targets), strict=True)
-    ):
+    triples = zip(predictions, targets, rows or [{}] * len(targets), strict=True)
+    for number, (prediction, target, row) in enumerate(triples):
         if missing := [column for column in COLUMNS if not isinstance(row.get(column), str)]:
             raise ValueError(
-                f"reasoning_gym_score: row {number} has no text in the column {missing[0]!r}; it scores rows of "
-                "`task: reasoning_gym` alone, so take another metric for other rows"
+                f"reasoning_gym_score: row {number} has no text in the column {missing[0]!r}; it scores only rows of "
+                "`task: reasoning_gym`, so take another metric"
             )
         if row["generator"] in BY_EVAL and not allow_eval:
             raise ValueError(
-                f"reasoning_gym_score: reasoning-gym scores answers to {row['generator']} by running them as Python, so a "
-                "model could write a program; use exact_match, or give it `kwargs: {allow_eval: true}` where you trust the model "
-                "and the rows"
+                f"reasoning_gym_score: reasoning-gym scores answers to {row['generator']} by running them as Python; use "
+                "exact_match, or give `kwargs: {allow_eval: true}` if you trust the model and the rows"
             )
-        score = _scorer(row["generator"])
         entry = {"question": row.get("question") or row["prompt"], "answer": target}
         entry["metadata"] = _metadata(row["metadata"], number)
-        scores.append(_score(score, prediction, entry, row["generator"]))
+        scores.append(_score(_scorer(row["generator"]), prediction, entry, row["generator"]))
     return scores
 
 
 def _score(score: Callable[..., Any], prediction: str, entry: dict[str, Any], generator: str) -> float:
     try:
         return float(score(prediction, entry))
-    except Exception:  # some read a number or a grid without looking whether it is one
+    except Exception:  # some parse a number or a grid without a check
         try:
             score(entry["answer"], entry)
         except Exception as error:
@@ -120,7 +109,6 @@ def _scorers() -> Callable[[str], Callable[..., Any]]:
     try:
         from reasoning_gym import get_score_answer_fn
     except ImportError as error:
-        raise ImportError(
-            f"reasoning_gym_score needs the package reasoning-gym ({error}); pip install 'rl_warmup[reasoning_gym]'"
-        ) from error
+        install = "pip install 'rl_warmup[reasoning_gym]'"
+        raise ImportError(f"reasoning_gym_score needs the package reasoning-gym ({error}); {install}") from error
     return get_score_answer_fn

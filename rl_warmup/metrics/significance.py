@@ -1,10 +1,10 @@
-"""Knows whether a difference between two runs is more than luck; must not know models, tasks or how runs are made.
+"""Knows whether a difference between two runs is significant; must not know models, tasks or how runs are made.
 
-Luck of the rows: `paired_bootstrap` and `approximate_randomization` take two lists of predictions for the same rows.
-Luck of the seed: `over_seeds` and `compare_seeds` take one value per seed. The first cannot stand for the second: a
-significant difference between two runs of one seed each may come from the seeds. Many comparisons at once: `holm`.
+Over rows: `paired_bootstrap` and `approximate_randomization` compare two lists of predictions for the same rows. Over seeds:
+`over_seeds` and `compare_seeds` take one value per seed. Both are needed: a difference that is significant over rows may
+come from the seeds. For many comparisons: `holm`.
 
-A difference is always other - one. What does not exist is None, never 0: one seed has no standard deviation.
+A difference is always other - one. A missing value is None, never 0: one seed has no standard deviation.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Comparison:
 
     Attributes:
         difference: other - one, in the metric's unit.
-        interval: 95 % percentile interval of the difference (bootstrap; None for randomization, which has none).
+        interval: 95 % percentile interval of the difference (bootstrap; None for randomization).
         p_value: two-sided, of the hypothesis that both are equally good; at least 1 / (samples + 1).
-        p_holm: p_value adjusted for `family` comparisons made together, where they were.
+        p_holm: p_value adjusted for `family` comparisons.
     """
 
     metric: str
@@ -62,7 +62,7 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class SeedComparison:
-    """Welch's t test between the seeds of two arms; interval and p_value are None where a test is not possible."""
+    """Welch's t test between the seeds of two arms; interval and p_value are None if no test is possible."""
 
     one: SeedSummary
     other: SeedSummary
@@ -75,16 +75,16 @@ class SeedComparison:
 def paired_bootstrap(
     metric: Spec, one: Predictions, other: Predictions, samples: int = 1000, seed: int = 0
 ) -> Comparison:
-    """Draw the rows again with replacement, the same for both, and see how the difference varies (Koehn 2004).
+    """Resample the rows with replacement, the same for both, to measure how the difference varies (Koehn 2004).
 
-    The p-value is the share of samples whose difference lies as far from the samples' mean as the observed one lies
-    from 0, on either side (Riezler and Maxwell 2005), with one added to both counts. sacrebleu's own paired bootstrap
-    counts one side only, so that its p-values are about half of these.
+    The p-value is the share of samples whose difference is as far from the samples' mean as the observed one is from 0,
+    two-sided (Riezler and Maxwell 2005), with one added to both counts. sacrebleu's paired bootstrap is one-sided, so its
+    p-values are about half of these.
 
     Args:
         metric: a name or spec with one key, see `rl_warmup.metrics`; any name if rows are numbers.
         one, other: records with `prediction` and `target` (predictions.jsonl) in the same order of rows; or one number
-            per row, such as a log-probability, whose mean is then compared.
+            per row, such as a log-probability, to compare the means.
 
     Raises:
         ValueError: the rows differ, or the metric has no statistics per row.
@@ -97,8 +97,8 @@ def approximate_randomization(
 ) -> Comparison:
     """Swap the two predictions of each row with probability 1/2: how often is the difference as large (Noreen 1989)?
 
-    It assumes only that under the null the two predictions of a row are exchangeable. It gives no interval. Arguments
-    and errors as for `paired_bootstrap`.
+    It assumes only that the two predictions of a row are exchangeable under the null hypothesis. It gives no interval.
+    Arguments and errors as for `paired_bootstrap`.
     """
     return _compare(METHODS[1], *_pair(metric, one, other), samples, seed)
 
@@ -124,7 +124,7 @@ def over_seeds(values: Sequence[float]) -> SeedSummary:
 def compare_seeds(one: Sequence[float], other: Sequence[float]) -> SeedComparison:
     """Welch's unequal-variances t test between two arms, one value per seed in each.
 
-    Without two seeds in each arm, or if no arm varies at all, there is no test: interval and p_value are None.
+    Without two seeds in each arm, or if no arm varies, interval and p_value are None.
 
     Raises:
         ValueError: as for `over_seeds`.
@@ -142,8 +142,8 @@ def compare_seeds(one: Sequence[float], other: Sequence[float]) -> SeedCompariso
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjusted p-values (1979), under the same names: reject what is at most 0.05, and the chance of one false
-    rejection among all of them stays at most 0.05, whatever their dependence.
+    """Holm's adjusted p-values (1979), under the same names: rejecting those of at most 0.05 keeps the probability of any
+    false rejection at most 0.05, for any dependence.
 
     Raises:
         ValueError: a p-value is missing or outside 0 to 1.
@@ -159,22 +159,15 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def compare_runs(
-    one: str | Path,
-    other: str | Path,
-    metrics: Sequence[Spec] | None = None,
-    *,
-    method: str = METHODS[0],
-    samples: int = 1000,
-    seed: int = 0,
-    one_control: str = "",
-    other_control: str = "",
-) -> list[Comparison]:
+    one: str | Path, other: str | Path, metrics: Sequence[Spec] | None = None, *, method: str = METHODS[0],
+    samples: int = 1000, seed: int = 0, one_control: str = "", other_control: str = "",
+) -> list[Comparison]:  # fmt: skip
     """Compare the predictions of two run folders, or of two controls, on every metric; Holm over these metrics.
 
     Args:
         one, other: folders with metrics.json and predictions.jsonl; a difference is other - one.
         metrics: specs; None takes those of both metrics.json that need no settings.
-        one_control, other_control: whose predictions to take ("" own warmups, else predictions.CONTROL.jsonl).
+        one_control, other_control: "" for predictions.jsonl, else predictions.CONTROL.jsonl.
 
     Raises:
         ValueError: a file is missing, the folders hold different rows, or a metric cannot be compared.
@@ -201,7 +194,7 @@ def _compare(method: str, key: str, one: Segments, other: Segments, samples: int
     if samples < 1:
         raise ValueError(f"samples={samples}; give 1000 or so")
     first, second = np.asarray(one.rows, dtype=float), np.asarray(other.rows, dtype=float)
-    wide = max(first.shape[1], second.shape[1])  # macro_f1 has columns for labels that one side alone has said
+    wide = max(first.shape[1], second.shape[1])  # macro_f1 has columns for labels that only one side predicts
     first, second = (np.pad(side, ((0, 0), (0, wide - side.shape[1]))) for side in (first, second))
     values = one.value(), other.value()
     observed = values[1] - values[0]
@@ -224,8 +217,7 @@ def _compare(method: str, key: str, one: Segments, other: Segments, samples: int
         low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         interval = float(low), float(high)
         spread = spread - spread.mean()
-    # equal differences of shares differ in their last bits
-    least = abs(observed) - 1e-9 * max(1.0, *map(abs, values))
+    least = abs(observed) - 1e-9 * max(1.0, *map(abs, values))  # equal differences may differ by rounding
     p_value = float((1 + (abs(spread) >= least).sum()) / (1 + samples))
     return Comparison(key, *values, observed, interval, p_value, method, samples, len(first))
 

@@ -1,7 +1,7 @@
-"""Knows how records are read from files - JSONL, JSON, CSV, TSV, Parquet; must not know which columns mean what.
+"""Knows how records are read from files - JSONL, JSON, CSV, TSV, Parquet; must not know what columns mean.
 
 The format follows the file's name: .jsonl, .json (a list of objects), .csv, .tsv, .txt (JSON lines), each also with .gz, and
-.parquet. A name that stands twice in one object or header is an error, as one of the two values would be lost.
+.parquet. A duplicate name in one object or header is an error, as one of the two values would be lost.
 """
 
 import csv
@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
-Located = tuple[str, dict[str, Any]]  # where the record stands ("rows.jsonl:3"), the record
+Located = tuple[str, dict[str, Any]]  # the place of the record ("rows.jsonl:3"), the record
 Reader = Callable[[Path, TextIO], Iterator[Located]]
 PARQUET_ROWS = 1024  # decoded at a time
 JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
@@ -24,12 +24,11 @@ JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
 
 @dataclass(frozen=True)
 class Table:
-    """How .csv and .tsv are read.
+    """The format of .csv and .tsv files.
 
     Args:
-        names: of the columns, where the file has no header line; None takes the first line.
-        quoted: whether a cell may stand in quotes, which then hide separators and line ends; None: yes in .csv, no in .tsv,
-            where every character of a cell is its own.
+        names: of the columns, if the file has no header line; None takes the first line.
+        quoted: whether a cell may be in quotes, which then hide separators and line ends; None: yes in .csv, no in .tsv.
     """
 
     names: Sequence[str] | None = None
@@ -39,18 +38,18 @@ class Table:
         names = self.names
         if names is not None and (isinstance(names, str) or not names or not all(isinstance(n, str) for n in names)):
             raise ValueError(f"column_names={names!r}; give a list of names, one for each column of the file")
-        if names is not None and (twice := _second(names)) is not None:
-            raise ValueError(f"column_names={list(names)!r} name {twice!r} twice; give every column a name of its own")
+        if names is not None and (twice := _duplicate(names)) is not None:
+            raise ValueError(f"column_names={list(names)!r} name {twice!r} twice; give every column its own name")
         if self.quoted is not None and not isinstance(self.quoted, bool):
             raise ValueError(f"quoted={self.quoted!r}; give true or false, or leave it out")
 
 
 def read(path: Path, table: Table | None = None) -> Iterator[Located]:
-    """The records of one file with their places, read as they are asked for.
+    """The records of one file with their places, read on demand.
 
     Raises:
         FileNotFoundError: for a missing file.
-        ValueError: for an unknown format, unreadable content or a name that stands twice, with file and line.
+        ValueError: for an unknown format, unreadable content or a duplicate name, with file and line.
         ImportError: for Parquet without pyarrow.
     """
     if not path.is_file():
@@ -69,9 +68,8 @@ def read(path: Path, table: Table | None = None) -> Iterator[Located]:
     if suffix == ".parquet" and not packed:
         return _parquet(path)
     if suffix not in readers:
-        raise ValueError(
-            f"file {path}: unknown format '{suffix}'; known: .jsonl, .json, .csv, .tsv, .txt with JSON lines (also .gz), .parquet"
-        )
+        known = ".jsonl, .json, .csv, .tsv, .txt with JSON lines (also .gz), .parquet"
+        raise ValueError(f"file {path}: unknown format '{suffix}'; known: {known}")
     return _decoded(path, readers[suffix], packed, newline="\n" if suffix in (".jsonl", ".txt") else "")
 
 
@@ -82,23 +80,23 @@ def _decoded(path: Path, reader: Reader, packed: bool, newline: str) -> Iterator
         except (gzip.BadGzipFile, EOFError) as error:
             raise ValueError(f"file {path} is not a whole gzip file ({error}); pack it again, or drop .gz") from None
         except UnicodeDecodeError as error:
-            at = file.tell() - len(error.object) + error.start  # decoding went piece by piece
+            at = file.tell() - len(error.object) + error.start  # error.object is the last block
             raise ValueError(f"file {path} is not UTF-8 ({error.reason} at byte {at}); save it as UTF-8") from None
 
 
 class DuplicateKey(Exception):
-    """A key stands twice in one JSON object."""
+    """A JSON object has the same key twice."""
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(object_pairs_hook=unique_keys)`: an object, if none of its keys stands there twice.
+    """For `json.loads(object_pairs_hook=unique_keys)`: an object with unique keys.
 
     Raises:
         DuplicateKey: with the key.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise DuplicateKey(_second([key for key, _ in pairs]))
+        raise DuplicateKey(_duplicate([key for key, _ in pairs]))
     return found
 
 
@@ -109,23 +107,22 @@ def _jsonl(path: Path, text: TextIO) -> Iterator[Located]:
             try:
                 record = json.loads(line, object_pairs_hook=unique_keys)
             except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{where}: not valid JSON ({error.msg}, column {error.colno}); mend or drop the line"
-                ) from None
+                cause = f"{error.msg}, column {error.colno}"
+                raise ValueError(f"{where}: not valid JSON ({cause}); repair or drop the line") from None
             except DuplicateKey as error:
                 raise ValueError(_twice(where, str(error))) from None
             yield where, _object(record, where)
 
 
 def _text(path: Path, text: TextIO) -> Iterator[Located]:
-    """JSON lines under another name, as some data sets are published (LogiQA 2); anything else has no columns."""
+    """JSON lines, as in some published data sets (LogiQA 2); other text has no columns."""
     first = text.readline()
     while first and not first.strip():
         first = text.readline()
     if first and not first.lstrip().startswith("{"):
         raise ValueError(
-            f"file {path}: a .txt file is read as JSON lines, one object a line, and begins with {first.strip()[:40]!r}; "
-            "give .jsonl, .json, .csv, .tsv or .parquet (known formats), with prompt and target in columns"
+            f"file {path}: a .txt file must be JSON lines, one object per line, but begins with {first.strip()[:40]!r}; give "
+            "a known format with columns: .jsonl, .json, .csv, .tsv or .parquet"
         )
     text.seek(0)
     return _jsonl(path, text)
@@ -139,7 +136,7 @@ def _json(path: Path, text: TextIO) -> Iterator[Located]:
         hint = "; one object per line is .jsonl" if error.msg == "Extra data" else ""
         raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}){hint}") from None
     except DuplicateKey as error:
-        raise ValueError(_twice(f"{path}:{_line_of_second(whole)}", str(error))) from None
+        raise ValueError(_twice(f"{path}:{_line_of_duplicate(whole)}", str(error))) from None
     if not isinstance(records, list):
         raise ValueError(f"{path}: holds a JSON {type(records).__name__}; give a list of objects, or .jsonl")
     for number, record in enumerate(records):
@@ -147,8 +144,8 @@ def _json(path: Path, text: TextIO) -> Iterator[Located]:
         yield where, _object(record, where)
 
 
-def _line_of_second(text: str) -> int:
-    """The line of the first key that stands for a second time in its object."""
+def _line_of_duplicate(text: str) -> int:
+    """The line of the first duplicate key of an object."""
     open_objects: list[set[str]] = []
     tokens = list(JSON_TOKEN.finditer(text))
     for token, after in pairwise(tokens):
@@ -177,7 +174,7 @@ def _table(path: Path, text: TextIO, separator: str, table: Table, quoted: bool)
         where = f"{path}:{number}"
         if header is None:
             header = cells
-            if (twice := _second(header)) is not None:
+            if (twice := _duplicate(header)) is not None:
                 raise ValueError(_twice(where, twice, "column"))
             continue
         if len(cells) != len(header):
@@ -200,7 +197,7 @@ def _quoted(path: Path, text: TextIO, separator: str) -> Iterator[tuple[int, lis
 
 
 def _plain(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Lines end with a line feed alone, or after a carriage return; whatever else stands in a cell belongs to it."""
+    """Lines end with LF or CRLF; any other character belongs to its cell."""
     text.reconfigure(newline="\n")  # type: ignore[attr-defined]
     for number, line in enumerate(text, start=1):
         line = line.removesuffix("\n").removesuffix("\r")
@@ -208,13 +205,13 @@ def _plain(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
             yield number, line.split(separator)
 
 
-def _second(names: Sequence[str]) -> str | None:
-    """The first name that has come before."""
+def _duplicate(names: Sequence[str]) -> str | None:
+    """The first name that occurs a second time."""
     return next((name for place, name in enumerate(names) if name in names[:place]), None)
 
 
 def _twice(where: str, name: str, noun: str = "key") -> str:
-    return f"{where}: the {noun} {name!r} stands there twice, and one of the two values would be lost; rename or remove one"
+    return f"{where}: the {noun} {name!r} is given twice; rename or remove one"
 
 
 def _parquet(path: Path) -> Iterator[Located]:
@@ -226,7 +223,7 @@ def _parquet(path: Path) -> Iterator[Located]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if (twice := _second(file.schema_arrow.names)) is not None:
+            if (twice := _duplicate(file.schema_arrow.names)) is not None:
                 raise ValueError(_twice(f"file {path}", twice, "column"))
             for batch in file.iter_batches(PARQUET_ROWS):
                 for record in batch.to_pylist():
