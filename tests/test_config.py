@@ -82,7 +82,7 @@ def test_defaults_are_usable():
             {"min_reading_updates": 9, "max_reading_updates": 8},
             "min_reading_updates: 9 exceeds max_reading_updates 8.",
         ),
-        ({"proposals": ["reference"], "num_warmups": 1}, "compares samples of the starting model; give at least 2."),
+        ({"proposals": ["reference"], "num_warmups": 1}, "compares warmups of a group; give at least 2."),
         (
             {"proposals": ["stored"]},
             "stored_warmups: is None, and proposals is ['stored']; to train on a file's warmups",
@@ -139,7 +139,7 @@ def test_one_fault_is_one_sentence(values, complaint):
 def test_a_group_of_one_is_refused_where_warmups_are_compared(objective):
     message = faults_of(objective=objective, num_warmups=1)
     assert message == (
-        f"num_warmups: is 1, but the objective {objective!r} compares the warmups of a group and needs at least 2."
+        f"num_warmups: is 1, but the objective {objective!r} compares warmups of a group; give at least 2."
     )
 
 

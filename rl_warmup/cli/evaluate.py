@@ -81,7 +81,7 @@ def command(args: list[str]) -> None:
         task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
         if not task.splits[options.split]:
             others = " or ".join(f"--split {name}" for name, rows in task.splits.items() if rows)
-            raise ValueError(f"The task {task.name} has no rows in its {options.split} split, but for {others}.")
+            raise ValueError(f"The task {task.name} has no rows in its {options.split} split, only for {others}.")
         rehearse(task, options.split, warmup_generator.encoder(), warmup_generator, evaluation.controls)
         if is_main():  # results of other weights or controls must not stay beside the new files
             held.enter_context(ownership.writing(output, "--output"))

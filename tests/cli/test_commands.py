@@ -156,7 +156,7 @@ def test_splits_without_rows_are_named(recipe, tmp_path, capsys):
     error = fails(capsys, "train", "--config", path)
     assert "eval_strategy: is steps, but the task file has no validation rows" in error
     assert main(["train", "--config", str(path), "--eval_strategy", "'no'", "--max_steps", "1"]) == 0
-    assert "in its test split. It has some for --split train." in fails(capsys, "evaluate", tmp_path / "run")
+    assert "in its test split, only for --split train." in fails(capsys, "evaluate", tmp_path / "run")
 
 
 def test_a_reward_that_dies_names_itself_and_keeps_the_checkpoints(recipe, tmp_path, capsys):

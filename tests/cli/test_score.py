@@ -105,7 +105,7 @@ def test_every_reward_of_the_call_is_judged(place, capsys):
     assert err.splitlines() == [
         "rl-warmup score: 2 mistakes:",
         "  - The reward 'own.py:lots': own.py has no 'lots'.",
-        "  - The name 'words' is taken by another reward: give one of them a `label`.",
+        "  - Another reward has the name 'words': give one of them a `label`.",
     ]
 
 

@@ -91,12 +91,12 @@ def test_what_the_command_and_the_rows_lack(tmp_path):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import sys; print('no GPU', file=sys.stderr); sys.exit(3)", "failed with status 3; it said: no GPU"),
-        ("", "one number for each of 3 rows as JSON, and wrote ''"),
-        ("print('score: 0.8')", "and wrote 'score: 0.8'"),
-        ("print([0.1, 0.2])", "and wrote 2 numbers"),
+        ("import sys; print('no GPU', file=sys.stderr); sys.exit(3)", "failed with status 3; its output: no GPU"),
+        ("", "one number for each of 3 rows as JSON, but wrote ''"),
+        ("print('score: 0.8')", "but wrote 'score: 0.8'"),
+        ("print([0.1, 0.2])", "but wrote 2 numbers"),
         ("print([0.1, 0.2, float('nan')])", "one number for each of 3 rows"),
-        ("print('[0.1, 0.2, NaN]')", r"and wrote '\[0.1, 0.2, NaN\]'"),
+        ("print('[0.1, 0.2, NaN]')", r"but wrote '\[0.1, 0.2, NaN\]'"),
         ("print('{\"scores\": [0.1, null, true]}')", "one number for each of 3 rows"),
         ('print(\'{"hypothesis.txt": [{"mt": 1}]}\')', "one number for each of 3 rows"),
     ],
@@ -107,7 +107,7 @@ def test_failures_and_bad_output(tmp_path, code, message):
 
 
 def test_a_command_that_writes_no_output_file(tmp_path):
-    with pytest.raises(ValueError, match="and wrote ''"):
+    with pytest.raises(ValueError, match="but wrote ''"):
         compute([spec(tmp_path, "print([1, 2, 3])", "{hypothesis} {output}")], PREDICTIONS, TARGETS, ROWS)
 
 

@@ -73,7 +73,7 @@ def test_settings_travel_with_the_name(tmp_path, monkeypatch):
     assert compute({"name": "own_metrics:share", "kwargs": {"of": "B"}}, PREDICTIONS, TARGETS) == {"share": 1.0}
     assert compute([{"name": "exact_match"}, "bleu"], *(TARGETS, TARGETS)).keys() == {"exact_match", "bleu"}
     both = [{"name": "own_metrics:share", "kwargs": {"of": of}} for of in "AB"]
-    with pytest.raises(ValueError, match="two settings, and both are called 'share'"):
+    with pytest.raises(ValueError, match="two settings, and both have the key 'share'"):
         compute(both, PREDICTIONS, TARGETS)
     assert compute([both[0], both[0]], PREDICTIONS, TARGETS) == {"share": 0.0}
 

@@ -101,7 +101,7 @@ def test_an_answer_that_a_generator_cannot_read_counts_nothing():
 
 def test_faults():
     with pytest.raises(
-        ValueError, match=r"row 0 has no text in the column 'generator'; it scores rows of `task: reasoning_gym`"
+        ValueError, match=r"row 0 has no text in the column 'generator'; it scores only rows of `task: reasoning_gym`"
     ):
         compute(NAME, ["1"], ["1"], [{"prompt": "a", "target": "1"}])
     with pytest.raises(ValueError, match="row 0 has no text in the column 'prompt'"):

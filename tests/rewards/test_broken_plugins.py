@@ -110,12 +110,12 @@ BROKEN = [
     ),
     (
         "missing.py:f",
-        "The reward 'missing.py:f': there is no file {place}/missing.py. Give a path relative to the working directory.",
+        "The reward 'missing.py:f': no file {place}/missing.py. Give a path relative to the working directory.",
     ),
     (
         "no_such_package:f",
         "The reward 'no_such_package:f': the module 'no_such_package' cannot be imported (ModuleNotFoundError: No module "
-        "named 'no_such_package'). It has to be installed or on PYTHONPATH; a file is named by its path, "
+        "named 'no_such_package'). Install it or put it on PYTHONPATH; for a file give its path, "
         "`path/to/file.py:function`.",
     ),
     ("builtins:max", "Reward 'max' has no signature; wrap it in a function of your own."),

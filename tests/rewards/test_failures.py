@@ -148,7 +148,10 @@ def test_outside_the_main_thread_a_hanging_function_is_left_behind(world, monkey
         "Reward 'hangs' gave no answer within its `timeout` of 0.05 s; outside the main thread it cannot be stopped and was "
         "abandoned."
     )
-    assert messages[-1] == "Reward 'hangs' was not called: 8 earlier calls of rewards are over time and still running."
+    assert (
+        messages[-1]
+        == "Reward 'hangs' was not called: 8 earlier calls of rewards are still running after their timeout."
+    )
 
 
 def test_in_a_thread_gradients_stay_off(world):

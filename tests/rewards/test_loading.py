@@ -87,7 +87,7 @@ def test_entry_points(monkeypatch):
         ("zzz", r"no reward 'zzz'. Known are .*path/to/file.py:function"),
         ("own.py", r"no reward 'own.py'.*path/to/file.py:function"),
         ("own.py:", "no reward 'own.py:'"),
-        ("missing.py:f", "there is no file .*missing.py. Give a path relative"),
+        ("missing.py:f", "no file .*missing.py. Give a path relative"),
         ("no_such_package.part:f", "cannot be imported .*ModuleNotFoundError.*PYTHONPATH"),
         ("trl.rewards:think_format_rewards", "has no 'think_format_rewards'. Did you mean 'think_format_reward'"),
         ("trl.rewards:zzz", "trl.rewards has no 'zzz'.$"),

@@ -123,7 +123,11 @@ def test_empty_and_wrong_values(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("r.jsonl", b'{"prompt": "x", "target": "y"}\n\n{"prompt": ', ["r.jsonl:3:", "not valid JSON", "mend or drop"]),
+        (
+            "r.jsonl",
+            b'{"prompt": "x", "target": "y"}\n\n{"prompt": ',
+            ["r.jsonl:3:", "not valid JSON", "repair or drop"],
+        ),
         ("r.jsonl", b"[1]", ["r.jsonl:1:", "a JSON list", "give an object"]),
         ("r.json", b'{"prompt": 1}\n{"prompt": 2}', ["r.json:2:", "Extra data", "one object per line is .jsonl"]),
         ("r.json", b'{"data": []}', ["r.json:", "a JSON dict", "list of objects"]),
