@@ -45,9 +45,8 @@ class Metric(NamedTuple):
 
 
 def _sacrebleu(name: str) -> Metric:
-    functions = (ngrams.sacrebleu_score, ngrams.sacrebleu_signature, ngrams.sacrebleu_segments)
-    score, signature, segments = (partial(function, name) for function in functions)
-    return Metric(score, None, signature, segments)
+    signature, segments = partial(ngrams.sacrebleu_signature, name), partial(ngrams.sacrebleu_segments, name)
+    return Metric(partial(ngrams.sacrebleu_score, name), None, signature, segments)
 
 
 def _by_segments(segments: Callable[..., dict[str, Segments]], *rest: Callable[..., str]) -> Metric:
