@@ -89,9 +89,7 @@ def _scorer(model: str, layer: int) -> Any:
 
 @contextmanager
 def _no_remote_code() -> Iterator[None]:
-    """Have code that lies beside a model refused: bert-score does not say so, and transformers would then ask whoever is at the
-    terminal, or whatever is piped in.
-    """
+    """Refuse code of a model: bert-score does not, and transformers would ask at the terminal or read piped input."""
     from transformers import dynamic_module_utils
 
     before, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0

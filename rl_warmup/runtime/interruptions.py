@@ -59,7 +59,7 @@ class Interruption(TrainerCallback):
             name = signal.Signals(self.agreed).name
             tqdm.write(
                 f"{name}: update {state.global_step} of {state.max_steps} is finished and checkpoint-{state.global_step} "
-                f"written; go on with `--resume_from_checkpoint auto`. Exit code {EXIT_SIGNALLED}."
+                f"written; resume with `--resume_from_checkpoint auto`. Exit code {EXIT_SIGNALLED}."
             )
         raise SystemExit(EXIT_SIGNALLED)
 

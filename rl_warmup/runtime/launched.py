@@ -29,12 +29,12 @@ def asked_processes() -> int:
 
 
 def asks_deepspeed(args: Any) -> bool:
-    """Whether DeepSpeed was asked for, in the settings or by the launcher."""
+    """Whether the settings or the launcher request DeepSpeed."""
     return bool(args.deepspeed) or _is_on("ACCELERATE_USE_DEEPSPEED")
 
 
 def asks_fsdp(args: Any) -> bool:
-    """Whether FSDP was asked for, in the settings or by the launcher."""
+    """Whether the settings or the launcher request FSDP."""
     return bool(args.fsdp) or _is_on("ACCELERATE_USE_FSDP")
 
 

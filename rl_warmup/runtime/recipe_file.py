@@ -100,7 +100,7 @@ def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> di
         ValueError: there is no such file, it is no YAML, or no mapping.
     """
     if not path.is_file():
-        raise ValueError(f"The {what} {path} does not exist. Shipped {what}s lie in {shipped}.")
+        raise ValueError(f"The {what} {path} does not exist. Shipped {what}s are in {shipped}.")
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except DuplicateKey as error:

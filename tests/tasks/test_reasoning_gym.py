@@ -136,7 +136,7 @@ def test_generators_without_answers_or_without_repeatable_rows(monkeypatch):
     with pytest.raises(ValueError, match="list_functions makes another row each time"):
         load_task("reasoning_gym", name="list_functions")
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    with pytest.raises(ValueError, match="ransom_note makes other rows in every process.*PYTHONHASHSEED=0"):
+    with pytest.raises(ValueError, match="ransom_note .* makes other rows in every process.*PYTHONHASHSEED=0"):
         load_task("reasoning_gym", name="ransom_note")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     assert load_task("reasoning_gym", name="ransom_note", train_size=1, validation_size=0, test_size=0)
