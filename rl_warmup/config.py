@@ -1,4 +1,4 @@
-"""Recipes and settings: what may be written in a YAML file or a flag, read and checked in one place.
+"""Recipes and settings: reads and checks YAML files and flags.
 
 Knows: names, types, choices and limits. Must not know: models, rows, files other than recipes.
 All faults of a recipe are reported together, each with its remedy.
@@ -25,14 +25,14 @@ from rl_warmup.runtime.settings import RANGES, number_fault, scratch_faults, set
 from rl_warmup.runtime.values import defaults_of, typed, unknown
 
 REMOTE_CODE = (
-    "trust_remote_code: is {value!r}, but code that lies beside a model or a data set is never run. Leave the setting out; for "
-    "an architecture that is not part of transformers, load the model yourself and give it to WarmupTrainer(model=...)."
+    "trust_remote_code: is {value!r}, but code of a model or a data set is never run. Leave the setting out; for an "
+    "architecture that is not in transformers, load the model yourself and give it to WarmupTrainer(model=...)."
 )
-SINGLE_GROUP_OBJECTIVES = ("sft", *(name for name in RULES if name not in NEEDS_TWO))
+SINGLE_WARMUP_OBJECTIVES = ("sft", *(name for name in RULES if name not in NEEDS_TWO))
 
 
-# Settings of the search for warmups, which plain fine-tuning does not read.
-SEARCH = (
+# Settings that the objective sft does not read.
+WARMUP_SETTINGS = (
     "num_warmups", "tau", "uniform_target_share", "tsallis_q", "empty_share", "backward_samples", "rewards", "proposals",
     "stored_warmups", "imitation", "min_reading_updates", "max_reading_updates", "reading_threshold", "beta", "readiness",
     "proposal_only", "anchor_weight", "num_eval_warmups", "log_warmups", "guard",
@@ -48,10 +48,8 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     """
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Rewards may need any column, so keep all."})
-    hub_strategy: str = field(
-        default="end", metadata={"help": "With push_to_hub, the model is uploaded after training."}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many updates."})
+    hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub, upload the model after training."})
+    logging_steps: float = field(default=10, metadata={"help": "Updates between two logs."})
 
     def __post_init__(self) -> None:
         faults = self._read_numbers()
@@ -65,7 +63,7 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
             _try_scheduler(self)
 
     def _read_numbers(self) -> list[str]:
-        """Numbers as recipes give them: of their type, in their range. A faulty one gets its default, so that all are named."""
+        """Convert and check numbers; returns faults. A faulty number gets its default, so that checking can continue."""
         defaults = defaults_of([type(self)])
         given = {name: getattr(self, name) for name in RANGES if name in defaults}
         given = {name: _number(value) for name, value in given.items() if value != defaults[name] or value is True}
@@ -75,17 +73,17 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         return faults
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling sees, and so training_args.bin: tokens are masked."""
+        """Mask tokens in pickles such as training_args.bin."""
         return masked(self.__dict__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WarmupConfig:
-        """A copy within this process keeps them."""
+        """Keep tokens in copies."""
         twin = memo[id(self)] = object.__new__(type(self))
         twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
         return twin
 
     def check_devices(self) -> None:
-        """Raises ValueError when one process sees several GPUs: DataParallel would cut prompts and their rows apart."""
+        """Raises ValueError if one process has several GPUs: DataParallel would split the rows of a prompt."""
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process. Launch one process each, `accelerate launch --num_processes "
@@ -100,10 +98,10 @@ class Recipe:
     task: TaskOptions
     config: WarmupConfig
     model: Any  # trl.ModelConfig
-    values: dict[str, Any]  # exactly what was asked for, flags included
+    values: dict[str, Any]  # exactly as given, with flags
 
     def resolved(self) -> dict[str, Any]:
-        """What was asked for and every default of ours, tokens masked: it is written to files."""
+        """The given values and our defaults, with tokens masked, for files."""
         ours = {f.name: getattr(self.config, f.name) for f in fields(WarmupOptions)}
         task = {f.name: getattr(self.task, f.name) for f in fields(TaskOptions)}
         return masked({**task, **ours, **self.values})
@@ -117,11 +115,7 @@ class Recipe:
 
 
 def read_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and the flags over it.
-
-    Args:
-        path: the YAML file; None for flags alone.
-        overrides: `--key value`, `--key=value` or `key=value`; values are read as YAML.
+    """Read a recipe and flags; see `read_values` for the arguments.
 
     Raises:
         ValueError: naming every unknown key (with the nearest known one), value outside its choices or of a wrong type.
@@ -142,7 +136,7 @@ def build_recipe(values: dict[str, Any]) -> Recipe:
     parts: dict[str, Any] = {}
     for name, cls in (("task", TaskOptions), ("config", WarmupConfig), ("model", model_class)):
         try:
-            if not faults or name == "model":  # the others repeat what is known already
+            if not faults or name == "model":  # the others would repeat known faults
                 parts[name] = cls(**_pick(cls, coerced))
         except ValueError as error:
             faults.append(str(error))
@@ -152,9 +146,9 @@ def build_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def read_task(path: str | Path) -> TaskOptions:
-    """What evaluation needs of the recipe of a run: its task and metrics.
+    """The task and metrics of a run's recipe, for evaluation.
 
-    The rest of it, which may name code (`objective`, `rewards`, `proposals`), is neither checked nor looked up.
+    All other settings, which may name code (`objective`, `rewards`, `proposals`), are ignored.
 
     Raises:
         ValueError: as `read_recipe`, for these settings.
@@ -168,7 +162,7 @@ def read_task(path: str | Path) -> TaskOptions:
 
 
 def code_named_by(task: TaskOptions) -> dict[str, str]:
-    """What evaluating a recipe would run of code that is not this package's: by name, in words."""
+    """The code outside this package that evaluating a recipe would run: name -> description."""
     found = {task.task: f"task {task.task}"} if ":" in task.task else {}
     for spec in task.metrics:
         given = spec if isinstance(spec, dict) else {"name": spec}
@@ -179,12 +173,12 @@ def code_named_by(task: TaskOptions) -> dict[str, str]:
         elif name == "comet":
             found[name] = f"metric comet, which runs the command {kwargs.get('command', 'comet-score')!r}"
         elif kwargs.get("allow_eval"):
-            found[name] = f"metric {name}, which runs what the model wrote (allow_eval)"
+            found[name] = f"metric {name}, which runs predictions as Python (allow_eval)"
     return found
 
 
 def _read_settings(values: dict[str, Any], classes: tuple[type, ...]) -> tuple[dict[str, Any], list[str]]:
-    """The values as the types of their fields, and a sentence for each that is none, or names something that cannot be."""
+    """The values converted to the types of their fields, and a sentence for every fault."""
     remote = values.get("trust_remote_code", False)
     coerced, faults = typed({key: value for key, value in values.items() if key != "trust_remote_code"}, classes)
     faults += [] if remote is False else [REMOTE_CODE.format(value=remote)]
@@ -203,7 +197,7 @@ def _read_settings(values: dict[str, Any], classes: tuple[type, ...]) -> tuple[d
 
 
 def option_faults(options: WarmupOptions) -> list[str]:
-    """One sentence for every option, or pair of options, that cannot work."""
+    """One sentence for every option, or combination of options, that cannot be used."""
     faults = []
     for f in fields(WarmupOptions):
         allowed, value = f.metadata.get("choices"), getattr(options, f.name)
@@ -216,70 +210,51 @@ def option_faults(options: WarmupOptions) -> list[str]:
     numbers = (number_fault(f.name, getattr(options, f.name)) for f in fields(WarmupOptions))
     faults += [fault for fault in numbers if fault is not None]
     known = not any(fault.startswith("objective:") for fault in faults)
-    if known and options.num_warmups == 1 and options.objective not in SINGLE_GROUP_OBJECTIVES:
+    warmups, objective, proposals = options.num_warmups, options.objective, options.proposals
+    if known and warmups == 1 and objective not in SINGLE_WARMUP_OBJECTIVES:
         faults.append(
-            f"num_warmups: is 1, but the objective {options.objective!r} compares the warmups of a group and needs at least 2."
+            f"num_warmups: is 1, but the objective {objective!r} compares warmups of a group; give at least 2."
         )
-    if options.min_warmup_length > options.max_warmup_length:
+    for low, high in (("min_warmup_length", "max_warmup_length"), ("min_reading_updates", "max_reading_updates")):
+        if getattr(options, low) > getattr(options, high):
+            faults.append(f"{low}: {getattr(options, low)} exceeds {high} {getattr(options, high)}.")
+    if options.backward_samples is not None and not 1 <= options.backward_samples <= warmups:
         faults.append(
-            f"min_warmup_length: {options.min_warmup_length} exceeds max_warmup_length {options.max_warmup_length}."
+            f"backward_samples: {options.backward_samples} must lie between 1 and num_warmups ({warmups}); empty means all."
         )
-    if options.backward_samples is not None and not 1 <= options.backward_samples <= options.num_warmups:
-        faults.append(
-            f"backward_samples: {options.backward_samples} must lie between 1 and num_warmups ({options.num_warmups}); leave "
-            f"it empty for all."
-        )
-    if options.target_ess is not None and not 1 <= options.target_ess <= options.num_warmups:
-        faults.append(f"target_ess: {options.target_ess} must lie between 1 and num_warmups ({options.num_warmups}).")
-    if (
-        options.target_ess is not None
-        and options.objective in OBJECTIVES
-        and "tau" not in READS.get(options.objective, ())
-    ):
-        faults.append(f"target_ess: steers tau, which the objective {options.objective!r} does not read; use marginal.")
-    if (options.proposal_only or options.anchor_weight) and not options.proposals:
+    if options.target_ess is not None and not 1 <= options.target_ess <= warmups:
+        faults.append(f"target_ess: {options.target_ess} must lie between 1 and num_warmups ({warmups}).")
+    if options.target_ess is not None and objective in OBJECTIVES and "tau" not in READS.get(objective, ()):
+        faults.append(f"target_ess: controls tau, which the objective {objective!r} does not read; use marginal.")
+    if (options.proposal_only or options.anchor_weight) and not proposals:
         faults.append("proposals: is empty, but proposal_only or anchor_weight need at least one proposal.")
-    faults += _reading_faults(options)
+    if "reference" in proposals and warmups < 2:
+        faults.append("num_warmups: is 1, but proposals: [reference] compares warmups of a group; give at least 2.")
+    if "reference" in proposals and len(proposals) > 1:
+        faults.append(
+            f"proposals: reference must be the only one, as the policy imitates its samples, not {proposals}."
+        )
+    if ("stored" in proposals) != (options.stored_warmups is not None):
+        faults.append(
+            f"stored_warmups: is {options.stored_warmups!r}, and proposals is {proposals}; to train on a file's warmups give "
+            f"both, `proposals: [stored]` and `stored_warmups: FILE` (`rl-warmup sample` writes one)."
+        )
     if options.target_truncation == "left":
         faults.append("target_truncation: 'left' would cut the beginning of the answer; use error, right or drop.")
     return faults
 
 
-def _reading_faults(options: WarmupOptions) -> list[str]:
-    """Why the starting model's samples, or a file's warmups, cannot be what these options ask for."""
-    faults = []
-    if "reference" in options.proposals and options.num_warmups < 2:
-        faults.append(
-            "num_warmups: is 1, but proposals: [reference] compares samples of the starting model; give at least 2."
-        )
-    if "reference" in options.proposals and len(options.proposals) > 1:
-        faults.append(
-            f"proposals: reference stands alone, as the policy imitates all of its samples; {options.proposals} mixes it."
-        )
-    if options.min_reading_updates > options.max_reading_updates:
-        faults.append(
-            f"min_reading_updates: {options.min_reading_updates} exceeds max_reading_updates {options.max_reading_updates}."
-        )
-    if ("stored" in options.proposals) != (options.stored_warmups is not None):
-        given = options.stored_warmups
-        faults.append(
-            f"stored_warmups: is {given!r}, and proposals is {options.proposals}; to train on a file's warmups give both, "
-            f"`proposals: [stored]` and `stored_warmups: FILE` (`rl-warmup sample` writes one)."
-        )
-    return faults
-
-
 def _number(value: Any) -> Any:
-    """A whole number that came as another kind, of numpy or a float, as Python's."""
+    """numpy numbers and whole floats as Python's numbers."""
     value = value.item() if hasattr(value, "item") else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _try_scheduler(config: WarmupConfig) -> None:
-    """Make the learning rate's schedule once, as transformers does when training begins.
+    """Make the learning rate schedule once, as transformers does when training begins.
 
     Raises:
-        ValueError: lr_scheduler_kwargs holds what this schedule does not take.
+        ValueError: lr_scheduler_kwargs does not fit this schedule.
     """
     import torch
     from transformers import get_scheduler
@@ -289,15 +264,14 @@ def _try_scheduler(config: WarmupConfig) -> None:
     try:
         get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs))
     except Exception as error:
-        raise ValueError(
-            f"lr_scheduler_kwargs: {shown(config.lr_scheduler_kwargs)} cannot be used with lr_scheduler_type {kind} ({error})."
-        ) from None
+        given = shown(config.lr_scheduler_kwargs)
+        raise ValueError(f"lr_scheduler_kwargs: {given} does not fit lr_scheduler_type {kind} ({error}).") from None
 
 
 def without_effect(*parts: Any) -> dict[str, str]:
-    """Settings that differ from their default and that this run never reads, each with the reason.
+    """Settings that differ from their default but that this run never reads, each with the reason.
 
-    They are said and not refused: a sweep, a demo or a control changes a few settings of one recipe, which makes others void.
+    They are reported, not refused, as sweeps and controls change a few settings of one recipe and so disable others.
 
     Args:
         parts: `WarmupConfig`, and of a recipe its task and model.
@@ -310,7 +284,7 @@ def without_effect(*parts: Any) -> dict[str, str]:
     compares = evaluates != "no" or schedule == "reduce_lr_on_plateau"
     named = str(values.get("model_name_or_path") or "scratch-")
     rules = [
-        (SEARCH, sft, "the objective is sft"),
+        (WARMUP_SETTINGS, sft, "the objective is sft"),
         (("tsallis_q",), objective in RULES and "tsallis_q" not in READS[objective], f"the objective is {objective}"),
         (("readiness",), not set(proposals) - {"reference"}, "no proposals but those of the starting model are given"),
         (("imitation", "min_reading_updates", "max_reading_updates", "reading_threshold"), not reference,
@@ -329,19 +303,19 @@ def without_effect(*parts: Any) -> dict[str, str]:
 
 
 def effective(*parts: Any) -> dict[str, Any]:
-    """All values of a recipe's parts, those without effect as their defaults: two recipes that agree in them are one run."""
+    """All values of a recipe's parts, with defaults for those without effect. Equal values mean the same run."""
     void, defaults = without_effect(*parts), defaults_of([type(part) for part in parts])
     values = {f.name: getattr(part, f.name) for part in parts for f in fields(part)}
     return {name: defaults[name] if name in void else value for name, value in values.items()}
 
 
 def void_note(found: dict[str, str]) -> str | None:
-    """One line about settings without effect; None where there are none."""
+    """One line about settings without effect, or None."""
     return f"Without effect: {'; '.join(f'{name} ({why})' for name, why in found.items())}." if found else None
 
 
 def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> list[str]:
-    """Nothing, or why this name stands for nothing that can be used."""
+    """A sentence if this name cannot be used."""
     if not isinstance(name, str):
         return [f"{key}: {name!r} is no name; give one of {', '.join(built_in)}, or `package.module:function`."]
     try:
@@ -354,7 +328,7 @@ def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> l
 
 
 def _inherited(classes: list[type]) -> dict[str, Any]:
-    """The settings that are not ours, with their defaults."""
+    """The inherited settings with their defaults."""
     ours = {f.name for f in fields(WarmupOptions)}
     return {name: value for name, value in defaults_of(classes).items() if name not in ours}
 

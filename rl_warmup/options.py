@@ -1,7 +1,7 @@
-"""Our own settings, as a plain dataclass: names, defaults, choices and one help line each.
+"""Our settings as dataclasses: names, defaults, choices and one help line each.
 
-Knows nothing of torch or transformers, so that `rl-warmup train --help` answers at once. `config.py` joins these fields
-with `transformers.TrainingArguments` and checks them.
+Must not know torch or transformers, so that `rl-warmup train --help` is fast. `config.py` joins these fields with
+`transformers.TrainingArguments` and checks them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ IMITATIONS = ("all", "posterior")
 SEPARATOR_INITS = ("auto", "keep", "end_token")
 TRUNCATIONS = ("error", "left", "right", "drop")
 GUARDS = ("warn", "act", "stop", "off")
-# `inference.generation.CONTROLS` without that of another run
-CONTROLS = ("shuffled", "empty_warmup", "filler", "sampled", "rerank")
+CONTROLS = ("shuffled", "empty_warmup", "filler", "sampled", "rerank")  # of `inference.generation`, without other_run
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plugin: str | None = None) -> Any:
     metadata: dict[str, Any] = {"help": help}
     if plugin is not None:
-        metadata["plugin"] = plugin  # besides the choices, own ones by name: see `plugins`
+        metadata["plugin"] = plugin  # names of plugins are allowed besides the choices
     if choices is not None:
         metadata["choices"] = list(choices)
     if isinstance(default, (list, dict)):
@@ -44,7 +43,7 @@ def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plu
 
 @dataclass
 class WarmupOptions:
-    """Everything about warmups that a recipe may set. Grouped: sampling, objective, cold start, limits."""
+    """The settings of warmups. Grouped: sampling, objective, cold start, limits."""
 
     # the group
     num_warmups: int = _option(4, "Warmups sampled per prompt (the group).")
@@ -54,16 +53,14 @@ class WarmupOptions:
     max_warmup_length: int = _option(32, "A warmup that reaches this many tokens is ended by a forced separator.")
 
     # the objective
-    objective: str = _option(
-        "marginal", "How a group becomes a loss; or own: module:function.", OBJECTIVES, plugin="objective"
-    )
+    objective: str = _option("marginal", "The loss of a group; or module:function.", OBJECTIVES, plugin="objective")
     tau: float = _option(1.0, "Temperature of the posterior weights softmax(R/tau).")
-    target_ess: float | None = _option(None, "Steer tau so that the effective sample size approaches this (1 to n).")
+    target_ess: float | None = _option(None, "Adjust tau so that the effective sample size approaches this (1 to n).")
     uniform_target_share: float = _option(0.0, "Lambda: share of the target's weight spread evenly over the group.")
     tsallis_q: float = _option(0.5, "q of the tsallis objective: 0 is expected_prob, 1 is marginal.")
     empty_share: float = _option(0.1, "Share of prompts whose target is also trained without a warmup (dropout).")
     backward_samples: int | None = _option(
-        None, "Warmups of a group that get a gradient, drawn by their weights (unbiased, cheaper); empty means all."
+        None, "Warmups of a group that get a gradient, sampled by their weights (unbiased, cheaper); empty means all."
     )
     scoring: str = _option(
         "auto", "Forwards: padded is the stock forward over padded rows; auto avoids padding.", ("auto", "padded")
@@ -75,7 +72,7 @@ class WarmupOptions:
     )
     rewards: list = _option(
         [],
-        "The whole score R: names or {name, weight, kwargs, ...}. Empty: target_logprob; list it to keep it.",
+        "The score R: names or {name, weight, kwargs, ...}. Empty: target_logprob, which a list must name to keep.",
     )
 
     # the cold start
@@ -85,28 +82,22 @@ class WarmupOptions:
         "target: reverse, head, ..., module:function.",
     )
     stored_warmups: str | None = _option(
-        None, "The file that proposals: [stored] reads; `rl-warmup sample` writes one."
+        None, "File of warmups for proposals: [stored]; `rl-warmup sample` writes one."
     )
-    imitation: str = _option(
-        "all",
-        "Which of the starting model's samples the policy imitates while the generator learns to read.",
-        IMITATIONS,
-    )
-    min_reading_updates: int = _option(
-        100, "Updates with the starting model's samples, at least, before the policy takes over."
-    )
-    max_reading_updates: int = _option(
-        600, "Updates by which warmups must help, or the run goes on as plain fine-tuning without them."
-    )
+    imitation: str = _option("all", "Samples that the policy imitates while the generator learns to read.", IMITATIONS)
+    min_reading_updates: int = _option(100, "Least updates with the starting model's samples before the switch.")
+    max_reading_updates: int = _option(600, "If warmups do not help by then, the run continues as plain fine-tuning.")
     reading_threshold: float = _option(
         0.015,
-        "The policy takes over once the content of the samples takes away this share of the target's surprise (`read` in the "
-        "log); 0 neither waits nor gives up.",
+        "The policy takes over once the samples' content reduces the target's surprise by this share (`read` in the log); 0 "
+        "neither waits nor gives up.",
     )
     beta: float | None = _option(
         None, "Weight of the KL to the starting model while the policy writes; empty means 0.1 after reading, else 0."
     )
-    readiness: float = _option(-0.1, "Switch to own warmups once log P(c|x) per token of given proposals reaches this.")
+    readiness: float = _option(
+        -0.1, "Switch to the policy's warmups once log P(c|x) per token of proposals reaches this."
+    )
     proposal_only: bool = _option(False, "Never switch: train on proposals to the end (a control).")
     anchor_weight: float = _option(0.0, "Weight the proposal keeps after the switch.")
 
@@ -114,8 +105,8 @@ class WarmupOptions:
     separator: str | None = _option(None, "Token that ends a warmup; chosen from the vocabulary when empty.")
     separator_init: str = _option(
         "auto",
-        "Weights of the separator before training: keep them, or take the end token's, as a starting model ends its samples "
-        "by that; auto takes them for proposals: [reference] of a model that was not trained here.",
+        "Initial weights of the separator: keep them, or copy the end token's, which ends a starting model's samples; auto "
+        "copies them for proposals: [reference] and a model that was not trained here.",
         SEPARATOR_INITS,
     )
     max_prompt_length: int | None = _option(512, "Prompt tokens; empty means no limit.")
@@ -124,19 +115,19 @@ class WarmupOptions:
     target_truncation: str = _option("error", "What happens to a longer target (left is not allowed).", TRUNCATIONS)
 
     # housekeeping
-    overwrite: bool = _option(False, "Let a new run remove the finished or broken one in its output_dir.")
+    overwrite: bool = _option(False, "Let a new run remove an earlier run in its output_dir.")
     guard: str = _option("warn", "What to do when warmups collapse.", GUARDS)
-    disable_dropout: bool = _option(True, "Set every dropout of the model to 0, as sampled warmups are scored again.")
+    disable_dropout: bool = _option(True, "Set every dropout to 0, as sampled warmups are scored again.")
     num_eval_warmups: int = _option(4, "Warmups per prompt for the validation bound on log P(y|x).")
     hang_timeout: float | None = _option(
-        30.0, "Seconds a process may stay behind the others inside an update before the run ends; empty waits for ever."
+        30.0, "Seconds that a process may be behind the others inside an update; empty waits forever."
     )
     log_warmups: int = _option(3, "Sampled warmups shown at every log (terminal and warmups.jsonl); 0 shows none.")
 
 
 @dataclass
 class TaskOptions:
-    """Where rows come from, and what a recipe says besides training."""
+    """The settings of a recipe besides training: task, metrics, controls."""
 
     task: str = _option(
         "ledger",
@@ -144,7 +135,7 @@ class TaskOptions:
     )
     task_kwargs: dict | None = _option(None, "Arguments of the task, e.g. {train_size: 2000}.")
     scratch: dict | None = _option(None, "Sizes of a scratch-t5 / scratch-llama model: width, layers, heads, ...")
-    metrics: list = _option([], "Names or {name, kwargs} in place of the task's own metrics; see docs/metrics.md.")
+    metrics: list = _option([], "Names or {name, kwargs} instead of the task's metrics; see docs/metrics.md.")
     predict_split: str = _option("test", "Split that is predicted and scored after training.", ("validation", "test"))
-    controls: list = _option(["shuffled", "empty_warmup"], "Scored after training besides own warmups.", CONTROLS)
+    controls: list = _option(["shuffled", "empty_warmup"], "Controls to score after training.", CONTROLS)
     show_progress: bool = _option(True, "Progress bars and log lines in the terminal.")

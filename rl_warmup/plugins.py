@@ -1,8 +1,8 @@
-"""Functions of other people, found by name: one way and one wording for rewards, objectives, proposals, tasks and metrics.
+"""Finds plugins by name: rewards, objectives, proposals, tasks and metrics.
 
-Knows: modules, files, installed packages' entry points, and what can go wrong with each. Must not know: what a plugin is
-asked to do. A name is looked up in this order: built in; `package.module:function`; `path/to/file.py:function`; an entry
-point of the group `rl_warmup.rewards` (`.objectives`, `.proposals`, `.tasks`, `.metrics`) of any installed package.
+Knows: modules, files, entry points of installed packages, and their faults. Must not know: what a plugin does.
+A name is looked up in this order: built in; `package.module:function`; `path/to/file.py:function`; an entry point of the
+group `rl_warmup.rewards` (`.objectives`, `.proposals`, `.tasks`, `.metrics`) of any installed package.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ProcessExit(Exception):
 
 
 class _Ended(BaseException):
-    """Raised in the place of `os._exit` and `os.exec*`, which no `except` would see."""
+    """Raised instead of `os._exit` and `os.exec*`."""
 
 
 _inside: ContextVar[bool] = ContextVar("inside a plugin", default=False)
@@ -44,10 +44,10 @@ _inside: ContextVar[bool] = ContextVar("inside a plugin", default=False)
 
 @functools.cache
 def _guard_exits() -> None:
-    """From now on `os._exit` and `os.exec*` raise where a plugin calls them.
+    """Make `os._exit` and `os.exec*` raise where a plugin calls them.
 
-    Child processes that were forked keep the real functions, as they have to end by `os._exit`. So do other threads of this
-    process, our watchdog among them, but none of them can end it with code 0: that would look like a finished run.
+    Forked child processes keep the real functions, as they end by `os._exit`. So do other threads, such as our watchdog, but
+    none of them can end the process with code 0: that would look like a finished run.
     """
     process, real_exit = os.getpid(), os._exit
 
@@ -56,10 +56,8 @@ def _guard_exits() -> None:
         def function(*args: Any, **kwargs: Any) -> Any:
             if os.getpid() == process and _inside.get():
                 raise _Ended(f"os.{name}")
-            alone = (
-                threading.current_thread() is not threading.main_thread()
-            )  # no caller there could know the run's end
-            if os.getpid() == process and alone and real is real_exit and not any(args):
+            in_thread = threading.current_thread() is not threading.main_thread()
+            if os.getpid() == process and in_thread and real is real_exit and not any(args):
                 print("rl-warmup: a thread ended the process by os._exit before the run was finished.", file=sys.stderr)
                 args = (2,)
             return real(*args, **kwargs)
@@ -72,13 +70,13 @@ def _guard_exits() -> None:
 
 @contextmanager
 def contained(cancels: bool = True) -> Iterator[None]:
-    """Around code of a plugin: what would end the process becomes an Exception, a failure like any other. Ctrl-C stays Ctrl-C.
+    """Run code of a plugin: an attempt to end the process becomes an ordinary Exception. Ctrl-C still interrupts.
 
     Args:
-        cancels: whether asyncio's CancelledError counts; not where a coroutine may be cancelled by its caller.
+        cancels: whether asyncio's CancelledError counts; False if the caller may cancel the coroutine.
 
     Raises:
-        ProcessExit: in the place of SystemExit, a KeyboardInterrupt that nobody typed, and other kin of BaseException.
+        ProcessExit: instead of SystemExit, a KeyboardInterrupt without Ctrl-C, and other BaseExceptions.
     """
     typed: list[int] = []
 
@@ -90,7 +88,7 @@ def contained(cancels: bool = True) -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     listens = main and handler is signal.default_int_handler
-    deaf = handler is signal.SIG_IGN  # a job in the background: nobody can type
+    deaf = handler is signal.SIG_IGN  # a background job: nobody can type
     if listens:
         signal.signal(signal.SIGINT, hear)
     before = _inside.set(True)
@@ -112,15 +110,15 @@ def contained(cancels: bool = True) -> Iterator[None]:
 
 
 def find_plugin(noun: str, name: str, built_in: Mapping[str, Any]) -> tuple[Any, str]:
-    """What a name stands for, and the short name under which it is logged: an own function's is the part behind the colon.
+    """The object of that name, and its short name for logs: after the colon, if there is one.
 
     Args:
         noun: one of NOUNS.
         name: see the module.
-        built_in: name -> what it stands for.
+        built_in: name -> object.
 
     Raises:
-        ValueError: nothing has that name, or it cannot be imported; says what was given, what is there, what to do.
+        ValueError: nothing has that name, or it cannot be imported; with what was given, what exists, what to do.
     """
     if name in built_in:
         return built_in[name], name
@@ -149,13 +147,13 @@ def find_plugin(noun: str, name: str, built_in: Mapping[str, Any]) -> tuple[Any,
 
 
 def no_such(noun: str, name: str, built_in: Iterable[str]) -> str:
-    """The sentence for a name that stands for nothing."""
+    """The sentence for an unknown name."""
     known = list(dict.fromkeys([*built_in, *(point.name for point in entry_points(group=f"rl_warmup.{noun}s"))]))
     return f"There is no {noun} {name!r}.{nearest(name, known)} Known are {', '.join(known)}. {OWN}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known name most like `name`; empty when none is alike."""
+    """` Did you mean 'x'?` with the nearest known name; empty if none is near."""
     close = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -163,12 +161,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def build_plugin(
     noun: str, name: str, found: Any, kwargs: Mapping[str, Any] | None = None, offered: Iterable[str] = ()
 ) -> Any:
-    """A class made once with kwargs, a function with its kwargs bound; what cannot be called is refused.
+    """An instance of a class, or a function with its kwargs bound.
 
     Args:
-        offered: names of the arguments that it will be called with. A function that takes none of them, and needs nothing
-            that kwargs do not fill, would see nothing: it is taken for a factory (TRL's `get_soft_overlong_punishment`)
-            and called.
+        offered: names of the arguments of later calls. A function that takes none of them, and needs no others than kwargs,
+            is a factory (such as TRL's `get_soft_overlong_punishment`): it is called.
 
     Raises:
         ValueError: not callable, an argument it does not take, or a class that cannot be made.
@@ -176,21 +173,18 @@ def build_plugin(
     kwargs = dict(kwargs or {})
     if not callable(found):
         raise ValueError(f"The {noun} {name!r} is {found!r:.80}, which cannot be called; name a function or a class.")
-    if inspect.isclass(found):
-        _check_kwargs(noun, name, found, kwargs)
-        return _called(noun, name, found, kwargs)
     parameters = _check_kwargs(noun, name, found, kwargs)
-    if parameters is None:
-        return functools.partial(found, **kwargs) if kwargs else found
-    sees = any(p.kind in VARIADIC or p.name in offered for p in parameters if p.name not in kwargs)
-    needs = any(p.default is p.empty for p in parameters if p.name not in kwargs)
-    if offered and not sees and not needs:
-        return _called(noun, name, found, kwargs)
+    is_factory = False
+    if parameters is not None and offered:
+        free = [p for p in parameters if p.name not in kwargs]
+        is_factory = all(p.kind not in VARIADIC and p.name not in offered and p.default is not p.empty for p in free)
+    if inspect.isclass(found) or is_factory:
+        return _made(noun, name, found, kwargs)
     return functools.partial(found, **kwargs) if kwargs else found
 
 
 def code_hashes(names: Iterable[Any]) -> dict[str, str]:
-    """Path -> a hash of its contents, for every `path/to/file.py:function` among the names (or mappings with a `name`)."""
+    """Path -> hash of the file, for every `path/to/file.py:function` among the names (or mappings with a `name`)."""
     found = {}
     for given in names:
         name = given.get("name") if isinstance(given, Mapping) else given
@@ -201,22 +195,22 @@ def code_hashes(names: Iterable[Any]) -> dict[str, str]:
 
 
 def spelled(given: Iterable[Any] | None) -> list[Any] | None:
-    """Names, mappings and callables, as a file can keep them."""
+    """Names, mappings and callables, in a form for files: callables by name."""
     return None if given is None else [short_name(one) if callable(one) else one for one in given]
 
 
 def short_name(function: Any) -> str:
-    """How a callable given in Python is logged."""
+    """The name of a callable for logs."""
     if isinstance(function, functools.partial):
         return short_name(function.func)
     return getattr(function, "__name__", type(function).__name__)
 
 
 def _check_kwargs(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -> list[inspect.Parameter] | None:
-    """The parameters, where they can be known."""
+    """The parameters, or None if they are unknown."""
     try:
         parameters = list(inspect.signature(found).parameters.values())
-    except ValueError:  # some callables written in C do not say
+    except ValueError:  # some functions written in C have no signature
         return None
     named = [p.name for p in parameters if p.kind in BY_KEYWORD]
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -229,15 +223,14 @@ def _check_kwargs(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -
     return parameters
 
 
-def _called(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -> Any:
+def _made(noun: str, name: str, found: Any, kwargs: Mapping[str, Any]) -> Any:
     try:
         with contained():
             return found(**kwargs)
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "none"
-        raise ValueError(
-            f"The {noun} {name!r} cannot be made with the kwargs given ({given}): {type(error).__name__}: {error}"
-        ) from error
+        cause = f"{type(error).__name__}: {error}"
+        raise ValueError(f"The {noun} {name!r} cannot be made with the kwargs given ({given}): {cause}") from error
 
 
 def _module(noun: str, place: str, name: str) -> ModuleType:
@@ -246,18 +239,16 @@ def _module(noun: str, place: str, name: str) -> ModuleType:
             return importlib.import_module(place)
     except Exception as error:
         raise ValueError(
-            f"The {noun} {name!r}: the module {place!r} cannot be imported ({type(error).__name__}: {error}). It has "
-            f"to be installed or on PYTHONPATH; a file is named by its path, `path/to/file.py:function`."
+            f"The {noun} {name!r}: the module {place!r} cannot be imported ({type(error).__name__}: {error}). Install it or "
+            f"put it on PYTHONPATH; for a file give its path, `path/to/file.py:function`."
         ) from error
 
 
 def _file(noun: str, place: str, name: str) -> ModuleType:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
-        raise ValueError(
-            f"The {noun} {name!r}: there is no file {path}. Give a path relative to the working directory."
-        )
-    # Two nouns may live in one file, so its module is shared: names found in it are the same objects.
+        raise ValueError(f"The {noun} {name!r}: no file {path}. Give a path relative to the working directory.")
+    # Several plugins may be in one file, so its module is made once.
     stamp = path.stat()
     module_name = f"rl_warmup_plugin_{path.stem}_{abs(hash((path, stamp.st_mtime_ns, stamp.st_size))):x}"
     if module_name in sys.modules:
@@ -266,7 +257,7 @@ def _file(noun: str, place: str, name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look their module up
+    sys.modules[module_name] = module  # for dataclasses and pickle
     try:
         with contained():
             spec.loader.exec_module(module)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rl_warmup import options
-from rl_warmup.config import SINGLE_GROUP_OBJECTIVES, WarmupConfig, build_recipe, option_faults, read_recipe
+from rl_warmup.config import SINGLE_WARMUP_OBJECTIVES, WarmupConfig, build_recipe, option_faults, read_recipe
 from rl_warmup.method import proposals
 from rl_warmup.method.objectives import RULES
 from rl_warmup.options import TaskOptions, WarmupOptions
@@ -80,7 +80,7 @@ def test_defaults_are_usable():
             {"min_reading_updates": 9, "max_reading_updates": 8},
             "min_reading_updates: 9 exceeds max_reading_updates 8.",
         ),
-        ({"proposals": ["reference"], "num_warmups": 1}, "compares samples of the starting model; give at least 2."),
+        ({"proposals": ["reference"], "num_warmups": 1}, "compares warmups of a group; give at least 2."),
         (
             {"proposals": ["stored"]},
             "stored_warmups: is None, and proposals is ['stored']; to train on a file's warmups",
@@ -133,15 +133,15 @@ def test_one_fault_is_one_sentence(values, complaint):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("objective", sorted(set(RULES) - set(SINGLE_GROUP_OBJECTIVES)))
+@pytest.mark.parametrize("objective", sorted(set(RULES) - set(SINGLE_WARMUP_OBJECTIVES)))
 def test_a_group_of_one_is_refused_where_warmups_are_compared(objective):
     message = faults_of(objective=objective, num_warmups=1)
     assert message == (
-        f"num_warmups: is 1, but the objective {objective!r} compares the warmups of a group and needs at least 2."
+        f"num_warmups: is 1, but the objective {objective!r} compares warmups of a group; give at least 2."
     )
 
 
-@pytest.mark.parametrize("objective", SINGLE_GROUP_OBJECTIVES)
+@pytest.mark.parametrize("objective", SINGLE_WARMUP_OBJECTIVES)
 def test_a_group_of_one_is_fine_elsewhere(objective):
     assert recipe_of(objective=objective, num_warmups=1).config.num_warmups == 1
 
@@ -246,7 +246,7 @@ def test_files_that_are_no_recipe(tmp_path, text, complaint):
     path.write_text(text)
     with pytest.raises(ValueError, match=complaint):
         read_recipe(path)
-    with pytest.raises(ValueError, match=r"nowhere.yaml does not exist. Shipped recipes lie in recipes/"):
+    with pytest.raises(ValueError, match=r"nowhere.yaml does not exist. Shipped recipes are in recipes/"):
         read_recipe(tmp_path / "nowhere.yaml")
 
 

@@ -33,10 +33,10 @@ def judge(tmp_path, monkeypatch):
 
     def decide(**heard: tuple[int, float]) -> int | None:
         watchdog = Watchdog(tmp_path, 30)
-        watchdog.count, watchdog.what = 4, "update 2, warmups scored"
+        watchdog.count, watchdog.point = 4, "update 2, warmups scored"
         told = {int(name[1:]): ({"count": n, "what": f"point {n}"}, NOW - ago) for name, (n, ago) in heard.items()}
         try:
-            watchdog._judge(NOW, {0: ({"count": 4, "what": "point 4"}, NOW), **told})
+            watchdog._end_if_late(NOW, {0: ({"count": 4, "what": "point 4"}, NOW), **told})
         except Ended as ended:
             return ended.args[0]
         return None
@@ -72,9 +72,9 @@ def test_only_several_processes_are_watched_and_the_folder_goes_with_the_last(tm
         watchdog.on_train_begin(SimpleNamespace(world_size=count, process_index=0), None, None)
         assert (watchdog.thread is not None) == watched
         until = time.monotonic() + 30
-        while watched and watchdog._told(0) is None and time.monotonic() < until:
+        while watched and watchdog._read(0) is None and time.monotonic() < until:
             time.sleep(0.05)
-        assert not watched or watchdog._told(0)["count"] == 0
+        assert not watched or watchdog._read(0)["count"] == 0
         watchdog.close()
         assert not (tmp_path / "heartbeats").exists()
     forever = Watchdog(tmp_path / "heartbeats", None)
@@ -98,7 +98,7 @@ def test_a_signal_to_one_process_is_a_signal_to_all(told_here):
     interruption.on_step_end(None, state, control)
     assert control.should_save != told_here  # nothing heard yet here; the other has heard
     if told_here:
-        interruption._hear(signal.SIGUSR1, None)
+        interruption._receive(signal.SIGUSR1, None)
         interruption.on_step_end(None, state, control)
         assert control.should_save
     with pytest.raises(SystemExit) as end:
@@ -120,13 +120,13 @@ def test_a_signal_of_the_last_moment_waits_for_the_next_update(moment):
 
     def most(value):
         if moment == "while the processes agree":
-            interruption._hear(signal.SIGTERM, None)
+            interruption._receive(signal.SIGTERM, None)
         return value
 
     interruption = Interruption(most)
     interruption.on_step_end(None, state, control)
     if moment == "between agreeing and saving":
-        interruption._hear(signal.SIGTERM, None)
+        interruption._receive(signal.SIGTERM, None)
     assert not control.should_save
     interruption.on_save(None, state, control)  # a checkpoint that was due anyway
     interruption.on_step_end(None, state, control)

@@ -31,7 +31,7 @@ def ends(pid: int, seconds: float = 20.0) -> bool:
     """Whether a process is gone, or will be soon."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if orphans._birth(pid) is None:
+        if orphans._start_time(pid) is None:
             return True
         time.sleep(0.1)
     return False
@@ -41,7 +41,7 @@ def ends(pid: int, seconds: float = 20.0) -> bool:
 def test_a_worker_behind_a_launcher_ends_with_the_parent(number):
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     worker = int(parent.stdout.readline())
-    assert orphans._birth(worker)
+    assert orphans._start_time(worker)
     parent.send_signal(number)  # and nobody asks for it: it stays in the table of processes
     assert ends(worker)
     parent.wait()
@@ -64,7 +64,7 @@ def test_who_is_watched(monkeypatch):
     for name, value in orphans.as_parent().items():
         monkeypatch.setenv(name, value)
     orphans.end_with_parent()
-    assert started == [(os.getpid(), orphans._birth(os.getpid()))]
+    assert started == [(os.getpid(), orphans._start_time(os.getpid()))]
     assert os.environ[orphans.PARENT].startswith(f"{socket.gethostname()}:{os.getpid()}:")
 
 
@@ -77,10 +77,10 @@ def test_a_number_that_was_given_out_again_is_another_process(monkeypatch):
 
 def test_without_a_process_table_signals_tell(monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda path: False)
-    assert orphans._birth(os.getpid()) == ""
+    assert orphans._start_time(os.getpid()) == ""
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    assert orphans._birth(child.pid) is None
+    assert orphans._start_time(child.pid) is None
 
 
 class _Quiet:

@@ -68,7 +68,7 @@ def test_one_wording_for_all(noun, monkeypatch):
     assert fails("own.py:NUMBER") == (
         f"The {noun} 'own.py:NUMBER' is 3, which cannot be called; name a function or a class."
     )
-    assert fails("nowhere.py:f").startswith(f"The {noun} 'nowhere.py:f': there is no file ")
+    assert fails("nowhere.py:f").startswith(f"The {noun} 'nowhere.py:f': no file ")
     assert fails("no_such:f").startswith(f"The {noun} 'no_such:f': the module 'no_such' cannot be imported ")
     assert fails("torn") == (
         f"The {noun} 'torn' is the entry point 'no_such_package:f', which fails to load (ModuleNotFoundError: No module "
@@ -118,7 +118,7 @@ def test_a_proposal():
 def test_a_metric_and_a_task():
     assert compute([{"name": "own.py:shout", "kwargs": {"mark": "?"}}], ["a?", "b"], ["a", "b"]) == {"shout": 1.0}
     assert compute(["own.py:Shout"], ["a"], ["a"]) == {"shouts": 1.0}
-    with pytest.raises(ValueError, match=r"The task 'own.py:rows' returned list \[1\]; return a rl_warmup.tasks.Task"):
+    with pytest.raises(ValueError, match=r"The task 'own.py:rows' returned list \[1\]; return an rl_warmup.tasks.Task"):
         load_task("own.py:rows")
 
 
@@ -139,6 +139,6 @@ def test_a_recipe_takes_own_names_and_still_finds_typing_errors():
         "draft, or `package.module:function`.",
     ]
     with pytest.raises(
-        ValueError, match="num_warmups: is 1, but the objective 'own.py:best' compares the warmups of a group"
+        ValueError, match="num_warmups: is 1, but the objective 'own.py:best' compares warmups of a group"
     ):
         build_recipe({**base, "objective": "own.py:best", "num_warmups": 1})

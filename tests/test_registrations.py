@@ -18,7 +18,7 @@ def plain(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings)
 ''',
     "method/proposals.py": '''
 
-@proposal("twice", counts=True)
+@proposal("twice")
 def twice_said(words: list[Word], context: ProposalContext) -> list[Word]:
     """The target's words, each of them twice."""
     return [word for word in words for _ in range(2)]
@@ -45,7 +45,7 @@ except SystemExit:
 assert "torch" not in sys.modules
 from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.method.objectives import NEEDS_TWO, load_objective
-from rl_warmup.method.proposals import UNCOUNTED, ProposalContext, propose
+from rl_warmup.method.proposals import ProposalContext, propose
 from rl_warmup.experiments.report.differences import better
 from rl_warmup.metrics import compute
 config = WarmupConfig(
@@ -57,7 +57,7 @@ for fault in ({"num_warmups": 1}, {"objective": "plane"}, {"proposals": ["twicee
         WarmupConfig(**{"output_dir": "run", "use_cpu": True, "objective": "plain", **fault})
     except ValueError as error:
         print(error)
-assert "plain" in NEEDS_TWO and "twice" not in UNCOUNTED and load_objective("plain").__name__ == "plain"
+assert "plain" in NEEDS_TWO and load_objective("plain").__name__ == "plain"
 print(propose("twice", {"target_ids": [7, 8], "word_lengths": [1, 1]}, ProposalContext(8)).ids)
 print(compute({"name": "letters", "kwargs": {"times": 2}}, ["ab", "c"], ["x", "y"]), better("letters", 1.0))
 """

@@ -17,13 +17,13 @@ from transformers import TrainingArguments
 from rl_warmup.config import WarmupConfig, build_recipe, without_effect
 from rl_warmup.options import CONTROLS, TaskOptions, WarmupOptions
 from rl_warmup.runtime import compat, settings
-from rl_warmup.runtime.settings import ACCELERATOR, EFFECTIVE, NEEDS, NOT, RANGES, REFUSED, SCRATCH, Range
+from rl_warmup.runtime.settings import ACCELERATOR, EFFECTIVE, NEEDS, RANGES, REFUSED, REFUSED_VALUES, SCRATCH, Range
 from rl_warmup.runtime.values import defaults_of
 
 BASE = {"model_name_or_path": "scratch-t5", "output_dir": "run", "use_cpu": True}
 INHERITED = (TrainingArguments, compat.model_config_class())
 DEFAULTS = defaults_of([WarmupConfig, compat.model_config_class()])
-ROOM = Path(settings.__file__).parent
+PACKAGE = Path(settings.__file__).parents[1]
 # another value than the default, where its type does not give one
 OTHER = {
     "torch_compile_backend": "eager", "torch_compile_mode": "default", "liger_kernel_config": {"rope": True},
@@ -64,7 +64,7 @@ def test_every_inherited_setting_is_judged_once():
     known = {f.name for cls in INHERITED for f in dataclasses.fields(cls)}
     assert known - EFFECTIVE.keys() - REFUSED.keys() == set()
     assert set(EFFECTIVE) & set(REFUSED) == set()
-    assert {*NEEDS, *NEEDS.values(), *(name for name, _ in NOT)} <= known
+    assert {*NEEDS, *NEEDS.values(), *(name for name, _ in REFUSED_VALUES)} <= known
 
 
 def test_effective_settings_are_read_where_the_table_says():
@@ -78,9 +78,9 @@ def test_effective_settings_are_read_where_the_table_says():
         elif where == "TrainingArguments":
             assert re.search(rf"self\.{name}\b|\"{name}\"", arguments) or f"args.{name}" in trainer, name
         elif where == "compat.py":
-            assert f".{name}" in peft or f".{name}" in next(ROOM.parent.rglob(where)).read_text(), name
+            assert f".{name}" in peft or f".{name}" in next(PACKAGE.rglob(where)).read_text(), name
         elif where.endswith(".py"):
-            assert f".{name}" in next(ROOM.parent.rglob(where)).read_text(), name
+            assert f".{name}" in next(PACKAGE.rglob(where)).read_text(), name
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "parallelism_config"])  # an object: in no recipe

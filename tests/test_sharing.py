@@ -20,7 +20,7 @@ def test_two_processes_deal_out_in_turn_and_put_together_in_order(monkeypatch):
     kept, computed = {}, {0: [], 1: []}
     for turn in ("compute", "gather"):
         for rank in (0, 1):
-            monkeypatch.setattr(sharing, "_places", lambda rank=rank: (rank, 2))
+            monkeypatch.setattr(sharing, "_rank_and_count", lambda rank=rank: (rank, 2))
 
             def gather(parts, own, rank=rank, turn=turn):
                 kept[rank] = own
@@ -80,7 +80,7 @@ def test_processes_that_are_alone_are_told(monkeypatch):
 
     monkeypatch.setattr("accelerate.PartialState", Alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="started 2 processes, but each of them is alone"):
+    with pytest.raises(ValueError, match="started 2 processes, but they are not connected"):
         sharing.initialize_distributed()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert sharing.initialize_distributed().type in ("cpu", "cuda")

@@ -1,6 +1,6 @@
 """`rl-warmup ceiling --config RECIPE --warmups FILE`: can warmups pay on this data at all? (docs/will-warmups-pay.md)
 
-Trains plain fine-tuning and, from the same start, imitation of warmups that are known to be good, and compares the two.
+Compares plain fine-tuning with imitation of given good warmups, from the same start.
 """
 
 from __future__ import annotations
@@ -17,20 +17,14 @@ OF_GROUPS: dict[str, Any] = {
 
 
 def command(args: list[str]) -> None:
-    """Write the two arms as a sweep file, run what is missing of it, and print the answer."""
-    parser = OptionParser(
-        prog="rl-warmup ceiling", description=__doc__,
-        epilog="The same command goes on after any stop. What it runs is the sweep file DIR/ceiling.yaml.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--config", required=True, metavar="RECIPE", help="the recipe whose task and start are asked about"
-    )
-    parser.add_argument(
-        "--warmups", required=True, nargs="+", metavar="FILE",
-        help="warmups of the training rows, a JSON line each (docs/stored-warmups.md); an arm for each file",
-    )  # fmt: skip
-    parser.add_argument("--metric", help="what is compared; default: the recipe's metric_for_best_model")
-    parser.add_argument("--seeds", type=count, default=3, help="how many seeds of each arm; default 3")
+    """Write the arms as a sweep file, do its missing runs, and print the answer."""
+    epilog = "Repeat the command after a stop. It runs the sweep file DIR/ceiling.yaml."
+    parser = OptionParser(prog="rl-warmup ceiling", description=__doc__, epilog=epilog)
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe with the task and the start")
+    parser.add_argument("--warmups", required=True, nargs="+", metavar="FILE",
+                        help="warmups of the training rows (docs/stored-warmups.md); each file is an arm")  # fmt: skip
+    parser.add_argument("--metric", help="the metric to compare; default: the recipe's metric_for_best_model")
+    parser.add_argument("--seeds", type=count, default=3, help="number of seeds of each arm; default 3")
     parser.add_argument(
         "--output", metavar="DIR", default="runs/ceiling", help="folder of the runs; default runs/ceiling"
     )
@@ -45,18 +39,16 @@ def command(args: list[str]) -> None:
     recipe = read_values(options.config, [])
     metric = options.metric or str(recipe.get("metric_for_best_model") or "").removeprefix("eval_")
     if metric in ("", "loss"):
-        raise ValueError(
-            f"--metric: {options.config} names no metric_for_best_model; say what is compared, e.g. exact_match."
-        )
+        raise ValueError(f"--metric: {options.config} has no metric_for_best_model; give a metric, e.g. exact_match.")
     output = Path(options.output)
     if run_of(output):
-        raise ValueError(f"--output: {output} lies in a run's folder. Give a folder for the runs of both arms.")
+        raise ValueError(f"--output: {output} is in a run's folder. Give a folder for the runs of all arms.")
     output.mkdir(parents=True, exist_ok=True)
     arms = {"sft": {"objective": "sft", "proposals": []}, **_ceilings(options.warmups)}
     question = {
         "question": "Could warmups pay here? Good ones imitated, beside plain fine-tuning",
         "base": str(Path(options.config).resolve()),
-        "runs": {name: _without(recipe, arm) for name, arm in arms.items()},
+        "runs": {name: _without_groups(recipe, arm) for name, arm in arms.items()},
         "seeds": options.seeds, "metric": metric, "control": "sft",
     }  # fmt: skip
     file = output / "ceiling.yaml"
@@ -65,17 +57,17 @@ def command(args: list[str]) -> None:
     print("\n" + outcome.text + "\n\n" + "\n".join(map(str, outcome.files)))
     if outcome.failed:
         raise ValueError(
-            f"Runs failed: {', '.join(outcome.failed)}; the table lacks them. Their folders have a train.log."
+            f"Runs failed: {', '.join(outcome.failed)}; the table lacks them. See train.log in their folders."
         )
 
 
-def _without(recipe: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
-    """An arm that also takes back what the recipe says of groups and proposals, which its one warmup, or none, cannot have."""
+def _without_groups(recipe: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
+    """An arm that also resets the recipe's settings of groups and proposals, as it has one warmup per prompt or none."""
     return {**{name: value for name, value in OF_GROUPS.items() if recipe.get(name, value) != value}, **arm}
 
 
 def _ceilings(files: list[str]) -> dict[str, dict[str, Any]]:
-    """An arm for each file: its warmups imitated from the first update to the last, nothing sampled."""
+    """An arm for each file: it imitates the file's warmups in all updates and samples nothing."""
     arms: dict[str, dict[str, Any]] = {}
     for file in map(Path, files):
         if not file.is_file():

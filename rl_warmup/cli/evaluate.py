@@ -1,6 +1,6 @@
 """`rl-warmup evaluate RUN`: predict and score a trained model, or a checkpoint of it, under controls, on any split.
 
-Also `accelerate launch -m rl_warmup.cli.evaluate RUN`: every process predicts a share, with the results of one process.
+Also `accelerate launch -m rl_warmup.cli.evaluate RUN`: the processes share the rows; the results stay the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rl_warmup.cli.main import OptionParser, count, quick_imports, run_command
 
 
 def command(args: list[str]) -> None:
-    """Load the run's recipe for its task and its folder for the model; write predictions and metrics; print the table."""
+    """Load the task of the run's recipe and the model; write predictions and metrics; print the table."""
     parser = OptionParser(prog="rl-warmup evaluate", description=__doc__)
     parser.add_argument("run", help="folder of a finished run (output_dir of its recipe), or a checkpoint in it")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
@@ -29,7 +29,7 @@ def command(args: list[str]) -> None:
                         help="in place of the recipe's: bleu, chrf++, ..., or '{name: bertscore, kwargs: {...}}'")  # fmt: skip
     parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
                         help="run code that the run's recipe names as its task or a metric (module:function, file.py:function, "
-                             "a command): only these, or with no NAME all, saying which; without it, refused")  # fmt: skip
+                             "a command): these, or all without NAME; refused by default")  # fmt: skip
     parser.add_argument("--limit", type=count, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=count, default=32)
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")
@@ -43,15 +43,7 @@ def command(args: list[str]) -> None:
         from rl_warmup.inference.evaluation import Evaluation
         from rl_warmup.inference.generation import WarmupGenerator
         from rl_warmup.inference.rehearsal import rehearse
-        from rl_warmup.runtime.ownership import (
-            clear_results,
-            fingerprint,
-            is_run,
-            reading,
-            refuse_output,
-            run_around,
-            writing,
-        )
+        from rl_warmup.runtime import ownership
         from rl_warmup.runtime.run_folder import write_json
         from rl_warmup.runtime.sharing import initialize_distributed, is_main
         from rl_warmup.tasks.stream import Stream
@@ -62,26 +54,26 @@ def command(args: list[str]) -> None:
     )  # fmt: skip
     evaluation.check()
     folder = Path(options.run)
-    run = folder if is_run(folder) else run_around(folder) or folder  # of which it is a checkpoint
+    run = folder if ownership.is_run(folder) else ownership.run_around(folder) or folder  # folder may be a checkpoint
     recipe = run / "recipe.yaml"
     if not recipe.is_file():
         raise ValueError(
-            f"{run} holds no recipe.yaml, so its task is unknown. Give the output_dir of a finished run, or a checkpoint in it."
+            f"{run} holds no recipe.yaml with a task. Give the output_dir of a run, or a checkpoint in it."
         )
     wanted = read_task(recipe)
     wanted.metrics = [] if options.metrics else wanted.metrics
     refuse_code(recipe, wanted, options.allow_code)
     wanted.metrics = options.metrics or wanted.metrics
     output = Path(options.output or folder / "evaluation" / options.split)
-    refuse_output(output, run, [folder, *(Path(other) for other in [options.warmups_from] if other)])
+    ownership.refuse_output(output, run, [folder, *(Path(other) for other in [options.warmups_from] if other)])
     device = initialize_distributed()
     with ExitStack() as held:
         if is_main():
-            held.enter_context(reading(run, "evaluate"))
-        weights = fingerprint(folder) if is_main() else None
-        with suppress(ValueError, AttributeError):  # no result, or none that can be read
-            if is_main() and folder == run and (said := other_weights(run, read_result(run).get("weights"), weights)):
-                print(said)
+            held.enter_context(ownership.reading(run, "evaluate"))
+        weights = ownership.fingerprint(folder) if is_main() else None
+        with suppress(ValueError, AttributeError):  # no result, or an unreadable one
+            if is_main() and folder == run and (note := other_weights(run, read_result(run).get("weights"), weights)):
+                print(note)
         warmup_generator = WarmupGenerator.load(folder, device)
         warmup_generator.shared = True
         task = load_recipe_task(wanted)
@@ -89,13 +81,11 @@ def command(args: list[str]) -> None:
         task.splits[options.split] = rows.first(options.limit) if isinstance(rows, Stream) else rows[: options.limit]
         if not task.splits[options.split]:
             others = " or ".join(f"--split {name}" for name, rows in task.splits.items() if rows)
-            raise ValueError(
-                f"The task {task.name} has no rows in its {options.split} split. It has some for {others}."
-            )
+            raise ValueError(f"The task {task.name} has no rows in its {options.split} split, only for {others}.")
         rehearse(task, options.split, warmup_generator.encoder(), warmup_generator, evaluation.controls)
-        if is_main():  # what was measured of other weights or controls does not stand beside the new files
-            held.enter_context(writing(output, "--output"))
-            clear_results(output)
+        if is_main():  # results of other weights or controls must not stay beside the new files
+            held.enter_context(ownership.writing(output, "--output"))
+            ownership.clear_results(output)
         scored = evaluation.run(warmup_generator, task, options.split, output)
         if not scored:
             return  # not the main process
@@ -108,7 +98,7 @@ def command(args: list[str]) -> None:
 
 
 def refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
-    """A folder that was received may name any code; none of it runs unasked, and what runs is said.
+    """Refuse code that the recipe of a run names, unless it is allowed; print what will run.
 
     Raises:
         ValueError: naming the code and the flag that allows it.
@@ -120,8 +110,8 @@ def refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
     unasked = {name: what for name, what in found.items() if allowed is None or (allowed and name not in allowed)}
     if unasked:
         raise ValueError(
-            f"{recipe} names code that evaluating it would run: {'; '.join(unasked.values())}. Read that code first; then allow "
-            f"it by `--allow_code {' '.join(unasked)}`, or replace metrics with `--metrics`."
+            f"{recipe} names code that would run: {'; '.join(unasked.values())}. Read that code first; then allow it by "
+            f"`--allow_code {' '.join(unasked)}`, or replace metrics with `--metrics`."
         )
     if found and is_main():
         print(f"Runs code that {recipe} names: {'; '.join(found.values())}.", file=sys.stderr)
@@ -155,14 +145,11 @@ def _likelihood_table(likelihood: dict[str, Any]) -> str:
     table = text_table(["log P(y|x), nats", "per target", "std error", "per token"], rows)
     if "gain" not in likelihood:
         return f"\n{table}"
-    gain = likelihood["gain"]
-    left = gain["at_no_overlap"]
-    words = f"gain of a sampled warmup: {gain['mean']:.3f} nats per target"
-    if left is not None:
-        words += f"; {left:.3f} ± {gain['at_no_overlap_std_error']:.3f} where no token of the target stands in it"
-    else:
-        words += "; how much is left without the target's own tokens cannot be told: hardly any warmup is free of them"
-    return f"\n{table}\n\n{words}"
+    gain, words = likelihood["gain"], "; unknown at zero overlap with the target: too few warmups have little overlap"
+    if gain["at_no_overlap"] is not None:
+        error = gain["at_no_overlap_std_error"]
+        words = f"; {gain['at_no_overlap']:.3f} ± {error:.3f} at zero overlap with the target"
+    return f"\n{table}\n\ngain of a sampled warmup: {gain['mean']:.3f} nats per target{words}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts given as arguments, a file or stdin.
+"""`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts from arguments, a file or stdin.
 
-Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: every process writes for a share of the prompts.
+Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ def command(args: list[str]) -> None:
     """One warmup and one target per prompt, as text or as JSON lines."""
     parser = OptionParser(prog="rl-warmup generate", description=__doc__)
     parser.add_argument("model", help="folder that training wrote")
-    parser.add_argument("prompts", nargs="*", help="prompts; none reads one per line from --file or standard input")
+    parser.add_argument("prompts", nargs="*", help="prompts; default: one per line from --file or standard input")
     parser.add_argument("--file", help="text file with one prompt per line")
     parser.add_argument("--warmup", help="use this warmup instead of the model's own ('' is none)")
-    parser.add_argument(
-        "--sample", action="store_true", help="sample the warmup instead of taking the likeliest tokens"
-    )
+    parser.add_argument("--sample", action="store_true", help="sample the warmup instead of the likeliest tokens")
     parser.add_argument("--seed", type=int, default=0, help="of --sample")
     parser.add_argument("--batch-size", type=count, default=32)
     parser.add_argument("--json", action="store_true", help="JSON lines: prompt, warmup, warmup_finish, prediction")
     options = parser.parse_args(args)
     prompts = options.prompts or _lines(options.file)
     if not prompts:
-        raise ValueError("No prompt was given. Write it behind the model, use --file, or pipe one per line.")
+        raise ValueError("No prompt was given. Write it after the model, use --file, or pipe one per line.")
 
     with quick_imports():
         from rl_warmup.inference.generation import WarmupGenerator
@@ -38,8 +36,8 @@ def command(args: list[str]) -> None:
     warmup_generator = WarmupGenerator.load(options.model, initialize_distributed())
     warmup_generator.shared = True
     if warmup_generator.settings.prompt_template is None and is_main():
-        print("rl-warmup generate: this model's prompts were made of several columns; prompts are taken as they are given.",
-              file=sys.stderr)  # fmt: skip
+        note = "this model's training prompts had several columns; prompts are used without a template."
+        print(f"rl-warmup generate: {note}", file=sys.stderr)
     rows = warmup_generator.encoded([{"prompt": prompt} for prompt in prompts])
     forced = None
     if options.warmup is not None:
@@ -50,9 +48,7 @@ def command(args: list[str]) -> None:
             keys = ("prompt", "warmup", "warmup_finish", "prediction")
             print(json.dumps({key: written[key] for key in keys}, ensure_ascii=False))
         else:
-            print(
-                f"prompt      {written['prompt']}\nwarmup      {written['warmup']}\nprediction  {written['prediction']}\n"
-            )
+            print("\n".join(f"{key:<11} {written[key]}" for key in ("prompt", "warmup", "prediction")) + "\n")
 
 
 def _lines(path: str | None) -> list[str]:
@@ -60,9 +56,8 @@ def _lines(path: str | None) -> list[str]:
         raise ValueError("Several processes cannot share the standard input. Give the prompts with --file.")
     if path is not None and not Path(path).is_file():
         raise ValueError(f"--file: {path} does not exist.")
-    text = (
-        Path(path).read_text(encoding="utf-8") if path is not None else ("" if sys.stdin.isatty() else sys.stdin.read())
-    )
+    piped = "" if path is not None or sys.stdin.isatty() else sys.stdin.read()
+    text = piped if path is None else Path(path).read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
 

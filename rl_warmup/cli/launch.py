@@ -1,6 +1,6 @@
-"""`rl-warmup train --launch NAME`: the `accelerate launch` line of a shipped configuration, printed and run.
+"""`rl-warmup train --launch NAME`: prints and runs the `accelerate launch` line of a shipped configuration.
 
-Knows: deepspeed_configs/ and accelerate's flags. Must not know: what a recipe means, beyond the folder it writes to.
+Knows: deepspeed_configs/ and accelerate's flags. Must not know: what a recipe means, besides its output folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import shlex
 import sys
 import sysconfig
 from pathlib import Path
-from typing import TextIO
 
 from rl_warmup.cli.main import OptionParser
 from rl_warmup.runtime.orphans import as_parent
@@ -28,21 +27,21 @@ def asks_launch(args: list[str]) -> bool:
 
 
 def launch(args: list[str]) -> None:
-    """Print the line and become it: signals reach the launcher, and its exit code is ours. Does not return.
+    """Print the command and replace this process by it, so signals reach the launcher. Does not return.
 
     Raises:
         ValueError: no such configuration, or flags that do not fit it.
     """
     command, environment, logs = launch_command(args)
-    refuse_folder(logs.parent, overwrite=True, resumes=True)  # the processes will write logs there before they look
+    refuse_folder(logs.parent, overwrite=True, resumes=True)  # the processes write logs there before they check it
     set_first = (f"{name}={shlex.quote(value)}" for name, value in environment.items())
     print(" ".join([*set_first, "accelerate launch", shlex.join(_masked(command[3:]))]))
-    print(f"What processes after the first print goes to {logs}/", flush=True)
+    print(f"All processes but the first print to {logs}/", flush=True)
     os.execve(sys.executable, command, {**os.environ, **environment, **as_parent()})
 
 
 def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
-    """The command, what it needs in its environment, and the folder of the other processes' logs."""
+    """The command, its environment variables, and the folder of the other processes' logs."""
     parser = OptionParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--launch")
     for flag in TO_ACCELERATE:
@@ -54,22 +53,17 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     if asked.launch not in LAYOUTS:
         raise ValueError(f"--launch: {asked.launch!r} is not one of {', '.join(LAYOUTS)}.")
     if asked.launch == "single" and (asked.num_processes or "1") != "1":
-        raise ValueError(f"--launch single is one process, not {asked.num_processes}. Say ddp, cpu or zero2.")
+        raise ValueError(f"--launch single is one process, not {asked.num_processes}. Give ddp, cpu or zero2.")
     folder = configurations()
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(folder / f"{asked.launch}.yaml"),
-    ]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [*launcher, "--config_file", str(folder / f"{asked.launch}.yaml")]
     json = folder / f"{asked.launch}.json"
-    if json.is_file():  # the path in the YAML file holds in the repository's root alone
+    if json.is_file():  # the path in the YAML file is relative to the repository's root
         command += ["--deepspeed_config_file", str(json)]
     if asked.num_machines in (None, "1"):
-        asked.main_process_port = asked.main_process_port or "0"  # any free one: two runs may share a machine
+        asked.main_process_port = asked.main_process_port or "0"  # any free port: two runs may share a machine
     elif json.is_file():
-        command += ["--deepspeed_multinode_launcher", "standard"]  # one command per machine, as for all the others
+        command += ["--deepspeed_multinode_launcher", "standard"]  # one command per machine, as in other configurations
     for flag in TO_ACCELERATE:
         if getattr(asked, flag) is not None:
             command += [f"--{flag}", getattr(asked, flag)]
@@ -81,10 +75,10 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
 
 
 def configurations() -> Path:
-    """The folder deepspeed_configs: of this repository, or where pip put it beside the package.
+    """The folder deepspeed_configs, of this repository or installed by pip.
 
     Raises:
-        ValueError: it is in neither place.
+        ValueError: neither exists.
     """
     places = [Path(__file__).parents[2] / FOLDER, Path(sysconfig.get_path("data"), "share", "rl_warmup", FOLDER)]
     for place in places:
@@ -92,12 +86,12 @@ def configurations() -> Path:
             return place
     raise ValueError(
         f"--launch: no folder {FOLDER} in {' or '.join(str(place.parent) for place in places)}. Install the package from its "
-        f"repository, or give a file of your own: `accelerate launch --config_file FILE -m rl_warmup.cli.train ...`."
+        f"repository, or give your own file: `accelerate launch --config_file FILE -m rl_warmup.cli.train ...`."
     )
 
 
 def _masked(words: list[str]) -> list[str]:
-    """The words of a command without what stands behind `--*_token`."""
+    """The words of a command without the values of `--*_token`."""
     out: list[str] = []
     for word in words:
         key, sign, _ = word.partition("=")
@@ -107,7 +101,7 @@ def _masked(words: list[str]) -> list[str]:
 
 
 def run_folder(args: list[str]) -> Path:
-    """Where the run will write: `output_dir` of the flags, else of the recipe."""
+    """`output_dir` of the flags, else of the recipe."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument("--output_dir")
@@ -117,20 +111,16 @@ def run_folder(args: list[str]) -> Path:
         from rl_warmup.runtime.recipe_file import read_values
 
         found.output_dir = read_values(found.config).get("output_dir")
-    return Path(found.output_dir or "trainer_output")  # TrainingArguments' own default
+    return Path(found.output_dir or "trainer_output")  # TrainingArguments' default
 
 
 def keep_own_log() -> None:
-    """On every process but the first of a launch: all output to logs/rank<n>.log of the run, not into the first one's."""
+    """On every process of a launch but the first: redirect all output to logs/rank<n>.log of the run."""
     folder, rank = os.environ.get(LOGS), int(os.environ.get("RANK") or 0)
     if not folder or rank == 0:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     with Path(folder, f"rank{rank}.log").open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
-            _redirect(stream, file)
-
-
-def _redirect(stream: TextIO, file: TextIO) -> None:
-    stream.flush()
-    os.dup2(file.fileno(), stream.fileno())  # libraries in C write to the descriptor
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())  # C libraries write to the descriptor

@@ -1,6 +1,6 @@
-"""`rl-warmup COMMAND`: finds the command and turns errors meant for people into one line.
+"""`rl-warmup COMMAND`: runs a command and prints expected errors in one line.
 
-Imports nothing heavy itself, so that `--help` answers at once.
+Imports nothing heavy, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -27,19 +27,15 @@ COMMANDS = {
     "ceiling": "can warmups pay on this data at all: good ones imitated, beside plain fine-tuning",
     "demo": "train everything small, next to its controls, and compare",
 }
-USAGE = "\n".join(
-    [
-        "rl-warmup: train a model to write a short warmup first and the target after it",
-        "",
-        "usage: rl-warmup COMMAND [--help] ...",
-        "",
-        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
-    ]
-)
+USAGE = "\n".join([
+    "rl-warmup: train a model to write a short warmup first and the target after it\n",
+    "usage: rl-warmup COMMAND [--help] ...\n",
+    *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
+])  # fmt: skip
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Refuses an option that is given twice, of which argparse would take the last one without a word.
+    """Refuses an option that is given twice; argparse would silently take the last one.
 
     Raises:
         ValueError: from `parse_args`, for anything that cannot be parsed.
@@ -52,7 +48,7 @@ class OptionParser(argparse.ArgumentParser):
             self.register("action", name, _StoreOnce)
 
     def error(self, message: str) -> NoReturn:
-        """Raises ValueError in the place of printing the usage and leaving: a mistake is one sentence."""
+        """Raises ValueError instead of printing the usage."""
         raise ValueError(f"{message}; see `{self.prog} --help`.")
 
 
@@ -65,14 +61,14 @@ class _StoreOnce(argparse._StoreAction):
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1, as an option's type."""
+    """The type of an option: a whole number of at least 1."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:12]) <= 10**9:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number between 1 and 10^9")
     return int(text)
 
 
 def quantity(text: str) -> float:
-    """A finite number above 0, as an option's type."""
+    """The type of an option: a finite number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -83,7 +79,7 @@ def quantity(text: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code. 0 success, 2 a mistake in what was asked for, 130 interrupted, 143 terminated."""
+    """Run a command; returns the exit code: 0 success, 2 an error of the user, 130 interrupted, 143 terminated."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
@@ -95,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(name: str, args: list[str]) -> int:
-    """Run `rl_warmup.cli.<name>` with one-line errors. RL_WARMUP_TRACEBACK=1 shows where an error came from."""
+    """Run `rl_warmup.cli.<name>` with one-line errors. RL_WARMUP_TRACEBACK=1 shows tracebacks."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

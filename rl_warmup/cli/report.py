@@ -1,4 +1,4 @@
-"""`rl-warmup report RUN...`: is it better, by how much, how sure, at what cost; as one page to look at."""
+"""`rl-warmup report RUN...`: compare runs on one page: differences, their uncertainty, their cost."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from rl_warmup.cli.main import OptionParser
 
 
 def command(args: list[str]) -> None:
-    """Write report.html, summary.md and pictures; print where they are."""
+    """Write report.html, summary.md and pictures; print their paths."""
     parser = OptionParser(prog="rl-warmup report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders that hold some, e.g. runs/demo")
     parser.add_argument("--output", metavar="DIR", help="folder for the report; default: report/ beside the runs")
-    parser.add_argument(
-        "--control-run", metavar="RUN",
-        help="what to compare with: an arm's name or a run folder; default: the SFT arm that trained longest",
-    )  # fmt: skip
+    parser.add_argument("--control-run", metavar="RUN",
+                        help="the control: an arm's name or a run folder; default: the SFT arm that trained longest")  # fmt: skip
     options = parser.parse_args(args)
 
     from rl_warmup.experiments.report import write_report
 
-    output = Path(options.output) if options.output else _beside(options.runs)
+    output = Path(options.output) if options.output else _default_output(options.runs)
     written = write_report(options.runs, output, options.control_run)
     pictures = len(written) - 2
     print(f"{written[0]}\n{written[1]}\n{pictures} picture{'' if pictures == 1 else 's'} (PNG) in {output}")
 
 
-def _beside(runs: list[str]) -> Path:
-    """report/ in the folder that holds all the runs."""
+def _default_output(runs: list[str]) -> Path:
+    """report/ in the folder that contains all runs."""
     places = [Path(run).resolve() for run in runs]
     if any((place / "recipe.yaml").is_file() for place in places):
         places = [place.parent for place in places]

@@ -1,6 +1,6 @@
-"""`rl-warmup sample MODEL_OR_RUN --output FILE`: draw warmups for every row of a split, for `proposals: [stored]` to train on.
+"""`rl-warmup sample MODEL_OR_RUN --output FILE`: draw warmups for every row of a split, for `proposals: [stored]`.
 
-Also `accelerate launch -m rl_warmup.cli.sample MODEL_OR_RUN ...`: every process draws a share, with the results of one process.
+Also `accelerate launch -m rl_warmup.cli.sample MODEL_OR_RUN ...`: the processes share the rows; the results stay the same.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from rl_warmup.cli.evaluate import refuse_code
 from rl_warmup.cli.main import OptionParser, count, quick_imports, run_command
 
-EPILOG = """A run has its task in recipe.yaml and its constraints of sampling in warmup_layout.json; any other model (a folder,
-a hub name, start:NAME) needs --config or --task. Further settings of a recipe are flags too: --dtype bfloat16,
---max_prompt_length 1024, ... Repeated after an interruption, the same command goes on where it stopped. FILE holds JSON lines:
+EPILOG = """A run has its task in recipe.yaml and its sampling constraints in warmup_layout.json; any other model (a folder, a hub
+name, start:NAME) needs --config or --task. All other settings of a recipe are flags too: --dtype bfloat16,
+--max_prompt_length 1024, ... After an interruption, repeat the command to continue. FILE holds JSON lines:
   {"row": 0, "id": ..., "prompt": ..., "target": ..., "warmups": [{"warmup": text, "finish": ..., "logprob": nats}, ...]}
-and `rl-warmup train --proposals '[stored]' --stored_warmups FILE` trains on it (docs/stored-warmups.md)."""
+`rl-warmup train --proposals '[stored]' --stored_warmups FILE` trains on it (docs/stored-warmups.md)."""
 SETTINGS = {
     "task": "the task's name; default: the run's or recipe's",
     "task_kwargs": "its arguments, e.g. '{train_size: 2000}'",
@@ -28,22 +28,22 @@ SETTINGS = {
     "max_warmup_length": "tokens at which it is cut",
     "seed": "of sampling; default: the recipe's, else 42",
 }
-NOT_FOR_SAMPLING = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16")  # how a recipe trains
+NOT_FOR_SAMPLING = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16")
 
 
 def command(args: list[str]) -> None:
-    """Settings from the run, the recipe and the flags; draw what is missing in the file; say what it holds."""
+    """Read the settings from the run, the recipe and the flags; draw the missing warmups; print a summary."""
     parser = OptionParser(
         prog="rl-warmup sample", description=__doc__, epilog=EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("model", metavar="MODEL_OR_RUN", help="first of all: a run folder, or any model")
-    parser.add_argument("--config", metavar="RECIPE", help="recipe with the task and the constraints of sampling")
+    parser.add_argument("--config", metavar="RECIPE", help="recipe with the task and the sampling constraints")
     parser.add_argument("--split", default="train", choices=["train", "validation", "test"], help="default train")
     parser.add_argument("--output", required=True, metavar="FILE", help="the file of warmups")
     parser.add_argument("--overwrite", action="store_true", help="replace a FILE of another drawing")
     parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
-                        help="run the code that the run's recipe names as its task; without it, refused")  # fmt: skip
+                        help="run the code that the run's recipe names as its task; refused by default")  # fmt: skip
     parser.add_argument("--limit", type=count, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=count, default=32, help="prompts at a time; what is drawn depends on it")
     for name, text in SETTINGS.items():
@@ -68,9 +68,8 @@ def command(args: list[str]) -> None:
     kwargs: dict[str, Any] = {"dtype": recipe.model.dtype or "float32"}
     if not Path(options.model).is_dir():
         kwargs["revision"] = recipe.model.model_revision
-    sampler = Sampler.open(
-        options.model, recipe.config, asked, recipe.config.seed, options.batch_size, device, **kwargs
-    )
+    config, size = recipe.config, options.batch_size
+    sampler = Sampler.open(options.model, config, asked, config.seed, size, device, **kwargs)
     about = {"model": options.model, "task": task, "task_kwargs": recipe.task.task_kwargs}
     records, before = sampler.fill(path, rows, options.split, options.overwrite, shown, **about)
     if is_main():
@@ -80,10 +79,10 @@ def command(args: list[str]) -> None:
 
 
 def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any, set[str]]:
-    """The recipe named, else the run's, else flags alone; and the settings that a flag asked for.
+    """The given recipe, else the run's, else flags alone; and the names of the flags.
 
     Raises:
-        ValueError: neither says which task; a setting that cannot be used.
+        ValueError: no task is given, or a setting cannot be used.
     """
     from rl_warmup.config import build_recipe
     from rl_warmup.runtime.recipe_file import read_values
@@ -91,9 +90,7 @@ def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any,
     own = Path(model, "recipe.yaml")
     base = read_values(config) if config else _without_code(read_values(own)) if own.is_file() else {}
     if "task" not in {**base, **flags}:
-        raise ValueError(
-            f"{model} holds no recipe.yaml that names a task. Give --config RECIPE, or --task and --task_kwargs."
-        )
+        raise ValueError(f"{model} has no recipe.yaml with a task. Give --config RECIPE, or --task and --task_kwargs.")
     kept = {name: value for name, value in base.items() if name not in NOT_FOR_SAMPLING}
     if flags.get("task", base.get("task")) != base.get("task"):
         kept.pop("task_kwargs", None)
@@ -101,7 +98,7 @@ def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any,
 
 
 def _without_code(values: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a run, which may have come from anywhere, without what sampling needs not and what could name code."""
+    """The recipe of a run, which may be untrusted, without settings that may name code; sampling does not need them."""
     kept = {name: value for name, value in values.items() if name not in ("rewards", "metrics")}
     if ":" in str(kept.get("objective")):
         del kept["objective"]
@@ -124,7 +121,7 @@ def _rows(recipe: Any, split: str, limit: int | None) -> tuple[list[dict[str, An
 
 
 def _summary(path: Path, records: list[dict[str, Any]], where: str) -> str:
-    """What the file holds, and what is worth knowing before anybody trains on it."""
+    """Number of warmups, share of distinct ones, and share cut at the length limit."""
     drawn = [warmup for record in records for warmup in record["warmups"]]
     cut = sum(warmup["finish"] == "length" for warmup in drawn) / len(drawn)
     distinct = sum(len({w["warmup"] for w in record["warmups"]}) for record in records) / len(drawn)

@@ -1,4 +1,4 @@
-"""`rl-warmup sweep FILE`: run every arm of a question, compare them with its control, and go on after any stop."""
+"""`rl-warmup sweep FILE`: run every arm of a question and compare the arms with the control; continues after any stop."""
 
 from __future__ import annotations
 
@@ -8,29 +8,20 @@ from rl_warmup.cli.main import OptionParser, count, quick_imports
 
 
 def command(args: list[str]) -> None:
-    """Run what is missing, print the table, and fail where a run failed."""
-    parser = OptionParser(
-        prog="rl-warmup sweep", description=__doc__,
-        epilog="Run it again to go on after a stop; run it more than once at the same time, here or on other machines, to "
-        "share the work. docs/sweeps.md tells how a sweep file is written.",
-    )  # fmt: skip
+    """Do the missing runs, print the table; raises if a run failed."""
+    epilog = "Repeat the command after a stop. Several workers, here or on other machines, share the runs. See docs/sweeps.md."
+    parser = OptionParser(prog="rl-warmup sweep", description=__doc__, epilog=epilog)
     parser.add_argument("file", metavar="FILE", help="a sweep file, e.g. recipes/sweeps/num_warmups.yaml")
     parser.add_argument("--output", metavar="DIR", help="folder of the runs; default runs/sweeps/NAME")
     parser.add_argument("--jobs", type=count, default=1, help="runs at a time; default 1")
-    parser.add_argument("--dry-run", action="store_true", help="print the runs and what they cost, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and their cost, and run nothing")
     parser.add_argument("--budget", metavar="TIME", help="2h, 90m or seconds: start no run that would not end in time")
-    parser.add_argument("--retry-failed", action="store_true", help="also try again what failed before")
-    parser.add_argument(
-        "--storage", metavar="URL",
-        help="Optuna's database, for workers without a common disk, e.g. postgresql://...; default DIR/study.db",
-    )  # fmt: skip
-    parser.add_argument(
-        "--devices", nargs="*", default=[], metavar="GPU", help="GPUs dealt out to the jobs, e.g. 0 1 2 3"
-    )
-    parser.add_argument(
-        "--patience", type=count, default=60, metavar="SECONDS",
-        help="without a sign of life from a worker before its run is taken over; default 60",
-    )  # fmt: skip
+    parser.add_argument("--retry-failed", action="store_true", help="repeat failed runs too")
+    parser.add_argument("--storage", metavar="URL",
+                        help="Optuna's database, for workers without a common disk; default DIR/study.db")  # fmt: skip
+    parser.add_argument("--devices", nargs="*", default=[], metavar="GPU", help="GPUs for the jobs, e.g. 0 1 2 3")
+    parser.add_argument("--patience", type=count, default=60, metavar="SECONDS",
+                        help="time without a heartbeat before another worker takes a run over; default 60")  # fmt: skip
     options = parser.parse_args(args)
 
     with quick_imports():
@@ -50,5 +41,5 @@ def command(args: list[str]) -> None:
     if outcome.failed:
         raise ValueError(
             f"{len(outcome.failed)} run{'s' if len(outcome.failed) > 1 else ''} failed: {', '.join(outcome.failed)}. The others "
-            f"are intact; mend the cause and repeat the command with --retry-failed."
+            f"are intact; repair the cause and repeat the command with --retry-failed."
         )

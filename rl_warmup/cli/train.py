@@ -16,8 +16,8 @@ Trains one recipe and leaves a run folder (`output_dir`) with the model, metrics
 Flags override the recipe: `--key value`, `--key=value` or `key=value`.
 
 On several processes: --launch ddp, zero1, zero2, zero3, zero2_offload, zero3_offload, fsdp2, cpu or single prints the
-`accelerate launch` line of deepspeed_configs/NAME.yaml and runs it; --num_processes, --num_machines, --machine_rank,
---main_process_ip and --main_process_port are handed on. docs/distributed.md says which to take.
+`accelerate launch` line of deepspeed_configs/NAME.yaml and runs it, with --num_processes, --num_machines, --machine_rank,
+--main_process_ip and --main_process_port. docs/distributed.md says which to take.
 
 Besides the settings below, every field of transformers.TrainingArguments (learning_rate, max_steps, bf16, seed,
 resume_from_checkpoint auto, ...) and of trl.ModelConfig (model_name_or_path, dtype, use_peft, lora_r, ...) is a setting.
@@ -25,7 +25,7 @@ resume_from_checkpoint auto, ...) and of trl.ModelConfig (model_name_or_path, dt
 
 
 def help_text() -> str:
-    """Usage and every option of ours, made without importing torch."""
+    """Usage and our options; does not import torch."""
     from rl_warmup.options import TaskOptions, WarmupOptions
 
     lines = [HELP]
@@ -42,7 +42,7 @@ def _line(f: Field[Any]) -> str:
 
 
 def command(args: list[str]) -> None:
-    """Read the recipe, train it, print what came out."""
+    """Read the recipe, train it, print the results."""
     if not args or "-h" in args or "--help" in args:
         print(help_text())
         return
@@ -56,7 +56,7 @@ def command(args: list[str]) -> None:
     if "--config" in args:
         at = args.index("--config")
         if at + 1 == len(args):
-            raise ValueError("--config needs the path of a recipe behind it.")
+            raise ValueError("--config needs the path of a recipe.")
         path = args[at + 1]
         args = args[:at] + args[at + 2 :]
     with quick_imports():
@@ -71,14 +71,13 @@ def command(args: list[str]) -> None:
     def run() -> dict[str, Any]:
         try:
             return train_run(recipe)
-        except SystemExit as error:  # `record` takes 0 for success
+        except SystemExit as error:  # `record` would take 0 for success
             if error.code:
                 raise
-            raise ValueError(
-                "Code that the run called ended it by sys.exit before it was finished; RL_WARMUP_TRACEBACK=1 shows which."
-            ) from error
+            message = "Code in the run called sys.exit before the run was finished; RL_WARMUP_TRACEBACK=1 shows where."
+            raise ValueError(message) from error
 
-    result = record(run)()  # a launcher of several processes prints the first failure, with its number
+    result = record(run)()  # so that the launcher of several processes prints the first failure
     if not result:
         return  # not the main process
     print(result_table(result))

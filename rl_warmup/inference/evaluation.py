@@ -1,4 +1,4 @@
-"""A trained model on a split: predictions with own warmups and under controls, likelihoods, and everything as files.
+"""Evaluates a trained model on a split: predictions with its warmups and under controls, likelihoods, metrics, files.
 
 Knows: tasks, metrics, a `WarmupGenerator`. Must not know: training, flags.
 """
@@ -23,13 +23,13 @@ COSTLY = ("bertscore", "comet")
 
 @dataclass
 class Evaluation:
-    """What to evaluate and how.
+    """The settings of an evaluation.
 
     Args:
-        controls: names of `inference.generation.CONTROLS`, besides own warmups; a model trained without warmups has none.
+        controls: of `inference.generation.CONTROLS`, besides the model's warmups; ignored for a model without warmups.
         likelihood: also measure log P(y|x) (`likelihood.target_likelihood`).
         num_warmups: candidates of `rerank`.
-        other_run: folder with the predictions.jsonl whose warmups `other_run` uses.
+        other_run: folder with the predictions.jsonl whose warmups the control `other_run` uses.
     """
 
     controls: Sequence[str] = ()
@@ -40,7 +40,7 @@ class Evaluation:
     show_progress: bool = False
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be evaluated, before anything is computed."""
+        """Raises ValueError for an unknown control, or `other_run` without a run."""
         for control in self.controls:
             if control not in CONTROLS:
                 raise ValueError(f"controls: {control!r} is not a control. Allowed: {', '.join(CONTROLS)}.")
@@ -50,26 +50,24 @@ class Evaluation:
     def run(self, warmup_generator: WarmupGenerator, task: Task, split: str, folder: Path) -> dict[str, Any]:
         """Predict, score, and write predictions.jsonl and one predictions.<control>.jsonl each into `folder`.
 
-        With a shared writer all processes call this; the main process alone scores and writes, after the last thing that they
-        do together, so that nobody waits for a slow metric.
+        With a shared generator all processes call this. The main process alone scores and writes, at the end, so that the
+        others do not wait for a slow metric.
 
         Returns:
-            `split`, `rows`, `rows_hash`, `signatures`, `ceiling` (where the tokenizer cannot write every target), `metrics`:
-            {control: {metric: value}} with "" for own warmups, and `likelihood` where asked for. Empty on other processes than
-            the main one.
+            `split`, `rows`, `rows_hash`, `signatures`, `ceiling` (if the tokenizer cannot write every target), `metrics`:
+            {control: {metric: value}} with "" for the model's warmups, and `likelihood` if requested. Empty on all processes
+            but the main one.
         """
         encoder = warmup_generator.encoder()
         rows = encoder.encode_all(task.splits[split], split)
-        said = encoder.writable.say(split)
+        unwritable = encoder.writable.say(split)
         controls = self.applicable(warmup_generator.inference == "policy", len(rows))
         other = others_warmups(Path(str(self.other_run)), warmup_generator, rows) if "other_run" in controls else []
         own = warmup_generator.predict(rows, self.batch_size, show_progress=self.show_progress)
         predictions = {"": own}
         for control in controls:
             predictions[control] = self._predict(warmup_generator, rows, own, other, control)
-        ranked = {
-            control: self._ranked_accuracy(warmup_generator, rows, written) for control, written in predictions.items()
-        }
+        ranked = {name: self._ranked_accuracy(warmup_generator, rows, found) for name, found in predictions.items()}
         likelihood = {}
         if self.likelihood:
             size = max(1, self.batch_size // 4)
@@ -81,42 +79,39 @@ class Evaluation:
         out |= {"metric_specs": list(task.metrics), "inference": warmup_generator.inference}
         if encoder.counts:
             out["truncation"] = dict(encoder.counts)
-        if said:
+        if unwritable:
             out["ceiling"] = ceiling(task, rows, warmup_generator.tokenizer)
         scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
         return {**out, **likelihood, "metrics": scores}
 
     def applicable(self, writes_warmups: bool, rows: int) -> list[str]:
-        """The controls that can be measured: none without warmups, and no shuffling of a single row's, which is said."""
+        """The controls that can be measured: none without warmups; not `shuffled` for one row, with a message."""
+        if not writes_warmups:
+            return []
         alone = rows < 2 and "shuffled" in self.controls
-        if writes_warmups and alone and is_main():
+        if alone and is_main():
             print("The control shuffled is not measured: it needs two rows or more, and there is one.")
-        return [control for control in self.controls if not (alone and control == "shuffled")] if writes_warmups else []
+        return [control for control in self.controls if not (alone and control == "shuffled")]
 
     def _predict(
-        self,
-        warmup_generator: WarmupGenerator,
-        rows: list[dict[str, Any]],
-        own: list[dict[str, Any]],
-        other: list[list[int]],
-        control: str,
-    ) -> list[dict[str, Any]]:
-        if control == "sampled":
-            return warmup_generator.predict(
-                rows, self.batch_size, sample_warmup=True, show_progress=self.show_progress, seed=0
-            )
+        self, warmup_generator: WarmupGenerator, rows: list[dict[str, Any]], own: list[dict[str, Any]],
+        other: list[list[int]], control: str,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        settings: dict[str, Any] = {"show_progress": self.show_progress}
         if control == "rerank":
             return rerank(warmup_generator, rows, self.num_warmups, self.batch_size)
-        forced = other if control == "other_run" else control_warmups(control, own, warmup_generator.filler_ids())
-        return warmup_generator.predict(rows, self.batch_size, forced, show_progress=self.show_progress)
+        if control == "sampled":
+            settings |= {"sample_warmup": True, "seed": 0}
+        elif control == "other_run":
+            settings["forced"] = other
+        else:
+            settings["forced"] = control_warmups(control, own, warmup_generator.filler_ids())
+        return warmup_generator.predict(rows, self.batch_size, **settings)
 
     def _ranked_accuracy(
         self, warmup_generator: WarmupGenerator, rows: list[dict[str, Any]], predictions: list[dict[str, Any]]
     ) -> dict[str, float]:
-        """Multiple choice by likelihood, where likelihoods are asked for and all targets are picked from known choices.
-
-        A foreign column that happens to be called `choices` is none of ours.
-        """
+        """Accuracy of multiple choice by likelihood, if likelihoods are requested and all rows have our choices."""
         if not self.likelihood or not all(CHOICES_STYLE in row for row in rows):
             return {}
         ranked = rank_choices(warmup_generator, rows, [p["warmup_ids"] for p in predictions])
@@ -140,30 +135,27 @@ def others_warmups(folder: Path, warmup_generator: WarmupGenerator, rows: Sequen
     """The warmups that another run wrote for these rows.
 
     Raises:
-        ValueError: the folder holds predictions for other rows, or of a tokenizer whose tokens mean something else here.
+        ValueError: the folder holds predictions for other rows, or by another tokenizer.
     """
     other = read_jsonl(folder / "predictions.jsonl")
     if [row["prompt"] for row in other] != [row["prompt"] for row in rows]:
         raise ValueError(
-            f"{folder}: predictions.jsonl holds {len(other)} rows that are not the same {len(rows)} as here. Predict the same "
-            f"split of the same task with both."
+            f"{folder}: predictions.jsonl holds {len(other)} rows that differ from the {len(rows)} here. Predict the same split "
+            f"of the same task with both."
         )
     known = len(warmup_generator.constraints.banned)
     for place, row in enumerate(other):
         ids = row["warmup_ids"]
         if any(i >= known for i in ids) or warmup_generator.decode(ids) != row["warmup"]:
             raise ValueError(
-                f"{folder}: predictions.jsonl row {place} has a warmup of another tokenizer, whose tokens spell something else "
-                f"here. Give a run whose model has the same tokenizer."
+                f"{folder}: predictions.jsonl row {place} has a warmup of another tokenizer. Give a run whose model has the same "
+                f"tokenizer."
             )
     return [row["warmup_ids"] for row in other]
 
 
 def ceiling(task: Task, rows: list[dict[str, Any]], tokenizer: Any) -> dict[str, float]:
-    """What a model would score that writes every target as well as the tokenizer can: metrics of decode(encode(target)).
-
-    Metrics that cost much or are somebody else's are left out.
-    """
+    """The metrics of decode(encode(target)): the best score that the tokenizer allows. Without costly and plugin metrics."""
     cheap = [spec for spec in task.metrics if isinstance(spec, str) and spec in METRICS and spec not in COSTLY]
     targets = [row["target"] for row in rows]
     ids = tokenizer(targets, add_special_tokens=False)["input_ids"]

@@ -1,6 +1,6 @@
-"""Inference: the policy's warmup, then the target - or a target after a warmup of someone else's choosing.
+"""Inference: a model writes a warmup, or reads a given one, and then writes the target.
 
-Knows: a model, its layout and law, encoded rows. Must not know: training, rewards, metrics.
+Knows: a model, its layout and sampling constraints, encoded rows. Must not know: training, rewards, metrics.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
 from rl_warmup.runtime.sharing import map_over_processes, uniforms
 
-FORCED = ("shuffled", "empty_warmup", "filler")  # made here; other_run takes its warmups from a file
+FORCED = ("shuffled", "empty_warmup", "filler")  # controls by `control_warmups`
 CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
 WRITTEN = ("warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids")  # columns of a prediction
 
@@ -32,8 +32,8 @@ class WarmupGenerator:
     """A model ready to write warmups and targets.
 
     Args:
-        settings: what the model is fed and may write.
-        shared: all processes predict the same rows together, each its share; all of them have to call.
+        settings: templates, limits and sampling constraints of the model.
+        shared: whether the processes share the rows; all of them have to call.
         generate: further arguments of every call of `generate`.
     """
 
@@ -45,16 +45,16 @@ class WarmupGenerator:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> WarmupGenerator:
-        """A checkpoint folder as training left it: weights, tokenizer and warmup_layout.json.
+        """Load a folder that training wrote: weights, tokenizer and warmup_layout.json.
 
         Raises:
-            ValueError: no such model, or the folder declares no layout, or a damaged one.
+            ValueError: no such model, or warmup_layout.json is missing or damaged.
         """
         declared = read_layout(folder)
         if not declared:
             raise ValueError(
-                f"{folder} holds no warmup_layout.json, so where its warmups end is unknown. Give the folder that training "
-                f"wrote (its output_dir, or a checkpoint in it)."
+                f"{folder} holds no warmup_layout.json, so its separator is unknown. Give the output_dir of a training, or a "
+                f"checkpoint in it."
             )
         model, tokenizer = load_model(str(folder), **{"dtype": "auto", **kwargs})
         tokens = declare_tokens(model, tokenizer, declared["separator"])
@@ -64,7 +64,7 @@ class WarmupGenerator:
 
     @property
     def constraints(self) -> SamplingConstraints:
-        """Under which warmups are written."""
+        """The sampling constraints of warmups."""
         return self.settings.constraints
 
     @property
@@ -77,27 +77,22 @@ class WarmupGenerator:
         return self.settings.encoder(self.model, self.tokenizer)
 
     def predict(
-        self,
-        rows: Sequence[dict[str, Any]],
-        batch_size: int = 32,
-        forced: Sequence[list[int]] | None = None,
-        sample_warmup: bool = False,
-        show_progress: bool = False,
-        seed: int | None = None,
-    ) -> list[dict[str, Any]]:
+        self, rows: Sequence[dict[str, Any]], batch_size: int = 32, forced: Sequence[list[int]] | None = None,
+        sample_warmup: bool = False, show_progress: bool = False, seed: int | None = None,
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """Predictions for rows: the text columns plus those of `WRITTEN`.
 
-        Rows of similar length share a batch. Every row draws from a random stream of its own, so what is sampled depends on
-        `seed` and the row's place, and neither on the batch nor on how many processes share the work.
+        Rows of similar length share a batch. Each row has its own random stream, so samples depend on `seed` and the row's
+        place, but not on the batch or the number of processes.
 
         Args:
             rows: with `prompt` (and, besides other columns, `target`), or already encoded (`models.encoding`).
-            forced: warmups (ids) to use in place of the policy's own, one per row; see `control_warmups`.
-            sample_warmup: draw warmups instead of taking their likeliest tokens; the target stays greedy.
-            seed: of the drawn warmups; None takes one from torch's random state.
+            forced: warmups (ids) instead of the policy's, one per row; see `control_warmups`.
+            sample_warmup: sample warmups instead of taking their likeliest tokens; the target stays greedy.
+            seed: of the sampled warmups; None takes one from torch's random state.
 
         Raises:
-            ValueError: a row that the model cannot be fed, or a forced warmup that leaves too few positions.
+            ValueError: a row that cannot be encoded, or a forced warmup that leaves too few positions.
         """
         rows = self.encoded(rows)
         if forced is None and self.inference == "empty":
@@ -122,18 +117,17 @@ class WarmupGenerator:
         return [prediction for _, prediction in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
 
     def encoded(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows with their ids; those that have them already stay as they are. A prompt without a target is a text that is
-        laid into the template of training; with one it is a row of data, whose prompt is whole."""
+        """The rows with their ids. Encoded rows stay as they are; a prompt without a target is filled into the template."""
         if all("prompt_ids" in row for row in rows):
             return list(rows)
         encoder = self.encoder()
         if all("target" in row or "completion" in row for row in rows):
             return encoder.encode_all(rows, "rows")
-        laid = [self.settings.prompt(row["prompt"]) for row in rows]
-        return [{**ids, **row} for row, ids in zip(rows, encoder.encode_prompts(laid), strict=True)]
+        prompts = [self.settings.prompt(row["prompt"]) for row in rows]
+        return [{**ids, **row} for row, ids in zip(rows, encoder.encode_prompts(prompts), strict=True)]
 
     def check_room(self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None) -> None:
-        """Encoding has left room for the model's own warmups; forced ones may be longer.
+        """Check that forced warmups, which may be longer than the model's, fit its positions.
 
         Raises:
             ValueError: naming the row that needs more positions than there are.
@@ -142,31 +136,24 @@ class WarmupGenerator:
         positions = self.encoder().positions
         if positions is None or longest <= positions.warmup:
             return
+        needed = replace(positions, warmup=longest)
         for place, row in enumerate(rows):
             target = len(row.get("target_ids", [0]))
-            replace(positions, warmup=longest).check(
-                len(row["prompt_ids"]), target, f"row {place} with its forced warmup"
-            )
+            needed.check(len(row["prompt_ids"]), target, f"row {place} with its forced warmup")
 
     def filler_ids(self) -> list[int]:
-        """The meaningless warmup of the filler control: `...` up to the limit."""
+        """The warmup of the control `filler`: `...` up to the length limit."""
         ids = self.tokenizer("...", add_special_tokens=False)["input_ids"]
         return (ids * self.constraints.max_length)[: self.constraints.max_length]
 
     def decode(self, ids: list[int]) -> str:
-        """Ids as text for people."""
+        """Ids as text, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _prediction(self, row: dict[str, Any], warmup: Any, target: list[int]) -> dict[str, Any]:
         text = {k: v for k, v in row.items() if k not in ADDED}
-        return {
-            **text,
-            "warmup": self.decode(warmup.ids),
-            "warmup_ids": warmup.ids,
-            "warmup_finish": warmup.finish,
-            "prediction": self.decode(target),
-            "prediction_ids": target,
-        }
+        written = (self.decode(warmup.ids), warmup.ids, warmup.finish, self.decode(target), target)
+        return {**text, **dict(zip(WRITTEN, written, strict=True))}
 
 
 def control_warmups(
@@ -175,18 +162,18 @@ def control_warmups(
     filler: Sequence[int] = (),
     seed: int = 0,
 ) -> list[list[int]]:
-    """The warmups a control forces, one per row.
+    """The warmups that a control forces, one per row.
 
-    - `shuffled`: another row's own warmup (no row keeps its own): is the warmup used at all?
+    - `shuffled`: another row's warmup (no row keeps its own): is the warmup used at all?
     - `empty_warmup`: none: is the model better without?
-    - `filler`: the given meaningless ids: is it only the extra depth?
+    - `filler`: the given meaningless ids: does only the extra depth help?
 
     Args:
-        own: predictions with the policy's own warmups, in the order of the rows.
+        own: predictions with the policy's warmups, in the order of the rows.
         filler: ids of the filler.
 
     Raises:
-        ValueError: unknown control, or shuffling fewer than two rows.
+        ValueError: unknown control, or `shuffled` with fewer than two rows.
     """
     if control == "empty_warmup":
         return [[] for _ in own]
@@ -198,5 +185,5 @@ def control_warmups(
         raise ValueError("Shuffling warmups across prompts needs at least two rows.")
     order = list(range(len(own)))
     random.Random(seed).shuffle(order)
-    giver = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: nobody gives to itself
-    return [own[giver[i]]["warmup_ids"] for i in range(len(own))]
+    source = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no row keeps its own
+    return [own[source[i]]["warmup_ids"] for i in range(len(own))]

@@ -1,7 +1,7 @@
-"""How likely a model finds the targets: the n-sample bound on log P(y|x) and its growth, gain, ranking of choices.
+"""Likelihood of the targets: the n-sample bound on log P(y|x), the gain of warmups, ranking of choices, reranking.
 
 Knows: a `WarmupGenerator`, encoded rows, scoring. Must not know: training, files. All numbers are nats, summed over a
-target, unless they say "per token".
+target, unless named "per token".
 """
 
 from __future__ import annotations
@@ -25,36 +25,32 @@ from rl_warmup.runtime.sharing import map_over_processes, uniforms
 
 COUNTS = (1, 2, 4, 8, 16)
 EMPTY = Warmup([], "empty")
-LITTLE_OVERLAP, ENOUGH = 0.25, 0.05  # a gain without overlap is told only if a twentieth of the warmups share so little
+LITTLE_OVERLAP, ENOUGH = 0.25, 0.05  # the gain at zero overlap is given if this share of warmups has so little overlap
 Lines = list[tuple[int, RowKind, Warmup]]
 
 
 @torch.no_grad()
 def target_likelihood(
-    warmup_generator: WarmupGenerator,
-    rows: Sequence[dict[str, Any]],
-    counts: Sequence[int] = COUNTS,
-    batch_size: int = 8,
-    seed: int = 0,
-    show_progress: bool = False,
-) -> dict[str, Any]:
-    """log P(y|x) by the n-sample bound for every n, beside the likelihood without a warmup.
+    warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], counts: Sequence[int] = COUNTS, batch_size: int = 8,
+    seed: int = 0, show_progress: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """log P(y|x) by the n-sample bound for every n, and without a warmup.
 
     Args:
-        counts: group sizes n; each must divide the largest. The largest is sampled once, and the smaller bounds are means over
-            its disjoint parts, so that all of them look at the same warmups.
-        batch_size: prompts at a time. Every row draws from a random stream of its own, made from `seed` and its place.
+        counts: group sizes n; each must divide the largest. The largest is sampled once; the smaller bounds are means over its
+            disjoint parts, so that all use the same warmups.
+        batch_size: prompts at a time. Each row has its own random stream, from `seed` and its place.
 
     Returns:
         `rows`, `tokens`; `without_warmup` and `bound[n]`: {mean, std_error (over rows), per_token}; `gain`: {mean, std_error,
-        at_no_overlap, at_no_overlap_std_error}: the mean gain of a sampled warmup, and what a straight line through (overlap
-        with the target, gain) leaves where nothing of the target's tokens stands in the warmup; None where hardly any
-        warmup shares so little. A model trained without warmups gets `without_warmup` alone.
+        at_no_overlap, at_no_overlap_std_error}: the mean gain of a sampled warmup, and the intercept of a linear fit of gain on
+        overlap with the target, the gain at zero overlap (None where too few warmups have little overlap). A model trained
+        without warmups gets `without_warmup` alone.
     """
     enable_scoring(warmup_generator.model)
     largest = max(counts) if warmup_generator.inference == "policy" else 0
     if any(largest % n for n in counts):
-        raise ValueError(f"counts: {list(counts)}: each has to divide the largest, so that parts are equal.")
+        raise ValueError(f"counts: {list(counts)}: each must divide the largest.")
     grouped, empty, overlap = _score_all(warmup_generator, rows, largest, batch_size, seed, show_progress)
     tokens = sum(len(row["target_ids"]) for row in rows)
     out: dict[str, Any] = {"rows": len(rows), "tokens": tokens, "without_warmup": _summary(empty, tokens)}
@@ -72,15 +68,15 @@ def rank_choices(
     """The likeliest choice of every multiple-choice row: argmax_k log P(choice_k | x, c), one forward per row.
 
     Args:
-        rows: encoded rows with `choices`; the choice is spelled as the row's target spells its own (letter, `A) text` or text).
+        rows: encoded rows with `choices`; a choice is written in the style of the row's target (letter, `A) text` or text).
         warmups: ids of the warmup to read, one per row ([] is none).
     """
     enable_scoring(warmup_generator.model)
 
     def likeliest(place: int) -> int:
         row, ids = rows[place], warmups[place]
-        spelled = [_spell(row, k) for k in range(len(row["choices"]))]
-        encoded = [warmup_generator.tokenizer(text, add_special_tokens=False)["input_ids"] for text in spelled]
+        texts = [_choice_text(row, k) for k in range(len(row["choices"]))]
+        encoded = warmup_generator.tokenizer(texts, add_special_tokens=False)["input_ids"]
         prompts = [{**row, "target_ids": [*target, warmup_generator.layout.tokens.eos_id]} for target in encoded]
         warmup = Warmup(list(ids), "proposal" if ids else "empty")
         lines: Lines = [(k, RowKind.GROUP, warmup) for k in range(len(prompts))]
@@ -93,10 +89,10 @@ def rank_choices(
 def rerank(
     warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], num_warmups: int, batch_size: int, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Predictions chosen among the targets that follow `num_warmups` sampled warmups.
+    """The best of the targets written after `num_warmups` sampled warmups, for each row.
 
-    Each candidate is scored under all warmups of its prompt, log-mean-exp: the estimate of log P(y|x), so a target that only
-    its own warmup finds likely does not win. Ties go to the first.
+    A target's score is log-mean-exp over all warmups of its prompt, an estimate of log P(y|x). So a target that is likely
+    only after its own warmup does not win. Ties go to the first.
     """
     enable_scoring(warmup_generator.model)
     candidates = [
@@ -107,9 +103,8 @@ def rerank(
         own = [drawn[place] for drawn in candidates]
         targets = [[*c["prediction_ids"], warmup_generator.layout.tokens.eos_id] for c in own]
         prompts = [{**rows[place], "target_ids": target} for target in targets]
-        lines: Lines = [
-            (k, RowKind.GROUP, Warmup(c["warmup_ids"], c["warmup_finish"])) for k in range(len(targets)) for c in own
-        ]
+        warmups = [Warmup(c["warmup_ids"], c["warmup_finish"]) for c in own]
+        lines: Lines = [(k, RowKind.GROUP, warmup) for k in range(len(targets)) for warmup in warmups]
         scores = _score(warmup_generator, splice(warmup_generator.layout, prompts, lines, num_warmups))
         bound = log_mean_exp(scores.target_logprob.view(num_warmups, num_warmups))
         return own[int(bound.argmax())]
@@ -121,23 +116,19 @@ def rerank(
 def score_samples(
     warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], places: Sequence[int], size: int, seed: int
 ) -> tuple[WarmupBatch, Scores]:
-    """Encoded rows with `size` warmups of the policy each, and with none: B * size group rows, then B empty ones.
+    """Score each row with `size` sampled warmups and without one: B * size group rows, then B empty ones.
 
     Args:
-        places: of the rows in their data set; with `seed` they decide what is drawn.
+        places: of the rows in their data set; with `seed` they determine the samples.
     """
-    prompts, length = [row["prompt_ids"] for row in rows], warmup_generator.constraints.max_length
-    draws = uniforms("likelihood", seed, places, size, length)
-    drawn = (
-        sample_warmups(
-            warmup_generator.model, warmup_generator.layout, warmup_generator.constraints, prompts, size, draws=draws
-        )
-        if size
-        else []
-    )
+    w, prompts = warmup_generator, [row["prompt_ids"] for row in rows]
+    draws = uniforms("likelihood", seed, places, size, w.constraints.max_length)
+    drawn = []
+    if size:
+        drawn = sample_warmups(w.model, w.layout, w.constraints, prompts, size, draws=draws)
     lines: Lines = [(i // size, RowKind.GROUP, warmup) for i, warmup in enumerate(drawn)]
     lines += [(i, RowKind.EMPTY, EMPTY) for i in range(len(rows))]
-    batch = splice(warmup_generator.layout, list(rows), lines, size)
+    batch = splice(w.layout, list(rows), lines, size)
     return batch, _score(warmup_generator, batch)
 
 
@@ -146,13 +137,9 @@ def _score(warmup_generator: WarmupGenerator, batch: WarmupBatch) -> Scores:
 
 
 def _score_all(
-    warmup_generator: WarmupGenerator,
-    rows: Sequence[dict[str, Any]],
-    size: int,
-    batch_size: int,
-    seed: int,
+    warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], size: int, batch_size: int, seed: int,
     show_progress: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(rows, size) and (rows,) log P(y|x,c) with sampled warmups and without; (rows, size) overlap with the target."""
 
     def score_batch(start: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,14 +166,12 @@ def _summary(values: Tensor, tokens: int) -> dict[str, float | None]:
 
 
 def _gain(gain: Tensor, overlap: Tensor) -> dict[str, float | None]:
-    """The mean gain, and the intercept of a least-squares line of gain on overlap, both with errors over rows."""
+    """The mean gain, and the intercept of a least-squares fit of gain on overlap, both with errors over rows."""
     mean = _summary(gain.mean(1), 1)
     out = {"mean": mean["mean"], "std_error": mean["std_error"], "at_no_overlap": None, "at_no_overlap_std_error": None}
     rows, x, y = len(gain), overlap.double(), gain.double()
-    seen_without = (
-        x < LITTLE_OVERLAP
-    ).double().mean() >= ENOUGH  # or the line would be drawn to where nothing was seen
-    if rows > 2 and seen_without and (x - x.mean()).square().sum() > 1e-9:
+    measured = (x < LITTLE_OVERLAP).double().mean() >= ENOUGH  # otherwise the intercept would be an extrapolation
+    if rows > 2 and measured and (x - x.mean()).square().sum() > 1e-9:
         features = torch.stack([torch.ones_like(x), x], 2)  # (rows, n, 2)
         flat = features.flatten(0, 1)
         inverse = torch.linalg.inv(flat.T @ flat)
@@ -198,8 +183,8 @@ def _gain(gain: Tensor, overlap: Tensor) -> dict[str, float | None]:
     return out
 
 
-def _spell(row: dict[str, Any], k: int) -> str:
-    """Choice k in the style of the row's own target, where the row does not say."""
+def _choice_text(row: dict[str, Any], k: int) -> str:
+    """Choice k in the row's `choices_style`, else in the style of its target."""
     letter, target, style = ascii_uppercase[k], row["target"], row.get("choices_style")
     if style is not None:
         return letter if style == "letter" else f"{letter}) {row['choices'][k]}"

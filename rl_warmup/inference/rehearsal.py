@@ -1,7 +1,6 @@
-"""Whatever prediction and scoring will need, tried on the rows themselves before anything long begins.
+"""Tries prediction and scoring on the rows before anything long begins, so that faults do not appear after training.
 
-Knows: a task's rows and metrics, an encoder, a `WarmupGenerator`. Must not know: training, flags. What fails here would
-fail after the training instead, when there is nothing left to repair.
+Knows: a task's rows and metrics, an encoder, a `WarmupGenerator`. Must not know: training, flags.
 """
 
 from __future__ import annotations
@@ -19,21 +18,18 @@ from rl_warmup.runtime.run_folder import json_line
 from rl_warmup.runtime.sharing import is_main
 from rl_warmup.tasks import Task
 
-FEW = 8  # rows on which metrics also see predictions that say nothing
+FEW = 8  # rows on which metrics also get empty predictions
 
 
 def rehearse(
-    task: Task,
-    split: str,
-    encoder: RowEncoder,
-    warmup_generator: WarmupGenerator | None = None,
+    task: Task, split: str, encoder: RowEncoder, warmup_generator: WarmupGenerator | None = None,
     controls: Sequence[str] = (),
-) -> None:
-    """Encode the rows of a split, write them as JSON, and score their targets against themselves; says what cannot be reached.
+) -> None:  # fmt: skip
+    """Encode the rows of a split, write them as JSON, and score their targets against themselves; prints the ceiling.
 
     Args:
         encoder: the one that will be used; its counts stay as they are.
-        writer: that will predict; None where no control is asked for.
+        warmup_generator: the one that will predict; None if no control is requested.
         controls: that will be predicted.
 
     Raises:
@@ -48,38 +44,25 @@ def rehearse(
         _check_json(row, f"{split} row {number} (id {row['id']})")
     if warmup_generator is not None and "filler" in controls and not warmup_generator.filler_ids():
         raise ValueError("controls: filler cannot be used, as the tokenizer cannot write '...'. Leave it out.")
-    specs = [
-        spec for spec in task.metrics if _name(spec) not in COSTLY
-    ]  # those load networks, and checked their settings
+    names = [spec if isinstance(spec, str) else str(spec["name"]) for spec in task.metrics]
+    specs = [spec for spec, name in zip(task.metrics, names, strict=True) if name not in COSTLY]  # no networks here
     targets = [row["target"] for row in rows]
     if specs:
         compute(specs, targets, targets, rows)
         compute(specs, [""] * len(rows[:FEW]), targets[:FEW], rows[:FEW])
-    if (said := trial.writable.say(split)) and is_main():
+    if (unwritable := trial.writable.say(split)) and is_main():
         highest = ceiling(task, rows, encoder.tokenizer) if warmup_generator is not None else {}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in highest.items())
-        print(f"{said} The most that can be reached: {shown}." if shown else said)
-
-
-def _name(spec: Any) -> str:
-    return spec if isinstance(spec, str) else str(spec["name"])
+        print(f"{unwritable} The most that can be reached: {shown}." if shown else unwritable)
 
 
 def _check_json(row: dict[str, Any], where: str) -> None:
-    """Predictions are written with the columns of their rows.
-
-    Raises:
-        ValueError: naming the column that JSON cannot hold, not even as text, or that predictions have themselves.
-    """
+    """Raises ValueError naming a column that JSON cannot hold, or that has the name of a prediction's column."""
     if taken := [column for column in WRITTEN if column in row]:
-        raise ValueError(
-            f"{where}: predictions.jsonl has a {taken[0]!r} of its own, beside which the column of that name would be lost. "
-            f"Rename the column."
-        )
+        raise ValueError(f"{where}: predictions.jsonl has its own {taken[0]!r}. Rename the column of that name.")
     for column, value in row.items():
         try:
             json_line({column: value})
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{where}: the column {column!r} cannot be written as JSON ({error}). Remove it, or make it a text."
-            ) from error
+            message = f"the column {column!r} cannot be written as JSON ({error}). Remove it, or make it a text."
+            raise ValueError(f"{where}: {message}") from error

@@ -1,7 +1,7 @@
-"""Warmups drawn from any model for every row of a split, as a file of texts (`rl-warmup sample`).
+"""Draws warmups from any model for every row of a split into a file of texts (`rl-warmup sample`).
 
-Knows: a model, what its folder declares, the settings of a recipe, rows of a task. Must not know: training, flags.
-Beside the file lies FILE.drawing.json: what was drawn, so that a drawing goes on where it stopped and never mixes with another.
+Knows: a model, its warmup_layout.json, the settings of a recipe, rows of a task. Must not know: training, flags.
+FILE.drawing.json describes the drawing, so that an interrupted one continues and two are never mixed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CONSTRAINTS = {
 
 @dataclass
 class Sampler:
-    """A model ready to draw, and how its prompts are encoded."""
+    """A model ready to draw warmups, and the encoder of its prompts."""
 
     drawing: Drawing
     tokenizer: Any
@@ -48,29 +48,27 @@ class Sampler:
         cls, name: str, options: WarmupOptions, asked: Collection[str], seed: int, batch_size: int, device: torch.device,
         **kwargs: Any,
     ) -> Sampler:  # fmt: skip
-        """A folder that training wrote, or any model that training could start from.
+        """Load a trained model, or any model that training could start from.
 
-        A trained one keeps what its warmup_layout.json declares, except for settings in `asked`. Any other is sampled as
-        training with `proposals: [reference]` would: its separator takes the end token's weights, so that samples end where
-        the model would end.
+        A trained model keeps the settings of its warmup_layout.json, except those in `asked`. Any other model is sampled as in
+        training with `proposals: [reference]`: its separator takes the end token's weights, so that samples end where the
+        model would end.
 
         Args:
             options: of a recipe, or the defaults.
-            asked: names of options that go before what the folder declares.
+            asked: names of options that override warmup_layout.json.
             kwargs: passed to `load_model`.
 
         Raises:
-            ValueError: no such model, or one that has nothing to draw from.
+            ValueError: no such model, or one without warmups to draw.
         """
         if name.startswith("scratch-"):
-            raise ValueError(
-                f"{name} has random weights, so there is nothing to sample. Give a trained model or a run."
-            )
+            raise ValueError(f"{name} has random weights, so sampling makes no sense. Give a trained model or a run.")
         declared = read_layout(name)
         if declared.get("inference") == "empty":
             raise ValueError(
-                f"{name} was trained to answer without a warmup, so it has none to sample. Give a model that writes warmups, or "
-                f"the one that this training started from."
+                f"{name} was trained without warmups, so it has none to sample. Give a model that writes warmups, or the one "
+                f"that this training started from."
             )
         model, tokenizer = load_model(name, **kwargs)
         tokens = declare_tokens(model, tokenizer, declared.get("separator", options.separator))
@@ -86,54 +84,54 @@ class Sampler:
         return cls(drawing, tokenizer, encoder)
 
     def text(self, warmup: Warmup) -> str:
-        """A warmup as its tokens spell it, the space before the first one included."""
+        """A warmup as text, with the space before its first token."""
         return self.tokenizer.decode(warmup.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def fill(
         self, path: Path, rows: Sequence[dict[str, Any]], split: str, overwrite: bool = False, show_progress: bool = False,
         **about: Any,
     ) -> tuple[list[dict[str, Any]], int]:  # fmt: skip
-        """Draw a group for every row into a file, or what is missing in it; all processes call.
+        """Draw a group for every row into a file, or the missing groups; all processes call.
 
-        The file grows by whole batches and is put into the order of the rows at the end. What is drawn depends on the seed and
-        the batch size, and neither on the number of processes nor on interruptions.
+        The file grows by whole batches and is sorted by row at the end. Samples depend on the seed and the batch size, but not
+        on the number of processes or on interruptions.
 
         Args:
             rows: of a task: `id`, `prompt` and `target`, in the order of the split.
-            split: its name; rows on which training would refuse to train are refused here, before the first sample.
+            split: its name; rows that training would refuse are refused here, before the first sample.
             overwrite: whether a file of another drawing may be replaced.
-            about: what FILE.drawing.json says besides.
+            about: further entries of FILE.drawing.json.
 
         Returns:
-            The records of the file, in the order of the rows, and how many of them were there before.
+            The records of the file, in the order of the rows, and how many existed before.
 
         Raises:
-            ValueError: a row cannot be used, or the file is another drawing's, or nobody's; on every process.
+            ValueError: a row cannot be used, or the file exists and is not of this drawing; on every process.
         """
         prompts = [row["prompt_ids"] for row in self.encoder.encode_all(rows, split, show_progress and is_main())]
         about = {**about, "split": split}
         header = {**self.drawing.header(prompts), "rows_hash": rows_hash(rows)}
         with ExitStack() as held:
-            # one item of work, so the main process alone
+            # one item, so only the main process does it
             done = map_over_processes(lambda known: _begin(path, known, about, overwrite, held), [header])[0]
             if isinstance(done, str):
                 raise ValueError(done)
 
             def keep(new: Groups) -> None:
                 if is_main():
-                    fresh = {place: group for place, group in new.items() if place not in done}
-                    append(path, [record(place, rows[place], self._texts(group)) for place, group in fresh.items()])
+                    fresh = {
+                        place: [(self.text(warmup), warmup) for warmup in group]
+                        for place, group in new.items()
+                        if place not in done
+                    }
+                    append(path, [record(place, rows[place], texts) for place, texts in fresh.items()])
 
-            title = "Sampling warmups" if show_progress else ""
-            draw_missing(self.drawing, prompts, done, keep, title)
-            return map_over_processes(_in_order, [path])[0], len(done)
-
-    def _texts(self, group: list[Warmup]) -> list[tuple[str, Warmup]]:
-        return [(self.text(warmup), warmup) for warmup in group]
+            draw_missing(self.drawing, prompts, done, keep, "Sampling warmups" if show_progress else "")
+            return map_over_processes(_sorted_records, [path])[0], len(done)
 
 
 def _unless_asked(declared: Inference, options: Inference, asked: Collection[str]) -> Inference:
-    """What a folder declares, with the settings that a flag asked for in their place."""
+    """The declared settings, except those given by flags."""
     constraints = {ours: getattr(options.constraints, ours) for ours, theirs in CONSTRAINTS.items() if theirs in asked}
     limits = {name: getattr(options, name) for name in ("max_prompt_length", "prompt_truncation") if name in asked}
     return replace(declared, constraints=replace(declared.constraints, **constraints), **limits)
@@ -142,39 +140,39 @@ def _unless_asked(declared: Inference, options: Inference, asked: Collection[str
 def _begin(
     path: Path, header: dict[str, Any], about: dict[str, Any], overwrite: bool, held: ExitStack
 ) -> set[int] | str:
-    """The rows that the file has already; or, as a sentence, why it cannot be gone on with.
+    """The rows that the file already has; or a sentence about why the drawing cannot continue.
 
     Args:
-        held: keeps the file for this drawing alone, until all of it is written.
+        held: holds the lock of the file until all of it is written.
     """
 
     def refuse() -> None:
         raise BlockingIOError
 
     try:
-        held.enter_context(file_lock(path, refuse))  # which makes an empty file
+        held.enter_context(file_lock(path, refuse))  # creates an empty file
     except BlockingIOError:
         return f"--output: another `rl-warmup sample` draws into {path}. Wait for it to end, or give another file."
-    beside = path.with_name(f"{path.name}.drawing.json")
-    if path.stat().st_size and not beside.is_file():
-        return f"--output: {path} exists, and no {beside.name} beside it says that it is a drawing. Give another file."
+    about_file = path.with_name(f"{path.name}.drawing.json")
+    if path.stat().st_size and not about_file.is_file():
+        return f"--output: {path} exists, but without {about_file.name}, so it is no drawing. Give another file."
     if path.stat().st_size and not overwrite:
-        known = read_json(beside, "Give another file, or --overwrite.")
-        now = {name: value for name, value in header.items() if known.get(name) != value}
-        changed = [f"{name} is {known.get(name)!r}, now {value!r}" for name, value in now.items()]
-        if changed:
+        known = read_json(about_file, "Give another file, or --overwrite.")
+        changes = [(name, known.get(name), value) for name, value in header.items() if known.get(name) != value]
+        if changes:
+            changed = "; ".join(f"{name} is {old!r}, now {new!r}" for name, old, new in changes)
             return (
-                f"--output: {path} is another drawing ({'; '.join(changed)}). Repeat its command to go on with it, give another "
-                f"file, or --overwrite."
+                f"--output: {path} is another drawing ({changed}). Repeat its command to continue it, give another file, or "
+                f"--overwrite."
             )
         return {found["row"] for found in whole_records(path)}
     path.write_text("", encoding="utf-8")
-    beside.write_text(json.dumps({**about, **header}, indent=2, default=str) + "\n", encoding="utf-8")
+    about_file.write_text(json.dumps({**about, **header}, indent=2, default=str) + "\n", encoding="utf-8")
     return set()
 
 
-def _in_order(path: Path) -> list[dict[str, Any]]:
-    """Sort a finished file by row, in one step."""
+def _sorted_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a finished file by row; sorts the file too, in one step."""
     with path.open("rb") as file:
         lines = list(file)
     records = [parse_json(line) for line in lines]

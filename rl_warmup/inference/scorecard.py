@@ -1,8 +1,8 @@
-"""Rewards tried on a file of warmups before they train anything: scores, spread, time, and mistakes.
+"""Tries rewards on a file of warmups before training: scores, spread, time, and faults.
 
-Knows: rewards, a model where one is given, rows of a file. Must not know: training, flags.
-Every row stands alone here (a group of one), as a file may hold any number of warmups per prompt; spread and correlation are
-then taken within the prompts, because that is all the posterior sees.
+Knows: rewards, a model if one is given, rows of a file. Must not know: training, flags.
+Every row is a group of one, as a file may hold any number of warmups per prompt. Spread and correlation are computed within
+prompts, because the posterior uses only these differences.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Card:
-    """What one reward did with the rows of a file."""
+class RewardResult:
+    """The result of one reward on the rows of a file."""
 
     name: str
     values: list[float | None] = field(default_factory=list)  # by row; None = not scored
-    faults: list[str] = field(default_factory=list)  # what would stop a run
-    notes: list[str] = field(default_factory=list)  # what is worth knowing
+    faults: list[str] = field(default_factory=list)  # they would stop a run
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0  # in the function
     asked_seconds: float = 0.0  # for the arguments that it names: decoding, the baseline's forward, predictions
 
 
 def read_warmups(path: str | Path) -> list[Row]:
-    """Rows with `prompt`, `target` and `warmup`: one object a line, or a run's warmups.jsonl, whose groups are spread out.
+    """Rows with `prompt`, `target` and `warmup`: one object a line, or a run's warmups.jsonl, one row for each warmup.
 
     Raises:
         ValueError: no such file, a line that is no JSON object, or one whose values cannot be scored; names the line.
@@ -64,16 +64,13 @@ def read_warmups(path: str | Path) -> list[Row]:
     rows: list[Row] = []
     lines = Path(path).read_bytes().split(b"\n")
     for number, record in records(lines, f"{path}, line ", f"Give an object with {', '.join(NEEDED)}."):
-        map_over_processes = [{**record, **w} for w in record.pop("warmups")] if "warmups" in record else [record]
-        for row in map_over_processes:
+        for row in [{**record, **w} for w in record.pop("warmups")] if "warmups" in record else [record]:
             row.setdefault("id", f"line {number}")
             for key in NEEDED:
                 if not isinstance(row.get(key), str):
                     raise ValueError(f"{path}, line {number}: {key!r} is {row.get(key)!r}; give a text.")
                 if half := HALF.search(row[key]):
-                    raise ValueError(
-                        f"{path}, line {number}: {key!r} holds half a character ({half[0]!r}). Repair or remove it."
-                    )
+                    raise ValueError(f"{path}, line {number}: {key!r} holds half a character ({half[0]!r}). Remove it.")
             if not isinstance(row.get("target_logprob"), int | float | None):
                 raise ValueError(f"{path}, line {number}: 'target_logprob' is no number. Remove it, or give nats.")
             rows.append(row)
@@ -83,23 +80,22 @@ def read_warmups(path: str | Path) -> list[Row]:
 
 
 def open_model(name: str | None, rows: Sequence[Row]) -> WarmupGenerator:
-    """A run folder, any model that training could start from, or for None a tokenizer of the file's words alone."""
+    """A run folder, any model that training could start from, or for None a tiny model whose tokens are the file's words."""
     if name is not None and read_layout(name):
         return WarmupGenerator.load(name)
     texts = [row[key] for row in rows for key in NEEDED]
     model, tokenizer = load_model(name or "scratch-t5", lambda: texts, TINY)
     tokens = declare_tokens(model, tokenizer)
-    settings = Inference(
-        SamplingConstraints(tokens.separator_id, tokens.banned), tokens.separator, max_target_length=128
-    )
+    constraints = SamplingConstraints(tokens.separator_id, tokens.banned)
+    settings = Inference(constraints, tokens.separator, max_target_length=128)
     return WarmupGenerator(model.eval(), tokenizer, make_layout(model, tokens), settings)
 
 
-class Bench:
-    """Rows of a file, encoded and scored by a model where there is one.
+class RewardTrial:
+    """Rows of a file, encoded, and scored by a model if there is one.
 
     Args:
-        has_model: whether the writer's network means anything; without, nothing that needs log-probabilities is on offer.
+        has_model: False for the tiny random model: then log-probabilities and predictions are not available to rewards.
     """
 
     def __init__(
@@ -117,53 +113,54 @@ class Bench:
 
     def _ids(self, row: Row) -> list[int]:
         ids = self.warmup_generator.tokenizer(row["warmup"], add_special_tokens=False)["input_ids"]
-        kept = [
-            i
-            for i in ids
-            if not self.warmup_generator.constraints.banned[i] and i != self.warmup_generator.constraints.separator_id
-        ]
-        # it would be scored as no warmup; one that a model drew (`finish`) may be so
+        constraints = self.warmup_generator.constraints
+        kept = [i for i in ids if not constraints.banned[i] and i != constraints.separator_id]
+        # it would be scored as no warmup; that is correct only for one that a model drew (`finish`)
         if row["warmup"].strip() and not kept and "finish" not in row:
             raise ValueError(
-                f"{row['id']}: the warmup {row['warmup']!r:.60} has no token that a warmup may hold: to this tokenizer it is "
-                f"unknown or special. Remove it, or give the --model in whose vocabulary it is written."
+                f"{row['id']}: the warmup {row['warmup']!r:.60} has no token that a warmup may hold: all are unknown to this "
+                f"tokenizer, or special. Remove it, or give the --model in whose vocabulary it is written."
             )
         return kept
 
-    def run(self, specs: Sequence[Any]) -> list[Card]:
-        """A card for every reward; a reward that cannot be loaded gets one with its fault."""
-        cards: list[Card] = []
-        loaded: list[tuple[Reward, Card]] = []
+    def run(self, specs: Sequence[Any]) -> list[RewardResult]:
+        """A result for every reward; for one that cannot be loaded, a result with its fault."""
+        results: list[RewardResult] = []
+        loaded: list[tuple[Reward, RewardResult]] = []
         w = self.warmup_generator
+        context: dict[str, Any] = {"tokenizer": w.tokenizer, "layout": w.layout, "constraints": w.constraints}
         for spec in specs:
             try:
-                board = RewardSet.load(
-                    [spec], tokenizer=w.tokenizer, layout=w.layout, constraints=w.constraints, device=w.model.device
-                )
+                reward = RewardSet.load([spec], device=w.model.device, **context).rewards[0]
             except ValueError as error:
-                named = spec.get("label", spec.get("name")) if isinstance(spec, dict) else spec
-                cards.append(Card(str(named), [None] * len(self.rows), [str(error)]))
+                name = spec.get("label", spec.get("name")) if isinstance(spec, dict) else spec
+                results.append(RewardResult(str(name), [None] * len(self.rows), [str(error)]))
                 continue
-            card = Card(board.rewards[0].name)
-            if any(card.name == other.name for other in cards):
-                card.faults.append(f"The name {card.name!r} is taken by another reward: give one of them a `label`.")
-            cards.append(card)
-            loaded.append((board.rewards[0], card))
+            result = RewardResult(reward.name)
+            if any(result.name == other.name for other in results):
+                result.faults.append(f"Another reward has the name {result.name!r}: give one of them a `label`.")
+            results.append(result)
+            loaded.append((reward, result))
         for begin in range(0, len(self.rows), self.batch_size):
-            offer = self._offer(slice(begin, begin + self.batch_size), [reward for reward, _ in loaded])
-            for reward, card in loaded:
-                _judge(reward, card, offer, thorough=begin == 0)
-        for _, card in loaded:
-            _look_at_spread(card, self.prompts())
-        return cards
+            make = self._argument_maker(slice(begin, begin + self.batch_size), [reward for reward, _ in loaded])
+            for reward, result in loaded:
+                _score_part(reward, result, make, is_first=begin == 0)
+        for result in results:
+            if result.faults:
+                continue
+            if unscored := result.values.count(None):
+                result.notes.append(f"leaves {unscored} of {len(result.values)} rows unscored (None)")
+            if within(result.values, self.prompts()) == 0:
+                result.notes.append("gives all warmups of a prompt the same number, so it cannot change the posterior")
+        return results
 
     def prompts(self) -> list[tuple[str, str]]:
-        """By row, what the warmups of one prompt share."""
+        """By row, prompt and target: equal for the warmups of one prompt."""
         return [(str(row["prompt"]), row["target"]) for row in self.rows]
 
     @torch.no_grad()
-    def _offer(self, part: slice, rewards: list[Reward]) -> Callable[[int | None], Arguments]:
-        """Makes the arguments for the first so many rows of a part, or all of them; networks run once."""
+    def _argument_maker(self, part: slice, rewards: list[Reward]) -> Callable[[int | None], Arguments]:
+        """A function that makes the arguments for the first rows of a part, or all of them; networks run once."""
         w, rows, warmups = self.warmup_generator, self.rows[part], self.warmups[part]
         wanted = tuple(n for n in PREDICTIONS if self.has_model and any(n in reward.asks_for for reward in rewards))
         began = time.perf_counter()
@@ -180,74 +177,66 @@ class Bench:
             empty = splice(w.layout, rows, [(i, RowKind.EMPTY, EMPTY) for i in range(len(rows))], 0)
             return score(w.model, empty.to(w.model.device), w.constraints).target_logprob
 
-        def offer(count: int | None = None) -> Arguments:
+        def make(count: int | None = None) -> Arguments:
             batch: WarmupBatch = whole
             if count is not None:
-                batch = splice(
-                    w.layout, rows[:count], [(i, RowKind.GROUP, c) for i, c in enumerate(warmups[:count])], 1
-                )
+                lines = [(i, RowKind.GROUP, c) for i, c in enumerate(warmups[:count])]
+                batch = splice(w.layout, rows[:count], lines, 1)
             if scores is None:
                 return Arguments(batch, w.tokenizer, None, None, None)
             tokens = scores.token_logps[:count, : batch.seq_ids.size(1)]
             logps = (scores.target_logprob[:count], tokens, scores.warmup_logprob[:count])
             return Arguments(batch, w.tokenizer, *logps, lambda: baseline()[:count])
 
-        return offer
+        return make
 
 
-def _judge(reward: Reward, card: Card, offer: Callable[..., Arguments], thorough: bool) -> None:
-    """Call a reward on a part of the file; the first part also shows whether it is fit for the protocol."""
-    offered = offer()
+def _score_part(reward: Reward, result: RewardResult, make: Callable[..., Arguments], is_first: bool) -> None:
+    """Call a reward on a part of the file; on the first part also check how it behaves."""
+    offered = make()
     size = len(offered.batch.warmups)
     began = time.perf_counter()
     try:
         arguments = reward.arguments(offered)
     except ValueError as error:
-        if str(error) not in card.faults:
-            card.faults.append(str(error))
-        card.values += [None] * size
+        if str(error) not in result.faults:
+            result.faults.append(str(error))
+        result.values += [None] * size
         return
     ready = time.perf_counter()
     texts = {k: copy.deepcopy(v) for k, v in arguments.items() if k not in ("batch", "trainer_state")}
     called = time.perf_counter()
     outcome = start(reward, arguments, offered)()
-    card.seconds += time.perf_counter() - called
-    card.asked_seconds += ready - began
+    result.seconds += time.perf_counter() - called
+    result.asked_seconds += ready - began
     if outcome.fault is not None:
-        card.faults.append(outcome.fault)
-    values = outcome.values.tolist()
-    card.values += [None if math.isnan(value) else value for value in values]
+        result.faults.append(outcome.fault)
+    result.values += [None if math.isnan(value) else value for value in outcome.values.tolist()]
     if changed := [name for name, before in texts.items() if arguments[name] != before]:
-        card.faults.append(f"Reward {card.name!r} changes its argument {changed[0]!r} in place, which others get too.")
-    if not thorough or outcome.fault is not None:
+        result.faults.append(
+            f"Reward {result.name!r} changes its argument {changed[0]!r}, which other rewards get too."
+        )
+    if not is_first or outcome.fault is not None:
         return
     function = getattr(reward.function, "func", reward.function)  # under the kwargs of a recipe
     if not reward.takes_everything and not str(getattr(function, "__module__", "")).startswith("rl_warmup."):
-        card.notes.append("takes no **kwargs, so TRL's trainers need it through `load_reward`; here that is fine")
-    again = start(reward, reward.arguments(offer()), offered)().values
+        result.notes.append("takes no **kwargs, so TRL's trainers need it through `load_reward`; here that is fine")
+    again = start(reward, reward.arguments(make()), offered)().values
     if not _same(again, outcome.values):
-        card.notes.append("two calls with the same rows gave different numbers")
+        result.notes.append("two calls with the same rows gave different numbers")
     elif size > 1:
-        half = offer(size // 2)
+        half = make(size // 2)
         part = start(reward, reward.arguments(half), half)().values
         if not _same(part, outcome.values[: size // 2]):
-            card.notes.append("a row's number depends on the rows beside it")
+            result.notes.append("a row's number depends on the other rows")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def _look_at_spread(card: Card, prompts: Sequence[Any]) -> None:
-    unscored = sum(value is None for value in card.values)
-    if unscored and not card.faults:
-        card.notes.append(f"leaves {unscored} of {len(card.values)} rows unscored (None)")
-    if within(card.values, prompts) == 0 and not card.faults:
-        card.notes.append("gives the warmups of one prompt the same number, so it cannot move the posterior")
-
-
 def _centred(values: Sequence[float | None], prompts: Sequence[Any]) -> dict[int, float]:
-    """By row, the difference to the mean of the prompt's scored rows; rows that are alone are left out."""
+    """By row, the difference to the mean of the prompt's scored rows; without prompts of one scored row."""
     groups: dict[Any, list[int]] = defaultdict(list)
     for i, value in enumerate(values):
         if value is not None:
@@ -261,18 +250,16 @@ def _centred(values: Sequence[float | None], prompts: Sequence[Any]) -> dict[int
 
 
 def within(values: Sequence[float | None], prompts: Sequence[Any]) -> float | None:
-    """Root mean square difference to the mean of the own prompt; None where no prompt has two scored warmups."""
+    """Standard deviation within prompts (root mean square); None where no prompt has two scored warmups."""
     centred = list(_centred(values, prompts).values())
     return math.sqrt(statistics.fmean(c * c for c in centred)) if centred else None
 
 
 def correlation(values: Sequence[float | None], others: Sequence[float | None], prompts: Sequence[Any]) -> float | None:
-    """Pearson's correlation within prompts; None where one of both does not vary there."""
-    both = [i for i, (v, o) in enumerate(zip(values, others, strict=True)) if v is not None and o is not None]
-    keep = set(both)
-    left, right = (
-        _centred([v if i in keep else None for i, v in enumerate(side)], prompts) for side in (values, others)
-    )
+    """Pearson's correlation within prompts; None where one of them does not vary there."""
+    both = list(zip(values, others, strict=True))
+    left = _centred([None if other is None else value for value, other in both], prompts)
+    right = _centred([None if value is None else other for value, other in both], prompts)
     pairs = [(left[i], right[i]) for i in left]
     xx, yy = sum(x * x for x, _ in pairs), sum(y * y for _, y in pairs)
     return sum(x * y for x, y in pairs) / math.sqrt(xx * yy) if xx and yy else None

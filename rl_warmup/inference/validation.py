@@ -1,7 +1,6 @@
-"""The part of the trainer that writes: the model as inference sees it, and what it is worth on validation rows.
+"""The part of the trainer that predicts and evaluates with the current model.
 
-Knows: transformers' evaluation loop, the current model under whatever engine trains it. Must not know: gradients, weights of
-warmups, recipes.
+Knows: transformers' evaluation loop, the model under its engine. Must not know: gradients, weights of warmups, recipes.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
 class ValidatingTrainer(HoldingTrainer):
-    """Predicts and scores with the model that is being trained; `WarmupTrainer` adds how it is trained."""
+    """Predicts and evaluates with the model in training; `WarmupTrainer` adds the training."""
 
     text_metrics: TextMetrics | None
-    settings: Inference  # as the options ask for it
+    settings: Inference  # from the options
     eval_encoder: RowEncoder
 
     @contextmanager
@@ -43,7 +42,7 @@ class ValidatingTrainer(HoldingTrainer):
         was_training = self.model.training
         self.model.eval()
         try:
-            # sample under the precision that scores; every weight is whole, so ranks may stop at different lengths
+            # sample in the precision of scoring; every weight is whole, so ranks may stop at different lengths
             with whole_weights(self.model_wrapped), self.accelerator.autocast():
                 yield self.accelerator.unwrap_model(self.model)
         finally:
@@ -52,11 +51,11 @@ class ValidatingTrainer(HoldingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Trainer's: the bound on log P(y|x), the gain and the text metrics of the rows given.
+        """Extends Trainer's: the bound on log P(y|x), the gain and the text metrics of the rows.
 
         Args:
-            eval_dataset: rows as for training, or encoded ones: a list, a `datasets.Dataset`, anything that gives rows; or a
-                dict (a `DatasetDict`) of such sets, each measured under `eval_NAME_...`. None is the trainer's own.
+            eval_dataset: rows as for training, or encoded ones: a list, a `datasets.Dataset`, any iterable of rows; or a dict
+                (a `DatasetDict`) of such sets, each measured under `eval_NAME_...`. None is the trainer's own.
 
         Raises:
             ValueError: no rows, or a faulty one, with its name and number.
@@ -68,7 +67,7 @@ class ValidatingTrainer(HoldingTrainer):
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Trainer's: `metrics` as of `evaluate`, and as `predictions` the rows given, in order, with warmup and prediction.
+        """Extends Trainer's: `metrics` as `evaluate`; `predictions` are the rows in order, with warmup and prediction.
 
         Args:
             test_dataset: rows as for `evaluate`; one set.
@@ -76,21 +75,21 @@ class ValidatingTrainer(HoldingTrainer):
         rows = encode_sets(self.eval_encoder, test_dataset, metric_key_prefix, self.args)
         if rows is None or isinstance(rows, dict):
             given = "none" if rows is None else f"a dict of {', '.join(rows)}"
-            raise ValueError(f"predict: takes one set of rows, and was given {given}. Call it for each set.")
+            raise ValueError(f"predict: takes one set of rows, but {given} was given. Call it for each set.")
         return super().predict(rows, ignore_keys, metric_key_prefix)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """The rows, encoded: `evaluation_loop` deals them out itself."""
+        """The rows, encoded; `evaluation_loop` shares them among the processes."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(rows, str):
             sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
             if rows not in sets:
                 raise ValueError(
-                    f"evaluate: {rows!r} is none of the trainer's sets ({', '.join(sets) or 'it has no dict'})."
+                    f"evaluate: {rows!r} is no set of the trainer ({', '.join(sets) or 'it has no dict'})."
                 )
             rows = sets[rows]
         if rows is None:
-            raise ValueError("evaluate: no rows were given, and the trainer has no eval_dataset. Give one of both.")
+            raise ValueError("evaluate: no rows were given, and the trainer has no eval_dataset. Give one of them.")
         encoded = encode_sets(self.eval_encoder, rows, "validation", self.args)
         return DataLoader(encoded, self.args.eval_batch_size, collate_fn=list)
 
@@ -100,14 +99,14 @@ class ValidatingTrainer(HoldingTrainer):
         self, dataloader: Any, description: str, prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:  # fmt: skip
-        """In the place of Trainer's, which fills up the last round of batches by rows that were counted already.
+        """Replaces Trainer's, which counts some rows twice to fill up the last batches.
 
-        Each row counts once and draws its warmups from a stream of its own, so that the figures depend neither on the number
-        of processes nor on the batch, and evaluating more often changes no training run.
+        Each row counts once and has its own random stream, so the results do not depend on the number of processes or the
+        batch, and evaluating more often changes no training run.
         """
         began = clock()
         rows = list(dataloader.dataset)
-        if self.model_wrapped is self.model:  # not trained yet, and under some engines on no device yet
+        if self.model_wrapped is self.model:  # before training some engines have not moved the model to its device
             self.model.to(self.args.device)
         predicted = None
         with seeded("evaluate", self.args.seed):
@@ -119,19 +118,18 @@ class ValidatingTrainer(HoldingTrainer):
                 means |= self.text_metrics(predicted or [])
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.run_folder.pause(clock() - began)
-        kept: Any = predicted  # rows with texts, where transformers would have arrays
+        kept: Any = predicted  # rows with texts; transformers has arrays here
         return EvalLoopOutput(predictions=kept, label_ids=None, metrics=metrics, num_samples=len(rows))
 
     def _measure(self, warmup_generator: WarmupGenerator, rows: list[dict[str, Any]]) -> dict[str, float]:
-        """The n-sample bound on log P(y|x), its negative per target token as loss, the gain, and what warmups look like."""
+        """The n-sample bound on log P(y|x), its negative per target token as loss, the gain, and statistics of warmups."""
         size = self.args.num_eval_warmups if warmup_generator.inference == "policy" else 0
         step = self.args.per_device_eval_batch_size
 
         def sums(start: int) -> tuple[Sums, list[Warmup]]:
             places = range(start, min(start + step, len(rows)))
-            batch, scores = score_samples(
-                warmup_generator, [rows[place] for place in places], places, size, self.args.seed
-            )
+            part = [rows[place] for place in places]
+            batch, scores = score_samples(warmup_generator, part, places, size, self.args.seed)
             groups = batch.num_prompts * batch.group_size
             target, warmup = scores.target_logprob[:groups], scores.warmup_logprob[:groups]
             weights = self.rollout.weigh(batch, target, warmup, 1.0, cold_start=True)
@@ -151,23 +149,22 @@ class ValidatingTrainer(HoldingTrainer):
         return means.flush()
 
     def inference(self) -> Inference:
-        """What the current model is fed and may write: as asked for, under the law that the guard has left."""
+        """The inference settings of the current model, with its current sampling constraints (the guard may change them)."""
         mode = "empty" if self.rollout.objective == "sft" else "policy"
         return replace(self.settings, constraints=self.constraints, mode=mode)
 
     def warmup_generator(self) -> WarmupGenerator:
-        """The current model as inference sees it."""
-        return WarmupGenerator(
-            self.accelerator.unwrap_model(self.model), self.processing_class, self.layout, self.inference()
-        )
+        """The current model, ready for inference."""
+        model = self.accelerator.unwrap_model(self.model)
+        return WarmupGenerator(model, self.processing_class, self.layout, self.inference())
 
     @contextmanager
     def shared_generator(self) -> Iterator[WarmupGenerator]:
-        """The current model for all processes together: each predicts its share. All must enter, and do the same inside."""
+        """The current model, shared by all processes: each predicts a part. All must enter, and do the same inside."""
         with torch.no_grad(), self._writing() as model:
             yield replace(self.warmup_generator(), model=model, shared=True)
 
     def predict_rows(self, rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
-        """Predictions for rows, with the policy's likeliest warmup; all processes call it, and all get all of them."""
+        """Predictions for rows, with the policy's likeliest warmup; all processes call it, and get all predictions."""
         with self.shared_generator() as warmup_generator:
             return warmup_generator.predict(rows, batch_size=self.args.per_device_eval_batch_size, **settings)

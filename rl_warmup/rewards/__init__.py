@@ -1,4 +1,4 @@
-"""How good a warmup is: named, weighted functions of a group's rows, in TRL's calling convention.
+"""Rewards: weighted functions that score warmups, in TRL's calling convention.
 
 A reward function takes lists as keyword arguments, one entry per warmup, and returns as many numbers, or None for a
 warmup that it does not score:
@@ -6,8 +6,8 @@ warmup that it does not score:
     def brevity(completion_ids, **kwargs):
         return [-len(ids) / 10 for ids in completion_ids]
 
-`arguments.py` lists what a function can name; `loading.py` says how a recipe names a function. Only the functions that
-are listed count: a list without `target_logprob` is a list without the target's likelihood.
+`arguments.py` lists what a function can name; `loading.py` finds the function that a recipe names. Only listed functions
+count: a list without `target_logprob` ignores the target's likelihood.
 """
 
 from __future__ import annotations

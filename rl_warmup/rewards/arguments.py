@@ -1,7 +1,7 @@
-"""What a reward function can ask for by the names of its parameters, each made once and only when asked.
+"""The arguments of reward functions, by the names of their parameters; each is made once, on first use.
 
 Knows: a batch, its log-probabilities, a tokenizer's `decode`. Must not know: which functions there are.
-M = B*G judged rows: the groups, prompt by prompt. Every value is a list of M entries unless it says otherwise.
+There are M = B*G group rows, prompt by prompt. Every value is a list of M entries unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -21,23 +21,19 @@ CHEAP = (
     "target_token_logps", "warmup_logps", "warmup_finish", "trainer_state",
 )  # fmt: skip
 PREDICTIONS = ("predictions", "sampled_predictions")
-ON_REQUEST = (
-    "baseline_target_logps",
-    *PREDICTIONS,
-    "batch",
-)  # only for functions that name them, never through **kwargs
+ON_REQUEST = ("baseline_target_logps", *PREDICTIONS, "batch")  # only for functions that name them, never in **kwargs
 OF_A_MODEL = ("target_logps", "target_token_logps", "warmup_logps", "baseline_target_logps", *PREDICTIONS, "batch")
 NOT_COLUMNS = ("prompt", "completion", "target", *ADDED)
 
 
 class Arguments:
-    """Everything on offer for one micro-batch: the names above, and every further column of the data rows.
+    """All arguments for one micro-batch: the names above, and the other columns of the data rows.
 
     Args:
-        batch: rows beyond the groups are left out.
-        target_logps: (M,) log P(y|x,c) summed over the target, nats; None where there is no model, and then nothing that
-            needs one is on offer.
-        target_token_logps: (M, T) the same per token; only where `batch.target_mask` counts.
+        batch: only its group rows are used.
+        target_logps: (M,) log P(y|x,c) summed over the target, nats; None without a model: then arguments that need one are
+            absent.
+        target_token_logps: (M, T) the same per token; read only where `batch.target_mask` counts.
         warmup_logps: (M,) log P(c|x) summed over the policy's actions, nats.
         baseline_target_logps: returns (M,) log P(y|x,∅), nats; an extra forward.
 
@@ -46,15 +42,9 @@ class Arguments:
     """
 
     def __init__(
-        self,
-        batch: WarmupBatch,
-        tokenizer: Any,
-        target_logps: Tensor | None,
-        target_token_logps: Tensor | None,
-        warmup_logps: Tensor | None,
-        baseline_target_logps: Callable[[], Tensor] | None = None,
-        trainer_state: Any = None,
-    ) -> None:
+        self, batch: WarmupBatch, tokenizer: Any, target_logps: Tensor | None, target_token_logps: Tensor | None,
+        warmup_logps: Tensor | None, baseline_target_logps: Callable[[], Tensor] | None = None, trainer_state: Any = None,
+    ) -> None:  # fmt: skip
         self.batch = group_rows(batch)
         self.trainer_state = trainer_state
         self._tokenizer = tokenizer
@@ -65,8 +55,8 @@ class Arguments:
         self.columns = list(dict.fromkeys(key for row in batch.prompts for key in row if key not in NOT_COLUMNS))
         if taken := [column for column in self.columns if column in CHEAP + ON_REQUEST]:
             raise ValueError(
-                f"The data has a column {taken[0]!r}, which is also the name of an argument of reward functions. "
-                f"Rename the column; taken are {', '.join((*CHEAP, *ON_REQUEST))}."
+                f"The data has a column {taken[0]!r}, but reward functions have an argument of that name. Rename the column; "
+                f"reserved are {', '.join((*CHEAP, *ON_REQUEST))}."
             )
 
     def __getitem__(self, name: str) -> Any:
@@ -77,7 +67,7 @@ class Arguments:
 
     @cached_property
     def prompts(self) -> list[Any]:
-        """The prompt of every row, as it stands in the data: text, or a list of messages."""
+        """The prompt of every row, as in the data: text, or a list of messages."""
         return self._per_warmup("prompt")
 
     @cached_property
@@ -87,7 +77,7 @@ class Arguments:
 
     @cached_property
     def completions(self) -> list[Any]:
-        """The warmups as text; as one assistant message where the prompt is a list of messages."""
+        """The warmups as text; as one assistant message if the prompt is a list of messages."""
         texts = self._decoded(self.completion_ids)
         return [
             [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
@@ -137,14 +127,12 @@ class Arguments:
     def baseline_target_logps(self) -> list[float]:
         """log P(y|x,∅), summed, nats. Costs a forward."""
         if self._baseline is None:
-            raise ValueError("A reward asks for baseline_target_logps, and the caller offers none: give it a function.")
+            raise ValueError("A reward needs baseline_target_logps, but the caller has none: give it a function.")
         assert self._target_logps is not None
         values = self._baseline()
         if values.shape != self._target_logps.shape:
-            raise ValueError(
-                f"baseline_target_logps returned the shape {tuple(values.shape)}; it has to be one number per judged "
-                f"row, {tuple(self._target_logps.shape)}."
-            )
+            wanted = tuple(self._target_logps.shape)
+            raise ValueError(f"baseline_target_logps returned the shape {tuple(values.shape)}; it must be {wanted}.")
         return values.detach().float().tolist()
 
     @cached_property
@@ -154,41 +142,31 @@ class Arguments:
 
     @cached_property
     def sampled_predictions(self) -> list[str]:
-        """A target drawn from P(y|x,c) after every warmup. Costs the same."""
+        """A target sampled from P(y|x,c) after every warmup. Costs the same."""
         return self._written("sampled_predictions")
 
     def _written(self, name: str) -> list[str]:
         written = [(warmup.predictions or {}).get(name) for warmup in self.batch.warmups]
         if any(ids is None for ids in written):
-            raise ValueError(
-                f"A reward asks for {name}, and the caller has written none: let `Rollout.predictions` name it."
-            )
+            raise ValueError(f"A reward needs {name}, but the caller made none: add it to `Rollout.predictions`.")
         return [text.strip() for text in self._decoded(written)]
 
     def _decoded(self, sequences: list[Any]) -> list[str]:
         return [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences]
 
     def row(self, index: int) -> str:
-        """How an error calls a row."""
+        """Label of a row in error messages."""
         prompt, warmup = divmod(index, self.batch.group_size)
         return f"row {index} (id {self.batch.prompts[prompt].get('id', prompt)!r}, warmup {warmup})"
 
 
 def as_messages(texts: list[Any], role: str) -> list[list[dict[str, str]]]:
-    """Texts as conversations of one message; what is a conversation already stays one."""
+    """Texts as conversations of one message; conversations stay as they are."""
     return [[{"role": role, "content": text}] if isinstance(text, str) else text for text in texts]
 
 
 def group_rows(batch: WarmupBatch) -> WarmupBatch:
-    """The batch without the rows that belong to no group: its first B*G rows, as views."""
+    """The group rows of the batch: its first B*G rows, as views."""
     size = batch.num_prompts * batch.group_size
-    return replace(
-        batch,
-        prompt_index=batch.prompt_index[:size],
-        row_kind=batch.row_kind[:size],
-        seq_ids=batch.seq_ids[:size],
-        seq_mask=batch.seq_mask[:size],
-        warmup_mask=batch.warmup_mask[:size],
-        target_mask=batch.target_mask[:size],
-        warmups=batch.warmups[:size],
-    )
+    names = ("prompt_index", "row_kind", "seq_ids", "seq_mask", "warmup_mask", "target_mask", "warmups")
+    return replace(batch, **{name: getattr(batch, name)[:size] for name in names})

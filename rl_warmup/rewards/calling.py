@@ -1,4 +1,4 @@
-"""One call of a reward function: within its time, its result checked, every failure a sentence.
+"""Calls a reward function within its time limit, checks its result, and describes every failure in a sentence.
 
 Knows: functions, coroutines, clocks and signals. Must not know: weights, groups, what happens after a failure.
 """
@@ -25,33 +25,33 @@ from rl_warmup.plugins import contained
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.reward import Reward
 
-GRACE = 2.0  # seconds that the event loop gets, on top of a coroutine's own limit, to say that it is over
-MAX_ABANDONED = 8  # threads that nobody can stop
+GRACE = 2.0  # seconds for the event loop to cancel a coroutine after its time limit
+MAX_ABANDONED = 8  # threads that cannot be stopped
 
 
 class TimeLimit(Exception):
-    """A call took longer than it may."""
+    """A call took longer than its time limit."""
 
 
 class _Alarm(BaseException):
-    """Raised in the middle of a function; no Exception, as functions like to catch those and try again."""
+    """Raised inside a function; not an Exception, as functions often catch those and retry."""
 
     of_rl_warmup = True
 
 
 @dataclass
 class Outcome:
-    """What one call gave."""
+    """The result of one call."""
 
     values: Tensor  # (M,) float32; nan where the function returned None, or failed
     failed: Tensor  # (M,) bool
-    fault: str | None = None  # a sentence, where anything failed
+    fault: str | None = None  # a sentence about the first failure
     cause: Exception | None = None
 
 
 def start(reward: Reward, arguments: dict[str, Any], offered: Arguments) -> Callable[[], Outcome]:
-    """A way to get the outcome. Coroutines start at once and run beside each other and beside plain functions."""
-    result = _scheduled(reward, arguments) if reward.is_async else functools.partial(_called, reward, arguments)
+    """A function that returns the outcome. Coroutines start at once and run concurrently."""
+    result = _scheduled(reward, arguments) if reward.is_async else functools.partial(_call, reward, arguments)
 
     def outcome() -> Outcome:
         size = len(offered.batch.warmups)
@@ -72,17 +72,16 @@ def start(reward: Reward, arguments: dict[str, Any], offered: Arguments) -> Call
 def _checked(reward: Reward, result: Any, offered: Arguments, nothing: Outcome) -> Outcome:
     size = len(offered.batch.warmups)
     wanted = f"return a list of {size}, one finite number or None per warmup"
+    if hasattr(result, "tolist"):  # a tensor or an array
+        result = result.tolist()
     if inspect.iscoroutine(result):
         result.close()
         nothing.fault = f"Reward {reward.name!r} returned a coroutine; declare the function itself with `async def`."
-        return nothing
-    if hasattr(result, "tolist"):  # a tensor or an array
-        result = result.tolist()
-    if not isinstance(result, (list, tuple)):
+    elif not isinstance(result, (list, tuple)):
         nothing.fault = f"Reward {reward.name!r} returned {type(result).__name__} {result!r:.80}; {wanted}."
-        return nothing
-    if len(result) != size:
+    elif len(result) != size:
         nothing.fault = f"Reward {reward.name!r} returned {len(result)} values; {wanted}."
+    if nothing.fault:
         return nothing
     numbers = [math.nan if value is None else _float32(value) for value in result]
     bad = [i for i, value in enumerate(result) if value is not None and not math.isfinite(numbers[i])]
@@ -91,43 +90,42 @@ def _checked(reward: Reward, result: Any, offered: Arguments, nothing: Outcome) 
     if not bad:
         return Outcome(values, failed)
     failed[bad], values[bad] = True, math.nan
-    others = f" and the like for {len(bad) - 1} more" if len(bad) > 1 else ""
+    others = f" and similar values for {len(bad) - 1} more" if len(bad) > 1 else ""
     fault = f"Reward {reward.name!r} returned {result[bad[0]]!r:.80} for {offered.row(bad[0])}{others}; {wanted}."
     return Outcome(values, failed, fault)
 
 
 def _float32(value: Any) -> float:
-    """The number as float32 holds it; nan for what is no number."""
+    """The number rounded to float32; nan for what is no number."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     return torch.tensor(float(value), dtype=torch.float32).item() if isinstance(value, Real) else math.nan
 
 
-def _called(reward: Reward, arguments: dict[str, Any]) -> Any:
-    """Call a plain function within its time.
+def _call(reward: Reward, arguments: dict[str, Any]) -> Any:
+    """Call a plain function within its time limit.
 
-    In the main thread an alarm interrupts it wherever it stands, so nothing of it goes on running; only code that holds
-    the interpreter and looks for no signals cannot be interrupted. Elsewhere alarms do not exist: the function runs in a
-    thread that is left behind when its time is up, and ends with the process at the latest.
+    In the main thread an alarm interrupts it, unless it runs C code that checks no signals. Other threads have no alarms:
+    there the function runs in a thread of its own, which is abandoned at the time limit and ends with the process.
     """
     if reward.timeout is None:
-        return _contained(reward, arguments)
+        return _call_contained(reward, arguments)
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
         try:
             with _alarm(reward.timeout):
-                return _contained(reward, arguments)
+                return _call_contained(reward, arguments)
         except _Alarm:
-            raise TimeLimit(_late(reward, "it was interrupted")) from None
-    return _in_thread(reward, arguments)
+            raise _time_limit(reward, "it was interrupted") from None
+    return _call_in_thread(reward, arguments)
 
 
-def _contained(reward: Reward, arguments: dict[str, Any]) -> Any:
+def _call_contained(reward: Reward, arguments: dict[str, Any]) -> Any:
     with contained():
         return reward.function(**arguments)
 
 
-def _late(reward: Reward, then: str) -> str:
-    return f"gave no answer within its `timeout` of {reward.timeout:g} s; {then}"
+def _time_limit(reward: Reward, then: str) -> TimeLimit:
+    return TimeLimit(f"gave no answer within its `timeout` of {reward.timeout:g} s; {then}")
 
 
 @contextmanager
@@ -136,12 +134,12 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise _Alarm
 
     before, began = signal.signal(signal.SIGALRM, ring), time.monotonic()
-    others, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # rings again if the function swallows it
+    others, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # rings again if the function catches it
     try:
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # it may ring right here; the next ring would be a second away
+            signal.setitimer(signal.ITIMER_REAL, 0)  # may be interrupted by a last alarm, so it is repeated below
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
@@ -152,16 +150,18 @@ def _alarm(seconds: float) -> Iterator[None]:
 _abandoned: list[threading.Thread] = []
 
 
-def _in_thread(reward: Reward, arguments: dict[str, Any]) -> Any:
+def _call_in_thread(reward: Reward, arguments: dict[str, Any]) -> Any:
     _abandoned[:] = [thread for thread in _abandoned if thread.is_alive()]
     if len(_abandoned) >= MAX_ABANDONED:
-        raise TimeLimit(f"was not called: {MAX_ABANDONED} earlier calls of rewards are over time and still running")
+        raise TimeLimit(
+            f"was not called: {MAX_ABANDONED} earlier calls of rewards are still running after their timeout"
+        )
     answer: list[Any] = []
 
     @torch.no_grad()  # a new thread starts with gradients on
     def work() -> None:
         try:
-            answer.append((_contained(reward, arguments), None))
+            answer.append((_call_contained(reward, arguments), None))
         except BaseException as error:
             answer.append((None, error))
 
@@ -170,7 +170,7 @@ def _in_thread(reward: Reward, arguments: dict[str, Any]) -> Any:
     thread.join(reward.timeout)
     if not answer:
         _abandoned.append(thread)
-        raise TimeLimit(_late(reward, "outside the main thread it cannot be stopped and was left behind"))
+        raise _time_limit(reward, "outside the main thread it cannot be stopped and was abandoned")
     result, error = answer[0]
     if error is not None:
         raise error
@@ -178,16 +178,16 @@ def _in_thread(reward: Reward, arguments: dict[str, Any]) -> Any:
 
 
 def _scheduled(reward: Reward, arguments: dict[str, Any]) -> Callable[[], Any]:
-    """Start a coroutine on the shared loop. Over its time it is cancelled; one that blocks the loop costs the loop."""
+    """Start a coroutine on the shared loop. It is cancelled at its time limit; if it blocks the loop, both are abandoned."""
 
     async def limited() -> Any:
         try:
             async with asyncio.timeout(reward.timeout) as scope:
-                with contained(cancels=False):  # an exit would end the loop, and leave everybody waiting
+                with contained(cancels=False):  # an exit would end the loop, and callers would wait forever
                     return await reward.function(**arguments)
         except TimeoutError:
             if scope.expired():
-                raise TimeLimit(_late(reward, "it was cancelled")) from None
+                raise _time_limit(reward, "it was cancelled") from None
             raise
 
     future = asyncio.run_coroutine_threadsafe(limited(), _event_loop())
@@ -197,20 +197,18 @@ def _scheduled(reward: Reward, arguments: dict[str, Any]) -> Callable[[], Any]:
             return future.result(None if reward.timeout is None else reward.timeout + GRACE)
         except TimeoutError:
             if future.done():
-                raise  # the function's own
+                raise  # by the function itself
             _event_loop.cache_clear()
-            blocked = "it blocks its event loop (`await` where it waits), which was left behind"
-            raise TimeLimit(_late(reward, blocked)) from None
+            raise _time_limit(
+                reward, "it blocks its event loop (`await` where it waits), which was abandoned"
+            ) from None
 
     return result
 
 
 @functools.cache
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop in one thread for the life of the process.
-
-    Connections survive from call to call, and the caller may have a running loop of its own (a notebook).
-    """
+    """One loop in one thread for the whole process: connections stay open, and the caller may run its own loop."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="rl_warmup-rewards", daemon=True).start()
     return loop

@@ -1,7 +1,7 @@
-"""A reward model of someone else's: any Hugging Face sequence-classification network, frozen.
+"""A frozen Hugging Face sequence-classification model as a reward.
 
 Knows: transformers' loaders, texts. Must not know: the policy, token ids. Weights come from safetensors only, and no code
-that comes with a checkpoint is run.
+of a checkpoint is run.
 """
 
 from __future__ import annotations
@@ -23,26 +23,22 @@ class Classifier:
 
     Args:
         model_name_or_path: a folder or a name on the hub.
-        label: name or number of the label; needed where there are several.
-        template: the text, with {prompt}, {completion} (the warmup) and {target} where they are to stand.
+        label: name or number of the label; required if there are several.
+        template: of the text, with the fields {prompt}, {completion} (the warmup) and {target}.
         batch_size: texts per forward. max_length: tokens of a text; longer ones are cut.
     """
 
     def __init__(
-        self,
-        model_name_or_path: str,
-        label: str | int | None = None,
-        template: str = "{completion}",
-        batch_size: int = 32,
-        max_length: int = 512,
-    ) -> None:
+        self, model_name_or_path: str, label: str | int | None = None, template: str = "{completion}",
+        batch_size: int = 32, max_length: int = 512,
+    ) -> None:  # fmt: skip
         try:
             names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
         except (ValueError, TypeError) as error:
             raise ValueError(f"template is {template!r}, which cannot be filled in ({error}).") from error
         if not names or any(name not in FIELDS for name in names):
             raise ValueError(
-                f"template is {template!r}; it has to name {{prompt}}, {{completion}} or {{target}}, and nothing else."
+                f"template is {template!r}; give {{prompt}}, {{completion}} or {{target}}, no other fields."
             )
         self.model_name_or_path, self.label, self.template = model_name_or_path, label, template
         self.batch_size, self.max_length = batch_size, max_length
@@ -50,7 +46,7 @@ class Classifier:
         self.tokenizer: Any = None
 
     def prepare(self, device: torch.device | str, **kwargs: Any) -> None:
-        """Load network and tokenizer. Raises ValueError where they cannot be used."""
+        """Load network and tokenizer. Raises ValueError if they cannot be used."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         path = self.model_name_or_path
@@ -64,8 +60,8 @@ class Classifier:
             raise ValueError(f"No sequence-classification model can be loaded from {path!r} ({error}).") from error
         if missing := sorted(report["missing_keys"]):
             raise ValueError(
-                f"{path!r} is no sequence-classification model: it has no weights for {', '.join(missing[:3])}. Give one "
-                f"that was trained to classify or to score."
+                f"{path!r} is no sequence-classification model: it has no weights for {', '.join(missing[:3])}. Give a "
+                f"classifier or a reward model."
             )
         self.index = self._index(model.config)
         self.model = model.requires_grad_(False).eval().to(device)
@@ -77,9 +73,7 @@ class Classifier:
         for index, name in labels.items():
             if self.label in (index, name) and not isinstance(self.label, bool):
                 return index
-        raise ValueError(
-            f"label is {self.label!r}; {self.model_name_or_path!r} has {', '.join(labels.values())}. Name one."
-        )
+        raise ValueError(f"label is {self.label!r}; {self.model_name_or_path!r} has {', '.join(labels.values())}.")
 
     @torch.no_grad()
     def __call__(self, prompts: list[Any], completions: list[Any], target: list[str]) -> list[float]:
@@ -100,5 +94,5 @@ class Classifier:
 
 
 def _text(value: Any) -> str:
-    """A text, or what the last message of a conversation says."""
+    """A text, or the last message of a conversation."""
     return value if isinstance(value, str) else value[-1]["content"]

@@ -1,6 +1,6 @@
-"""From a recipe's words to a reward: `{name, weight, kwargs, ...}`, or the name alone.
+"""Loads the reward that a recipe describes: `{name, weight, kwargs, ...}`, or the name alone.
 
-Knows: the table of built-in rewards. Must not know: batches. `plugins.py` finds what is not built in.
+Knows: the built-in rewards. Must not know: batches. `plugins.py` finds other functions.
 """
 
 from __future__ import annotations
@@ -41,12 +41,11 @@ def load_reward(spec: Any) -> Reward:
 
     Args:
         spec: a name, `{"name": ..., "weight": 1.0, "kwargs": {}, "label": ..., "on_failure": "raise", "timeout": 600.0,
-            "messages": False}` (see `Reward`; `label` is the name in the log), a callable, or a finished `Reward`. A class
-            is made with kwargs, a function has them bound. A function that takes no argument of a reward cannot see any
-            warmup, so it is taken for a factory (TRL's `get_soft_overlong_punishment`) and called.
+            "messages": False}` (see `Reward`; `label` is the name in the log), a callable, or a `Reward`. `build_plugin`
+            makes classes and factories.
 
     Raises:
-        ValueError: saying what was given, what is allowed, what to do.
+        ValueError: with what was given, what is allowed, what to do.
     """
     if isinstance(spec, Reward):
         return spec
@@ -56,9 +55,7 @@ def load_reward(spec: Any) -> Reward:
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
-        raise ValueError(
-            f"A reward is {spec!r}; give a name, a mapping with the keys {', '.join(KEYS)}, or a function."
-        )
+        raise ValueError(f"A reward is {spec!r}; give a name, a mapping with keys {', '.join(KEYS)}, or a function.")
     for key in spec:
         if key not in KEYS:
             hint = nearest(str(key), KEYS)
@@ -66,9 +63,7 @@ def load_reward(spec: Any) -> Reward:
     place: Any = spec.get("name")
     kwargs = {} if spec.get("kwargs") is None else spec["kwargs"]
     if not isinstance(place, str) or not place:
-        raise ValueError(
-            f"The reward {dict(spec)} needs a `name`: a non-empty string, one of {', '.join(BUILT_IN)}. {OWN}"
-        )
+        raise ValueError(f"The reward {dict(spec)} needs a `name`, a text: one of {', '.join(BUILT_IN)}. {OWN}")
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
         raise ValueError(f"The kwargs of reward {place!r} are {kwargs!r}; give a mapping of argument names to values.")
     found, short = find_plugin("reward", place, BUILT_IN)

@@ -1,6 +1,6 @@
-"""The contract of reward functions, as types: what they may take, what they return. For people and type checkers.
+"""The protocol of reward functions, as types: their arguments and results.
 
-Knows: names and types. Must not know: how any of it is made; `arguments.py` makes it.
+Knows: names and types. Must not know: how arguments are made (`arguments.py`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ Rewards = Sequence[float | None]  # one per warmup; None = not scored
 
 
 class RewardArguments(TypedDict, total=False):
-    """Everything a function may name, one entry per warmup; besides these, every further column of the data.
+    """Everything that a function may name, one entry per warmup; columns of the data may be named too.
 
-    The first group costs nothing and also comes through **kwargs. The second is made only for functions that name it.
+    The first group costs nothing and is also in **kwargs. The second is made only for functions that name it.
     """
 
-    prompts: list[str] | list[list[Message]]  # TRL's name; as it stands in the data
+    prompts: list[str] | list[list[Message]]  # TRL's name; as in the data
     prompt_ids: list[list[int]]
-    completions: (
-        list[str] | list[list[Message]]
-    )  # TRL's name for the warmups; messages where the prompt is a list of them
+    completions: list[str] | list[list[Message]]  # TRL's name for the warmups; messages if the prompt is messages
     completion_ids: list[list[int]]  # TRL's name; without the separator
     target: list[str]
     target_ids: list[list[int]]  # with the end token
@@ -41,13 +39,13 @@ class RewardArguments(TypedDict, total=False):
 
 
 class RewardFunction(Protocol):
-    """Called with keywords alone: those of `RewardArguments` that it names, and all cheap ones where it has **kwargs."""
+    """Called with keyword arguments only: those that it names, and all cheap ones if it has **kwargs."""
 
     def __call__(self, *, completions: Any, **kwargs: Any) -> Rewards | Awaitable[Rewards]: ...
 
 
 class PreparedReward(Protocol):
-    """An object that loads something first. `prepare` is called once, before training; it may leave out what it ignores."""
+    """An object that loads something first. `prepare` is called once, before training; it may omit unused parameters."""
 
     def prepare(self, *, tokenizer: Any, layout: Any, constraints: Any, device: Any) -> None: ...
 

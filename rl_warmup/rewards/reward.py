@@ -1,4 +1,4 @@
-"""One reward: a name, a weight, a function with the arguments it takes, and what happens when it fails.
+"""One reward: a name, a weight, a function and its arguments, and what to do when it fails.
 
 Knows: signatures. Must not know: where functions come from, or what they compute.
 """
@@ -17,7 +17,7 @@ from rl_warmup.plugins import BY_KEYWORD, VARIADIC
 from rl_warmup.rewards.arguments import CHEAP, ON_REQUEST, Arguments, as_messages
 
 POLICIES = ("raise", "skip", "zero")
-TIMEOUT = 600.0  # seconds; a run must not wait for ever for somebody else's function
+TIMEOUT = 600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,15 @@ class Reward:
     """A term `weight * function(...)` of the score of a warmup.
 
     `function` is called with keywords only (see `protocol`) and returns a list with one number or None per warmup; it
-    may be a coroutine function. Where it is an object with a method `prepare(tokenizer, layout, constraints, device)`, that is
-    called once before training.
-
-    A Reward can itself be called as TRL calls reward functions, so that TRL's trainers take it; TRL then does the weighing.
+    may be a coroutine function. If it has a method `prepare(tokenizer, layout, constraints, device)`, that is called once
+    before training. A Reward can be called like TRL's reward functions, so TRL's trainers accept it; TRL then applies weights.
 
     Args:
         on_failure: what to do with NaN, infinity, a wrong number of values, an exception or a time-out. `raise` stops the
-            run; `skip` leaves this term out for every warmup of the prompts concerned, so that the warmups of one group
-            stay comparable; `zero` counts 0.
+            run; `skip` leaves this term out for all warmups of the prompts concerned, so that a group stays comparable;
+            `zero` counts 0.
         timeout: seconds for one call; None for no limit.
-        messages: hand prompts and completions over as lists of messages, as functions for conversations expect them.
+        messages: give prompts and completions as lists of messages, for functions that expect conversations.
 
     Raises:
         ValueError: a field of the wrong type or outside its range.
@@ -51,49 +49,46 @@ class Reward:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"A reward's name has to be a non-empty string, not {self.name!r}.")
+        name, timed = self.name, self.timeout is None or (_is_number(self.timeout) and self.timeout > 0)
         if not _is_number(self.weight):
             raise ValueError(
-                f"The weight of reward {self.name!r} is {self.weight!r}; give a finite number (negative for a penalty)."
+                f"The weight of reward {name!r} is {self.weight!r}; give a finite number (negative: penalty)."
             )
         if not callable(self.function):
-            raise ValueError(
-                f"Reward {self.name!r} is {self.function!r}, which cannot be called; give a function or class."
-            )
+            raise ValueError(f"Reward {name!r} is {self.function!r}, which cannot be called; give a function or class.")
         if self.on_failure not in POLICIES:
             raise ValueError(
-                f"on_failure of reward {self.name!r} is {self.on_failure!r}; allowed are {', '.join(POLICIES)}."
+                f"on_failure of reward {name!r} is {self.on_failure!r}; allowed are {', '.join(POLICIES)}."
             )
-        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
+        if not timed:
             raise ValueError(
-                f"The timeout of reward {self.name!r} is {self.timeout!r}; give seconds above 0, or null for no limit."
+                f"The timeout of reward {name!r} is {self.timeout!r}; give seconds above 0, or null for none."
             )
         if not isinstance(self.messages, bool):
-            raise ValueError(f"messages of reward {self.name!r} is {self.messages!r}; give true or false.")
+            raise ValueError(f"messages of reward {name!r} is {self.messages!r}; give true or false.")
 
     @cached_property
     def is_async(self) -> bool:
-        """Whether calling the function gives something to await."""
+        """Whether the function is a coroutine function."""
         function = self.function.func if isinstance(self.function, functools.partial) else self.function
         return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
     @cached_property
     def parameters(self) -> list[inspect.Parameter]:
-        """Of the function; those that the recipe's kwargs fill have a default."""
+        """Parameters of the function; those that the recipe's kwargs fill have a default."""
         try:
             return list(inspect.signature(self.function).parameters.values())
-        except ValueError as error:  # some callables written in C do not say
-            raise ValueError(
-                f"Reward {self.name!r} does not tell which arguments it takes; wrap it in a function of your own."
-            ) from error
+        except ValueError as error:  # some functions written in C have no signature
+            raise ValueError(f"Reward {self.name!r} has no signature; wrap it in a function of your own.") from error
 
     @cached_property
     def asks_for(self) -> frozenset[str]:
-        """Names of the arguments it takes by name, without those that the recipe's kwargs fill."""
+        """Names of the parameters, without those that the recipe's kwargs fill."""
         return frozenset(p.name for p in self.parameters if p.kind in BY_KEYWORD and p.name not in self._fixed)
 
     @property
     def takes_everything(self) -> bool:
-        """Whether it has **kwargs: then it also gets whatever costs nothing."""
+        """Whether it has **kwargs: then it also gets all cheap arguments."""
         return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.parameters)
 
     @property
@@ -101,10 +96,10 @@ class Reward:
         return self.function.keywords if isinstance(self.function, functools.partial) else {}
 
     def arguments(self, offered: Arguments) -> dict[str, Any]:
-        """The keyword arguments of one call: what the signature names; with **kwargs also everything that is cheap.
+        """The keyword arguments of one call: those in the signature; with **kwargs also all cheap ones.
 
         Raises:
-            ValueError: a parameter without a default that nothing on offer fills.
+            ValueError: a parameter without a default that no argument fills.
         """
         on_offer = [name for name in (*offered.names, *offered.columns) if name not in self._fixed]
         for p in self.parameters:
@@ -113,9 +108,8 @@ class Reward:
                 if p.name in offered.absent:
                     raise ValueError(f"Reward {self.name!r} needs {p.name!r}, which needs a model, and none is given.")
                 raise ValueError(
-                    f"Reward {self.name!r} needs an argument {p.name!r}, which is neither in its `kwargs`, nor a "
-                    f"column of the data ({', '.join(offered.columns) or 'none'}), nor one of "
-                    f"{', '.join((*CHEAP, *ON_REQUEST))}."
+                    f"Reward {self.name!r} needs an argument {p.name!r}, which is neither in its `kwargs`, nor a column of the "
+                    f"data ({', '.join(offered.columns) or 'none'}), nor one of {', '.join((*CHEAP, *ON_REQUEST))}."
                 )
         wanted = [n for n in on_offer if n in self.asks_for or (self.takes_everything and n not in ON_REQUEST)]
         values = {name: offered[name] for name in wanted}
@@ -126,15 +120,13 @@ class Reward:
 
     @property
     def __name__(self) -> str:
-        """How TRL logs it."""
+        """The name in TRL's log."""
         return self.name
 
     def __call__(self, **given: Any) -> Any:
-        """As TRL calls a reward function: the function gets of `given` what it takes. A coroutine is returned as such."""
-        chosen = {
-            k: v for k, v in given.items() if k in self.asks_for or (self.takes_everything and k not in self._fixed)
-        }
-        return self.function(**chosen)
+        """Call the function as TRL does, with those of the given arguments that it takes."""
+        names = self.asks_for | (given.keys() - self._fixed.keys() if self.takes_everything else set())
+        return self.function(**{name: value for name, value in given.items() if name in names})
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,6 @@
-"""Rewards that look at the warmup alone, or compare it with prompt and target: length, repetition, overlap, format.
+"""Rewards from the tokens or the text of a warmup: length, repetition, overlap with prompt or target, format.
 
-Knows: token ids, and for the format text. Must not know: networks.
-Shares lie in [0, 1]; to use one as a penalty, give it a negative weight.
+Knows: token ids, text. Must not know: networks. Shares are in [0, 1]; a negative weight makes a share a penalty.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from typing import Any
 
 
 class LengthPenalty:
-    """-|length - target_length| / target_length: 0 at the wanted length, -1 for an empty warmup. No unit.
+    """-|length - target_length| / target_length: 0 at the target length, -1 for an empty warmup. No unit.
 
     Args:
-        target_length: the wanted length of a warmup (not of the target y), in tokens.
+        target_length: tokens of a warmup (not of the target y).
     """
 
     def __init__(self, target_length: int) -> None:
@@ -25,12 +24,12 @@ class LengthPenalty:
 
 
 class Repetition:
-    """Share of a warmup's n-grams that occurred in it before: 0 where all differ, and for shorter warmups.
+    """Share of a warmup's n-grams that repeat an earlier one; 0 for a warmup shorter than n.
 
     Source: appendix C.2 of arXiv 2502.03373, as a share.
 
     Args:
-        ngram: tokens that count as one piece.
+        ngram: n, in tokens.
     """
 
     def __init__(self, ngram: int = 2) -> None:
@@ -68,7 +67,7 @@ def prompt_overlap(completion_ids: list[list[int]], prompt_ids: list[list[int]])
 
 
 def target_overlap(completion_ids: list[list[int]], target_ids: list[list[int]]) -> list[float]:
-    """Share of the distinct tokens of a warmup that occur in its target; 1 where it gives the answer away."""
+    """Share of the distinct tokens of a warmup that occur in its target; 1 if all do."""
     return _overlaps(completion_ids, target_ids)
 
 

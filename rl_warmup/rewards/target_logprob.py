@@ -1,6 +1,6 @@
-"""The reward model of the method: log P(y|x,c), how likely a warmup makes the target.
+"""The reward of the method: log P(y|x,c), the target's likelihood after a warmup.
 
-Knows: log-probabilities of the rows, and how to score the same rows with another network. Must not know: objectives.
+Knows: log-probabilities of the rows, how to score the rows with another network. Must not know: objectives.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ DTYPES = ("float32", "bfloat16")
 class TargetLogProb:
     """log P(y|x,c) in nats, summed over the target's tokens.
 
-    By default *tied*: policy and generator are one network, so the number is already there. With
-    `model_name_or_path` a second, frozen generator scores the same rows; every process holds it whole. Weights are read
-    from safetensors only, and no code that comes with a checkpoint is run.
+    By default *tied*: policy and generator are one network, so the number is already computed. With
+    `model_name_or_path` a second, frozen generator scores the rows; every process holds it whole. Weights come from
+    safetensors only, and no code of a checkpoint is run.
 
     Args:
         model_name_or_path: a folder or a name on the hub; of the policy's architecture and with its vocabulary.
-        dtype: of the frozen weights. The head and the sum are float32 either way; rounding in bfloat16 adds to the
-            variance within a group.
+        dtype: of the frozen weights. Head and sum are always float32; rounding in bfloat16 adds to the variance within a group.
     """
 
     def __init__(self, model_name_or_path: str | None = None, dtype: str = "float32") -> None:
@@ -49,7 +48,7 @@ class TargetLogProb:
     def prepare(
         self, tokenizer: Any, layout: Layout, constraints: SamplingConstraints, device: torch.device | str
     ) -> None:
-        """Load the frozen generator. Raises ValueError where it does not fit the policy."""
+        """Load the frozen generator. Raises ValueError if it does not fit the policy."""
         if self.model_name_or_path is None:
             return
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -64,7 +63,7 @@ class TargetLogProb:
             kinds = {True: "encoder-decoder", False: "decoder-only"}
             raise ValueError(
                 f"The generator {path!r} is {kinds[not is_encoder_decoder]}, the policy is {kinds[is_encoder_decoder]}"
-                f". Both score the same rows, so give a generator of the policy's kind."
+                f". Give a generator of the policy's kind."
             )
         auto = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
         try:
@@ -87,34 +86,34 @@ class TargetLogProb:
     @torch.no_grad()
     def logprob(self, batch: WarmupBatch) -> torch.Tensor:
         """(N,) float32 log P(y|x,c) of all rows of a batch under the frozen generator, nats."""
-        # P(c|x) is the policy's business: without actions neither its head nor its law is consulted.
-        unjudged = replace(batch, warmup_mask=torch.zeros_like(batch.warmup_mask)).to(self.model.device)
+        # without actions score() does not compute P(c|x), and ignores the sampling constraints
+        targets = replace(batch, warmup_mask=torch.zeros_like(batch.warmup_mask)).to(self.model.device)
         vocab_size = self.model.get_output_embeddings().out_features
         constraints = SamplingConstraints(separator_id=0, banned=torch.zeros(vocab_size, dtype=torch.bool))
         with torch.autocast(device_type=self.model.device.type, enabled=False):
-            return score(self.model, unjudged, constraints).target_logprob
+            return score(self.model, targets, constraints).target_logprob
 
 
 def target_logprob_per_token(target_logps: list[float], target_ids: list[list[int]]) -> list[float]:
-    """log P(y|x,c) / |y| in nats per target token, the end token counted."""
+    """log P(y|x,c) / |y| in nats per target token, with the end token."""
     return [logprob / len(ids) for logprob, ids in zip(target_logps, target_ids, strict=True)]
 
 
 def gain(target_logps: list[float], baseline_target_logps: list[float]) -> list[float]:
-    """log P(y|x,c) - log P(y|x,∅) in nats: what the warmup is worth. Costs one more forward with empty warmups."""
+    """log P(y|x,c) - log P(y|x,∅) in nats. Costs one more forward with empty warmups."""
     return [logprob - baseline for logprob, baseline in zip(target_logps, baseline_target_logps, strict=True)]
 
 
 def _check_vocabulary(path: str, rows: int, tokenizer: Any, policy_rows: int) -> None:
-    """Token ids have to mean the same to both networks.
+    """Raises ValueError unless both networks use the same token ids.
 
-    Where a tokenizer lies beside the weights, its tokens are compared; sizes alone may differ then, as embeddings are
-    padded differently within one family (Qwen2.5). Where none does, the sizes of the embeddings have to be equal.
+    With a tokenizer beside the weights, tokens are compared; the sizes of embeddings may then differ, as one family pads them
+    differently (Qwen2.5). Without one, the sizes must be equal.
     """
     if rows < len(tokenizer):
         raise ValueError(
             f"The generator {path!r} has {rows} embedding rows, the policy's tokenizer has {len(tokenizer)} tokens. "
-            f"Both score the same ids, so give a generator with the policy's vocabulary (its separator included)."
+            f"Give a generator with the policy's vocabulary, separator included."
         )
     from transformers import AutoTokenizer
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -122,16 +121,14 @@ def _check_vocabulary(path: str, rows: int, tokenizer: Any, policy_rows: int) ->
     if not get_tokenizer_config(path):
         if rows != policy_rows:
             raise ValueError(
-                f"The generator {path!r} has {rows} embedding rows, the policy {policy_rows}, and no tokenizer lies "
-                f"beside the generator to show that the vocabularies agree. Save it there, or give another generator."
+                f"The generator {path!r} has {rows} embedding rows, the policy {policy_rows}, and no tokenizer to compare their "
+                f"vocabularies. Save its tokenizer there, or give another generator."
             )
         return
     own = tokenizer.get_vocab()
-    beside = AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
-    for token, index in beside.items():
+    for token, index in AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab().items():
         if own.get(token) != index:
             raise ValueError(
                 f"The generator {path!r} has another vocabulary: its token {token!r} is {index}, the policy's is "
-                f"{own.get(token, 'missing')}. Both score the same ids, so give a generator with the policy's "
-                f"tokenizer."
+                f"{own.get(token, 'missing')}. Give a generator with the policy's tokenizer."
             )

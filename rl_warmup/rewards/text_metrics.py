@@ -1,6 +1,6 @@
-"""A metric of what the model writes after a warmup, row by row, as a reward.
+"""A metric of the prediction after each warmup, as a reward.
 
-Knows: metrics by name. Must not know: how predictions are made; a function that names them gets them.
+Knows: metrics by name. Must not know: how predictions are made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rl_warmup.metrics import compute
 
 
 class PredictionMetric:
-    """The metric of the likeliest prediction after each warmup: what evaluation will see. Costs a generation per warmup.
+    """The metric of the likeliest prediction after each warmup, as in evaluation. Costs a generation per warmup.
 
     Args:
         metric: `chrf++`, `bleu` (of one sentence: n-grams up to the shorter text's length count), `rouge1`, `rouge2`,
@@ -21,35 +21,26 @@ class PredictionMetric:
     """
 
     def __init__(self, metric: str) -> None:
-        self.metric = metric
-        self.score = _row_score(metric)
-        self.score("a", "a")  # an unknown metric or a missing library says so before training
+        self.score = _sentence_bleu() if metric == "bleu" else functools.partial(_row_score, metric)
+        self.score("a", "a")  # raises for an unknown metric or a missing library before training
 
     def __call__(self, predictions: list[str], target: list[str]) -> list[float]:
         return [self.score(written, wanted) for written, wanted in zip(predictions, target, strict=True)]
 
 
 class SampledPredictionMetric(PredictionMetric):
-    """The same of one prediction drawn from P(y|x,c): noisier, and its mean is the expected metric."""
+    """The same for one prediction sampled from P(y|x,c): noisier, and its mean is the expected metric."""
 
     def __call__(self, sampled_predictions: list[str], target: list[str]) -> list[float]:
         return super().__call__(sampled_predictions, target)
 
 
-def _row_score(metric: str) -> Callable[[str, str], float]:
-    if metric == "bleu":
-        return _sentence_bleu()
-    hundred = metric == "chrf++" or metric.startswith("rouge")
-    return functools.partial(_computed, metric, 100.0 if hundred else 1.0)
-
-
-def _computed(metric: str, scale: float, prediction: str, target: str) -> float:
+def _row_score(metric: str, prediction: str, target: str) -> float:
     scores = compute([metric], [prediction], [target])
     if len(scores) != 1:
-        raise ValueError(
-            f"The metric {metric!r} gives {', '.join(scores)}; a reward is one number, so name one that does."
-        )
-    return next(iter(scores.values())) / scale
+        raise ValueError(f"The metric {metric!r} gives {', '.join(scores)}; give a metric of one number.")
+    is_percent = metric == "chrf++" or metric.startswith("rouge")
+    return next(iter(scores.values())) / (100.0 if is_percent else 1.0)
 
 
 def _sentence_bleu() -> Callable[[str, str], float]:

@@ -1,11 +1,11 @@
-"""Which checkpoints of a run are whole, which is the newest, which may go, and what a run that goes on may change.
+"""Checkpoint folders: which are complete, which is the newest, which to remove, and what a resumed run may change.
 
 Knows: folders and the `checkpoint.json` in each, names of settings. Must not know: how a checkpoint is made
 (`resumable.py`), torch.
 
 A checkpoint is written under `unfinished/` and gets its name `checkpoint-N` by one rename, after every process has written
-its part and `checkpoint.json` lists all files with their sizes. It leaves by the same door. So whatever is killed when,
-a folder named `checkpoint-N` is whole, and what lies in `unfinished/` is rubbish.
+its part and `checkpoint.json` lists all files with their sizes. A removal moves it back first. So after any kill, a folder
+named `checkpoint-N` is complete, and `unfinished/` holds only rubbish.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ UNFINISHED = "unfinished"
 CONTENTS = "checkpoint.json"
 PREFIX = "checkpoint-"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-# torch and safetensors report a full disk without an error number
+# torch and safetensors give no error number for a full disk
 DISK_WORDS = ("No space left", "PytorchStreamWriter failed", "file write failed", "unexpected pos", "Disk quota")
 GONE_WORDS = ("No such file", "does not exist")
 
-
-# What a run that goes on may change: where it writes and what it says, on which machine it runs (`Makers` has the rest), ...
+# What a resumed run may change: where it writes, what it logs, on which machine it runs (`Makers` has the rest), ...
 FREE = {
     "output_dir", "run_name", "project", "report_to", "logging_strategy", "logging_steps", "logging_first_step", "log_warmups",
     "include_num_input_tokens_seen", "skip_memory_metrics", "debug", "push_to_hub", "hub_model_id",
@@ -46,40 +45,44 @@ FREE = {
     "full_determinism", "attn_implementation", "scoring", "sampling",
     "metrics", "controls", "predict_split",
 }  # fmt: skip
-# ... how it is validated, unless that chooses the model it ends with, how long it is, and how its rows are named ...
+# ... its validation, unless that selects the final model, its length, and the names of its rows ...
 EVALUATION = {
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "num_eval_warmups",
 }  # fmt: skip
 BUDGET = {"max_steps", "num_train_epochs"}
 ROWS = {"task", "task_kwargs", "stored_warmups"}
-# ... of which these are not worth a word.
-UNSAID = {
+# ... and without a message these.
+UNREPORTED = {
     "resume_from_checkpoint", "overwrite", "show_progress", "disable_tqdm", "local_rank", "do_train", "do_eval", "do_predict",
     "log_level", "log_level_replica", "log_on_each_node",
 }  # fmt: skip
 
 
 class DiskFault(OSError):
-    """A full, broken or vanished disk, said in a sentence."""
+    """The disk is full, broken or gone."""
 
 
 @dataclass(frozen=True)
 class Makers:
-    """Who writes a checkpoint: what must be the same again for the run to go on as if nothing had happened."""
+    """The processes that write a checkpoint; they must be the same again for an exact resume."""
 
     processes: int
-    sharding: str  # "none" (one process or DDP: every process holds everything), "zero-1" to "zero-3", "fsdp"
+    sharding: str  # "none" (one process or DDP), "zero-1" to "zero-3", "fsdp"
     rows_per_update: int  # of all processes; the position in the data is counted in updates
+
+    def __str__(self) -> str:
+        count = f"{self.processes} process{'es' if self.processes > 1 else ''}"
+        return count if self.sharding == "none" else f"{count} under {self.sharding}"
 
 
 def seal(folder: Path, step: int, makers: Makers, resumable: bool, described: Mapping[str, Any] | None = None) -> None:
-    """Write `checkpoint.json` over the finished contents of a folder, and make sure that all of it is on the disk.
+    """Write `checkpoint.json` into a finished folder, and flush all its files to the disk.
 
     Args:
         described: what `refuse_changes` compares later: `settings`, `rows` and the like.
 
     Raises:
-        FileNotFoundError: the random state of a process is not there, as it wrote to another machine's disk.
+        FileNotFoundError: the random state of a process is missing, as it wrote to another machine's disk.
     """
     states = [f"rng_state_{i}.pth" for i in range(makers.processes)] if makers.processes > 1 else ["rng_state.pth"]
     missing = [name for name in states if resumable and not (folder / name).is_file()]
@@ -91,13 +94,13 @@ def seal(folder: Path, step: int, makers: Makers, resumable: bool, described: Ma
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(_files(folder))}
     contents = {"step": step, "resumable": resumable, **asdict(makers), **(described or {}), "files": files}
     (folder / CONTENTS).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    for path in _files(folder):  # a rename that reaches the disk before the contents would name an empty checkpoint
+    for path in _files(folder):  # the contents must reach the disk before the rename
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def publish(folder: Path, run: Path) -> Path:
-    """Give a sealed folder its place in the run; one of the same step steps aside first."""
+    """Move a sealed folder to its place in the run; it replaces one of the same step."""
     place = run / folder.name
     if place.exists():
         discard(place)
@@ -106,7 +109,7 @@ def publish(folder: Path, run: Path) -> Path:
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove a checkpoint; a kill meanwhile leaves no half of it under its name."""
+    """Remove a checkpoint; a kill meanwhile leaves no part of it under its name."""
     aside = checkpoint.parent / UNFINISHED / f"removed-{checkpoint.name}"
     aside.parent.mkdir(exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -115,12 +118,12 @@ def discard(checkpoint: Path) -> None:
 
 
 def clear_unfinished(run: Path) -> None:
-    """Remove what earlier kills left half-written or half-removed."""
+    """Remove what earlier kills left."""
     shutil.rmtree(run / UNFINISHED, ignore_errors=True)
 
 
 def contents(checkpoint: Path) -> dict[str, Any] | None:
-    """What `checkpoint.json` says, if all it lists is there in full; None otherwise (an interrupted copy, say)."""
+    """The contents of `checkpoint.json`, if all files it lists are complete; None otherwise (after an interrupted copy)."""
     try:
         found = read_json(checkpoint / CONTENTS)
         whole = all((checkpoint / name).stat().st_size == size for name, size in found["files"].items())
@@ -130,7 +133,7 @@ def contents(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def require(checkpoint: Path) -> dict[str, Any]:
-    """`contents` of a checkpoint to go on from.
+    """`contents` of a checkpoint to resume from.
 
     Raises:
         ValueError: it is incomplete, or holds the model alone.
@@ -139,25 +142,29 @@ def require(checkpoint: Path) -> dict[str, Any]:
     if inside is None or not inside["resumable"]:
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} is no complete checkpoint (its {CONTENTS} is missing, does not fit the "
-            f"files, or says that save_only_model was on). `--resume_from_checkpoint auto` takes the newest complete one."
+            f"files, or shows that save_only_model was on). `--resume_from_checkpoint auto` takes the newest complete one."
         )
     return inside
 
 
-def whole_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run that a run can go on from, oldest first."""
+def _complete(run: Path) -> dict[Path, dict[str, Any]]:
+    """The complete checkpoints of a run with their `contents`, oldest first."""
     found = [path for path in run.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    found.sort(key=step_of)
-    return [path for path in found if (inside := contents(path)) and inside["resumable"]]
+    return {path: inside for path in sorted(found, key=step_of) if (inside := contents(path))}
+
+
+def whole_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run that can be resumed, oldest first."""
+    return [path for path, inside in _complete(run).items() if inside["resumable"]]
 
 
 def newest(run: Path) -> Path | None:
-    """The whole checkpoint with the most updates, or None."""
+    """The complete checkpoint with the most updates, or None."""
     return max(whole_checkpoints(run), key=step_of, default=None)
 
 
 def beside(checkpoint: Path, step: int) -> Path | None:
-    """The whole checkpoint of another update in the same folder, or None."""
+    """The complete checkpoint of another update in the same folder, or None."""
     place = checkpoint.parent / f"{PREFIX}{step}"
     return place if contents(place) is not None else None
 
@@ -168,11 +175,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def rotate(run: Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest whole checkpoints until `limit` are left; never the newest, nor the `best`."""
+    """Remove the oldest complete checkpoints until `limit` are left; never the newest, nor the `best`."""
     if not limit or limit < 1:
         return
-    whole = [path for path in run.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit() and contents(path)]
-    whole.sort(key=step_of)
+    whole = list(_complete(run))
     spare = [path for path in whole[:-1] if best is None or path.resolve() != Path(best).resolve()]
     for path in spare[: max(0, len(whole) - limit)]:
         discard(path)
@@ -187,10 +193,10 @@ def later_than(checkpoint: Path, run: Path) -> list[Path]:
 
 
 def refuse_other_makers(checkpoint: Path, now: Makers) -> str | None:
-    """What a resume by other processes changes, in a sentence, or None where nothing does.
+    """A sentence about what a resume by these processes changes, or None.
 
     Raises:
-        ValueError: it cannot go on, or would read other rows; with the remedy.
+        ValueError: they cannot resume it, or would read other rows; with the remedy.
     """
     inside = require(checkpoint)
     before = Makers(inside["processes"], inside["sharding"], inside["rows_per_update"])
@@ -198,9 +204,8 @@ def refuse_other_makers(checkpoint: Path, now: Makers) -> str | None:
     sharded = {before.sharding, now.sharding} != {"none"}
     if before.sharding != now.sharding or (sharded and before.processes != now.processes):
         raise ValueError(
-            f"resume_from_checkpoint: {checkpoint} was written by {_spell(before)}, and now there are {_spell(now)}. "
-            f"Sharded optimizer states fit the processes that wrote them alone: launch as before. {weights}, with a fresh "
-            f"optimizer."
+            f"resume_from_checkpoint: {checkpoint} was written by {before}, and now there are {now}. Only the processes that "
+            f"wrote sharded optimizer states can read them: launch as before. {weights}, with a fresh optimizer."
         )
     if before.rows_per_update != now.rows_per_update:
         raise ValueError(
@@ -211,50 +216,47 @@ def refuse_other_makers(checkpoint: Path, now: Makers) -> str | None:
     if before.processes == now.processes:
         return None
     return (
-        f"{checkpoint.name} was written by {_spell(before)} and goes on with {_spell(now)}: weights, optimizer, schedule and "
-        f"rows are kept, but warmups are drawn from other random streams, so the run will not be equal to one left alone."
+        f"{checkpoint.name} was written by {before} and is resumed by {now}: weights, optimizer, schedule and rows are kept, "
+        f"but warmups come from other random streams, so the run will differ from an uninterrupted one."
     )
 
 
 def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The settings in which a run that goes on differs from the one that wrote the checkpoint: key -> [before, now].
+    """The settings that a resumed run changes: key -> [before, now].
 
     Args:
-        now: `settings` by name; `rows`, their `training_data.rows_digest`; `start`, a hash of the model that the run starts
-            from; `code`, hashes of the files of plugins.
+        now: `settings` by name; `rows`, their `training_data.rows_digest`; `start`, a hash of the starting model; `code`,
+            hashes of plugin files.
 
     Raises:
-        ValueError: naming what differs, where that makes it another run: rows, a start, code, or a setting that is not in
-            `FREE`.
+        ValueError: naming rows, start, code, or settings outside `FREE` that differ.
     """
     before = require(checkpoint)
     if "settings" not in before:
-        return {"settings": ["not known, as an older version wrote the checkpoint", "not compared"]}
+        return {"settings": ["unknown, as an older version wrote the checkpoint", "not compared"]}
     known, wanted = before["settings"], now["settings"]
-    differ = {key: [known[key], wanted[key]] for key in wanted if key in known and known[key] != wanted[key]}
-    differ = {key: pair for key, pair in differ.items() if key not in UNSAID}
+    compared = [key for key in wanted if key in known and key not in UNREPORTED]
+    differ = {key: [known[key], wanted[key]] for key in compared if known[key] != wanted[key]}
     free = {*FREE, *(EVALUATION if not wanted.get("load_best_model_at_end") else ())}
     free |= {key for key in BUDGET if key in differ and 0 < differ[key][0] < differ[key][1]}
-    free |= set(ROWS if "count" in now["rows"] else ())  # of a stream not all rows can be compared
+    free |= set(ROWS if "count" in now["rows"] else ())  # not all rows of a stream can be compared
     faults = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in differ.items() if key not in free]
     if before["rows"] != now["rows"]:
         faults.append(_other_rows(before["rows"], now["rows"]))
     if "start" in before and "start" in now and before["start"] != now["start"]:
-        faults.append("the model that it started from has other weights (of an adapter: its base model)")
-    code = before.get("code", {})
-    faults += [
-        f"{path} has other contents" for path, found in now.get("code", {}).items() if code.get(path, found) != found
-    ]
+        faults.append("the starting model has other weights (of an adapter: its base model)")
+    code, code_now = before.get("code", {}), now.get("code", {})
+    faults += [f"{path} has other contents" for path, found in code_now.items() if code.get(path, found) != found]
     if faults:
         raise ValueError(
-            f"resume_from_checkpoint: {checkpoint} is of another run: {'; '.join(faults)}. Set them as they were, or start a new "
-            f"run from its weights: --model_name_or_path {checkpoint} --output_dir OTHER."
+            f"resume_from_checkpoint: {checkpoint} is of another run: {'; '.join(faults)}. Restore them, or start a new run "
+            f"from its weights: --model_name_or_path {checkpoint} --output_dir OTHER."
         )
     return differ
 
 
 def plain(value: Any) -> Any:
-    """What JSON does not know, as `json.dumps` wants it from `default`: the same in every process."""
+    """`default` for `json.dumps`: the same in every process."""
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     text = repr(value)
@@ -262,31 +264,21 @@ def plain(value: Any) -> Any:
 
 
 def _other_rows(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Which training rows differ, as far as the hashes of their blocks tell."""
-    if before.keys() != now.keys():
-        return (
-            "training rows were a list, now a stream" if "first" in now else "training rows were a stream, now a list"
-        )
+    """Which training rows differ, by the hashes of their blocks."""
     count = "first" if "first" in now else "count"
+    if before.keys() != now.keys():
+        kinds = ("a list", "a stream") if count == "first" else ("a stream", "a list")
+        return "training rows were {}, now {}".format(*kinds)
     if before[count] != now[count]:
-        return (
-            f"there were {before[count]} training rows, now {now[count]}"
-            if count == "count"
-            else "the stream is shorter"
-        )
+        counts = f"there were {before[count]} training rows, now {now[count]}"
+        return counts if count == "count" else "the stream is shorter"
     size = max(1, -(-now[count] // len(now["blocks"])))
-    places = [
-        place for place, pair in enumerate(zip(before["blocks"], now["blocks"], strict=True)) if pair[0] != pair[1]
-    ]
+    pairs = enumerate(zip(before["blocks"], now["blocks"], strict=True))
+    places = [place for place, (old, new) in pairs if old != new]
     first, last = places[0] * size, min(now[count], (places[0] + 1) * size) - 1
     where = f"row {first}" if first == last else f"rows {first} to {last}"
     more = f" and {len(places) - 1} more such blocks" if len(places) > 1 else ""
     return f"training {where}{more} have other contents"
-
-
-def _spell(makers: Makers) -> str:
-    many = f"{makers.processes} process{'es' if makers.processes > 1 else ''}"
-    return many if makers.sharding == "none" else f"{many} under {makers.sharding}"
 
 
 def is_disk_fault(run: Path, error: BaseException) -> bool:
@@ -298,11 +290,7 @@ def is_disk_fault(run: Path, error: BaseException) -> bool:
 
 @contextmanager
 def disk_faults(run: Path) -> Iterator[None]:
-    """Turn an error of the disk into a sentence that names the last good checkpoint.
-
-    Raises:
-        DiskFault: with that sentence.
-    """
+    """Raise an error of the disk as a DiskFault that names the last good checkpoint."""
     try:
         yield
     except DiskFault:
@@ -316,15 +304,13 @@ def disk_faults(run: Path) -> Iterator[None]:
 def _disk_sentence(run: Path, error: Exception) -> str:
     what = str(error).strip().splitlines()[0]
     if not run.is_dir():
-        return f"The run's folder {run} has vanished while it trained, and its checkpoints with it ({what})."
+        return f"The run's folder {run} vanished during training, with its checkpoints ({what})."
     last = newest(run)
     free = shutil.disk_usage(run).free / 2**20
-    good = (
-        f"{last} is the last good checkpoint, and intact: make room, then go on with `--resume_from_checkpoint auto`."
-        if last
-        else "There is no checkpoint yet: make room and start again."
-    )
-    return f"The run's files cannot be written to {run} ({what}; {free:,.0f} MiB are free there). {good}"
+    remedy = "There is no checkpoint yet: make room and start again."
+    if last:
+        remedy = f"{last} is the last good checkpoint: make room, then resume with `--resume_from_checkpoint auto`."
+    return f"The run's files cannot be written to {run} ({what}; {free:,.0f} MiB are free there). {remedy}"
 
 
 def _files(folder: Path) -> list[Path]:

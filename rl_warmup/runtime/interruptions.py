@@ -1,7 +1,7 @@
-"""What ends a run before its last update: a scheduler's signal, or a process that does not keep up.
+"""Ends a run early: after a scheduler's signal, or when one of several processes hangs.
 
-Knows: signals, the points of an update that processes reach, files they tell each other by. Must not know: what is trained.
-Exit codes are listed in docs/checkpoints.md.
+Knows: signals, the points of an update that processes reach, heartbeat files. Must not know: what is trained.
+docs/checkpoints.md lists the exit codes.
 """
 
 from __future__ import annotations
@@ -23,74 +23,73 @@ from transformers import TrainerCallback
 
 from rl_warmup.runtime.documents import read_json
 
-EXIT_SIGNALLED = 143  # what a shell reports for SIGTERM: the checkpoint is written, the run can go on
-EXIT_HUNG = 124  # what timeout(1) reports
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # USR1: `sbatch --signal=USR1@300` sends it ahead of the end
+EXIT_SIGNALLED = 143  # a shell's code for SIGTERM; the checkpoint is written and the run can be resumed
+EXIT_HUNG = 124  # the code of timeout(1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # `sbatch --signal=USR1@300` sends USR1 before the time limit
 
 
 class Interruption(TrainerCallback):
     """On SIGTERM or SIGUSR1: finish the update, save a checkpoint, end with `EXIT_SIGNALLED`.
 
     Args:
-        most: the largest of all processes' values, so that all save after the same update whoever was told.
+        maximum: returns the maximum of a value over all processes, so that all save after the same update.
     """
 
-    def __init__(self, most: Callable[[int], int]) -> None:
-        self.most = most
-        self.heard = 0  # by this process, at any moment
-        self.agreed = 0  # by all of them, at the end of an update
-        self.before: dict[int, Any] = {}
+    def __init__(self, maximum: Callable[[int], int]) -> None:
+        self.maximum = maximum
+        self.received = 0  # signal number, by this process
+        self.agreed = 0  # signal number, by all processes, set at the end of an update
+        self.handlers: dict[int, Any] = {}  # to restore
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.heard = self.agreed = 0
+        self.received = self.agreed = 0
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
-    def _hear(self, number: int, frame: Any) -> None:
-        # launcher and scheduler may both send it; nothing is gained by dying half way the second time
-        self.heard = number
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = number  # launcher and scheduler may both send a signal: the second must not end the process
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.agreed = self.most(self.heard)
+        self.agreed = self.maximum(self.received)
         if self.agreed:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.agreed:  # a signal of the last moment, of which the others do not know, waits for the next update
+        if not self.agreed:  # a signal that came after `on_step_end` waits for the next update
             return
         if state.is_world_process_zero:
             name = signal.Signals(self.agreed).name
             tqdm.write(
                 f"{name}: update {state.global_step} of {state.max_steps} is finished and checkpoint-{state.global_step} "
-                f"written; go on with `--resume_from_checkpoint auto`. Exit code {EXIT_SIGNALLED}."
+                f"written; resume with `--resume_from_checkpoint auto`. Exit code {EXIT_SIGNALLED}."
             )
         raise SystemExit(EXIT_SIGNALLED)
 
     def close(self) -> None:
-        """Hand the signals back."""
-        for number, handler in self.before.items():
+        """Restore the signal handlers."""
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.before = {}
+        self.handlers = {}
 
 
 class Watchdog(TrainerCallback):
-    """Ends the run when one of several processes falls behind the others inside an update, or stops altogether.
+    """Ends the run when one of several processes falls behind the others inside an update, or stops.
 
-    Every process counts the points of an update it has reached and writes the count to a file of its own, every second, from
-    a thread. A process that has waited for `limit` seconds where another has not arrived, or whose file stands still, says
-    which one it is; the one that is late prints where each of its threads is. Both end with `EXIT_HUNG`. Nobody is judged
-    while checkpoints are written or evaluations run, where waiting for the main process is right.
+    Every process counts the points of an update that it has reached. A thread writes the count to a heartbeat file every
+    second. A process that has waited `limit` seconds for a process with a smaller count, or with an old heartbeat, prints the
+    number of that process. The late process prints the stacks of its threads. Both end with `EXIT_HUNG`. The watchdog rests
+    while checkpoints are written and evaluations run, as other processes then wait for the main process.
 
     Args:
-        folder: where the files lie; processes that do not share it are not watched.
+        folder: of the heartbeat files; processes that do not share it are not watched.
         limit: seconds; None or 0 waits forever.
     """
 
     def __init__(self, folder: Path, limit: float | None) -> None:
         self.folder, self.limit = folder, limit
         self.rank = self.count = 0
-        self.what = ""
-        self.since: float | None = None  # None: not inside an update
+        self.point = ""  # name of the last point reached
+        self.since: float | None = None  # time of that; None: not inside an update
         self.stopped = threading.Event()
         self.thread: threading.Thread | None = None
 
@@ -111,53 +110,53 @@ class Watchdog(TrainerCallback):
             self.thread.join()
             self.thread = None
             self._file(self.rank).unlink(missing_ok=True)
-            with suppress(OSError):  # the last one out
+            with suppress(OSError):  # only the last process finds it empty
                 self.folder.rmdir()
 
-    def reached(self, what: str) -> None:
-        """This process has come to a point that all reach equally often."""
-        self.what, self.since, self.count = what, time.monotonic(), self.count + 1
+    def reached(self, point: str) -> None:
+        """Count a point that all processes reach equally often."""
+        self.point, self.since, self.count = point, time.monotonic(), self.count + 1
 
     def rest(self) -> None:
-        """Nobody is judged by this process until it reaches the next point."""
+        """Do not compare processes until this one reaches the next point."""
         self.since = None
 
     def _watch(self, processes: int) -> None:
         beats = 0
-        heard: dict[int, tuple[dict[str, Any], float]] = {}
+        heartbeats: dict[int, tuple[dict[str, Any], float]] = {}  # by rank: content, when it last changed
         while not self.stopped.wait(1.0):
             beats += 1
             now, since = time.monotonic(), self.since
-            self._tell({"beats": beats, "count": self.count, "what": self.what})
+            self._write({"beats": beats, "count": self.count, "what": self.point})
             for rank in range(processes):
-                told = self._told(rank)
-                if told and (rank not in heard or heard[rank][0]["beats"] != told["beats"]):
-                    heard[rank] = (told, now)
+                found = self._read(rank)
+                if found and (rank not in heartbeats or heartbeats[rank][0]["beats"] != found["beats"]):
+                    heartbeats[rank] = (found, now)
             if since is not None and now - since > (self.limit or 0):
-                self._judge(now, heard)
+                self._end_if_late(now, heartbeats)
 
-    def _judge(self, now: float, heard: dict[int, tuple[dict[str, Any], float]]) -> None:
-        """End if somebody is late. The late one goes first, so that its stack is printed before the launcher ends it."""
-        furthest = max((told["count"] for told, _ in heard.values()), default=self.count)
+    def _end_if_late(self, now: float, heartbeats: dict[int, tuple[dict[str, Any], float]]) -> None:
+        """End if a process is late. The late one ends first, to print its stacks before the launcher ends it."""
+        furthest = max((found["count"] for found, _ in heartbeats.values()), default=self.count)
         waited = f"for {self.limit:g} seconds (hang_timeout)"
         if self.count < furthest:
             print(
-                f"rl-warmup: process {self.rank} hangs: since `{self.what}` it has not come further {waited}, while others "
-                f"wait for it. Its threads are here:",
+                f"rl-warmup: process {self.rank} hangs: since `{self.point}` it has not come further {waited}, while others "
+                f"wait for it. The stacks of its threads:",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
             faulthandler.dump_traceback(all_threads=True)
             os._exit(EXIT_HUNG)
-        late = {rank: told["what"] for rank, (told, _) in heard.items() if told["count"] < self.count}
-        frozen = {rank: told["what"] for rank, (told, at) in heard.items() if now - at > (self.limit or 0)}
+        late = {rank: found["what"] for rank, (found, _) in heartbeats.items() if found["count"] < self.count}
+        frozen = {rank: found["what"] for rank, (found, at) in heartbeats.items() if now - at > (self.limit or 0)}
         if not late and not frozen:
             return
         time.sleep(2)
-        for rank, what in (late | frozen).items():
+        for rank, point in (late | frozen).items():
             how = "has stopped altogether" if rank in frozen else "has not come further"
             print(
-                f"rl-warmup: process {rank} {how} since `{what}`, and process {self.rank} has waited {waited} at "
-                f"`{self.what}`. The log of process {rank} says where it is.",
+                f"rl-warmup: process {rank} {how} since `{point}`, and process {self.rank} has waited {waited} at "
+                f"`{self.point}`. The log of process {rank} shows its stacks.",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
         os._exit(EXIT_HUNG)
@@ -165,15 +164,13 @@ class Watchdog(TrainerCallback):
     def _file(self, rank: int) -> Path:
         return self.folder / f"process-{rank}.json"
 
-    def _tell(self, state: dict[str, Any]) -> None:
+    def _write(self, state: dict[str, Any]) -> None:
         part = self.folder / f"process-{self.rank}.part"
-        try:
+        with suppress(OSError):  # training itself reports a full disk
             part.write_text(json.dumps(state), encoding="utf-8")
             part.replace(self._file(self.rank))
-        except OSError:
-            return  # a full disk is for the training to report
 
-    def _told(self, rank: int) -> dict[str, Any] | None:
+    def _read(self, rank: int) -> dict[str, Any] | None:
         try:
             return read_json(self._file(rank))
         except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""What was launched: processes, engine and shards as they really are, held against what was asked for.
+"""Checks that the setup that runs (processes, engine, shards) is the one requested.
 
 Knows: the variables that launchers set, accelerate, DeepSpeed's and FSDP's engines. Must not know: recipes, warmups, how
 anything is trained. Most wrong launch commands train something else and end with exit code 0 (docs/distributed.md lists
-them), so nothing here trusts a setting: engines and shards are looked at.
+them), so the checks look at engines and shards, not at settings.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from transformers import TrainerCallback
 from rl_warmup.runtime import compat
 from rl_warmup.runtime.sharing import whole_on_every_process
 
-SHARDED_STAGE = 3  # of ZeRO: the parameters themselves live in shards
-# Set by accelerate's launcher alone; ACCELERATE_USE_DEEPSPEED is also set by the first trainer of a process, for the next.
+SHARDED_STAGE = 3  # the ZeRO stage that shards the parameters
+# Only accelerate's launcher sets it; the first trainer of a process sets ACCELERATE_USE_DEEPSPEED too.
 LAUNCHED_DEEPSPEED = "ACCELERATE_CONFIG_DS_FIELDS"
 
 
 def asked_processes() -> int:
-    """The number of processes the launcher says it started."""
+    """The number of processes that the launcher started, by WORLD_SIZE."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def asks_deepspeed(args: Any) -> bool:
-    """Whether DeepSpeed was asked for, in the settings or by the launcher."""
+    """Whether the settings or the launcher request DeepSpeed."""
     return bool(args.deepspeed) or _is_on("ACCELERATE_USE_DEEPSPEED")
 
 
 def asks_fsdp(args: Any) -> bool:
-    """Whether FSDP was asked for, in the settings or by the launcher."""
+    """Whether the settings or the launcher request FSDP."""
     return bool(args.fsdp) or _is_on("ACCELERATE_USE_FSDP")
 
 
 def initialize_distributed_on_cpu(args: Any) -> None:
-    """Let processes on a machine without an accelerator meet over gloo. To be called before TrainingArguments looks around.
+    """Connect processes on a machine without an accelerator over gloo. Call it before TrainingArguments is made.
 
-    Without `use_cpu` accelerate starts independent runs there, each believing to be the main process. DeepSpeed is started
-    first, as ZeRO-3 given by `deepspeed: zero3.json` reads its number of processes before anybody else would start it, and
-    without its shared memory operator, which takes most of a minute to compile and only shortens the way within a machine.
+    Without `use_cpu` accelerate starts independent runs there, each with rank 0. DeepSpeed is initialized first, as ZeRO-3
+    from `deepspeed: zero3.json` needs the number of processes early. Its shared memory operator is off, as compiling it takes
+    most of a minute.
     """
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
     if "RANK" not in os.environ or not on_cpu or asks_fsdp(args):
@@ -63,17 +63,17 @@ def initialize_distributed_on_cpu(args: Any) -> None:
 
 
 def refuse_quantized(args: Any, quantized: bool) -> None:
-    """Raises ValueError for weights of 4 or 8 bits under an engine that shards weights or optimizer: never tried here."""
+    """Raises ValueError for 4 or 8 bit weights under DeepSpeed or FSDP: untested."""
     if quantized and (asks_deepspeed(args) or asks_fsdp(args)):
         engine = "DeepSpeed" if asks_deepspeed(args) else "FSDP"
         raise ValueError(
-            f"load_in_4bit, load_in_8bit: quantized weights under {engine} were never tried here. Train in one process without "
-            f"it, or leave them out."
+            f"load_in_4bit, load_in_8bit: quantized weights under {engine} are untested. Train in one process without {engine}, "
+            f"or leave them out."
         )
 
 
 def refuse_launch(args: Any, model: Any) -> None:
-    """Raise what can be known to be wrong before anything is built.
+    """Check the launch before the model is wrapped.
 
     Raises:
         ValueError: with one sentence per fault.
@@ -83,20 +83,20 @@ def refuse_launch(args: Any, model: Any) -> None:
     json, by_launcher = args.deepspeed, os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if json and LAUNCHED_DEEPSPEED in os.environ:
         faults.append(
-            f"Two DeepSpeed configurations are given, `deepspeed: {json}` and the launcher's ({by_launcher or 'its own keys'}), "
-            f"and the first would win without a word. Give one of them."
+            f"Two DeepSpeed configurations are given, `deepspeed: {json}` and the launcher's ({by_launcher or 'its own keys'}); "
+            f"the second would be ignored. Give one of them."
         )
     if model.config.is_encoder_decoder and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         faults.append(
             "This model was loaded in shards (zero.Init). transformers then finds the empty shards of output head and "
-            "embeddings equal and ties them, which throws an own head away (T5 v1.1, FLAN, mT5). Load the model before "
+            "embeddings equal and ties them, so a separate head is lost (T5 v1.1, FLAN, mT5). Load the model before "
             "WarmupConfig is made, or give its name and let WarmupTrainer load it."
         )
     _raise(faults)
 
 
 class LaunchCheck(TrainerCallback):
-    """Looks at the engine when training begins, refuses a run that is not what was asked for, and says what it found."""
+    """Checks the engine when training begins, prints the setup, and refuses one that was not requested."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -106,14 +106,14 @@ class LaunchCheck(TrainerCallback):
         found = describe(engine)
         _raise([*_process_faults(args), *engine_faults(args, engine, found)])
         self.trainer.run_folder.processes = found
-        # DeepSpeed 0.19 under torch 2.13 would say this at every collective of every update
+        # DeepSpeed 0.19 under torch 2.13 gives this warning at every collective
         warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
         if state.is_world_process_zero and not args.disable_tqdm and (found["count"] > 1 or "zero_stage" in found):
             tqdm.write("Training on " + sentence(found))
 
 
 def describe(engine: nn.Module) -> dict[str, Any]:
-    """What trains on this process: how many there are, the engine, and how much of the model and optimizer lies here."""
+    """Number of processes, engine, and elements of the model and optimizer that this process holds."""
     parameters = list(engine.parameters())
     found: dict[str, Any] = {
         "count": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
@@ -133,9 +133,8 @@ def describe(engine: nn.Module) -> dict[str, Any]:
 
 
 def sentence(found: dict[str, Any]) -> str:
-    """`describe` for people."""
-    many = f"{found['count']} process{'es' if found['count'] > 1 else ''}"
-    words = f"{many}: {found['engine']}"
+    """The result of `describe` as a sentence."""
+    words = f"{found['count']} process{'es' if found['count'] > 1 else ''}: {found['engine']}"
     if "zero_stage" in found:
         words += f", ZeRO stage {found['zero_stage']}, optimizer state of {found['optimizer_elements_here']:,} of "
         words += f"{found['trained_parameters']:,} trained parameters here"
@@ -143,18 +142,16 @@ def sentence(found: dict[str, Any]) -> str:
 
 
 def engine_faults(args: Any, engine: nn.Module, found: dict[str, Any]) -> list[str]:
-    """One sentence for everything about the engine that is not what was asked for."""
-    name, many = found["engine"], found["count"] > 1
+    """One sentence for every difference between the engine and the request."""
+    name = found["engine"]
     if asks_deepspeed(args):
         return _deepspeed_faults(args, found)
-    if asks_fsdp(args):
-        if not is_fsdp2(engine):
-            return [
-                f"FSDP was asked for, but the model is wrapped in {name}, so nothing is sharded. accelerate leaves FSDP out "
-                f"without a word on a CPU; here only version 2 (`fsdp_version: 2`) on accelerators is supported."
-            ]
-        return []
-    if many and name != "DistributedDataParallel":
+    if asks_fsdp(args) and not is_fsdp2(engine):
+        return [
+            f"FSDP was requested, but the model is wrapped in {name}, so nothing is sharded. accelerate silently ignores FSDP "
+            f"on a CPU; only version 2 (`fsdp_version: 2`) on accelerators is supported."
+        ]
+    if not asks_fsdp(args) and found["count"] > 1 and name != "DistributedDataParallel":
         return [
             f"{found['count']} processes train, but the model is not wrapped in DistributedDataParallel (it is a {name}), so "
             f"gradients would never be averaged. On a machine without accelerators set `use_cpu: true` in place of "
@@ -172,10 +169,10 @@ def is_fsdp2(engine: nn.Module) -> bool:
 
 @contextmanager
 def whole_weights(engine: nn.Module) -> Iterator[None]:
-    """Under ZeRO-3 and FSDP2: every weight gathered on every process, so that each may generate as it likes.
+    """Under ZeRO-3 and FSDP2: gather every weight on every process, so that each can generate alone.
 
-    All processes must enter; what they do inside is their own business, different numbers of steps included. An exception
-    inside puts shards and hooks back, so that a caller may go on. Other engines keep whole weights: nothing happens.
+    All processes must enter; inside, they may do different numbers of steps. An exception inside also restores shards and
+    hooks. Does nothing under other engines, whose weights are whole.
     """
     stage = getattr(engine, "zero_optimization_stage", None)
     if is_fsdp2(engine):
@@ -190,32 +187,32 @@ def whole_weights(engine: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _whole_zero3(engine: Any) -> Iterator[None]:
-    """Every weight gathered, and the engine's hooks, which would release them after each forward, off."""
+    """Gather every weight, and remove the engine's hooks, which would release them after each forward."""
     import deepspeed
 
-    # `generate` keeps processes in step as long as it sees a ZeRO-3 configuration, whatever it is told elsewhere
+    # `generate` synchronizes processes whenever it finds a ZeRO-3 configuration
     whole = deepspeed.zero.GatheredParameters(list(engine.parameters()))
     with whole, whole_on_every_process(), compat.zero3_hooks_off(engine):
         yield
 
 
 def _process_faults(args: Any) -> list[str]:
-    """Processes that do not know of each other."""
+    """A fault where the processes are not connected."""
     asked, found = asked_processes(), args.world_size
-    here = (int(os.environ.get("RANK") or 0), args.process_index)
-    if asked != found or here[0] != here[1]:
+    rank = int(os.environ.get("RANK") or 0)
+    if asked != found or rank != args.process_index:
         return [
-            f"The launcher started {asked} processes (WORLD_SIZE), this one being number {here[0]}, but accelerate knows of "
-            f"{found} and takes it for number {here[1]}: every process would train on its own and write the same files. On a "
-            f"machine without accelerators set `use_cpu: true`; elsewhere look at distributed_type in the launch file."
+            f"The launcher started {asked} processes (WORLD_SIZE), this is number {rank}, but accelerate counts {found} and "
+            f"this as number {args.process_index}: every process would train alone and write the same files. On a machine "
+            f"without accelerators set `use_cpu: true`; elsewhere check distributed_type in the launch file."
         ]
-    # accelerate's simple launcher sets the meeting place of several processes and then starts a single one
-    lonely = "MASTER_PORT" in os.environ and "RANK" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
-    if lonely and found == 1:
+    # accelerate's simple launcher sets MASTER_PORT for several processes and then starts one
+    alone = "MASTER_PORT" in os.environ and "RANK" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    if alone and found == 1:
         return [
-            "`accelerate launch` was asked for several processes but started one: --cpu and the distributed types NO and "
-            "MULTI_CPU ignore --num_processes. Launch with `rl-warmup train --launch cpu --num_processes N`, or unset "
-            "MASTER_PORT if one process is what you want."
+            "Several processes were requested of `accelerate launch`, but it started one: --cpu and the distributed types NO "
+            "and MULTI_CPU ignore --num_processes. Launch with `rl-warmup train --launch cpu --num_processes N`, or unset "
+            "MASTER_PORT if you want one process."
         ]
     return []
 
@@ -231,16 +228,13 @@ def _fsdp_faults(args: Any, model: Any) -> list[str]:
 
 def _deepspeed_faults(args: Any, found: dict[str, Any]) -> list[str]:
     if found["engine"] != "DeepSpeedEngine":
-        cause = (
-            "the environment says ACCELERATE_USE_CPU=true, which turns DeepSpeed off without a word; unset it and set "
-        )
-        cause += "`use_cpu: true` instead"
+        cause = "ACCELERATE_USE_CPU=true turns DeepSpeed off; unset it and set `use_cpu: true` instead"
         if not _is_on("ACCELERATE_USE_CPU"):
-            cause = "the launcher must say `distributed_type: DEEPSPEED`, or the settings `deepspeed: FILE.json`"
-        return [f"DeepSpeed was asked for, but the model is wrapped in {found['engine']}: {cause}."]
+            cause = "give `distributed_type: DEEPSPEED` to the launcher, or `deepspeed: FILE.json` in the settings"
+        return [f"DeepSpeed was requested, but the model is wrapped in {found['engine']}: {cause}."]
     stage, wanted = found["zero_stage"], args.deepspeed_plugin.zero_stage
     if stage != wanted:
-        return [f"ZeRO stage {wanted} was asked for, but the engine runs stage {stage}. Look at the DeepSpeed JSON."]
+        return [f"ZeRO stage {wanted} was requested, but the engine runs stage {stage}. Check the DeepSpeed JSON."]
     if found["count"] == 1 or stage == 0:
         return []
     faults, share = [], 1 / found["count"]
@@ -258,7 +252,7 @@ def _deepspeed_faults(args: Any, found: dict[str, Any]) -> list[str]:
 
 
 def _uneven(elements: int, share: float) -> float:
-    """An upper bound of one process's shard: every tensor, or group of them, is padded to a multiple."""
+    """An upper bound of one process's shard, with room for padding."""
     return elements * (1 + share) / 2 + 4096
 
 

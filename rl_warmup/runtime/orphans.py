@@ -1,7 +1,7 @@
-"""A process that trains for another one ends when that one is gone, also if it was killed and could tell nobody.
+"""Ends a training process when the process that started it is gone, even if that was killed.
 
-Knows: process numbers. Must not know: what is trained, torch. The parent puts `as_parent()` into the environment of what it
-starts; every training process below it, behind a launcher too, calls `end_with_parent`.
+Knows: process numbers. Must not know: what is trained, torch. The parent puts `as_parent()` into the environment of its
+children; every training process below it, also behind a launcher, calls `end_with_parent`.
 """
 
 from __future__ import annotations
@@ -12,50 +12,48 @@ import threading
 import time
 from pathlib import Path
 
-PARENT = "RL_WARMUP_PARENT"  # host:number:birth of the process to end with
-POLL = 1.0  # seconds between two looks
+PARENT = "RL_WARMUP_PARENT"  # host:number:start time of the parent
+POLL = 1.0  # seconds between two checks
 
 
 def as_parent() -> dict[str, str]:
-    """The environment variable by which this process is watched."""
+    """The environment variable that names this process as the parent."""
     pid = os.getpid()
-    return {PARENT: f"{socket.gethostname()}:{pid}:{_birth(pid)}"}
+    return {PARENT: f"{socket.gethostname()}:{pid}:{_start_time(pid)}"}
 
 
 def start_worker(parent: dict[str, str]) -> None:
-    """Begin a worker of a pool: one thread for the arithmetic, and the watch.
+    """Initialize a worker of a pool: one thread for arithmetic, and `end_with_parent`.
 
-    It stands here, as a new process imports the module of this function first, and what the pool works on takes long to import.
+    A new process imports the module of this function before anything that takes long to import.
 
     Args:
-        parent: `as_parent` of the process to end with.
+        parent: `as_parent` of the parent.
     """
     os.environ.update(parent, OMP_NUM_THREADS="1")
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """Watch the process that the environment names, from a thread, and end with code 1 once it is gone.
+    """Watch the parent from a thread, and end with code 1 once it is gone.
 
-    A parent on another machine (a launcher may start processes there) cannot be watched; nothing happens then, nor where the
-    environment names none.
+    Does nothing if the environment names no parent, or one on another machine.
     """
-    host, _, process = os.environ.get(PARENT, "").rpartition(":")[0].rpartition(":")
-    birth = os.environ.get(PARENT, "").rpartition(":")[2]
-    if process.isdigit() and host == socket.gethostname():
-        threading.Thread(target=_watch, args=(int(process), birth), daemon=True).start()
+    parent = os.environ.get(PARENT, "").rsplit(":", 2)
+    if len(parent) == 3 and parent[0] == socket.gethostname() and parent[1].isdigit():
+        threading.Thread(target=_watch, args=(int(parent[1]), parent[2]), daemon=True).start()
 
 
-def _watch(pid: int, birth: str) -> None:
-    while _birth(pid) == birth:
+def _watch(pid: int, start: str) -> None:
+    while _start_time(pid) == start:
         time.sleep(POLL)
     os._exit(1)
 
 
-def _birth(pid: int) -> str | None:
-    """When a process began, in the kernel's own unit; "" where that cannot be told; None for one that has ended.
+def _start_time(pid: int) -> str | None:
+    """The start time of a process, in clock ticks; "" where it is unknown; None for a process that has ended.
 
-    One that was killed keeps its number until its own parent asks for it, and a number may be given out again.
+    It is compared because a number may be used again. A killed process counts as ended even before its parent waits for it.
     """
     if not Path("/proc/self/stat").is_file():
         try:
@@ -63,7 +61,7 @@ def _birth(pid: int) -> str | None:
         except ProcessLookupError:
             return None
         except PermissionError:
-            pass  # it is there, and somebody else's
+            pass  # it runs under another user
         return ""
     try:
         state, *numbers = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

@@ -1,6 +1,6 @@
-"""Whose a run folder is: which files a run writes, who is writing them now, and which weights a number was measured on.
+"""Ownership of run folders: which files a run writes, which process writes now, and a hash of the weights.
 
-Knows: names of files, locks, bytes. Must not know: what the files say, torch. docs/formats.md describes the rules.
+Knows: names of files, locks, bytes. Must not know: what the files mean, torch. docs/formats.md describes the rules.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rl_warmup.runtime.documents import parse_json, read_json
 
 LOCK = "writing.lock"
 RESULT = "metrics.json"
-LOGS = "RL_WARMUP_LOGS"  # folder for what all processes but the first print
-MARKS = ("environment.json", "recipe.yaml", "reference_warmups.jsonl")  # one of these makes a folder a run's
+LOGS = "RL_WARMUP_LOGS"  # folder for the output of all processes but the first
+MARKS = ("environment.json", "recipe.yaml", "reference_warmups.jsonl")  # a folder with one of these is a run
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
 EVALUATED = (RESULT, "predictions.jsonl", "predictions.*.jsonl", LOCK)
 MODEL = (
@@ -36,12 +36,9 @@ STATE = (
     "zero_to_fp32.py", "global_step*/**", "pytorch_model_fsdp*/**", "pytorch_model_fsdp*", "optimizer*/**",
 )  # fmt: skip
 REPORT = ("report.html", "summary.md", "*.png")
-# of a run, and may be there before it
-BESIDE = (
-    "asked.yaml", "train.log", "run.lock", LOCK, "logs/rank*.log", "heartbeats/process-*", "unfinished/**",
-)  # fmt: skip
+BEFORE = ("asked.yaml", "train.log", "run.lock", LOCK, "logs/rank*.log", "heartbeats/process-*", "unfinished/**")
 OWN = (
-    *MARKS, *BESIDE, *EVALUATED, *MODEL, "metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl", "resumes.jsonl",
+    *MARKS, *BEFORE, *EVALUATED, *MODEL, "metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl", "resumes.jsonl",
     "reference_warmups.jsonl.*", "flags.json", "trainer_state.json", "all_results.json", "train_results.json",
     "eval_results.json", "predict_results.json", "events.out.tfevents.*", "runs/*/events.out.tfevents.*",
     "runs/*/*/events.out.tfevents.*", *(f"checkpoint-*/{name}" for name in (*MODEL, *STATE)),
@@ -49,19 +46,20 @@ OWN = (
     *(f"report/{name}" for name in REPORT),
 )  # fmt: skip
 PATHLESS = ("output_dir", "run_name", "logging_dir", "resume_from_checkpoint", "hub_model_id")
+PARTS = ("checkpoint-*", "evaluation", "unfinished", "logs", "heartbeats")  # folders inside a run
 
 
-# ---------------------------------------------------------------------- one run at a time
+# ---------------------------------------------------------------------- locks
 
 
 @contextmanager
 def file_lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[int]:
-    """Hold a lock on a file; the descriptor may be handed to a child, and the lock lasts as long as either lives.
+    """Hold a lock on a file; yields its descriptor. A child that inherits the descriptor holds the lock too.
 
-    A killed process leaves no lock behind. Where the disk knows no locks, nothing is held.
+    A killed process leaves no lock behind. Does nothing on a disk without locks.
 
     Args:
-        wait: called again and again while another process has the lock, and may raise; None waits silently.
+        wait: called repeatedly while another process has the lock, and may raise; None waits silently.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -82,13 +80,13 @@ def file_lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[in
 
 @contextmanager
 def writing(folder: Path, what: str) -> Iterator[None]:
-    """Hold the folder for the one who writes to it, from the first byte to the last.
+    """Lock the folder for writing.
 
     Args:
-        what: begins the sentence.
+        what: begins the message.
 
     Raises:
-        ValueError: another one holds it, or reads it.
+        ValueError: another process writes to it or reads it.
     """
 
     def refuse() -> None:
@@ -101,13 +99,13 @@ def writing(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def reading(folder: Path, what: str) -> Iterator[None]:
-    """Let nobody write to the folder meanwhile; many may read.
+    """Lock the folder against writing; several processes may read.
 
     Raises:
-        ValueError: somebody writes to it.
+        ValueError: another process writes to it.
     """
     with ExitStack() as held:
-        with suppress(OSError):  # no lock file, so nobody writes; or a disk without locks
+        with suppress(OSError):  # no lock file, so no writer; or a disk without locks
             file = held.enter_context((folder / LOCK).open("rb"))
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -117,16 +115,13 @@ def reading(folder: Path, what: str) -> Iterator[None]:
 
 
 def _busy(folder: Path) -> str:
+    number = ""
     with suppress(OSError):
         number = (folder / LOCK).read_text(encoding="utf-8").strip()
-        return f"another run writes to {folder}" + (f" (process {number})" if number else "")
-    return f"another run writes to {folder}"
+    return f"another run writes to {folder}" + (f" (process {number})" if number else "")
 
 
-# ---------------------------------------------------------------------- what is whose
-
-
-PARTS = ("checkpoint-*", "evaluation", "unfinished", "logs", "heartbeats")  # folders inside a run
+# ---------------------------------------------------------------------- which files belong to a run
 
 
 def is_run(folder: Path) -> bool:
@@ -135,19 +130,19 @@ def is_run(folder: Path) -> bool:
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run whose folder this is, or in which it lies once that has begun to train (and not merely beside a recipe.yaml)."""
+    """The run in this folder, or a run above it that has begun to train (a recipe.yaml alone does not count)."""
     place = folder.resolve()
     return place if is_run(place) else next((above for above in place.parents if (above / MARKS[0]).is_file()), None)
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the folder holds what a run ends with: results, or weights where no recipe asked for results."""
+    """Whether the folder holds the results of a run, or, without a recipe, its weights."""
     ends = (RESULT,) if (folder / "recipe.yaml").is_file() else (RESULT, *WEIGHTS)
     return any(any(folder.glob(name)) for name in ends)
 
 
 def run_around(folder: Path) -> Path | None:
-    """The run of which the folder is a part; a folder that merely lies beside somebody's recipe.yaml is none."""
+    """The run that the folder is a part of (`PARTS`), or None."""
     place = folder.resolve()
     for above in place.parents:
         part = place.relative_to(above).parts[0]
@@ -157,31 +152,30 @@ def run_around(folder: Path) -> Path | None:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether nothing lies in the folder but what may lie there before a run."""
-    return not any(not _fits(path.relative_to(folder), BESIDE) for path in _files(folder))
+    """Whether the folder holds only files that may exist before a run."""
+    return all(_fits(path.relative_to(folder), BEFORE) for path in _files(folder))
 
 
 def refuse_folder(
     folder: Path, overwrite: bool, resumes: bool, sources: Mapping[str, Path] | None = None, was_free: bool = False
 ) -> None:
-    """Nothing, where a run may begin in the folder.
+    """Raise unless a run may begin in the folder.
 
     Args:
-        overwrite: an earlier run may be removed.
-        resumes: so may one that was told to go on (`auto`) and has nothing to go on from: no checkpoint, no result.
+        overwrite: whether an earlier run may be removed.
+        resumes: whether an unfinished run may be removed, as `auto` found no checkpoint in it.
         sources: setting -> a path that the new run reads.
-        was_free: who asks saw it free, so what a run writes is theirs: an evaluation before the training, say.
+        was_free: the caller found the folder free earlier, so files of a run in it are the caller's own.
 
     Raises:
-        ValueError: it is somebody else's, an earlier run's, or holds what the run starts from.
+        ValueError: the folder holds other files, an earlier run, or what the run reads.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir: {folder} is a file. Give a folder that is empty or not there yet.")
     for name, source in (sources or {}).items():
         if folder.exists() and source.exists() and _holds(folder, source):
             raise ValueError(
-                f"output_dir: {folder} holds {source}, which the run reads ({name}), and would write over it. Give another "
-                f"output_dir."
+                f"output_dir: {folder} holds {source}, which the run reads ({name}) and would replace. Give another output_dir."
             )
     if inside := run_around(folder):
         raise ValueError(f"output_dir: {folder} is a part of the run {inside}. Give a folder of its own.")
@@ -189,24 +183,22 @@ def refuse_folder(
         found = [
             str(path.relative_to(folder))
             for path in _files(folder)
-            if not _fits(path.relative_to(folder), BESIDE) and not (was_free and _is_own(path, folder))
+            if not _fits(path.relative_to(folder), BEFORE) and not (was_free and _is_own(path, folder))
         ]
         if found:
             raise ValueError(
-                f"output_dir: {folder} holds no run, but other files ({_listed(found)}). Give a folder that is empty or not "
-                f"there yet."
+                f"output_dir: {folder} holds no run, but other files ({_first(found)}). Give an empty or a new folder."
             )
         return
     if not overwrite and not (resumes and not is_finished(folder)):
         raise ValueError(
-            f"output_dir: {folder} already holds a run. Choose another folder, continue it with "
-            f"`--resume_from_checkpoint auto`{' (it has no whole checkpoint)' if resumes else ''}, or replace it with "
-            f"`--overwrite true`."
+            f"output_dir: {folder} already holds a run. Choose another folder, resume it with `--resume_from_checkpoint auto`"
+            f"{' (it has no complete checkpoint)' if resumes else ''}, or replace it with `--overwrite true`."
         )
     if foreign := foreign_files(folder):
         raise ValueError(
-            f"output_dir: {folder} holds an earlier run, and files that no run writes ({_listed(foreign)}), which would be "
-            f"lost or mixed up with the new one's. Move them, or give another output_dir."
+            f"output_dir: {folder} holds an earlier run, and files that no run writes ({_first(foreign)}), which might be lost. "
+            f"Move them, or give another output_dir."
         )
 
 
@@ -215,18 +207,15 @@ def _holds(folder: Path, path: Path) -> bool:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Paths in the folder that no run, evaluation, report or drawing writes. Hidden ones do not count."""
+    """Paths in the folder that no run, evaluation, report or drawing writes, without hidden files."""
     return [str(path.relative_to(folder)) for path in _files(folder) if not _is_own(path, folder)]
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run, and whoever looked at it, wrote; what makes the folder a run goes last.
-
-    Links are removed, and not what they point to.
-    """
+    """Remove an earlier run with its evaluations and reports; `MARKS` go last. Links are removed, their targets kept."""
     if not is_run(folder):
         return
-    kept = {LOCK, "run.lock"} | ({"logs"} if os.environ.get(LOGS) else set())  # in use by this launch
+    kept = {LOCK, "run.lock"} | ({"logs"} if os.environ.get(LOGS) else set())  # this launch uses them
     own = [path for path in _files(folder) if path.relative_to(folder).parts[0] not in kept and _is_own(path, folder)]
     order = {RESULT: 0, **dict.fromkeys(MARKS, 2)}
     for path in sorted(own, key=lambda path: order.get(path.name, 1)):
@@ -237,13 +226,13 @@ def clear(folder: Path) -> None:
 
 
 def clear_results(folder: Path) -> None:
-    """Remove what was said of weights that a run which goes on will not end with."""
+    """Remove results and predictions, as a resumed run will end with other weights."""
     for path in (folder / RESULT, *folder.glob("predictions*.jsonl")):
         path.unlink(missing_ok=True)
 
 
 def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
-    """Nothing, where an evaluation of `run` may be written to the folder.
+    """Raise unless an evaluation of `run` may be written to the folder.
 
     Args:
         others: folders that the evaluation reads.
@@ -256,20 +245,18 @@ def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
     read = [place for place in (run, *others) if place.exists() and output.exists() and place.samefile(output)]
     if read or is_run(output):
         raise ValueError(
-            f"--output: {output} is {'read by this evaluation' if read else 'a run'}, whose own files it would replace. Give "
+            f"--output: {output} is {'read by this evaluation' if read else 'a run'}, and its files would be replaced. Give "
             f"another folder; the default is {run}/evaluation/SPLIT."
         )
     owner = run_around(output)
     if owner is not None and not (run.exists() and owner.samefile(run)):
         raise ValueError(f"--output: {output} is a part of another run, {owner}. Give another folder.")
     if foreign := [str(p.relative_to(output)) for p in _files(output) if not _fits(p.relative_to(output), EVALUATED)]:
-        raise ValueError(
-            f"--output: {output} holds files that no evaluation writes ({_listed(foreign)}). Give an empty folder."
-        )
+        raise ValueError(f"--output: {output} holds other files than an evaluation's ({_first(foreign)}). Empty it.")
 
 
 def refuse_file(path: Path) -> None:
-    """Raises ValueError where a file of that name, in that folder, is a run's or a checkpoint's own."""
+    """Raises ValueError for a file that belongs to a run or a checkpoint."""
     if path.is_dir():
         raise ValueError(f"--output: {path} is a folder. Give a file.")
     run = next((place for place in path.absolute().parents if is_run(place)), None)
@@ -291,7 +278,7 @@ def _scored(path: Path) -> bool:
 
 
 def sources(values: Mapping[str, Any]) -> dict[str, Path]:
-    """The paths that a recipe reads, by setting: every text in it that is the name of a file or folder."""
+    """The paths that a recipe reads, by setting: every text that names an existing file or folder."""
     found = {}
     for key, value in values.items():
         for text in _texts(value) if key not in PATHLESS else ():
@@ -314,10 +301,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below, but hidden ones and those of a search's trials (`run-0`, ...), which are runs of their own.
-
-    Links are not followed, and a folder with nothing in it counts as nothing.
-    """
+    """All files below, without hidden ones and those of a search's trials (`run-0`, ...). Links are not followed."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             yield from _files(path) if not (fnmatch(path.name, "run-*") and is_run(path)) else ()
@@ -326,20 +310,20 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_own(path: Path, folder: Path) -> bool:
-    """Whether a run in the folder wrote this file, or somebody who looked at the run."""
+    """Whether a run in the folder wrote this file, or an evaluation, report or drawing of it."""
     inside, name = path.relative_to(folder), path.name
     if _fits(inside, OWN) or name.endswith(".drawing.json") or drawn(path) or _scored(path):
         return True
-    if name.endswith(".part"):  # what a kill left of one
+    if name.endswith(".part"):  # left by a kill
         return _is_own(path.with_name(name.removesuffix(".part")), folder)
     if name == "README.md":  # of an adapter or a model card
         return path.read_text(encoding="utf-8", errors="replace").startswith("---\n")
-    looked = {RESULT: EVALUATED, "report.html": REPORT}  # `evaluate --output`, `report --output` inside of the run
-    return any((path.parent / mark).is_file() and _fits(Path(name), names) for mark, names in looked.items())
+    outputs = {RESULT: EVALUATED, "report.html": REPORT}  # of `evaluate` and `report`, by a file that marks the folder
+    return any((path.parent / mark).is_file() and _fits(Path(name), names) for mark, names in outputs.items())
 
 
 def _fits(path: Path, patterns: Iterable[str]) -> bool:
-    """Whether a relative path has one of these forms; `**` at the end is anything below."""
+    """Whether a relative path matches one of the patterns; `**` at the end matches anything below."""
     for pattern in patterns:
         wanted, parts = pattern.split("/"), path.parts
         if wanted[-1] == "**" and len(parts) >= len(wanted):
@@ -349,15 +333,16 @@ def _fits(path: Path, patterns: Iterable[str]) -> bool:
     return False
 
 
-def _listed(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
+    """The first three names and the number of others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-# ---------------------------------------------------------------------- which weights
+# ---------------------------------------------------------------------- hash of the weights
 
 
 def fingerprint(folder: Path) -> str | None:
-    """The first 16 hex digits of the SHA-256 over the weights of a saved model, an adapter's settings and its base included.
+    """The first 16 hex digits of the SHA-256 of a saved model's weights; of an adapter, with its settings and its base.
 
     None where the folder holds no weights.
     """
@@ -373,7 +358,7 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    """An adapter's settings, without the place of its base. peft writes sets as lists in an order that varies."""
+    """An adapter's settings, without the path of its base; lists sorted, as peft writes sets in any order."""
     with suppress(OSError, ValueError):
         found = read_json(folder / "adapter_config.json")
         ordered = {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in found.items()}
@@ -382,7 +367,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 
 def _base(folder: Path) -> Path | None:
-    """The folder of an adapter's base model, if it is one."""
+    """The folder of an adapter's base model, or None."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         base = Path(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
         return base if base.is_dir() and not base.samefile(folder) else None

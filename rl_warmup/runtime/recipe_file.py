@@ -1,6 +1,6 @@
-"""A recipe as text: one YAML file and the flags over it become one flat mapping.
+"""Reads a recipe: one YAML file and flags become one flat mapping.
 
-Knows: YAML, how flags are written, and which values nobody else may read.
+Knows: YAML, how flags are written, which values are secret.
 Must not know: which settings there are (`config` checks them), torch, transformers.
 """
 
@@ -29,27 +29,27 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
 
 
 def masked(values: Mapping[str, Any], inside: bool = False) -> dict[str, Any]:
-    """The settings as they may be written down: what `*_token` (hub_token) holds is replaced by `<HUB_TOKEN>`.
+    """The settings without secrets: the value of `*_token` (hub_token) is replaced by `<HUB_TOKEN>`.
 
-    Inside of other mappings (`task_kwargs`, the kwargs of a reward) texts called password, secret or API key go too, while a
-    vocabulary's tokens stay.
+    Inside other mappings (`task_kwargs`, the kwargs of a reward) passwords, secrets and API keys are replaced too, but not the
+    tokens of a vocabulary.
     """
     out = {}
     for key, value in values.items():
         secret = _is_secret(str(key).lower(), inside) and (isinstance(value, str) or not inside)
-        out[key] = f"<{str(key).upper()}>" if secret and value is not None else _opened(value)
+        out[key] = f"<{str(key).upper()}>" if secret and value is not None else _masked_inside(value)
     return out
 
 
 def is_masked(key: str, value: Any) -> bool:
-    """Whether a value is what `masked` leaves of a secret."""
+    """Whether `masked` replaced this value."""
     return value == f"<{key.upper()}>"
 
 
-def _opened(value: Any) -> Any:
+def _masked_inside(value: Any) -> Any:
     if isinstance(value, Mapping):
         return masked(value, inside=True)
-    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+    return [_masked_inside(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _is_secret(name: str, inside: bool) -> bool:
@@ -65,7 +65,7 @@ def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> di
         ValueError: there is no such file, it is no YAML, or no mapping.
     """
     if not path.is_file():
-        raise ValueError(f"The {what} {path} does not exist. Shipped {what}s lie in {shipped}.")
+        raise ValueError(f"The {what} {path} does not exist. Shipped {what}s are in {shipped}.")
     try:
         values = parse_yaml(path.read_bytes())
     except Unreadable as error:

@@ -1,7 +1,7 @@
-"""The files of a run: metrics.jsonl, timing.jsonl, warmups.jsonl, environment.json, predictions.jsonl.
+"""Writes the files of a run: metrics.jsonl, timing.jsonl, warmups.jsonl, environment.json, predictions.jsonl.
 
-Knows: the trainer's logs and where they go. Must not know: how anything is trained. A value that is missing is left out
-or empty, never 0. Clock times live in timing.jsonl, so that metrics.jsonl of a resumed run equals that of one left alone.
+Knows: the trainer's logs and where they go. Must not know: how anything is trained. A missing value is left out or empty,
+never 0. Times are in timing.jsonl, so that metrics.jsonl of a resumed run equals that of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,29 +22,26 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 from rl_warmup.runtime.documents import read_jsonl as read_jsonl  # whoever reads a run finds it here
 from rl_warmup.runtime.documents import whole_records
 
-# Trainer's last train_loss covers this session alone
-CLOCK_KEYS = (
-    "runtime", "per_second", "total_flos", "train_loss",
-)  # fmt: skip
+CLOCK_KEYS = ("runtime", "per_second", "total_flos", "train_loss")  # Trainer's train_loss covers only this session
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets", "peft", "deepspeed", "sacrebleu", "rl_warmup")
 
 
 def clock() -> float:
-    """Seconds: of this process's processor time on a CPU, where other jobs would stretch the wall clock; wall elsewhere."""
+    """Seconds: processor time on a CPU, as other jobs slow the wall clock; wall time elsewhere."""
     import torch
 
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 class RunFolder(TrainerCallback, ExportableState):
-    """Writes the logs of a run as they come. On resume, lines after the checkpoint are cut off first."""
+    """Writes the logs of a run. On resume it first removes lines after the checkpoint."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.processes: dict[str, Any] | None = None  # `launched.describe`, once training begins
-        self.train_seconds = 0.0  # spent on updates, over all restarts; evaluations left out
+        self.train_seconds = 0.0  # spent on updates, over all sessions, without evaluations
         self.train_tokens, self.train_flops = 0, 0.0  # of the main process
-        self.spent_before = 0.0  # seconds of this training that passed before its first update
+        self.spent_before = 0.0  # seconds spent before the first update
         self.started = 0.0
         self.paused = 0.0
 
@@ -75,12 +72,12 @@ class RunFolder(TrainerCallback, ExportableState):
         self.train_seconds, self.started = self.seconds(), 0.0
 
     def count(self, tokens: int, flops: float) -> None:
-        """Add what a micro-batch cost."""
+        """Add the cost of a micro-batch."""
         self.train_tokens += tokens
         self.train_flops += flops
 
     def pause(self, seconds: float) -> None:
-        """Leave out time that was not spent on updates."""
+        """Subtract time that was not spent on updates."""
         self.paused += seconds
 
     def seconds(self) -> float:
@@ -89,20 +86,20 @@ class RunFolder(TrainerCallback, ExportableState):
         return self.train_seconds + running
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """What a checkpoint stores."""
         kept = {"train_seconds": self.seconds(), "train_tokens": self.train_tokens, "train_flops": self.train_flops}
         return {"args": {"folder": str(self.folder)}, "attributes": kept}
 
 
 class ProgressBar(ProgressCallback):
-    """Trainer's progress bar without its dictionaries; `ProgressLine` prints instead."""
+    """Trainer's progress bar; `ProgressLine` prints the logs."""
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class ProgressLine(TrainerCallback):
-    """One readable line per log instead of a dictionary."""
+    """Prints one readable line per log."""
 
     SHOWN = (
         "loss", "target_logprob", "gain", "ess", "tau", "warmup_logp", "read", "kl", "completions/mean_length", "learning_rate",
@@ -119,16 +116,16 @@ class ProgressLine(TrainerCallback):
 
 
 def json_line(value: Any, **settings: Any) -> str:
-    """A value as JSON that any file can hold. Dates and other kinds that JSON lacks become texts, numbers that are not finite
-    become null; half a character (a lone surrogate) is escaped, and comes back as it was.
+    """A value as JSON. Types that JSON lacks become strings, numbers that are not finite become null, lone surrogates are
+    escaped.
 
     Raises:
-        TypeError, ValueError: the keys of a mapping are no texts or numbers, or a value holds itself.
+        TypeError, ValueError: the keys of a mapping are no strings or numbers, or a value contains itself.
     """
     settings = {"ensure_ascii": False, "default": str, **settings}
     try:
         text = json.dumps(value, allow_nan=False, **settings)
-    except ValueError:  # also raised by a value that holds itself, which is found again
+    except ValueError:  # a number is not finite, or the value contains itself
         text = json.dumps(_finite(value), **settings)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -185,6 +182,6 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Cut off what was logged after `step`, a line torn by a kill included; a new run (step 0) starts an empty file."""
+    """Remove lines after `step` and a line that a kill left incomplete; a new run (step 0) starts an empty file."""
     if path.is_file():
         write_jsonl(path, [record for record in whole_records(path) if step and record["step"] <= step])

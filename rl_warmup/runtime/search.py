@@ -1,8 +1,8 @@
-"""Hyperparameter search as transformers users know it: `model_init`, `hyperparameter_search`, one new trainer per trial.
+"""transformers' hyperparameter search: `model_init`, `hyperparameter_search`, one new trainer per trial.
 
-Knows: transformers' search. Must not know: what a warmup is. transformers replaces the model and some arguments of a living
-trainer; ours holds the number of warmups, the law of sampling and the phase of the cold start in parts of its own, so that
-every training with a `model_init` makes the whole trainer anew, from what it was made of and the arguments as they are now.
+Knows: transformers' search. Must not know: what a warmup is. transformers only replaces the model and some arguments of a
+trainer. Ours has more state (number of warmups, sampling constraints, phase), so each training with a `model_init` makes a
+new trainer from the original arguments and the current settings.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 from transformers import Trainer, set_seed
 
-# what a search is in the middle of
-KEPT = ("hp_search_backend", "hp_space", "hp_name", "compute_objective", "objective")
+SEARCH_STATE = ("hp_search_backend", "hp_space", "hp_name", "compute_objective", "objective")
 
 
 class SearchTrainer(Trainer):
@@ -32,14 +31,12 @@ class SearchTrainer(Trainer):
     def __init__(self, model_init: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if model_init is not None and any(kwargs.get("optimizers") or ()):
-            raise ValueError(
-                "optimizers: belong to one model, and model_init makes several; leave them to the trainer."
-            )
+            raise ValueError("optimizers: belong to one model, but model_init makes several; leave them out.")
         self.model_init = model_init
         self.made_with = list(self.callback_handler.callbacks)
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, **kwargs: Any) -> Any:
-        """Train; with a `model_init`, as a new trainer with a new model and the arguments as they are now."""
+        """Train; with a `model_init`, as a new trainer with a new model and the current settings."""
         model_init = self.model_init
         if model_init is None:
             return super().train(resume_from_checkpoint, trial=trial, **kwargs)
@@ -49,21 +46,21 @@ class SearchTrainer(Trainer):
                 if not hasattr(self.args, name):
                     raise ValueError(f"hp_space: {name!r} is not a setting. `rl-warmup train --help` lists ours.")
                 setattr(self.args, name, value)
-        kept = {name: getattr(self, name) for name in KEPT if hasattr(self, name)}
+        kept = {name: getattr(self, name) for name in SEARCH_STATE if hasattr(self, name)}
         trial_folder = self._get_output_dir(trial)
         set_seed(self.args.seed)
         model = self.call_model_init(trial)
         known = [*self.made_with, *(self.made_of.get("callbacks") or [])]
         added = [one for one in self.callback_handler.callbacks if not any(one is other for other in known)]
         made_of = {**self.made_of, "args": self.args, "model": model, "model_init": None}
-        self.args.output_dir = trial_folder  # metrics.jsonl and the like of every trial in a folder of its own
+        self.args.output_dir = trial_folder  # every trial writes its logs into its own folder
         self.__init__(**made_of)  # type: ignore[misc]
         for callback in added:
-            if not type(callback).__module__.startswith("rl_warmup."):  # ours are made anew, a user's are kept
+            if not type(callback).__module__.startswith("rl_warmup."):  # ours are made again, the user's are kept
                 self.add_callback(callback)
         for name, value in kept.items():
             setattr(self, name, value)
-        self.args.output_dir = folder  # to which transformers adds the trial's folder by itself
+        self.args.output_dir = folder  # transformers adds the trial's folder to it
         try:
             return super().train(resume_from_checkpoint, trial=trial, **kwargs)
         finally:
@@ -72,12 +69,12 @@ class SearchTrainer(Trainer):
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Callable[[dict[str, float]], float] | None = None, **kwargs: Any
     ) -> Any:
-        """transformers' search (see there for `n_trials`, `direction`, `backend`, Optuna's own arguments).
+        """transformers' search; see there for `n_trials`, `direction`, `backend` and Optuna's arguments.
 
         Args:
             hp_space: trial -> settings, ours (`num_warmups`, `tau`, ...) and transformers'.
-            compute_objective: metrics of an evaluation -> what to optimize; None takes `eval_loss`, since the sum of all
-                metrics, which transformers would take, has no meaning here.
+            compute_objective: metrics of an evaluation -> what to optimize; None takes `eval_loss`, as transformers' default,
+                the sum of all metrics, has no meaning here.
         """
         return super().hyperparameter_search(hp_space, compute_objective or validation_loss, **kwargs)
 
@@ -91,13 +88,13 @@ def validation_loss(metrics: dict[str, float]) -> float:
     if "eval_loss" not in metrics:
         raise ValueError(
             f"compute_objective: the evaluation has no eval_loss, but {', '.join(metrics)}. Give one set of validation rows, or "
-            f"a function that picks a figure."
+            f"a function that returns the number to optimize."
         )
     return metrics["eval_loss"]
 
 
 def first_model(model: Any, model_init: Callable[..., Any] | None, seed: int) -> Any:
-    """The model a trainer is made with.
+    """The model of a new trainer.
 
     Raises:
         ValueError: neither or both of `model` and `model_init` are given.

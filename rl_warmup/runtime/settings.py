@@ -1,7 +1,7 @@
-"""Every setting of a recipe, judged once: what it does here, why it is refused, what it needs, which numbers it may hold.
+"""Every setting of a recipe: whether it is effective or refused, what it needs, which numbers it allows.
 
-Knows: names and numbers. Must not know: torch, transformers, any value that is not handed in. `tests/test_settings.py` fails when
-transformers or trl brings a setting that is not judged here.
+Knows: names and numbers. Must not know: torch, transformers. `tests/test_settings.py` fails when transformers or trl adds a
+setting that is not listed here.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 
 
 class Range(NamedTuple):
-    """The numbers that a setting may hold; all of them finite."""
+    """The finite numbers that a setting allows."""
 
     low: float = 0
     high: float = 1e9
     above: bool = False  # `low` itself is not allowed
     below: bool = False  # `high` itself is not allowed
-    also: str = ""  # what else is allowed, or the unit, in words
+    also: str = ""  # what else is allowed, or the unit
 
     def fault(self, value: float) -> str | None:
-        """What is allowed in its place; None where the value is fine."""
+        """What is allowed instead; None where the value is allowed."""
         within = self.low <= value <= self.high and not (self.above and value == self.low)
         if math.isfinite(value) and within and not (self.below and value == self.high):
             return None
@@ -34,8 +34,8 @@ class Range(NamedTuple):
         return words + self.also
 
 
-# Settings of transformers.TrainingArguments and trl.ModelConfig that do here what their own documentation says. "Trainer" and
-# "TrainingArguments" stand for the classes of transformers, whose code reads them; anything else is the file of ours that does.
+# Settings of transformers.TrainingArguments and trl.ModelConfig that work as documented there, and the code that reads them:
+# "Trainer" and "TrainingArguments" of transformers, or a file of ours.
 EFFECTIVE: dict[str, str] = {
     **dict.fromkeys((
         "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type",
@@ -56,8 +56,8 @@ EFFECTIVE: dict[str, str] = {
         "log_level_replica", "eval_steps", "per_device_eval_batch_size", "use_cpu", "ddp_backend", "ddp_timeout", "do_eval",
     ), "TrainingArguments"),
     "resume_from_checkpoint": "run.py",
-    "local_rank": "nowhere: DeepSpeed's own launcher passes it, and says the same by the variable LOCAL_RANK",
-    **dict.fromkeys(("do_train", "do_predict"), "run.py, which does so anyway"),
+    "local_rank": "nothing: DeepSpeed's launcher passes it, and sets the variable LOCAL_RANK too",
+    **dict.fromkeys(("do_train", "do_predict"), "run.py, which always does both"),
     **dict.fromkeys(("model_name_or_path", "model_revision", "dtype", "attn_implementation"), "run.py"),
     **dict.fromkeys((
         "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
@@ -68,24 +68,22 @@ EFFECTIVE: dict[str, str] = {
 
 _OTHER_LOSS = "belongs to a loss that is not computed here"
 _TEXT_METRICS = "validation here scores texts and sums log-probabilities itself (`metrics`, `num_eval_warmups`)"
-_HALF_EVAL = (
-    "validation uses the weights that are trained; it would leave a rounded model behind. Use bf16 or `dtype: bfloat16`"
-)
-_COMPILED = "every update has other shapes, for each of which the model would be compiled again"
+_HALF_EVAL = "validation uses the trained weights, and would leave them rounded. Use bf16 or `dtype: bfloat16`"
+_COMPILED = "every update has other shapes, so the model would be compiled again each time"
 # Settings that are refused where they differ from their default, and why.
 REFUSED: dict[str, str] = {
     "label_smoothing_factor": f"{_OTHER_LOSS}; a smoothed target would not be the likelihood that rewards warmups",
-    "neftune_noise_alpha": "noise in the embeddings would score warmups under another model than the one that wrote them",
+    "neftune_noise_alpha": "noise in the embeddings would score warmups under another model than they were sampled from",
     "average_tokens_across_devices": f"{_OTHER_LOSS}; it is always divided by the target tokens of all processes",
     "bf16_full_eval": _HALF_EVAL,
     "fp16_full_eval": f"{_HALF_EVAL}; models of the T5 family overflow in float16",
     "torch_compile": _COMPILED,
     "torch_compile_backend": _COMPILED,
     "torch_compile_mode": _COMPILED,
-    "use_liger_kernel": "its fused loss takes the place of the forward that scores warmups",
+    "use_liger_kernel": "its fused loss replaces the forward that scores warmups",
     "liger_kernel_config": "use_liger_kernel is refused",
-    "use_cache": "training needs no cache, and what samples warmups always has one",
-    "auto_find_batch_size": "it would change the rows of an update while the run goes; lower per_device_train_batch_size and "
+    "use_cache": "training needs no cache, and sampling always has one",
+    "auto_find_batch_size": "it would change the rows of an update during the run; lower per_device_train_batch_size and "
     "raise gradient_accumulation_steps",
     "logging_nan_inf_filter": "a loss that is not finite always ends the run",
     "include_num_input_tokens_seen": "it counts tensors that do not exist here; timing.jsonl has train_tokens",
@@ -96,18 +94,16 @@ REFUSED: dict[str, str] = {
     "include_for_metrics": _TEXT_METRICS,
     "batch_eval_metrics": _TEXT_METRICS,
     "label_names": _TEXT_METRICS,
-    "enable_jit_checkpoint": "SIGTERM ends a run here with a checkpoint anyway (docs/checkpoints.md)",
-    "restore_callback_states_from_checkpoint": "callbacks restore themselves from a checkpoint, and copies of them would be "
-    "filled in their place",
-    "save_on_each_node": "a checkpoint is put in its place by the main process alone (docs/checkpoints.md)",
-    "parallelism_config": "it splits one prompt over processes, and warmups are sampled from whole ones",
+    "enable_jit_checkpoint": "SIGTERM always writes a checkpoint here (docs/checkpoints.md)",
+    "restore_callback_states_from_checkpoint": "callbacks restore themselves from a checkpoint",
+    "save_on_each_node": "only the main process completes a checkpoint (docs/checkpoints.md)",
+    "parallelism_config": "it splits a prompt over processes, but warmups are sampled from whole prompts",
     "remove_unused_columns": "rewards and metrics read columns that the model does not take",
     "length_column_name": "rows are not sorted by length",
-    "hub_strategy": "it uploads checkpoints in the background, which are moved to their place meanwhile; push_to_hub uploads the "
-    "model when training ends",
+    "hub_strategy": "it uploads checkpoints while they are moved; push_to_hub uploads the model when training ends",
     "hub_always_push": "the model is uploaded once, when training ends",
 }  # fmt: skip
-# Values beside the default under which a refused setting is what it always was, as TrainingArguments rewrites some of its own.
+# Values that TrainingArguments itself gives to a refused setting; they count as the default.
 SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no",)}
 # Settings that do nothing unless another one is on.
 NEEDS: dict[str, str] = {
@@ -124,22 +120,20 @@ NEEDS: dict[str, str] = {
     "fsdp_config": "fsdp",
     "activation_checkpointing_kwargs": "activation_checkpointing", "gradient_checkpointing_kwargs": "gradient_checkpointing",
 }  # fmt: skip
-# Values of effective settings that are refused all the same.
-NOT: dict[tuple[str, str], str] = {
-    ("train_sampling_strategy", "group_by_length"): "rows are not sorted by length; batches of the forward already are",
-    ("train_sampling_strategy", "batch_rebalance"): "rows are not sorted by length; batches of the forward already are",
-    ("lora_task_type", "SEQ_CLS"): "the adapter's model has to write text; leave it out",
-    ("lora_task_type", "TOKEN_CLS"): "the adapter's model has to write text; leave it out",
-    ("lora_task_type", "QUESTION_ANS"): "the adapter's model has to write text; leave it out",
-    ("lora_task_type", "FEATURE_EXTRACTION"): "the adapter's model has to write text; leave it out",
+# Refused values of effective settings.
+REFUSED_VALUES: dict[tuple[str, str], str] = {
+    **{("train_sampling_strategy", kind): "rows are not sorted by length; batches of the forward already are"
+       for kind in ("group_by_length", "batch_rebalance")},
+    **{("lora_task_type", kind): "the adapter's model has to write text; leave it out"
+       for kind in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")},
     ("debug", "tpu_metrics_debug"): "it is for TPUs, which are not supported",
 }  # fmt: skip
 ACCELERATOR = {  # keys of accelerator_config that may not be changed
-    "split_batches": (False, "batches are those of one process"),
+    "split_batches": (False, "batches belong to one process"),
     "dispatch_batches": (False, "rows are no tensors, and every process reads its own"),
-    "even_batches": (True, "processes would do different numbers of updates and wait for each other"),
+    "even_batches": (True, "processes would do different numbers of updates and hang"),
 }
-# (settings of optimizers, beginnings of `optim`, whether these are the only ones that read them, or those that do not)
+# (settings of optimizers, prefixes of `optim`, whether only these optimizers read the settings (or all others))
 OPTIMIZERS: tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...] = (
     (("adam_beta1", "adam_beta2", "adam_epsilon"), ("sgd", "adagrad", "rmsprop", "adafactor"), False),
     (("optim_args",), ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu", "adamw_apex", "adafactor"), False),
@@ -181,7 +175,7 @@ SCRATCH: dict[str, Range | tuple[str, ...]] = {
 
 
 def number_fault(name: str, value: Any, allowed: Range | None = None) -> str | None:
-    """A sentence for a number outside of its range; None for anything that is no number, or is fine."""
+    """A sentence for a number outside its range; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     allowed = allowed or RANGES.get(name, Range(-1e18, 1e18))
@@ -193,10 +187,10 @@ def number_fault(name: str, value: Any, allowed: Range | None = None) -> str | N
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it, cut where it is long."""
+    """A value in an error message, at most 80 characters."""
     try:
         text = repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
+    except ValueError:  # Python refuses to write very long numbers
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -219,32 +213,26 @@ def setting_faults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> li
             continue
         why, needed = REFUSED.get(name), NEEDS.get(name)
         if why is None and isinstance(value, str):
-            why = NOT.get((name, str(getattr(value, "value", value))))
+            why = REFUSED_VALUES.get((name, str(getattr(value, "value", value))))
         if why is not None:
             faults.append(f"{name}: {shown(value)} cannot be used: {why}. Leave it out.")
         elif name not in EFFECTIVE:
-            faults.append(
-                f"{name}: is new in transformers or trl, and what it does to warmups is not known. Leave it out."
-            )
+            faults.append(f"{name}: is new in transformers or trl, and its effect here is unknown. Leave it out.")
         elif needed and not is_on(values.get(needed, defaults.get(needed))):
             faults.append(f"{name}: has no effect without {needed}. Set {needed}, or leave {name} out.")
     return faults + _faults_of_pairs(values, defaults)
 
 
 def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Settings that make others void."""
+    """A sentence for every setting that has no effect because of another one."""
     faults, all_values = [], {**defaults, **given}
     scheduler = all_values.get("lr_scheduler_type")
     if given.get("warmup_steps") and getattr(scheduler, "value", scheduler) == "constant":
-        faults.append(
-            "warmup_steps: has no effect with lr_scheduler_type constant. Use constant_with_warmup, or leave it out."
-        )
+        faults.append("warmup_steps: has no effect with lr_scheduler_type constant. Use constant_with_warmup.")
     if given.get("lr_scheduler_kwargs") and str(getattr(scheduler, "value", scheduler)).startswith("constant"):
         faults.append("lr_scheduler_kwargs: has no effect with a constant lr_scheduler_type. Leave it out.")
     if given.get("lora_dropout") and all_values.get("use_peft") and all_values.get("disable_dropout", True):
-        faults.append(
-            "lora_dropout: has no effect, as disable_dropout sets every dropout to 0. Set that to false, or leave this out."
-        )
+        faults.append("lora_dropout: has no effect while disable_dropout is on. Set that to false, or leave it out.")
     optimizer = str(getattr(all_values.get("optim"), "value", all_values.get("optim")))
     for names, optimizers, only in OPTIMIZERS:
         faults += [
@@ -261,10 +249,9 @@ def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> l
 
 
 def scratch_faults(given: Mapping[str, Any]) -> list[str]:
-    """A sentence for everything about the sizes of a scratch model that cannot be."""
-    unknown = [key for key in given if key not in SCRATCH]
+    """A sentence for every fault in the sizes of a scratch model."""
     faults = []
-    if unknown:
+    if unknown := [key for key in given if key not in SCRATCH]:
         faults.append(f"scratch: unknown {', '.join(map(repr, unknown))}. Allowed: {', '.join(SCRATCH)}.")
     for key, value in given.items():
         allowed = SCRATCH.get(key)

@@ -1,7 +1,7 @@
-"""One list of work, several processes: dealt out, done, and put together again in order.
+"""Shares a list of work among processes and gathers the results in order.
 
-Knows: torch.distributed, and how accelerate lets processes meet. Must not know: what the work is.
-Nothing here changes a result: what is dealt out are whole batches, each computed as one process alone would compute it.
+Knows: torch.distributed, and how accelerate connects processes. Must not know: what the work is.
+Sharing changes no result: whole batches are shared, and each is computed as in a single process.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Result = TypeVar("Result")
 
 
 def initialize_distributed() -> torch.device:
-    """Join the other processes of this launch, if there are any; the device of this one.
+    """Connect to the other processes of this launch, if any; returns the device of this process.
 
     Raises:
-        ValueError: the launcher started several processes which cannot talk to each other.
+        ValueError: the launcher started several processes, but they are not connected.
     """
     on_cpu = not torch.cuda.is_available()
     asked = int(os.environ.get("WORLD_SIZE") or 1)
@@ -34,30 +34,30 @@ def initialize_distributed() -> torch.device:
         return torch.device("cpu" if on_cpu else "cuda")
     from accelerate import PartialState
 
-    device = PartialState(cpu=on_cpu).device  # left to itself it starts independent runs where there is no GPU
-    if _places()[1] != asked:
+    device = PartialState(cpu=on_cpu).device  # without `cpu` it starts independent runs where there is no GPU
+    if _rank_and_count()[1] != asked:
         raise ValueError(
-            f"The launcher started {asked} processes, but each of them is alone, so all would do the same work. Start them with "
-            f"`torchrun --nproc_per_node {asked} -m rl_warmup.cli.main ...`."
+            f"The launcher started {asked} processes, but they are not connected, so all would do the same work. Start them "
+            f"with `torchrun --nproc_per_node {asked} -m rl_warmup.cli.main ...`."
         )
     return device
 
 
 def is_main() -> bool:
     """Whether this process writes and prints: the first, or the only one."""
-    return _places()[0] == 0
+    return _rank_and_count()[0] == 0
 
 
 def map_over_processes(
     work: Callable[[Item], Result], items: Sequence[Item], shared: bool = True, progress: str = ""
 ) -> list[Result]:
-    """`[work(item) for item in items]`, the items dealt out to the processes in turn; all processes get all results.
+    """`[work(item) for item in items]`, with the items shared among the processes; all processes get all results.
 
     Args:
-        shared: False does all of it here, and no other process need call.
+        shared: False does all work in this process; the others need not call.
         progress: title of a progress bar, which the main process shows; none by default.
     """
-    rank, processes = _places() if shared else (0, 1)
+    rank, processes = _rank_and_count() if shared else (0, 1)
     shown = tqdm(range(rank, len(items), processes), desc=progress, disable=not progress or rank > 0, leave=False)
     done = [(place, work(items[place])) for place in shown]
     if processes > 1:
@@ -69,14 +69,14 @@ def map_over_processes(
 
 @contextmanager
 def seeded(*parts: Any) -> Iterator[None]:
-    """Random draws inside depend on `parts` alone, and disturb none outside."""
+    """Random draws inside depend on `parts` alone, and do not change those outside."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(random.Random("/".join(map(str, parts))).getrandbits(63))
         yield
 
 
 def uniforms(purpose: str, seed: Any, places: Sequence[int], count: int, length: int) -> torch.Tensor:
-    """Numbers by which rows are drawn: each row has its own stream, whatever batch or process it comes to.
+    """Random numbers for sampling. Each row has its own stream, so its numbers do not depend on the batch or the process.
 
     Args:
         purpose, seed: streams of another purpose or seed are independent.
@@ -95,10 +95,10 @@ def uniforms(purpose: str, seed: Any, places: Sequence[int], count: int, length:
 
 @contextmanager
 def whole_on_every_process() -> Iterator[None]:
-    """Hide the training's ZeRO-3 and FSDP from `from_pretrained`.
+    """Hide the training's ZeRO-3 and FSDP from `from_pretrained`, so that it loads a frozen network whole everywhere.
 
-    They would leave every process with a shard, or all but one with nothing: no use for a frozen network that no engine ever
-    gathers, and harmful to a T5 with a head of its own, whose empty shards are taken for equal to the embeddings' and tied.
+    Otherwise each process would get a shard, or all but one nothing. A T5 with a separate head would even lose it, as its
+    empty shards equal those of the embeddings and get tied.
     """
     efficient = os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
     try:
@@ -109,8 +109,8 @@ def whole_on_every_process() -> Iterator[None]:
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
 
 
-def _places() -> tuple[int, int]:
-    """Number of this process, number of all."""
+def _rank_and_count() -> tuple[int, int]:
+    """Rank of this process, number of processes."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

@@ -1,6 +1,6 @@
-"""Values of a recipe as the types of their settings, with a sentence for each that is none.
+"""Converts the values of a recipe to the types of their settings, with a sentence for each fault.
 
-Knows: type hints of dataclasses, how YAML and flags give values. Must not know: torch, transformers, what a setting does.
+Knows: type hints of dataclasses, how YAML and flags write values. Must not know: torch, transformers, what a setting does.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 from rl_warmup.runtime.recipe_file import is_masked
 from rl_warmup.runtime.settings import number_fault, shown
 
-WORDS = {
+TYPE_NAMES = {
     int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", list: "a list", str: "a text",
 }  # fmt: skip
-OR_TRUE = ("fsdp", "resume_from_checkpoint")  # texts for which true means something
+OR_TRUE = ("fsdp", "resume_from_checkpoint")  # texts that may also be true
 
 
 def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str, Any], list[str]]:
-    """The values that belong to fields of dataclasses, as the types of these fields.
+    """The values, converted to the types of the dataclasses' fields.
 
     Returns:
-        The values, faulty ones left out, and a sentence for every name that is no field, every value of a wrong type, outside
-        of its choices or of its range.
+        The values without faulty ones, and a sentence for every unknown name and every value of a wrong type, outside its
+        choices or its range.
     """
     hints = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
     known = {f.name: f for cls in classes for f in fields(cls) if f.init}
@@ -38,15 +38,15 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
             faults.append(no_setting(key, known))
             continue
         if is_masked(key, value):
-            continue  # a run's own recipe.yaml does not know its secrets: HF_TOKEN of the environment is used
+            continue  # a run's recipe.yaml does not hold its secrets; HF_TOKEN of the environment is used
         if value is False and (key.endswith("_strategy") or key == "guard"):
-            value = "off" if key == "guard" else "no"  # YAML reads bare words for no as false
+            value = "off" if key == "guard" else "no"  # YAML reads these words as false
         secret = key.endswith("_token")
         try:
             found = _coerce(value, hints[key], key)
         except (TypeError, ValueError, OverflowError):
             keys = " with texts as keys" if isinstance(value, dict) else ""
-            faults.append(f"{key}: {'its value' if secret else shown(value)} is not {_spell(hints[key])}{keys}.")
+            faults.append(f"{key}: {'its value' if secret else shown(value)} is not {_type_names(hints[key])}{keys}.")
             continue
         allowed = choices(hints[key], known[key].metadata)
         if allowed and found is not None and "plugin" not in known[key].metadata:
@@ -72,7 +72,7 @@ def defaults_of(classes: Iterable[type]) -> dict[str, Any]:
 
 
 def choices(hint: Any, metadata: Mapping[str, Any]) -> list[str]:
-    """What a field allows, by its metadata or its enumeration; empty where it says nothing."""
+    """The values that a field allows, by its metadata or its enumeration; empty where any is allowed."""
     if metadata.get("choices"):
         return list(metadata["choices"])
     kinds = [option for option in _options(hint) if isinstance(option, type) and issubclass(option, enum.Enum)]
@@ -80,7 +80,7 @@ def choices(hint: Any, metadata: Mapping[str, Any]) -> list[str]:
 
 
 def no_setting(key: Any, known: Iterable[str]) -> str:
-    """The sentence for a name that is no setting."""
+    """The sentence for an unknown setting."""
     near = difflib.get_close_matches(str(key), list(known), n=1)
     return f"{key!r} is not a setting.{f' Did you mean {near[0]!r}?' if near else ' See `rl-warmup train --help`.'}"
 
@@ -100,7 +100,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     """A YAML value as the field's type: YAML reads 1e-4 as text, and a flag may give one item for a list.
 
     Raises:
-        TypeError, ValueError, OverflowError: it is none.
+        TypeError, ValueError, OverflowError: it does not fit the type.
     """
     options = _options(hint)
     bases = [typing.get_origin(option) or option for option in options]
@@ -114,9 +114,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         if bool in bases or typing.Literal in bases or (value and key in OR_TRUE):
             return value
         raise TypeError
-    if isinstance(value, str) and (
-        str in bases or any(isinstance(b, type) and issubclass(b, enum.Enum) for b in bases)
-    ):
+    if isinstance(value, str) and any(isinstance(b, type) and issubclass(b, (str, enum.Enum)) for b in bases):
         if not value.strip():
             raise TypeError
         return value
@@ -128,14 +126,14 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         _check_keys(value)
         return value
     if list in bases and not (isinstance(value, dict) and dict in bases):
-        return _listed(value, options)
+        return _as_list(value, options)
     if str in bases and dict not in bases and isinstance(value, int | float):
         return str(value)
     raise TypeError
 
 
-def _listed(value: Any, options: tuple[Any, ...]) -> list[Any]:
-    """A list of what the hint says; one item stands for a list of it."""
+def _as_list(value: Any, options: tuple[Any, ...]) -> list[Any]:
+    """A list of the type in the hint; one item counts as a list of one."""
     items = value if isinstance(value, list) else [value]
     inner = next(option for option in options if (typing.get_origin(option) or option) is list)
     if typing.get_args(inner) == (str,):
@@ -149,12 +147,11 @@ def _listed(value: Any, options: tuple[Any, ...]) -> list[Any]:
 
 
 def _check_keys(value: dict[Any, Any]) -> None:
-    """Raises TypeError for keys that are no texts, as they become names of arguments."""
+    """Raises TypeError for keys that are no texts; they become names of arguments."""
     if not all(isinstance(key, str) for key in value):
         raise TypeError
 
 
-def _spell(hint: Any) -> str:
+def _type_names(hint: Any) -> str:
     bases = [typing.get_origin(option) or option for option in _options(hint)]
-    words = [WORDS[base] for base in bases if base in WORDS]
-    return " or ".join(words) or "allowed"
+    return " or ".join(TYPE_NAMES[base] for base in bases if base in TYPE_NAMES) or "allowed"

@@ -1,9 +1,9 @@
-"""Knows the tasks by name and makes any of them a checked `Task`; must not know torch, tokenizers or trainers.
+"""Knows the tasks by name and loads them; must not know torch, tokenizers or trainers.
 
     task = load_task("ledger", length=8)
     task.splits["train"][0]  # {"id": "train-0", "prompt": "a+3 b+1 ...", "target": "... b=4 a=3"}
 
-A task of one's own is a function that returns a `Task`, found by `plugins`.
+Your own task is a function that returns a `Task`; `plugins` finds it.
 """
 
 import inspect
@@ -16,27 +16,19 @@ from rl_warmup.tasks.rows import SPLITS, Row, Task, rows_hash
 
 __all__ = ["SPLITS", "TASKS", "Row", "Task", "load_task", "rows_hash"]
 
-TASKS = {
-    "ledger": "rl_warmup.tasks.ledger:load",
-    "legs": "rl_warmup.tasks.legs:load",
-    "translation": "rl_warmup.tasks.translation:load",
-    "summarization": "rl_warmup.tasks.summarization:load",
-    "multiple_choice": "rl_warmup.tasks.multiple_choice:load",
-    "file": "rl_warmup.tasks.files:load",
-    "hub": "rl_warmup.tasks.hub:load",
-    "reasoning_gym": "rl_warmup.tasks.reasoning_gym:load",
-}
+_NAMES = ("ledger", "legs", "translation", "summarization", "multiple_choice", "file", "hub", "reasoning_gym")
+TASKS = {name: f"rl_warmup.tasks.{'files' if name == 'file' else name}:load" for name in _NAMES}
 
 
 def load_task(name: str, /, **task_kwargs: Any) -> Task:
-    """The task of that name, with its own keyword arguments (see `load` in the task's module).
+    """The task of that name, with its keyword arguments (see `load` in the task's module).
 
     Args:
-        name: a key of TASKS, or an own one's (see `plugins`): a function that returns a `Task`.
+        name: a key of TASKS, or a plugin (see `plugins`): a function that returns a `Task`.
 
     Raises:
-        ValueError: for an unknown name, an unknown or missing argument, rows that are not fit (see `Task`).
-        ValueError: if a function of one's own fails, or returns something else than a `Task`.
+        ValueError: for an unknown name, an unknown or missing argument, faulty rows (see `Task`), or a plugin that fails or
+            does not return a `Task`.
     """
     load, _ = find_plugin("task", name, TASKS)
     if name in TASKS:
@@ -48,12 +40,12 @@ def load_task(name: str, /, **task_kwargs: Any) -> Task:
         with contained():
             task = load(**task_kwargs)
     except (ValueError, ImportError, OSError):
-        raise  # has a sentence of its own
+        raise  # with its own message
     except Exception as error:
         raise ValueError(f"The task {name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise ValueError(
-            f"The task {name!r} returned {type(task).__name__} {task!r:.80}; return a rl_warmup.tasks.Task."
+            f"The task {name!r} returned {type(task).__name__} {task!r:.80}; return an rl_warmup.tasks.Task."
         )
     return task
 

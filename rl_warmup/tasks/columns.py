@@ -1,7 +1,7 @@
-"""Knows how text is picked out of records and laid into a prompt template; must not know files, hubs or single tasks.
+"""Knows how columns of records fill prompts and targets; must not know files, hubs or single tasks.
 
-A column may be a dotted path: `translation.de` is column `de` inside column `translation`, unless a column is really
-called `translation.de`.
+A column may be a dotted path: `translation.de` is column `de` inside column `translation`, unless a column has the name
+`translation.de`.
 """
 
 import difflib
@@ -12,18 +12,18 @@ from string import ascii_uppercase
 from typing import Any
 
 Record = Mapping[str, Any]
-CHOICES_STYLE = "choices_style"  # a column of rows whose target is one of their `choices`: how it is spelled
+CHOICES_STYLE = "choices_style"  # column of rows whose target is one of their `choices`: one of TARGET_STYLES
 TARGET_STYLES = ("letter", "text")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The words ` (did you mean 'x'?)` for the known name most like `name`; empty when none is alike."""
+    """` (did you mean 'x'?)` with the nearest known name; empty if none is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def column_names(record: Record) -> list[str]:
-    """Every name under which `pick` finds something in the record: its columns and, dotted, those inside them."""
+    """All names that `pick` finds in the record: its columns and, dotted, those inside them."""
     names = []
     for key, value in record.items():
         names.append(str(key))
@@ -36,7 +36,7 @@ def pick(record: Record, column: str, where: str) -> Any:
     """The value of a column, which may be a dotted path.
 
     Raises:
-        ValueError: if there is no such column; names the nearest and the available ones. `where` opens the sentence.
+        ValueError: if there is no such column; names the nearest and the available ones. `where` begins the message.
     """
     found, value = _lookup(record, column)
     if not found:
@@ -60,17 +60,11 @@ def as_text(value: Any, column: str, where: str) -> str:
     Raises:
         ValueError: if the value is empty, or of a type that has no obvious text (a list, a mapping, a boolean).
     """
-    if isinstance(value, str):
-        if not value.strip():
-            raise ValueError(f"{where}: column '{column}' is empty; give it text or drop the row")
-        return value
-    if value is None or value != value:  # a missing number reads as NaN
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN: a missing number
         raise ValueError(f"{where}: column '{column}' is empty; give it text or drop the row")
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(
-        f"{where}: column '{column}' holds a {type(value).__name__}, not text; map a column that holds text"
-    )
+    raise ValueError(f"{where}: column '{column}' holds a {type(value).__name__}, not text; choose a column of text")
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str, allowed: Iterable[str] | None = None) -> "Template":
-        """Parse, and with `allowed` refuse other fields at once rather than at the first row.
+        """Parse a template; with `allowed`, refuse other fields.
 
         Raises:
             ValueError: for an unmatched brace, a field without a name or with a format, an unknown field, or none.
@@ -100,31 +94,25 @@ class Template:
             ) from None
         for _, field, form, conversion in parsed:
             if field is not None and (not field.strip() or form or conversion):
-                raise ValueError(
-                    f"{given} has a field that is not a plain name; write it as {{text}}, without ':' or '!'"
-                )
+                raise ValueError(f"{given} has a field that is not a plain name; write {{text}}, without ':' or '!'")
         template = cls(text, tuple((literal, field) for literal, field, _, _ in parsed))
         if not template.fields:
-            raise ValueError(
-                f"{given} has no field, so all prompts would be the same; put {{text}} where the text goes"
-            )
+            raise ValueError(f"{given} has no field, so all prompts would be the same; add {{text}}")
         known = template.fields if allowed is None else list(allowed)
         for field in template.fields:
             if field not in known:
-                raise ValueError(
-                    f"{given} has no known field '{field}'{nearest(field, known)}; known: {', '.join(known)}"
-                )
+                raise ValueError(f"{given}: unknown field '{field}'{nearest(field, known)}; known: {', '.join(known)}")
         return template
 
     def of_text(self, column: str = "text") -> str | None:
-        """The template with {text} as its only field, which may have been the prompt's column; None with several fields."""
+        """The template with {text} as its only field (`column` is renamed to it); None with other fields."""
         if len(self.fields) > 1 or self.fields[0] not in ("text", column):
             return None
-        spelled = ((part.replace("{", "{{").replace("}", "}}"), field) for part, field in self.parts)
-        return "".join(literal + ("{text}" if field else "") for literal, field in spelled)
+        escaped = ((part.replace("{", "{{").replace("}", "}}"), field) for part, field in self.parts)
+        return "".join(literal + ("{text}" if field else "") for literal, field in escaped)
 
     def fill(self, values: Record, where: str) -> str:
-        """The template with each field replaced by that column's text. Raises ValueError as `pick` and `as_text` do."""
+        """The template with each field replaced by that column's text. Raises ValueError as `pick` and `as_text`."""
         out = []
         for literal, field in self.parts:
             out.append(literal)
@@ -140,12 +128,12 @@ def lettered(choices: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ChoiceMap:
-    """Which columns hold the choices of a question and its answer.
+    """The columns with the choices of a question and its answer.
 
     Args:
-        choices: column with a list of texts, 2 to 26.
+        choices: column with a list of 2 to 26 texts.
         answer: column with the right one: its number from 0, its letter, or its text.
-        style: what the target is: "letter" for "B", "text" for "B) Ada".
+        style: of the target: "letter" for "B", "text" for "B) Ada".
     """
 
     choices: str
@@ -157,7 +145,7 @@ class ChoiceMap:
             raise ValueError(f"target_style={self.style!r}; give one of {', '.join(TARGET_STYLES)}")
 
     def read(self, record: Record, where: str) -> tuple[list[str], int]:
-        """The choices and the number of the right one. Raises ValueError for anything else; `where` opens the sentence."""
+        """The choices and the number of the right one. Raises ValueError for faulty columns; `where` begins the message."""
         given = pick(record, self.choices, where)
         if isinstance(given, str) or not isinstance(given, Sequence) or not 2 <= len(given) <= len(ascii_uppercase):
             raise ValueError(f"{where}: column '{self.choices}' is {given!r}; give a list of 2 to 26 texts")
@@ -177,14 +165,14 @@ class ChoiceMap:
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Which columns of a foreign record become prompt, target and id.
+    """The columns of a record that become prompt, target and id.
 
     Args:
-        prompt: column whose text the template knows as {text}.
-        target: column of the target; None takes `target` and, where that is missing, `completion`.
-        id: column of the row's id, a label that may recur; None takes `id` and, where that is missing, numbers the rows.
+        prompt: column for the template's field {text}.
+        target: column of the target; None takes `target`, else `completion`.
+        id: column of the row's id, a label that may occur twice; None takes `id`, else numbers the rows.
         template: may also use any column of the record by its name.
-        choices: makes multiple-choice rows: the template knows {options} ("A) ... B) ..."), the target is the answer, and
+        choices: makes multiple-choice rows: the template has {options} ("A) ... B) ..."), the target is the answer, and
             `choices`, `answer` (a number) and `choices_style` become extras, as in the task multiple_choice.
     """
 
@@ -198,7 +186,7 @@ class ColumnMap:
         """The record as a row; its other columns stay as extras.
 
         Raises:
-            ValueError: for a missing or empty column; `where` opens the sentence.
+            ValueError: for a missing or empty column; `where` begins the message.
         """
         text = as_text(pick(record, self.prompt, where), self.prompt, where)
         named: dict[str, Any] = {"text": text}
@@ -220,7 +208,7 @@ class ColumnMap:
         }
 
     def _label(self, record: Record, number: int, where: str) -> str:
-        """What the row is called: its id, or its number where it has none that is a text or a number."""
+        """The id of the row, or its number if the id is no text or number."""
         if self.id is not None:
             return as_text(pick(record, self.id, where), self.id, where)
         given = record.get("id")

@@ -1,6 +1,6 @@
-"""Knows how to read the real text that ships in the package and cut it to size; must not know what a task makes of it.
+"""Knows how to read and filter the text data in the package; must not know how tasks use it.
 
-Licence and attribution lie beside each data set: `data/<folder>/LICENSE` and `data/<folder>/ATTRIBUTION.md`.
+Licence and attribution of each data set: `data/<folder>/LICENSE` and `data/<folder>/ATTRIBUTION.md`.
 """
 
 import gzip
@@ -26,11 +26,10 @@ def read_splits(
 ) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """Every split of `sizes`, cut to size, without records that have fewer or more words than these in one of `columns`.
 
-    How many records were dropped for their length is logged.
+    The number of dropped records is logged.
 
     Raises:
-        ValueError: if `max_words` is not positive or below `min_words`, or a size exceeds what is left after dropping (it is
-            named).
+        ValueError: if `max_words` is not positive or below `min_words`, or a size exceeds the number of remaining rows.
     """
     if max_words is not None and max_words < 1:
         raise ValueError(f"max_words={max_words}: a limit on words must be at least 1; use null for none")

@@ -1,4 +1,4 @@
-"""Knows how local files become rows of a task; must not know how a format is read (`formats`), hubs or any data set."""
+"""Knows how local files become rows of a task; must not know how a format is read (`formats`), hubs or data sets."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,32 +14,17 @@ Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 def load(
-    path: Paths | None = None,
-    train: Paths | None = None,
-    validation: Paths | None = None,
-    test: Paths | None = None,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.1,
-    train_size: int | None = None,
-    validation_size: int | None = None,
-    test_size: int | None = None,
-    prompt_column: str = "prompt",
-    target_column: str | None = None,
-    id_column: str | None = None,
-    prompt_template: str = "{text}",
-    choices_column: str | None = None,
-    answer_column: str | None = None,
-    target_style: str = "letter",
-    metrics: Iterable[str] = ("exact_match",),
-    seed: int = 0,
-    stream: bool = False,
-    shuffle_buffer: int = SHUFFLE_BUFFER,
-    column_names: Sequence[str] | None = None,
-    quoted: bool | None = None,
-) -> Task:
+    path: Paths | None = None, train: Paths | None = None, validation: Paths | None = None, test: Paths | None = None,
+    validation_fraction: float = 0.1, test_fraction: float = 0.1, train_size: int | None = None,
+    validation_size: int | None = None, test_size: int | None = None, prompt_column: str = "prompt",
+    target_column: str | None = None, id_column: str | None = None, prompt_template: str = "{text}",
+    choices_column: str | None = None, answer_column: str | None = None, target_style: str = "letter",
+    metrics: Iterable[str] = ("exact_match",), seed: int = 0, stream: bool = False, shuffle_buffer: int = SHUFFLE_BUFFER,
+    column_names: Sequence[str] | None = None, quoted: bool | None = None,
+) -> Task:  # fmt: skip
     """A task from local files: one path per split, or a single `path` that is split here.
 
-    A single path is split by `seed`; rows with the same prompt stay in one split, so no test prompt is trained on.
+    A single path is split by `seed`; rows with the same prompt stay in one split, so no test prompt is in training.
 
     Args:
         path, train, validation, test: a file or a list of files; `path` excludes the other three.
@@ -49,17 +34,17 @@ def load(
             target_column None takes "target", else "completion"; id_column None takes "id", else numbers the rows.
         prompt_template: {text} is the prompt column; other columns by their names. Columns stay in the row as extras.
         choices_column, answer_column, target_style: multiple choice instead of a target column (`columns.ChoiceMap`); the
-            template then knows {options}.
-        metrics: names for `rl_warmup.metrics.compute`, the headline first.
-        stream: read the training rows as they are needed instead of all at the start; not for `path`, `train_size` or .json.
-        column_names: of .csv and .tsv files without a header line; then `prompt_column` and the others name these.
-        quoted: whether cells may stand in quotes; by default in .csv alone, and a quote in .tsv is a character like others.
-        shuffle_buffer: of a stream: how many rows are held to be shuffled among each other; 1 keeps the order of the files.
+            template then has the field {options}.
+        metrics: names for `rl_warmup.metrics.compute`, the main metric first.
+        stream: read the training rows on demand instead of all at the start; not for `path`, `train_size` or .json.
+        column_names: of .csv and .tsv files without a header line.
+        quoted: whether cells may be in quotes; by default only in .csv.
+        shuffle_buffer: of a stream (`Stream`).
 
     Raises:
         FileNotFoundError: for a missing file.
-        ValueError: for paths that contradict, an unknown format, unreadable content (with file and line), a missing or
-            empty column, fractions that leave nothing.
+        ValueError: for contradicting paths, an unknown format, unreadable content (with file and line), a missing or empty
+            column, fractions that leave a split empty.
         ImportError: for Parquet without pyarrow.
     """
     choices = choice_map(choices_column, answer_column, target_style, target_column)
@@ -67,9 +52,7 @@ def load(
     table = Table(column_names, quoted)
     given = {"train": train, "validation": validation, "test": test}
     if (path is None) == all(paths is None for paths in given.values()):
-        raise ValueError(
-            "file: give either path, which is split here, or train (with validation and test), and not both"
-        )
+        raise ValueError("file: give either path, which is split here, or train (with validation and test)")
     sizes = {"train": train_size, "validation": validation_size, "test": test_size}
     splits: dict[str, list[Row] | Stream] = {}
     if stream:
@@ -87,15 +70,11 @@ def load(
 
 def _stream(paths: Paths | None, size: int | None, columns: ColumnMap, shuffle_buffer: int, table: Table) -> Stream:
     if paths is None or size is not None:
-        what = "train: one or more files, as splitting `path` would read it whole" if paths is None else "no train_size"
-        raise ValueError(
-            f"file: stream reads the training rows as they are needed; give {what}, or set stream to false"
-        )
-    for path in _listed(paths):
+        what = "train: one or more files, as `path` must be read whole" if paths is None else "no train_size"
+        raise ValueError(f"file: stream reads the training rows on demand; give {what}, or set stream to false")
+    for path in _as_list(paths):
         if ".json" in (path.suffix, Path(path.stem).suffix):
-            raise ValueError(
-                f"file {path}: a .json file can only be read whole; give .jsonl (one object per line), or set stream to false"
-            )
+            raise ValueError(f"file {path}: a .json file is read whole; give .jsonl, or set stream to false")
     return Stream("file, split 'train'", lambda: _rows(paths, columns, table), shuffle_buffer)
 
 
@@ -122,13 +101,13 @@ def _split(rows: list[Row], validation_fraction: float, test_fraction: float, se
     return splits
 
 
-def _listed(paths: Paths) -> list[Path]:
+def _as_list(paths: Paths) -> list[Path]:
     return [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
 
 
 def _rows(paths: Paths, columns: ColumnMap, table: Table) -> Iterator[Row]:
     number = 0
-    for path in _listed(paths):
+    for path in _as_list(paths):
         for where, record in read(path, table):
             try:
                 row = columns.row(record, number, where)

@@ -1,7 +1,7 @@
-"""Knows which rows of a foreign data set are left out, and says how many; must not know where rows come from.
+"""Knows which rows of a data set are left out, and logs how many; must not know where rows come from.
 
-Lengths are in characters, as words mean nothing in Chinese. They are limits of training rows alone: whoever drops test rows
-measures something else.
+Lengths are in characters, as Chinese has no white space between words. They limit training rows only, as a changed test split
+would change what is measured.
 """
 
 import logging
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RowFilter:
-    """What is left out.
+    """The rows to leave out.
 
     Args:
         drop_empty: rows whose prompt or target column is empty, in every split; otherwise such a row is an error.
         max_chars: training rows with more characters in the prompt column or in the target.
-        target_ratio: training rows whose target has less or more characters per character of the prompt column than these
-            two; pairs far from the usual ratio are mostly wrong translations.
+        target_ratio: (least, greatest): training rows whose ratio of target characters to characters of the prompt column is
+            outside; these are mostly wrong translations.
 
     Raises:
         ValueError: for a limit that leaves nothing.
@@ -42,17 +42,17 @@ class RowFilter:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is ever left out."""
+        """Whether no row is left out."""
         return not self.drop_empty and self.max_chars is None and self.target_ratio is None
 
     def of_split(self, split: str) -> "RowFilter":
-        """The rules for one of our splits."""
+        """The filter for one of our splits."""
         return self if split == "train" else replace(self, max_chars=None, target_ratio=None)
 
     def rows(
         self, located: Iterable[tuple[int, str, Record]], columns: ColumnMap, size: int | None, where: str
     ) -> list[Row]:
-        """The first `size` records (None: all) that pass, as rows; what was left out is logged under `where`.
+        """The first `size` records (None: all) that pass, as rows; the number left out is logged under `where`.
 
         Args:
             located: number, place and record.

@@ -1,7 +1,7 @@
-"""Knows how records are read from files - JSONL, JSON, CSV, TSV, Parquet; must not know which columns mean what.
+"""Knows how records are read from files - JSONL, JSON, CSV, TSV, Parquet; must not know what columns mean.
 
 The format follows the file's name: .jsonl, .json (a list of objects), .csv, .tsv, .txt (JSON lines), each also with .gz, and
-.parquet. A name that stands twice in one object or header is an error, as one of the two values would be lost.
+.parquet. A duplicate name in one object or header is an error, as one of the two values would be lost.
 """
 
 import csv
@@ -15,19 +15,18 @@ from typing import Any, TextIO
 
 from rl_warmup.runtime.documents import Unreadable, parse_json, records, twice
 
-Located = tuple[str, dict[str, Any]]  # where the record stands ("rows.jsonl:3"), the record
+Located = tuple[str, dict[str, Any]]  # the place of the record ("rows.jsonl:3"), the record
 Reader = Callable[[Path, TextIO], Iterator[Located]]
 PARQUET_ROWS = 1024  # decoded at a time
 
 
 @dataclass(frozen=True)
 class Table:
-    """How .csv and .tsv are read.
+    """The format of .csv and .tsv files.
 
     Args:
-        names: of the columns, where the file has no header line; None takes the first line.
-        quoted: whether a cell may stand in quotes, which then hide separators and line ends; None: yes in .csv, no in .tsv,
-            where every character of a cell is its own.
+        names: of the columns, if the file has no header line; None takes the first line.
+        quoted: whether a cell may be in quotes, which then hide separators and line ends; None: yes in .csv, no in .tsv.
     """
 
     names: Sequence[str] | None = None
@@ -37,18 +36,18 @@ class Table:
         names = self.names
         if names is not None and (isinstance(names, str) or not names or not all(isinstance(n, str) for n in names)):
             raise ValueError(f"column_names={names!r}; give a list of names, one for each column of the file")
-        if names is not None and (again := _second(names)) is not None:
+        if names is not None and (again := _duplicate(names)) is not None:
             raise ValueError(f"column_names={list(names)!r} name {again!r} twice; give every column a name of its own")
         if self.quoted is not None and not isinstance(self.quoted, bool):
             raise ValueError(f"quoted={self.quoted!r}; give true or false, or leave it out")
 
 
 def read(path: Path, table: Table | None = None) -> Iterator[Located]:
-    """The records of one file with their places, read as they are asked for.
+    """The records of one file with their places, read on demand.
 
     Raises:
         FileNotFoundError: for a missing file.
-        ValueError: for an unknown format, unreadable content or a name that stands twice, with file and line.
+        ValueError: for an unknown format, unreadable content or a duplicate name, with file and line.
         ImportError: for Parquet without pyarrow.
     """
     if not path.is_file():
@@ -67,9 +66,8 @@ def read(path: Path, table: Table | None = None) -> Iterator[Located]:
     if suffix == ".parquet" and not packed:
         return _parquet(path)
     if suffix not in readers:
-        raise ValueError(
-            f"file {path}: unknown format '{suffix}'; known: .jsonl, .json, .csv, .tsv, .txt with JSON lines (also .gz), .parquet"
-        )
+        known = ".jsonl, .json, .csv, .tsv, .txt with JSON lines (also .gz), .parquet"
+        raise ValueError(f"file {path}: unknown format '{suffix}'; known: {known}")
     return _decoded(path, readers[suffix], packed, newline="\n" if suffix in (".jsonl", ".txt") else "")
 
 
@@ -80,7 +78,7 @@ def _decoded(path: Path, reader: Reader, packed: bool, newline: str) -> Iterator
         except (gzip.BadGzipFile, EOFError) as error:
             raise ValueError(f"file {path} is not a whole gzip file ({error}); pack it again, or drop .gz") from None
         except UnicodeDecodeError as error:
-            at = file.tell() - len(error.object) + error.start  # decoding went piece by piece
+            at = file.tell() - len(error.object) + error.start  # error.object is the last block
             raise ValueError(f"file {path} is not UTF-8 ({error.reason} at byte {at}); save it as UTF-8") from None
 
 
@@ -90,14 +88,14 @@ def _jsonl(path: Path, text: TextIO) -> Iterator[Located]:
 
 
 def _text(path: Path, text: TextIO) -> Iterator[Located]:
-    """JSON lines under another name, as some data sets are published (LogiQA 2); anything else has no columns."""
+    """JSON lines, as in some published data sets (LogiQA 2); other text has no columns."""
     first = text.readline()
     while first and not first.strip():
         first = text.readline()
     if first and not first.lstrip().startswith("{"):
         raise ValueError(
-            f"file {path}: a .txt file is read as JSON lines, one object a line, and begins with {first.strip()[:40]!r}; "
-            "give .jsonl, .json, .csv, .tsv or .parquet (known formats), with prompt and target in columns"
+            f"file {path}: a .txt file must be JSON lines, one object per line, but begins with {first.strip()[:40]!r}; give "
+            "a known format with columns: .jsonl, .json, .csv, .tsv or .parquet"
         )
     text.seek(0)
     return _jsonl(path, text)
@@ -125,7 +123,7 @@ def _table(path: Path, text: TextIO, separator: str, table: Table, quoted: bool)
         where = f"{path}:{number}"
         if header is None:
             header = cells
-            if (again := _second(header)) is not None:
+            if (again := _duplicate(header)) is not None:
                 raise ValueError(f"{where}: {twice(again, 'column')}")
             continue
         if len(cells) != len(header):
@@ -148,7 +146,7 @@ def _quoted(path: Path, text: TextIO, separator: str) -> Iterator[tuple[int, lis
 
 
 def _plain(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Lines end with a line feed alone, or after a carriage return; whatever else stands in a cell belongs to it."""
+    """Lines end with LF or CRLF; any other character belongs to its cell."""
     text.reconfigure(newline="\n")  # type: ignore[attr-defined]
     for number, line in enumerate(text, start=1):
         line = line.removesuffix("\n").removesuffix("\r")
@@ -156,8 +154,8 @@ def _plain(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
             yield number, line.split(separator)
 
 
-def _second(names: Sequence[str]) -> str | None:
-    """The first name that has come before."""
+def _duplicate(names: Sequence[str]) -> str | None:
+    """The first name that occurs a second time."""
     return next((name for place, name in enumerate(names) if name in names[:place]), None)
 
 
@@ -170,7 +168,7 @@ def _parquet(path: Path) -> Iterator[Located]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if (again := _second(file.schema_arrow.names)) is not None:
+            if (again := _duplicate(file.schema_arrow.names)) is not None:
                 raise ValueError(f"file {path}: {twice(again, 'column')}")
             for batch in file.iter_batches(PARQUET_ROWS):
                 for record in batch.to_pylist():

@@ -1,7 +1,6 @@
-"""Knows how to fetch a data set by name through Hugging Face `datasets`; must not know file formats.
+"""Knows how to load a data set by name with Hugging Face `datasets`; must not know file formats.
 
-Code that a data set may carry is never run (`trust_remote_code=False`). A local folder of files works as a
-name too.
+Code of a data set is never run (`trust_remote_code=False`). The name may be a local folder of files.
 """
 
 import csv
@@ -23,59 +22,35 @@ Split = str | Mapping[str, Any] | None
 
 
 def load(
-    dataset_name: str,
-    dataset_config: str | None = None,
-    revision: str | None = None,
-    data_files: Mapping[str, Any] | None = None,
-    train: Split = "train",
-    validation: Split = "validation",
-    test: Split = "test",
-    train_size: int | None = None,
-    validation_size: int | None = None,
-    test_size: int | None = None,
-    prompt_column: str = "prompt",
-    target_column: str | None = None,
-    id_column: str | None = None,
-    prompt_template: str = "{text}",
-    choices_column: str | None = None,
-    answer_column: str | None = None,
-    target_style: str = "letter",
-    drop_empty: bool = False,
-    max_chars: int | None = None,
-    target_ratio: tuple[float, float] | None = None,
-    keep_columns: Iterable[str] | None = None,
-    metrics: Iterable[str] = ("exact_match",),
-    cache_dir: str | None = None,
-    seed: int = 0,
-    stream: bool = False,
-    shuffle_buffer: int = SHUFFLE_BUFFER,
-) -> Task:
+    dataset_name: str, dataset_config: str | None = None, revision: str | None = None,
+    data_files: Mapping[str, Any] | None = None, train: Split = "train", validation: Split = "validation",
+    test: Split = "test", train_size: int | None = None, validation_size: int | None = None,
+    test_size: int | None = None, prompt_column: str = "prompt", target_column: str | None = None,
+    id_column: str | None = None, prompt_template: str = "{text}", choices_column: str | None = None,
+    answer_column: str | None = None, target_style: str = "letter", drop_empty: bool = False,
+    max_chars: int | None = None, target_ratio: tuple[float, float] | None = None,
+    keep_columns: Iterable[str] | None = None, metrics: Iterable[str] = ("exact_match",), cache_dir: str | None = None,
+    seed: int = 0, stream: bool = False, shuffle_buffer: int = SHUFFLE_BUFFER,
+) -> Task:  # fmt: skip
     """A task from data sets of the Hugging Face hub, or from local folders that `datasets.load_dataset` reads.
+
+    Arguments that are not listed here are as in `files.load`.
 
     Args:
         dataset_name, dataset_config, revision, data_files, cache_dir: passed to `datasets.load_dataset`.
-        train, validation, test: which of the data set's splits serves as which of ours; None for none. A mapping takes a
-            split from elsewhere: {split: devtest, dataset_name: ..., prompt_column: ...}, with any of dataset_name,
-            dataset_config, revision, data_files, prompt_column, target_column, id_column for this split alone. Another
-            dataset_name starts without configuration, revision and data_files.
-        train_size, validation_size, test_size: None for all rows; a number takes the first rows of a shuffle by `seed`.
-        prompt_column, target_column, id_column: columns, dotted paths into nested ones allowed ("translation.de");
-            target_column None takes "target", else "completion"; id_column None takes "id", else numbers the rows.
-        prompt_template: {text} is the prompt column; other columns by their names. Columns stay in the row as extras.
-        choices_column, answer_column, target_style: multiple choice instead of a target column (`columns.ChoiceMap`); the
-            template then knows {options}.
-        drop_empty, max_chars, target_ratio: rows to leave out (`filters.RowFilter`); the last two in training alone.
-        keep_columns: columns that stay in the rows as extras beside those used here; None keeps all. Extras are written with
-            every prediction, so a set of 200 languages is better told.
-        metrics: names for `rl_warmup.metrics.compute`, the headline first.
-        stream: read the training rows as they are needed, without loading the data set first; not with `train_size` or
-            `keep_columns`.
-        shuffle_buffer: of a stream: how many rows are held to be shuffled among each other; 1 keeps their order.
+        train, validation, test: the data set's split for each of ours; None for none. A mapping takes a split from another
+            place: {split: devtest, dataset_name: ..., prompt_column: ...}, with any of dataset_name, dataset_config, revision,
+            data_files, prompt_column, target_column, id_column for this split alone. Another dataset_name resets
+            configuration, revision and data_files.
+        drop_empty, max_chars, target_ratio: rows to leave out (`filters.RowFilter`); the last two only in training.
+        keep_columns: columns that stay in the rows as extras besides those used here; None keeps all. Extras are written with
+            every prediction, so choose a few of a set with many columns.
+        stream: read the training rows on demand, without loading the data set first; not with `train_size` or `keep_columns`.
 
     Raises:
         ImportError: without the package `datasets`.
         ValueError: if a data set cannot be loaded, a split or column is missing, a prompt or target is empty, or fewer
-            rows pass the filters than `train_size` asks for.
+            rows pass the filters than `train_size` requires.
     """
     shared = {
         "dataset_name": dataset_name, "dataset_config": dataset_config, "revision": revision, "data_files": data_files,
@@ -89,7 +64,7 @@ def load(
     splits: dict[str, list[Row] | Stream] = {}
     if stream and (train is None or train_size is not None or keep_columns is not None):
         what = "train: the name of a split" if train is None else "no train_size and no keep_columns"
-        raise ValueError(f"hub: stream reads the training rows as they are needed; give {what}, or set stream to false")
+        raise ValueError(f"hub: stream reads the training rows on demand; give {what}, or set stream to false")
     for ours, (theirs, size) in wanted.items():
         if theirs is None:
             splits[ours] = take([], size, seed, ours)
@@ -101,11 +76,12 @@ def load(
         columns = ColumnMap(*place.columns, template, choices)
         records = _records(place, ours, sources[key])
         if stream and ours == "train":
-            where = f"data set '{place.source['dataset_name']}', split '{place.split}'"
-            splits[ours] = Stream(where, partial(_each, records, columns, rules, where), shuffle_buffer)
+            splits[ours] = Stream(place.label, partial(_each, records, columns, rules, place.label), shuffle_buffer)
             continue
-        if stream:
-            records = _whole(records)
+        if stream:  # from a datasets.IterableDataset
+            import datasets
+
+            records = datasets.Dataset.from_list(list(records))
         if keep_columns is not None:
             records = _only(records, [*columns.used(), *keep_columns])
         splits[ours] = _rows(place, ours, records, columns, rules.of_split(ours), size, seed)
@@ -114,11 +90,16 @@ def load(
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one of our splits lies."""
+    """The source of one of our splits."""
 
     split: str
     source: dict[str, Any]  # SET_KEYS
     columns: tuple[str, str | None, str | None]  # COLUMN_KEYS
+
+    @property
+    def label(self) -> str:
+        """Label in error messages."""
+        return f"data set '{self.source['dataset_name']}', split '{self.split}'"
 
 
 def _place(ours: str, theirs: str | Mapping[str, Any], shared: dict[str, Any]) -> _Place:
@@ -128,7 +109,7 @@ def _place(ours: str, theirs: str | Mapping[str, Any], shared: dict[str, Any]) -
         if key not in allowed:
             raise ValueError(f"{ours}: no setting '{key}'{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
     if "split" not in own:
-        raise ValueError(f"{ours}: {own} names no split; add `split: ...`, as the data set calls it")
+        raise ValueError(f"{ours}: {own} names no split; add `split: ...`, a split of the data set")
     inherited = dict(shared)
     if own.get("dataset_name", shared["dataset_name"]) != shared["dataset_name"]:
         inherited |= dict.fromkeys(SET_KEYS)
@@ -149,7 +130,7 @@ def _records(place: _Place, ours: str, source: dict[str, Any]) -> Any:
 
 
 def _only(records: Any, wanted: list[str]) -> Any:
-    """Without the columns that nobody asked for. A missing one is named later, when a row is made."""
+    """The records with the wanted columns only. A missing one raises later, when a row is made."""
     heads = {name if name in records.column_names else name.partition(".")[0] for name in wanted}
     return records.select_columns([name for name in records.column_names if name in heads])
 
@@ -159,31 +140,21 @@ def _each(records: Any, columns: ColumnMap, rules: RowFilter, where: str) -> Ite
         yield from rules.rows([(number, f"{where}, row {number}", record)], columns, None, where)
 
 
-def _whole(records: Any) -> Any:
-    """All records of a `datasets.IterableDataset`."""
-    import datasets
-
-    return datasets.Dataset.from_list(list(records))
-
-
 def _rows(
     place: _Place, ours: str, records: Any, columns: ColumnMap, rules: RowFilter, size: int | None, seed: int
 ) -> list[Row]:
-    where = f"data set '{place.source['dataset_name']}', split '{place.split}'"
-    # what is left out has to be known before rows are counted, so with filters the whole shuffle is walked along
+    # only rows that pass the filters count, so with filters the whole shuffle may be needed
     numbers = take(range(len(records)), size if rules.idle or size is None else len(records), seed, ours)
-    located = ((n, f"{where}, row {n}", record) for n, record in zip(numbers, records.select(numbers), strict=True))
-    rows = rules.rows(located, columns, size, where)
+    numbered = zip(numbers, records.select(numbers), strict=True)
+    rows = rules.rows(((n, f"{place.label}, row {n}", record) for n, record in numbered), columns, size, place.label)
     if size is not None and len(rows) < size:
-        raise ValueError(
-            f"{ours}_size={size}, but {len(rows)} rows are available there after the filters; give 0 to {len(rows)}, "
-            "or null for all"
-        )
+        available = f"{len(rows)} rows are available after the filters"
+        raise ValueError(f"{ours}_size={size}, but {available}; give 0 to {len(rows)}, or null for all")
     return rows
 
 
 def _is_tsv(dataset_name: str, data_files: Any) -> bool:
-    """Whether a data set is made of .tsv files, as far as can be told before it is loaded."""
+    """Whether a data set consists of .tsv files, as far as names show."""
     given = list(data_files.values()) if isinstance(data_files, Mapping) else [data_files] if data_files else []
     names = [str(name) for part in given for name in (part if isinstance(part, list | tuple) else [part])]
     if not names and Path(dataset_name).is_dir():
@@ -193,33 +164,22 @@ def _is_tsv(dataset_name: str, data_files: Any) -> bool:
 
 
 def _load_dataset(
-    dataset_name: str,
-    dataset_config: str | None,
-    revision: str | None,
-    data_files: Any,
-    cache_dir: str | None,
-    stream: bool,
-) -> dict[str, Any]:
-    """All splits, by their names. Whatever `datasets` raises becomes one sentence, with its own error as the cause."""
+    dataset_name: str, dataset_config: str | None, revision: str | None, data_files: Any, cache_dir: str | None, stream: bool
+) -> dict[str, Any]:  # fmt: skip
+    """All splits by name. Any error of `datasets` becomes a ValueError with one sentence."""
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(
-            "task 'hub' needs the package datasets; pip install datasets, or use the task 'file'"
-        ) from error
-    settings: dict[str, Any] = {
-        "name": dataset_config,
-        "revision": revision,
-        "data_files": data_files,
-        "cache_dir": cache_dir,
-    }
+        raise ImportError("task 'hub' needs the package datasets; install it, or use the task 'file'") from error
+    settings: dict[str, Any] = {"name": dataset_config, "revision": revision}
+    settings |= {"data_files": data_files, "cache_dir": cache_dir}
     settings |= {"streaming": True} if stream else {}
     settings |= {"quoting": csv.QUOTE_NONE} if _is_tsv(dataset_name, data_files) else {}  # as the task file reads them
     try:
         return dict(datasets.load_dataset(dataset_name, trust_remote_code=False, **settings))
     except Exception as error:
         if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
-            error = error.__cause__  # which says what and where
+            error = error.__cause__  # it has the details
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         raise ValueError(
             f"data set '{dataset_name}' could not be loaded ({reason}); check the name, the configuration "

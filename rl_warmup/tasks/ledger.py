@@ -3,12 +3,10 @@
 Prompt: named amounts, oldest first, one word each, name and value in one - `a+3 b+1 c+4`. Target: the running totals
 modulo m, NEWEST FIRST - `c=1 b=4 a=3` for m = 7 (a = 3, b = 3+1, c = 3+1+4 = 8 = 1 mod 7).
 
-Why it is a test of warmups: newest first, the very first word needs the sum over the whole ledger at once, which a
-small network does not learn in one step. Oldest first is the easy way: each total needs only the previous total and
-one more amount. A warmup that holds the totals oldest first, followed by the target, turns one hard step into many
-easy ones - and reversing the target's words gives exactly that warmup. The task thus says itself that an easy order
-exists and what it is: it shows whether a warmup can carry computation, not whether a policy discovers the order from
-nothing.
+Why it tests warmups: the first word of the target needs the sum over the whole ledger, which a small network does not
+learn in one step. In the order oldest first, each total needs only the previous total and one amount. So a warmup with
+the totals oldest first, the reversed target, turns one hard step into many easy ones. As the target shows this order, the
+task tests whether a warmup can carry computation, not whether a policy discovers the order.
 """
 
 import random
@@ -17,20 +15,16 @@ from string import ascii_lowercase
 
 from rl_warmup.tasks.rows import Row, Task
 
-SHUFFLE_LIMIT = 1 << 18  # up to this many possible prompts all are shuffled; beyond it distinct ones are drawn
+SHUFFLE_LIMIT = 1 << 18  # up to this many possible prompts are shuffled; of more, distinct ones are drawn
 
 
 def load(
-    length: int = 10,
-    modulus: int = 7,
-    train_size: int = 20_000,
-    validation_size: int = 300,
-    test_size: int = 300,
+    length: int = 10, modulus: int = 7, train_size: int = 20_000, validation_size: int = 300, test_size: int = 300,
     seed: int = 0,
-) -> Task:
+) -> Task:  # fmt: skip
     """The ledger task; no prompt occurs twice, in one split or across splits.
 
-    Test rows are drawn first, then validation, then training: they stay the same when `train_size` changes.
+    Test rows are drawn first, then validation, then training, so they do not depend on `train_size`.
 
     Args:
         length: amounts per prompt, and totals per target.
@@ -81,7 +75,7 @@ def _names(length: int) -> list[str]:
 
 
 def _rows(codes: list[int], split: str, names: list[str], modulus: int) -> list[Row]:
-    """The digits of a code, base modulus, are the amounts, oldest first. Words come from tables."""
+    """The digits of a code, base modulus, are the amounts, oldest first."""
     amount_words = [[f"{name}+{value}" for value in range(modulus)] for name in names]
     total_words = [[f"{name}={value}" for value in range(modulus)] for name in names]
     rows: list[Row] = []

@@ -1,11 +1,10 @@
-"""Knows how many legs animals have, and the embedded questions about them; must not know who answers, nor reasoning-gym.
+"""Knows the embedded questions about legs of animals; must not know models, nor reasoning-gym.
 
 Prompt: `how many legs are there in total if you have 4 beetles , 1 shrimp , 6 flatworms ?` Target: `34`.
 
-Why it is a test of warmups: the answer needs a product per animal and a sum over them, and the rows give the answer alone.
-A network that writes the products and the running sums first has one easy step after another. Nothing in a row says so:
-`worked` writes that warmup, for measuring how often a policy has found it and as a ceiling, never for training on it by
-itself. The questions are reasoning-gym's `leg_counting` with 3 to 5 animals, 1 to 6 of each.
+Why it tests warmups: the answer needs a product per animal and a sum over them. A network that first writes the products and
+the running sums has only easy steps, but no row shows them. `worked` writes that warmup, to measure how often a policy finds
+it and as a ceiling. The questions are reasoning-gym's `leg_counting` with 3 to 5 animals, 1 to 6 of each.
 """
 
 from rl_warmup.tasks.embedded import read

@@ -1,7 +1,7 @@
-"""Knows how puzzles become multiple-choice rows: letters, balanced positions, splits; must not know how one is made.
+"""Knows how puzzles become multiple-choice rows: letters, balanced positions, splits; must not know how a puzzle is made.
 
-The puzzles are our own, from a seed (`rl_warmup.tasks.puzzles`), so labels are proved rather than collected: the
-tests solve every family from its text by brute force. Chance is 0.25.
+The puzzles are generated from a seed (`rl_warmup.tasks.puzzles`) and their labels are proved: tests solve every family from its
+text by brute force. Chance is 0.25.
 """
 
 import random
@@ -12,23 +12,18 @@ from rl_warmup.tasks.columns import CHOICES_STYLE, TARGET_STYLES, Template, lett
 from rl_warmup.tasks.puzzles import FAMILIES, NUM_CHOICES, Puzzle
 from rl_warmup.tasks.rows import Row, Task
 
-MAX_REPEATS = 1000  # puzzles seen before, in a row, until a family counts as exhausted
+MAX_REPEATS = 1000  # known puzzles in a row, until a family counts as exhausted
 
 
 def load(
-    families: Iterable[str] | None = None,
-    target_style: str = "letter",
-    train_size: int = 5000,
-    validation_size: int = 500,
-    test_size: int = 500,
-    prompt_template: str = "{context}\n{question}\n{options}",
+    families: Iterable[str] | None = None, target_style: str = "letter", train_size: int = 5000,
+    validation_size: int = 500, test_size: int = 500, prompt_template: str = "{context}\n{question}\n{options}",
     seed: int = 0,
-) -> Task:
+) -> Task:  # fmt: skip
     """The multiple-choice task; families take turns; the right answer is A, B, C and D equally often.
 
-    No context with its question occurs twice, in one split or across splits. Test rows are drawn first, then
-    validation, then training: they stay the same when `train_size` changes. Extras of a row: `choices`, `answer`
-    (index), `family`.
+    No context with its question occurs twice, in one split or across splits. Test rows are drawn first, then validation, then
+    training, so they do not depend on `train_size`. Extras of a row: `choices`, `answer` (index), `family`.
 
     Args:
         families: some of order, kinship, weekdays, classes, knights; None for all.
@@ -63,9 +58,8 @@ def _check_families(families: Iterable[str] | None) -> list[str]:
     chosen = list(FAMILIES) if families is None else [families] if isinstance(families, str) else list(families)
     for family in chosen:
         if family not in FAMILIES:
-            raise ValueError(
-                f"multiple_choice: unknown family '{family}'{nearest(family, FAMILIES)}; known: {', '.join(FAMILIES)}"
-            )
+            known = f"{nearest(family, FAMILIES)}; known: {', '.join(FAMILIES)}"
+            raise ValueError(f"multiple_choice: unknown family '{family}'{known}")
     if not chosen:
         raise ValueError(f"multiple_choice: families is empty; give some of {', '.join(FAMILIES)}, or null for all")
     return chosen

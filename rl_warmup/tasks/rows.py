@@ -1,7 +1,7 @@
 """Knows what a row and a task are, and checks them; must not know where rows come from, nor any model or tokenizer.
 
-A row is a dict with three non-empty strings - `id`, `prompt` (x) and `target` (y) - and whatever else its task adds. The id is
-a label for people, and may recur, as foreign data sets repeat theirs: a row is known by its place.
+A row is a dict with three non-empty strings - `id`, `prompt` (x) and `target` (y) - and further columns of its task. The id is
+a label and may occur twice, as in some data sets: a row is identified by its place.
 """
 
 import hashlib
@@ -15,21 +15,21 @@ from typing import Any, TypeVar
 Row = dict[str, Any]
 
 Item = TypeVar("Item")
-HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, which no tokenizer takes
+HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which no tokenizer accepts
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A checked data set: three lists of rows and the metrics that are right for them.
+    """A checked data set: three lists of rows and their metrics.
 
     Args:
-        name: how logs and tables call the task.
+        name: in logs and tables.
         splits: rows under exactly the keys train, validation and test; a split may be empty, not all three. The train split
             may be a `stream.Stream`, whose rows are checked when they are read.
-        metrics: names for `rl_warmup.metrics.compute`; the first one is the headline.
-        prompt_template: how prompts were made of texts, {text} standing for the text, so that `rl-warmup generate` can make them
-            too; None where a prompt takes several columns.
+        metrics: names for `rl_warmup.metrics.compute`; the first one is the main metric.
+        prompt_template: template of the prompts with the field {text}, for `rl-warmup generate`; None if a prompt has several
+            columns.
 
     Raises:
         ValueError: at construction, for a missing split, a row without a non-empty string `id`, `prompt` or `target`, or no
@@ -44,14 +44,14 @@ class Task:
     def __post_init__(self) -> None:
         if set(self.splits) != set(SPLITS):
             raise ValueError(
-                f"task '{self.name}' has the splits {sorted(self.splits)}; give exactly train, validation and test (an "
-                "empty list for one that does not exist)"
+                f"task '{self.name}' has the splits {sorted(self.splits)}; give exactly train, validation and test (empty "
+                "lists are allowed)"
             )
         if not any(self.splits.values()):
             raise ValueError(f"task '{self.name}' has no rows in any split; give at least one row")
         if not self.metrics or isinstance(self.metrics, str):
             raise ValueError(
-                f"task '{self.name}' has metrics={self.metrics!r}; give a tuple of metric names, one at least"
+                f"task '{self.name}' has metrics={self.metrics!r}; give a tuple of at least one metric name"
             )
         for split, rows in self.splits.items():
             if isinstance(rows, Sequence):
@@ -97,7 +97,7 @@ def take(rows: Sequence[Item], size: int | None, seed: int, split: str) -> list[
         return list(rows)
     if not 0 <= size <= len(rows):
         raise ValueError(
-            f"{split}_size={size}, but {len(rows)} rows are available there; give 0 to {len(rows)}, or null for all"
+            f"{split}_size={size}, but {len(rows)} rows are available; give 0 to {len(rows)}, or null for all"
         )
     order = list(range(len(rows)))
     random.Random(f"{seed}/{split}").shuffle(order)

@@ -1,4 +1,4 @@
-"""Knows rows that are read in passes and never all held at once; must not know file formats, models or tokenizers."""
+"""Knows rows that are read as a stream, never all in memory; must not know file formats, models or tokenizers."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -12,18 +12,16 @@ SHUFFLE_BUFFER = 10_000
 
 @dataclass
 class Stream:
-    """Training rows that are read as they are needed. Going through it is one pass: every row once.
+    """Training rows that are read on demand. An iteration is one pass: every row once.
 
     Args:
-        name: how an error calls it.
-        read: begins to read at the first row.
-        shuffle_buffer: rows held at a time. Each time one is needed, one of them goes, drawn at random, and the next row read
-            takes its place; 1 keeps the order.
-        seed, epoch: decide the draws of a pass.
+        name: in error messages.
+        read: starts reading at the first row.
+        shuffle_buffer: rows in memory. A random one of them comes next, and the next row read replaces it; 1 keeps the order.
+        seed, epoch: of the random choices in a pass.
 
     Raises:
-        ValueError: at construction, if there is no row at all, or a buffer without room; and whatever reading the first row
-            raises.
+        ValueError: at construction, if there is no row, or shuffle_buffer is below 1; and any error of reading the first row.
     """
 
     name: str
@@ -35,18 +33,17 @@ class Stream:
     def __post_init__(self) -> None:
         if self.shuffle_buffer < 1:
             raise ValueError(
-                f"{self.name}: shuffle_buffer={self.shuffle_buffer}; give the number of rows to shuffle among each other, or "
-                "1 to keep their order"
+                f"{self.name}: shuffle_buffer={self.shuffle_buffer}; give a number of rows, 1 for no shuffle"
             )
         if not self.first(1):
             raise ValueError(f"{self.name} has no rows; give at least one row")
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the pass, as `datasets.IterableDataset` does."""
+        """Choose the pass, as in `datasets.IterableDataset`."""
         self.epoch = epoch
 
     def first(self, count: int | None) -> list[Row]:
-        """The first rows in the order in which they are stored; None for all, however many that may be."""
+        """The first rows in stored order; None for all, however many."""
         return list(islice(self.read(), count))
 
     def __iter__(self) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """Knows the embedded GNOME help pages and their one-line summaries (gnome-sum-en); must not know any model.
 
-Real text, small: 266/13/13 rows, split by page (CC-BY-SA-3.0; see data/gnome-sum-en/ATTRIBUTION.md). Thirteen test
-rows tell nothing about quality: they show that the machinery works. Use the task `file` or `hub` for a claim.
+Real text, small: 266/13/13 rows, split by page (CC-BY-SA-3.0; see data/gnome-sum-en/ATTRIBUTION.md). Thirteen test rows
+are too few to measure quality; use the task `file` or `hub` for that.
 """
 
 from rl_warmup.tasks.columns import Template
@@ -10,18 +10,14 @@ from rl_warmup.tasks.rows import Row, Task
 
 
 def load(
-    train_size: int | None = None,
-    validation_size: int | None = None,
-    test_size: int | None = None,
-    max_words: int | None = None,
-    prompt_template: str = "{text}",
-    seed: int = 0,
-) -> Task:
+    train_size: int | None = None, validation_size: int | None = None, test_size: int | None = None,
+    max_words: int | None = None, prompt_template: str = "{text}", seed: int = 0,
+) -> Task:  # fmt: skip
     """The summarization task: a help page as prompt, its one-line description as target.
 
     Args:
         train_size, validation_size, test_size: None for all rows; a number takes the first rows of a shuffle by `seed`.
-        max_words: drop rows whose page or summary has more whitespace-separated words; how many is logged.
+        max_words: drop rows whose page or summary has more words; the number is logged.
         prompt_template: for instance "summarize: {text}".
 
     Raises:
@@ -32,13 +28,9 @@ def load(
     columns = ("document", "summary")
     splits: dict[str, list[Row]] = {}
     for split, records in read_splits("gnome-sum-en", sizes, columns=columns, max_words=max_words, seed=seed).items():
+        prompts = [template.fill({"text": one["document"]}, f"gnome-sum-en {one['id']}") for one in records]
         splits[split] = [
-            {
-                "id": record["id"],
-                "prompt": template.fill({"text": record["document"]}, f"gnome-sum-en {record['id']}"),
-                "target": record["summary"],
-                "page": record["page"],
-            }
-            for record in records
+            {"id": one["id"], "prompt": prompt, "target": one["summary"], "page": one["page"]}
+            for one, prompt in zip(records, prompts, strict=True)
         ]
     return Task("summarization", splits, ("rougeL", "rouge1", "rouge2"), template.of_text())

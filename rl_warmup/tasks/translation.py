@@ -12,22 +12,16 @@ LANGUAGES = ("en", "de")
 
 
 def load(
-    source: str = "en",
-    target: str = "de",
-    train_size: int | None = None,
-    validation_size: int | None = None,
-    test_size: int | None = None,
-    min_words: int = 0,
-    max_words: int | None = None,
-    prompt_template: str = "{text}",
+    source: str = "en", target: str = "de", train_size: int | None = None, validation_size: int | None = None,
+    test_size: int | None = None, min_words: int = 0, max_words: int | None = None, prompt_template: str = "{text}",
     seed: int = 0,
-) -> Task:
+) -> Task:  # fmt: skip
     """The translation task.
 
     Args:
         source, target: "en" and "de", or the reverse.
         train_size, validation_size, test_size: None for all rows; a number takes the first rows of a shuffle by `seed`.
-        min_words, max_words: drop rows with fewer or more whitespace-separated words on either side; how many is logged.
+        min_words, max_words: drop rows with fewer or more words on either side; the number is logged.
         prompt_template: for instance "translate English to German: {text}".
 
     Raises:
@@ -35,22 +29,17 @@ def load(
     """
     if {source, target} != set(LANGUAGES):
         raise ValueError(
-            f"translation: source={source!r}, target={target!r}; the embedded text has en -> de and de -> en; "
-            "for other languages use the task 'file' or 'hub'"
+            f"translation: source={source!r}, target={target!r}; give en and de, in any order; for other languages use the "
+            "task 'file' or 'hub'"
         )
     template = Template.parse(prompt_template, allowed=["text"])
     sizes = {"train": train_size, "validation": validation_size, "test": test_size}
     splits: dict[str, list[Row]] = {}
     read = read_splits("docs-en-de", sizes, columns=LANGUAGES, min_words=min_words, max_words=max_words, seed=seed)
     for split, records in read.items():
+        prompts = [template.fill({"text": one[source]}, f"docs-en-de {one['id']}") for one in records]
         splits[split] = [
-            {
-                "id": record["id"],
-                "prompt": template.fill({"text": record[source]}, f"docs-en-de {record['id']}"),
-                "target": record[target],
-                "origin": record["origin"],
-                "page": record["page"],
-            }
-            for record in records
+            {"id": one["id"], "prompt": prompt, "target": one[target], "origin": one["origin"], "page": one["page"]}
+            for one, prompt in zip(records, prompts, strict=True)
         ]
     return Task(f"translation {source}-{target}", splits, ("chrf++", "bleu"), template.of_text())

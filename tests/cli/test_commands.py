@@ -156,7 +156,7 @@ def test_splits_without_rows_are_named(recipe, tmp_path, capsys):
     error = fails(capsys, "train", "--config", path)
     assert "eval_strategy: is steps, but the task file has no validation rows" in error
     assert main(["train", "--config", str(path), "--eval_strategy", "'no'", "--max_steps", "1"]) == 0
-    assert "in its test split. It has some for --split train." in fails(capsys, "evaluate", tmp_path / "run")
+    assert "in its test split, only for --split train." in fails(capsys, "evaluate", tmp_path / "run")
 
 
 def test_a_reward_that_dies_names_itself_and_keeps_the_checkpoints(recipe, tmp_path, capsys):
@@ -215,4 +215,4 @@ def test_a_reward_that_may_fail_is_counted_and_written_down(recipe, tmp_path, ca
     assert not [log for log in logs if "rewards/torn/mean" in log]  # nothing was scored, so there is no mean
     warnings = read_jsonl(tmp_path / "run" / "warnings.jsonl")
     assert [(warning["step"], warning["rule"]) for warning in warnings] == [(0, "reward torn"), (1, "reward torn")]
-    assert warnings[0]["done"] == "it is left out for the warmups of 4 prompts, as on_failure: skip asks"
+    assert warnings[0]["done"] == "it is left out for the warmups of 4 prompts (on_failure: skip)"

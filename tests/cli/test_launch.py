@@ -72,7 +72,7 @@ def test_it_prints_the_line_and_becomes_it(monkeypatch, capsys):
         f"RL_WARMUP_LOGS=a b/logs ACCELERATE_USE_CPU=true accelerate launch --config_file {FOLDER}/cpu.yaml "
         "--num_processes 2 --main_process_port 0 -m rl_warmup.cli.train --output_dir 'a b'"
     ).replace("a b/logs", "'a b/logs'")
-    assert logs == "What processes after the first print goes to a b/logs/"
+    assert logs == "All processes but the first print to a b/logs/"
     (program, command, environment), *none = started
     assert (program, none) == (sys.executable, [])
     assert command[-2:] == ["--output_dir", "a b"]

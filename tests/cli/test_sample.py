@@ -191,7 +191,7 @@ def test_drawing_leaves_the_random_state_alone(place):
 
 
 def test_mistakes(place, capsys):
-    assert "holds no recipe.yaml that names a task" in fails(capsys, "start:skills-llama", "--output", "w.jsonl")
+    assert "has no recipe.yaml with a task" in fails(capsys, "start:skills-llama", "--output", "w.jsonl")
     assert "there is no start 'nothing'" in fails(capsys, "start:nothing", "--task", "ledger", "--output", "w.jsonl")
     assert "scratch-t5 has random weights" in fails(capsys, "scratch-t5", "--task", "ledger", "--output", "w.jsonl")
     assert "Did you mean 'temperature'" in fails(capsys, *START, "--temperatur", "1", "--output", "w.jsonl")
@@ -205,7 +205,7 @@ def test_mistakes(place, capsys):
         capsys, *empty, "--split", "validation", "--output", "w.jsonl"
     )
     assert train(output_dir="sft", objective="sft") == 0
-    assert "sft was trained to answer without a warmup" in fails(capsys, "sft", "--output", "w.jsonl")
+    assert "sft was trained without warmups" in fails(capsys, "sft", "--output", "w.jsonl")
     assert "--output" in fails(capsys, *START)
     assert not (place / "w.jsonl").exists()
 

@@ -80,14 +80,14 @@ def test_with_a_model_there_are_likelihoods_predictions_and_a_correlation(place,
     [
         ("own.py:nan_for_red", 2, "Reward 'nan_for_red' returned nan for row 0 (id 'line 1', warmup 0)"),
         ("gain", 2, "Reward 'gain' needs 'target_logps', which needs a model, and none is given."),
-        ("own.py:greedy", 2, "Reward 'greedy' changes its argument 'completions' in place, which others get too."),
+        ("own.py:greedy", 2, "Reward 'greedy' changes its argument 'completions', which other rewards get too."),
         ("own.py:lost", 2, "The reward 'own.py:lost': own.py has no 'lost'"),
-        ("{name: own.py:words", 2, "is no YAML mapping"),
+        ("{name: own.py:words", 2, "is not valid YAML"),
         ("own.py:coloured", 0, "coloured: leaves 4 of 6 rows unscored (None)"),
         ("own.py:mine", 0, "mine: takes no **kwargs, so TRL's trainers need it through `load_reward`"),
-        ("own.py:mine", 0, "mine: gives the warmups of one prompt the same number, so it cannot move the posterior"),
+        ("own.py:mine", 0, "mine: gives all warmups of a prompt the same number, so it cannot change the posterior"),
         ("own.py:moody", 0, "moody: two calls with the same rows gave different numbers"),
-        ("own.py:ranked", 0, "ranked: a row's number depends on the rows beside it"),
+        ("own.py:ranked", 0, "ranked: a row's number depends on the other rows"),
     ],
 )
 def test_mistakes_and_what_is_worth_knowing(place, capsys, spec, code, words):
@@ -105,7 +105,7 @@ def test_every_reward_of_the_call_is_judged(place, capsys):
     assert err.splitlines() == [
         "rl-warmup score: 2 mistakes:",
         "  - The reward 'own.py:lots': own.py has no 'lots'.",
-        "  - The name 'words' is taken by another reward: give one of them a `label`.",
+        "  - Another reward has the name 'words': give one of them a `label`.",
     ]
 
 

@@ -60,7 +60,7 @@ def test_zero_that_accelerate_would_turn_into_ddp(recipe):
         [*launch, "-m", "rl_warmup.cli.train", "--config", recipe], 200, ACCELERATE_USE_CPU="true"
     )
     assert code != 0
-    assert "of 2): DeepSpeed was asked for, but the model is wrapped in DistributedDataParallel" in output
+    assert "of 2): DeepSpeed was requested, but the model is wrapped in DistributedDataParallel" in output
     assert not Path("run", "metrics.jsonl").exists()
 
 
@@ -68,7 +68,7 @@ def test_two_processes_of_which_accelerate_would_start_one(recipe):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     code, output = run_to_end([*launch, "-m", "rl_warmup.cli.train", "--config", recipe], 200)
     assert code != 0
-    assert "rl-warmup train: `accelerate launch` was asked for several processes but started one" in output
+    assert "rl-warmup train: Several processes were requested of `accelerate launch`, but it started one" in output
     assert not Path("run", "metrics.jsonl").exists()
 
 
@@ -89,7 +89,7 @@ def test_processes_of_one_launch_are_one_run_and_end_with_their_launcher(recipe)
     launcher.kill()
     launcher.wait()
     until = time.monotonic() + 20
-    while orphans._birth(writer) is not None:
+    while orphans._start_time(writer) is not None:
         assert time.monotonic() < until
         time.sleep(0.1)
     code, output = run_to_end([*pair, "--overwrite", "true"], 200)

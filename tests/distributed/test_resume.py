@@ -121,7 +121,7 @@ def test_one_process_told_to_stop_stops_both_after_the_same_update(tmp_path, cap
     alone = make_trainer(tmp_path / "told", "scratch-t5", per_device_train_batch_size=4, max_steps=UPDATES + 2)
     alone.train(resume_from_checkpoint="auto")
     assert alone.state.global_step == UPDATES + 2
-    assert "written by 2 processes and goes on with 1 process" in "".join(capsys.readouterr())
+    assert "written by 2 processes and is resumed by 1 process" in "".join(capsys.readouterr())
     smaller = make_trainer(tmp_path / "told", "scratch-t5", max_steps=UPDATES + 4)
     with pytest.raises(ValueError, match="updates of 8 rows, and now they would have 4"):
         smaller.train(resume_from_checkpoint="auto")

@@ -247,7 +247,7 @@ def test_an_argument_that_nothing_fills(world):
 def test_a_column_with_the_name_of_an_argument(world):
     prompts = [{**row, "target_logps": 0} for row in world.batch.prompts]
     batch = type(world.batch)(**{**vars(world.batch), "prompts": prompts})
-    with pytest.raises(ValueError, match="a column 'target_logps', which is also the name of an argument.*Rename"):
+    with pytest.raises(ValueError, match="a column 'target_logps', .*Rename"):
         world.judge(["prompt_overlap"], batch=batch)
 
 
@@ -263,13 +263,13 @@ def test_rewards_have_to_be_a_list(world, specs):
 
 
 def test_shapes_are_checked(world):
-    with pytest.raises(ValueError, match=r"target_logps has the shape \(6,\); give one number per group row, \(4,\)"):
+    with pytest.raises(ValueError, match=r"target_logps has the shape \(6,\); give \(4,\)"):
         world.judge([], target_logps=world.target_logprob)
     with pytest.raises(ValueError, match="target_token_logps has the shape"):
         world.judge([], target_token_logps=world.token_logps)
     with pytest.raises(ValueError, match=r"baseline_target_logps returned the shape \(2,\)"):
         world.judge(["gain"], baseline_target_logps=lambda: torch.zeros(2))
-    with pytest.raises(ValueError, match="asks for baseline_target_logps, and the caller offers none"):
+    with pytest.raises(ValueError, match="needs baseline_target_logps, but the caller has none"):
         world.judge(["gain"], baseline_target_logps=None)
 
 

@@ -55,14 +55,14 @@ BROKEN = [
     ("own.py:nothing", f"Reward 'nothing' returned NoneType None; {LIST}"),
     (
         "own.py:all_none",
-        f"No reward scores {ROW.format(0, 'a', 0)}: all_none returned None for it, or failed and was skipped. Let at least "
-        f"one return a number for every warmup, for instance by listing target_logprob.",
+        f"No reward scores {ROW.format(0, 'a', 0)}: all_none returned None for it, or failed and was skipped. At least "
+        f"one must score every warmup: add target_logprob, for instance.",
     ),
     ("own.py:nan", f"Reward 'nan' returned nan for {ROW.format(1, 'a', 1)}; {LIST}"),
-    ("own.py:infinite", f"Reward 'infinite' returned -inf for {ROW.format(2, 'b', 0)} and the like for 1 more; {LIST}"),
-    ("own.py:words", f"Reward 'words' returned 'good' for {ROW.format(0, 'a', 0)} and the like for 3 more; {LIST}"),
+    ("own.py:infinite", f"Reward 'infinite' returned -inf for {ROW.format(2, 'b', 0)} and similar values for 1 more; {LIST}"),
+    ("own.py:words", f"Reward 'words' returned 'good' for {ROW.format(0, 'a', 0)} and similar values for 3 more; {LIST}"),
     ("own.py:mapping", f"Reward 'mapping' returned dict {{'score': 1.0}}; {LIST}"),
-    ("own.py:nested", f"Reward 'nested' returned [1.0] for {ROW.format(0, 'a', 0)} and the like for 3 more; {LIST}"),
+    ("own.py:nested", f"Reward 'nested' returned [1.0] for {ROW.format(0, 'a', 0)} and similar values for 3 more; {LIST}"),
     ("own.py:one_number", f"Reward 'one_number' returned float 0.5; {LIST}"),
     ("own.py:raises", "Reward 'raises' failed with ZeroDivisionError: division by zero"),
     (
@@ -110,15 +110,15 @@ BROKEN = [
     ),
     (
         "missing.py:f",
-        "The reward 'missing.py:f': there is no file {place}/missing.py. Give a path relative to the working directory.",
+        "The reward 'missing.py:f': no file {place}/missing.py. Give a path relative to the working directory.",
     ),
     (
         "no_such_package:f",
         "The reward 'no_such_package:f': the module 'no_such_package' cannot be imported (ModuleNotFoundError: No module "
-        "named 'no_such_package'). It has to be installed or on PYTHONPATH; a file is named by its path, "
+        "named 'no_such_package'). Install it or put it on PYTHONPATH; for a file give its path, "
         "`path/to/file.py:function`.",
     ),
-    ("builtins:max", "Reward 'max' does not tell which arguments it takes; wrap it in a function of your own."),
+    ("builtins:max", "Reward 'max' has no signature; wrap it in a function of your own."),
     ("own.py:shrot", "The reward 'own.py:shrot': own.py has no 'shrot'. Did you mean 'short'?"),
     (
         "own.py:NUMBER",
@@ -126,12 +126,12 @@ BROKEN = [
     ),
     (
         {"name": "own.py:nan", "weight": "heavy"},
-        "The weight of reward 'nan' is 'heavy'; give a finite number (negative for a penalty).",
+        "The weight of reward 'nan' is 'heavy'; give a finite number (negative: penalty).",
     ),
     ({"name": "own.py:nan", "on_failure": "ignore"}, "on_failure of reward 'nan' is 'ignore'; allowed are raise, skip, zero."),
     (
         {"name": "own.py:nan", "timeout": 0},
-        "The timeout of reward 'nan' is 0; give seconds above 0, or null for no limit.",
+        "The timeout of reward 'nan' is 0; give seconds above 0, or null for none.",
     ),
     ({"name": "own.py:nan", "messages": "yes"}, "messages of reward 'nan' is 'yes'; give true or false."),
     (
@@ -141,7 +141,7 @@ BROKEN = [
     ),
     (
         ["own.py:nan", {"name": "own.py:nan"}],
-        "The reward 'nan' is listed 2 times. The log is sorted by name, so each may occur once: remove one, or give it a "
+        "The reward 'nan' is listed 2 times. Names must differ in the log: remove one, or give it a "
         "`label`.",
     ),
 ]  # fmt: skip

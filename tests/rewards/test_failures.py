@@ -30,7 +30,7 @@ def test_skip_leaves_the_term_out_for_the_whole_group(world, caplog):
     assert record.levelno == logging.WARNING
     assert record.message == (
         "Reward 'odd' returned nan for row 1 (id 'a', warmup 1); return a list of 4, one finite number or None per warmup. "
-        "It is left out for the warmups of 1 prompts, as on_failure: skip asks."
+        "It is left out for the warmups of 1 prompts (on_failure: skip)."
     )
 
 
@@ -39,7 +39,7 @@ def test_zero_counts_nothing_for_the_failed_rows_and_says_so(world, caplog):
     assert torch.equal(scores.total, world.target_logps + torch.tensor([2.0, 0.0, 6.0, 0.0]))
     assert scores.by_name["odd"].tolist()[:3] == [1.0, 0.0, 3.0]
     assert scores.failed == {"odd": 1}
-    assert "It counts 0 for 1 warmups, as on_failure: zero asks." in caplog.text
+    assert "It counts 0 for 1 warmups (on_failure: zero)." in caplog.text
 
 
 @pytest.mark.parametrize("policy", ["skip", "zero"])
@@ -80,7 +80,7 @@ def test_failures_reach_the_run_folder(world):
     (warning,) = reported
     assert (warning["step"], warning["rule"]) == (7, "reward odd")
     assert warning["sees"].startswith("Reward 'odd' returned nan for row 1 (id 'a', warmup 1)")
-    assert warning["done"] == "it counts 0 for 1 warmups, as on_failure: zero asks"
+    assert warning["done"] == "it counts 0 for 1 warmups (on_failure: zero)"
 
 
 # ---------------------------------------------------------------------- time
@@ -146,9 +146,12 @@ def test_outside_the_main_thread_a_hanging_function_is_left_behind(world, monkey
     release.set()
     assert messages[0] == (
         "Reward 'hangs' gave no answer within its `timeout` of 0.05 s; outside the main thread it cannot be stopped and was "
-        "left behind."
+        "abandoned."
     )
-    assert messages[-1] == "Reward 'hangs' was not called: 8 earlier calls of rewards are over time and still running."
+    assert (
+        messages[-1]
+        == "Reward 'hangs' was not called: 8 earlier calls of rewards are still running after their timeout."
+    )
 
 
 def test_in_a_thread_gradients_stay_off(world):

@@ -60,7 +60,7 @@ def test_nobody_asks_nothing_is_written(world):
     assert written(world).warmups == world.batch.warmups
     asking = world.board([{"name": "prediction_metric", "kwargs": {"metric": "exact_match"}}])
     assert asking.asked(("predictions", "sampled_predictions")) == ("predictions",)
-    with pytest.raises(ValueError, match="A reward asks for predictions, and the caller has written none"):
+    with pytest.raises(ValueError, match="A reward needs predictions, but the caller made none"):
         world.judge(asking)
 
 
@@ -80,7 +80,9 @@ def test_metrics_row_by_row_as_shares(metric, scores):
 
 
 def test_a_metric_that_cannot_be_a_reward_says_so_before_training():
-    with pytest.raises(ValueError, match="The metric 'rouge' gives rouge1, rouge2, rougeL; a reward is one number"):
+    with pytest.raises(
+        ValueError, match="The metric 'rouge' gives rouge1, rouge2, rougeL; give a metric of one number"
+    ):
         PredictionMetric("rouge")
     with pytest.raises(ValueError, match=r"There is no metric 'chrf'. Did you mean 'chrf\+\+'"):
         PredictionMetric("chrf")

@@ -55,7 +55,7 @@ def test_sizes_may_differ_where_the_tokenizer_agrees(world, tmp_path, new_model)
     path = save(tmp_path / "larger", new_model("t5", 24), world.tokenizer)
     assert world.judge([frozen(path)]).total.shape == (4,)
     path = save(tmp_path / "unknown", new_model("t5", 24))
-    with pytest.raises(ValueError, match="has 24 embedding rows, the policy 16, and no tokenizer lies beside"):
+    with pytest.raises(ValueError, match="has 24 embedding rows, the policy 16, and no tokenizer to compare"):
         world.board([frozen(path)])
 
 

@@ -15,7 +15,7 @@ import yaml
 from rl_warmup.cli.main import main
 from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_plan
 from rl_warmup.metrics.significance import compare_seeds, holm
-from rl_warmup.runtime.orphans import _birth
+from rl_warmup.runtime.orphans import _start_time
 
 NAMES = [f"num_warmups={n}" for n in (1, 2, 3, 4)]
 
@@ -206,7 +206,7 @@ def test_a_run_ends_with_its_sweep(stage, number):
     wait_for((folder / "metrics.jsonl").is_file)
     writer = int((folder / "writing.lock").read_text())
     process.send_signal(number)
-    wait_for(lambda: _birth(writer) is None)
+    wait_for(lambda: _start_time(writer) is None)
     process.communicate(timeout=60)
 
 

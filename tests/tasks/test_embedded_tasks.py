@@ -32,7 +32,7 @@ def test_directions_mirror_each_other():
     there = load_task("translation", test_size=20).splits["test"]
     back = load_task("translation", source="de", target="en", test_size=20).splits["test"]
     assert [(row["prompt"], row["target"]) for row in there] == [(row["target"], row["prompt"]) for row in back]
-    with pytest.raises(ValueError, match=r"target='fr'.*en -> de and de -> en"):
+    with pytest.raises(ValueError, match=r"target='fr'; give en and de"):
         load_task("translation", target="fr")
 
 

@@ -80,9 +80,7 @@ def test_filters_shorten_training_rows_alone_and_sizes_count_what_is_left(folder
     three = load_task("hub", **folder, max_chars=7, train_size=3)
     assert {row["id"] for row in ten.splits["train"]} == {str(i) for i in range(10)}
     assert three.splits["train"] == ten.splits["train"][:3]
-    with pytest.raises(
-        ValueError, match="train_size=11, but 10 rows are available there after the filters; give 0 to 10"
-    ):
+    with pytest.raises(ValueError, match="train_size=11, but 10 rows are available after the filters; give 0 to 10"):
         load_task("hub", **folder, max_chars=7, train_size=11)
 
 
@@ -112,5 +110,5 @@ def test_an_unreachable_set_is_one_sentence(monkeypatch):
 
 def test_without_the_package_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match="needs the package datasets; pip install datasets, or use the task 'file'"):
+    with pytest.raises(ImportError, match="needs the package datasets; install it, or use the task 'file'"):
         load_task("hub", dataset_name="any")

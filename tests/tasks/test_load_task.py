@@ -52,7 +52,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
     text += "def torn():\n    raise KeyError('gone')\n"
     own_module(tmp_path, monkeypatch, text)
     assert load_task("own_tasks:two", word="hello").splits["train"][0]["prompt"] == "hello"
-    with pytest.raises(ValueError, match="The task 'own_tasks:three' returned int 3; return a rl_warmup.tasks.Task"):
+    with pytest.raises(ValueError, match="The task 'own_tasks:three' returned int 3; return an rl_warmup.tasks.Task"):
         load_task("own_tasks:three")
     with pytest.raises(ValueError, match=r"The task 'own_tasks:tow': own_tasks has no 'tow'. Did you mean 'two'"):
         load_task("own_tasks:tow")

@@ -52,7 +52,7 @@ def test_faults():
         multiple_choice.load(["knigths"])
     with pytest.raises(ValueError, match=r"target_style='word'.*letter, text"):
         multiple_choice.load(target_style="word")
-    with pytest.raises(ValueError, match=r"no known field 'option'.*did you mean 'options'"):
+    with pytest.raises(ValueError, match=r"unknown field 'option'.*did you mean 'options'"):
         multiple_choice.load(prompt_template="{option}")
     with pytest.raises(ValueError, match="families is empty"):
         multiple_choice.load([])

@@ -112,10 +112,10 @@ def test_what_cannot_be_streamed_is_refused(tmp_path):
     path.write_text('{"prompt": "x", "target": "y"}\n')
     (tmp_path / "r.json").write_text("[]")
     for settings, words in [
-        ({"path": str(path)}, "give train: one or more files, as splitting `path` would read it whole"),
+        ({"path": str(path)}, "give train: one or more files, as `path` must be read whole"),
         ({"train": str(path), "train_size": 1}, "give no train_size"),
-        ({"train": [str(path), str(tmp_path / "r.json")]}, "r.json: a .json file can only be read whole; give .jsonl"),
-        ({"train": str(path), "shuffle_buffer": 0}, "shuffle_buffer=0; give the number of rows"),
+        ({"train": [str(path), str(tmp_path / "r.json")]}, "r.json: a .json file is read whole; give .jsonl"),
+        ({"train": str(path), "shuffle_buffer": 0}, "shuffle_buffer=0; give a number of rows"),
     ]:
         with pytest.raises(ValueError, match="stream|shuffle_buffer") as error:
             load_task("file", stream=True, **settings)

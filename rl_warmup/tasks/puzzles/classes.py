@@ -1,11 +1,10 @@
 """Knows puzzles about classes of things ("All wugs are daxes. No daxes are fendles. Which statement must be true?").
 
-Every class has a member, and the context says so. With k classes a thing belongs to one of 2**k regions; a set of
-regions is a bit mask. "All" and "No" empty some regions; "Some" and "has a member" ask for a thing in at least one
-region of a set. Entailment is then decided exactly: the largest model fills every region that is not emptied, and
-refutes any universal claim that is not forced; an existential claim is forced only if some asked-for set lies wholly
-inside the claim's regions. The tests compare this with all 2**(2**k) models one by one. Must not know prompts or
-rows.
+Every class has a member, as the context states. With k classes a thing belongs to one of 2**k regions; a set of regions is
+a bit mask. "All" and "No" empty some regions; "Some" and "has a member" require a thing in at least one region of a set.
+Entailment is decided exactly: the largest model fills every region that is not emptied, and refutes any universal claim
+that is not entailed; an existential claim is entailed only if some required set is a subset of the claim's regions. Tests
+compare this with all 2**(2**k) models. Must not know prompts or rows.
 """
 
 import random
@@ -34,7 +33,7 @@ WEIGHTS = [FORM_WEIGHTS[form] for form, _, _ in STATEMENTS]
 
 
 def _regions(statement: Statement) -> int:
-    """The regions a universal statement empties, or those in one of which an existential one asks for a thing."""
+    """The regions that a universal statement empties, or the set of which an existential one requires a thing."""
     form, i, j = statement
     return MEMBER[i] & (MEMBER[j] if form in ("no", "some") else ~MEMBER[j])
 
@@ -44,7 +43,7 @@ def _existential(statement: Statement) -> bool:
 
 
 class _Facts:
-    """What a set of statements, together with "every class has a member", leaves possible."""
+    """The regions allowed and required by a set of statements and "every class has a member"."""
 
     def __init__(self, statements: list[Statement]) -> None:
         self.allowed = EVERYWHERE

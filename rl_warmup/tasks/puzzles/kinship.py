@@ -1,6 +1,6 @@
 """Knows puzzles about relatives in a family of three generations ("What is Ada to Ben?").
 
-Only pairs for which exactly one word of WORDS is right are asked: relatives by the marriage of an aunt or uncle, and
+Questions are about pairs for which exactly one word of WORDS is right: relatives by the marriage of an aunt or uncle, and
 the spouses of two siblings, are left out because usage differs. Must not know prompts or rows.
 """
 
@@ -106,7 +106,7 @@ def make(rng: random.Random) -> Puzzle:
 
 
 def _relation(one: _Person, other: _Person) -> str | None:
-    """What `one` is to `other`, as a key of WORDS; None where no word or more than one would do."""
+    """The relation of `one` to `other`, a key of WORDS; None if no word or more than one is right."""
     if one is other:
         return None
     table = SAME_BRANCH if one.branch == other.branch and one.branch >= 0 else ACROSS

@@ -16,19 +16,8 @@ REFERENCES = {  # days from today -> (name, verb)
     2: ("the day after tomorrow", "is"),
 }
 EVENTS = (
-    "exam",
-    "concert",
-    "wedding",
-    "match",
-    "fair",
-    "meeting",
-    "workshop",
-    "trip",
-    "picnic",
-    "race",
-    "play",
-    "sale",
-)
+    "exam", "concert", "wedding", "match", "fair", "meeting", "workshop", "trip", "picnic", "race", "play", "sale",
+)  # fmt: skip
 
 
 def make(rng: random.Random) -> Puzzle:
