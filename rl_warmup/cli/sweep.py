@@ -44,11 +44,11 @@ def command(args: list[str]) -> None:
     if options.dry_run:
         print(show_plan(options.file, settings))
         return
-    outcome = run_sweep(options.file, settings)
-    print("\n" + outcome.text)
-    print("\n" + "\n".join(map(str, outcome.files)))
-    if outcome.failed:
+    answer = run_sweep(options.file, settings)
+    print("\n" + answer.text)
+    print("\n" + "\n".join(map(str, answer.files)))
+    if answer.failed:
         raise ValueError(
-            f"{len(outcome.failed)} run{'s' if len(outcome.failed) > 1 else ''} failed: {', '.join(outcome.failed)}. The others "
+            f"{len(answer.failed)} run{'s' if len(answer.failed) > 1 else ''} failed: {', '.join(answer.failed)}. The others "
             f"are intact; mend the cause and repeat the command with --retry-failed."
         )

@@ -21,10 +21,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl_warmup.experiments.compare import mean_and_deviation
 from rl_warmup.experiments.demo_words import EXPLANATIONS
 from rl_warmup.experiments.report import (
     NAMES,
-    mean_and_deviation,
     plot_curves,
     require_extras,
     text_table,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rl_warmup.experiments.report.collect import Run, Section
+from rl_warmup.experiments.collect import Run, Section
 
 LIMIT = 20_000  # predictions in one page; a browser stays quick well beyond 10,000
 

@@ -6,6 +6,7 @@ Knows: the keys of a sweep file. Must not know: recipes beyond their path, runs,
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ GIVEN = {
     "resume_from_checkpoint": "a run that was cut off goes on by itself", "show_progress": "the sweep shows its own line",
 }  # fmt: skip
 MANY = 10_000  # arms or seeds; more are a slip of the pen
-TEXTS = ("question", "base", "metric", "control", "launch")
+TEXTS = ("question", "base", "metric", "control", "about", "launch")
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]*")
 HELP = {
     "question": "what the sweep is to find out, in words",
@@ -40,11 +41,13 @@ HELP = {
     "trials": "how many arms `random` draws",
     "sampler": "random (all drawn beforehand) or tpe (drawn from what is known so far)",
     "pruner": "median, percentile, halving or hyperband, or {name, ...its arguments}; ends hopeless runs early",
-    "seeds": "[seed, ...] of every arm, or how many",
+    "equal_compute": "{arm: {like: ARM, seconds_of: ARM}}; `like` again, with as many updates as take 1.1 times the seconds",
+    "seeds": "[seed, ...] of every arm, or how many; or {arm: either of both}",
     "metric": "the metric that answers the question, e.g. exact_match",
     "direction": "maximize or minimize the metric",
     "warmups": "which warmups at test: own, shuffled, none, filler, sampled, rerank; one or a list",
     "control": "the arm that all others are compared with",
+    "about": "what the arms are and what the sweep can show; stands below the results",
     "launch": "how a run is started, e.g. `accelerate launch --num_processes 2`",
 }
 
@@ -57,10 +60,12 @@ class Question:
     question: str
     base: Path
     metric: str
-    seeds: list[int]
+    seeds: list[int]  # of any arm
+    seeds_by_arm: dict[str, list[int]] = field(default_factory=dict)  # where the arms have different ones
     settings: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    equal_compute: dict[str, dict[str, str]] = field(default_factory=dict)
     random: dict[str, Any] = field(default_factory=dict)
     trials: int = 0
     sampler: str = "random"
@@ -68,7 +73,12 @@ class Question:
     direction: str | None = None  # None: as the metric is usually read
     warmups: list[str] = field(default_factory=lambda: [OWN])  # as metrics.json names them
     control: str | None = None
+    about: str = ""
     launch: str | None = None
+
+    def seeds_of(self, arm: str) -> list[int]:
+        """The seeds of one arm."""
+        return self.seeds_by_arm.get(arm, self.seeds)
 
 
 def read_question(path: str | Path) -> Question:
@@ -93,25 +103,33 @@ def read_question(path: str | Path) -> Question:
     beside = path.parent / base
     if isinstance(values.get("base"), str) and not (beside.is_file() or base.is_file()):
         faults.append(f"base: the recipe {beside} does not exist. Give its path relative to {path}.")
-    seeds = values.get("seeds") or [0]
-    seeds = list(range(1, seeds + 1)) if type(seeds) is int and 0 < seeds <= MANY else seeds
-    whole = isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**32 for s in seeds)
-    if not whole or not 0 < len(set(seeds)) == len(seeds) <= MANY:
+    asked_seeds = values.get("seeds") or 1
+    by_arm = {str(arm): _seeds(some) for arm, some in asked_seeds.items()} if isinstance(asked_seeds, dict) else {}
+    seeds = list(dict.fromkeys(itertools.chain(*by_arm.values()))) if by_arm else _seeds(asked_seeds)
+    if not seeds or not all(by_arm.values()):
         faults.append(
-            f"seeds: {seeds!r:.80} must be a list of different whole numbers from 0 to {2**32 - 1}, or how many (1 to {MANY})."
+            f"seeds: {asked_seeds!r:.80} must be a list of different whole numbers from 0 to {2**32 - 1}, or how many (1 to "
+            f"{MANY}), or a mapping of such lists or numbers by arm."
         )
     if faults:
         text = faults[0] if len(faults) == 1 else "\n".join(f"  - {fault}" for fault in faults)
         raise ValueError(f"{path}: {text}" if len(faults) == 1 else f"{path} cannot be used:\n{text}")
-    pruner = values.get("pruner")
-    asked = values.get("warmups") or "own"
-    given = {key: values[key] for key in ("settings", "grid", "runs", "random", "trials", "sampler") if values.get(key)}
-    given |= {key: values[key] for key in ("control", "launch", "direction") if values.get(key)}
+    pruner, warmups = values.get("pruner"), values.get("warmups") or "own"
+    read_here = ("question", "base", "metric", "seeds", "pruner", "warmups")
     return Question(
         name=path.stem, question=str(values["question"]).strip(), base=beside if beside.is_file() else base,
-        metric=str(values["metric"]), seeds=seeds, pruner={"name": pruner} if isinstance(pruner, str) else pruner,
-        warmups=[WARMUPS[name] for name in (asked if isinstance(asked, list) else [asked])], **given,
+        metric=str(values["metric"]), seeds=seeds, seeds_by_arm=by_arm,
+        pruner={"name": pruner} if isinstance(pruner, str) else pruner,
+        warmups=[WARMUPS[name] for name in (warmups if isinstance(warmups, list) else [warmups])],
+        **{key: value for key, value in values.items() if value and key not in read_here},
     )  # fmt: skip
+
+
+def _seeds(given: Any) -> list[int]:
+    """The seeds that a list, or a number of them, names; none where it names none that can be used."""
+    seeds = list(range(1, given + 1)) if type(given) is int and 0 < given <= MANY else given
+    whole = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
+    return seeds if whole and len(set(seeds)) == len(seeds) <= MANY else []
 
 
 def _unknown(key: str) -> str:
@@ -136,7 +154,7 @@ def _faults_of_given(values: Mapping[str, Any]) -> list[str]:
 def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with grid, runs, random and settings."""
     faults = []
-    for key in ("grid", "runs", "random", "settings"):
+    for key in ("grid", "runs", "equal_compute", "random", "settings"):
         if key in values and not isinstance(values[key], dict):
             faults.append(f"{key}: must be a mapping, {HELP[key]}.")
     if faults:
@@ -157,11 +175,22 @@ def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
         )
     names = [str(name) for name in values.get("runs") or {}]
     faults += [f"runs: two arms are called {name}. Rename one." for name in set(names) if names.count(name) > 1]
+    faults += [
+        f"{key}: {name!r} names a folder; use letters, digits and _ . = , + - only."
+        for key in ("runs", "equal_compute")
+        for name in values.get(key) or {}
+        if not ARM.fullmatch(str(name))
+    ]
     for name, changes in (values.get("runs") or {}).items():
-        if not ARM.fullmatch(str(name)):
-            faults.append(f"runs: {name!r} names a folder; use letters, digits and _ . = , + - only.")
         if not isinstance(changes, dict):
             faults.append(f"runs: {name} must be a mapping of settings; {{}} is the base itself.")
+    compared = values.get("equal_compute") or {}
+    for name, rule in compared.items():
+        known = isinstance(rule, dict) and rule.keys() == {"like", "seconds_of"}
+        if not known or not all(isinstance(arm, str) and arm not in compared for arm in rule.values()):
+            faults.append(
+                f"equal_compute: {name} must be {{like: ARM, seconds_of: ARM}}, with arms of runs or of the grid."
+            )
     faults += [_range_fault(key, given) for key, given in (values.get("random") or {}).items()]
     trials = values.get("trials")
     if values.get("random") and not (type(trials) is int and 0 < trials <= MANY):
