@@ -22,18 +22,6 @@ def as_parent() -> dict[str, str]:
     return {PARENT: f"{socket.gethostname()}:{pid}:{_birth(pid)}"}
 
 
-def start_worker(parent: dict[str, str]) -> None:
-    """Begin a worker of a pool: one thread for the arithmetic, and the watch.
-
-    It stands here, as a new process imports the module of this function first, and what the pool works on takes long to import.
-
-    Args:
-        parent: `as_parent` of the process to end with.
-    """
-    os.environ.update(parent, OMP_NUM_THREADS="1")
-    end_with_parent()
-
-
 def end_with_parent() -> None:
     """Watch the process that the environment names, from a thread, and end with code 1 once it is gone.
 

@@ -182,6 +182,4 @@ def _page(sweep: Sweep, variants: Sequence[Variant], table: list[list[str]], sai
         *[f"- {text}" for text in said], *([""] if said else []),
         "| arm | changes |", "| --- | --- |", *[f"| {name} | {text} |" for name, text in changes],
     ]  # fmt: skip
-    if question.about:
-        parts += ["", question.about]
     return "\n".join(parts).rstrip() + "\n"

@@ -29,7 +29,7 @@ GIVEN = {
     "resume_from_checkpoint": "a run that was cut off goes on by itself", "show_progress": "the sweep shows its own line",
 }  # fmt: skip
 MANY = 10_000  # arms or seeds; more are a slip of the pen
-TEXTS = ("question", "base", "metric", "control", "about", "launch")
+TEXTS = ("question", "base", "metric", "control", "launch")
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]*")
 HELP = {
     "question": "what the sweep is to find out, in words",
@@ -47,7 +47,6 @@ HELP = {
     "direction": "maximize or minimize the metric",
     "warmups": "which warmups at test: own, shuffled, none, filler, sampled, rerank; one or a list",
     "control": "the arm that all others are compared with",
-    "about": "what the arms are and what the sweep can show; stands below the results",
     "launch": "how a run is started, e.g. `accelerate launch --num_processes 2`",
 }
 
@@ -73,7 +72,6 @@ class Question:
     direction: str | None = None  # None: as the metric is usually read
     warmups: list[str] = field(default_factory=lambda: [OWN])  # as metrics.json names them
     control: str | None = None
-    about: str = ""
     launch: str | None = None
 
     def seeds_of(self, arm: str) -> list[int]:
