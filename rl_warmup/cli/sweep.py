@@ -34,7 +34,7 @@ def command(args: list[str]) -> None:
     options = parser.parse_args(args)
 
     with quick_imports():
-        from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_plan
+        from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_jobs
         from rl_warmup.experiments.sweeps.worker import seconds_of
 
     settings = SweepSettings(
@@ -42,7 +42,7 @@ def command(args: list[str]) -> None:
         seconds_of(options.budget) if options.budget else None, options.retry_failed, options.devices, options.patience,
     )  # fmt: skip
     if options.dry_run:
-        print(show_plan(options.file, settings))
+        print(show_jobs(options.file, settings))
         return
     answer = run_sweep(options.file, settings)
     print("\n" + answer.text)

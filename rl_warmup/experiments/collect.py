@@ -263,17 +263,9 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     found = []
     for members in sorted_runs.values():
         result = members[0].result
-        found.append(
-            Section(
-                task=str(result.get("task", "")),
-                model=members[0].model,
-                split=str(result.get("split", "")),
-                rows=int(result.get("rows", 0)),
-                rows_hash=str(result.get("rows_hash", "")),
-                signatures=result.get("signatures") or {},
-                arms=_arms(members),
-            )
-        )
+        task, split, rows_hash = (str(result.get(key, "")) for key in ("task", "split", "rows_hash"))
+        rows, signatures = int(result.get("rows", 0)), result.get("signatures") or {}
+        found.append(Section(task, members[0].model, split, rows, rows_hash, signatures, _arms(members)))
     return sorted(found, key=lambda section: -len(section.runs))
 
 

@@ -17,8 +17,7 @@ from rl_warmup.experiments.compare import mean_and_deviation
 from rl_warmup.experiments.report import NAMES, plot_curves, require_extras, text_table, write_report
 from rl_warmup.experiments.sweeps.answer import COLUMNS as SWEEP_COLUMNS
 from rl_warmup.experiments.sweeps.answer import csv_lines, write_csv
-from rl_warmup.experiments.sweeps.jobs import plan_sweep
-from rl_warmup.experiments.sweeps.question import read_question
+from rl_warmup.experiments.sweeps.jobs import read_sweep
 from rl_warmup.experiments.sweeps.worker import SweepSettings, run_jobs
 from rl_warmup.runtime.ownership import run_of
 from rl_warmup.tasks.legs import worked
@@ -110,7 +109,7 @@ def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping
         raise ValueError(f"--output: {output} lies in a run's folder. Give a folder for the runs of the demo.")
     began = time.perf_counter()
     require_extras()
-    sweeps = [plan_sweep(read_question(file), output / file.stem) for file in files]  # reads every recipe before a run
+    sweeps = [read_sweep(file, output / file.stem) for file in files]  # reads every recipe before a run
     queues, _ = run_jobs(sweeps, SweepSettings(jobs=processes, threads=1, retry_failed=True))
     for queue in queues:
         for key, error in queue.errors().items():

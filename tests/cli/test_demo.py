@@ -10,8 +10,7 @@ import yaml
 
 from rl_warmup.experiments.collect import Run
 from rl_warmup.experiments.demo import COLUMNS, GOLD, PARTS, run_demo, run_files, worked_out
-from rl_warmup.experiments.sweeps.jobs import plan_sweep
-from rl_warmup.experiments.sweeps.question import read_question
+from rl_warmup.experiments.sweeps.jobs import read_sweep
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "demo"
 LEDGER = {
@@ -113,7 +112,7 @@ def test_what_is_refused_before_a_run(tmp_path):
 def test_every_part_has_its_sweep_files_with_starts_and_controls(part, tmp_path):
     assert {file.stem for file in (RECIPES / part).glob("*.yaml")} == set(PARTS[part])
     for name in PARTS[part]:
-        sweep = plan_sweep(read_question(RECIPES / part / f"{name}.yaml"), tmp_path)
+        sweep = read_sweep(RECIPES / part / f"{name}.yaml", tmp_path)
         task, model = name.rsplit("-", 1)
         assert sweep.jobs()[0].recipe.model.model_name_or_path == (
             f"scratch-{model}" if task == "ledger" else f"start:{name}"

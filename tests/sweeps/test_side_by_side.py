@@ -10,8 +10,7 @@ import yaml
 
 from rl_warmup.experiments.demo import run_files
 from rl_warmup.experiments.sweeps import SweepSettings, run_sweep
-from rl_warmup.experiments.sweeps.jobs import plan_sweep
-from rl_warmup.experiments.sweeps.question import read_question
+from rl_warmup.experiments.sweeps.jobs import read_sweep
 
 TWO = {"runs": {"sft": {"objective": "sft"}, "warmup": {}}, "grid": None, "control": "sft"}
 EQUAL = {**TWO, "equal_compute": {"longer": {"like": "sft", "seconds_of": "warmup"}}}
@@ -37,9 +36,7 @@ def test_an_arm_trains_for_at_least_the_seconds_of_another(stage):
 
 def test_how_many_updates_equal_compute_takes(stage):
     stage = stage()
-    sweep = plan_sweep(
-        read_question(stage.write(**EQUAL, seeds=[1], settings={"eval_strategy": "steps"})), stage.output
-    )
+    sweep = read_sweep(stage.write(**EQUAL, seeds=[1], settings={"eval_strategy": "steps"}), stage.output)
     assert [variant.name for variant in sweep.variants] == ["sft", "longer", "warmup"]
     assert [job.key for job in sweep.jobs() if not job.ready] == ["longer/seed-1"]
     for name, seconds in (("sft", 10.0), ("warmup", 35.0)):
@@ -68,7 +65,7 @@ def test_how_many_updates_equal_compute_takes(stage):
 def test_mistakes(stage, keys, sentence):
     stage = stage()
     with pytest.raises(ValueError, match="equal_compute|seeds|Two arms") as error:
-        plan_sweep(read_question(stage.write(**{**TWO, **keys})), stage.output)
+        read_sweep(stage.write(**{**TWO, **keys}), stage.output)
     assert sentence in str(error.value)
 
 

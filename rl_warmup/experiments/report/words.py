@@ -73,7 +73,7 @@ def findings(section: Section, results: MetricResults) -> list[Finding]:
     read = [_is_read(entry, results) for entry in results.entries if entry.control == "shuffled" and entry.difference]
     read += _warnings(section)
     if not against and not read:
-        values = [f"{entry.arm.name} {_mean(entry, results)}" for entry in own if entry.summary]
+        values = [f"{entry.arm.name} {_mean(entry, results.digits)}" for entry in own if entry.summary]
         return [Finding("", "", f"{results.metric}: {', '.join(values)}.")] if values else []
     return against + read
 
@@ -95,15 +95,22 @@ def notes(section: Section, results: Sequence[MetricResults]) -> list[str]:
 
 def result_cells(results: MetricResults) -> Cells:
     """The results table of one metric."""
-    cells, digits = Cells(HEADER), results.digits
+    cells = Cells(HEADER)
     for entry in results.entries:
-        s, d = entry.summary, entry.difference
-        cells.add(
-            entry.arm.name, control_name(entry.control, entry.arm.objective), str(s.n) if s else "", _mean(entry, results),
-            between(s.interval, digits) if s else "", f"{figure(d.value, digits, True)} from {d.against}" if d else "",
-            between(d.interval, digits, True) if d else "", probability(d.p_holm) if d else "",
-        )  # fmt: skip
+        seeds, mean, interval, difference, *test = entry_cells(entry, results.digits)
+        against = f"{difference} from {entry.difference.against}" if entry.difference else ""
+        name = control_name(entry.control, entry.arm.objective)
+        cells.add(entry.arm.name, name, seeds, mean, interval, against, *test)
     return cells
+
+
+def entry_cells(entry: Entry, digits: int) -> list[str]:
+    """Number of seeds, mean and deviation, interval, difference, its interval, p-value."""
+    s, d = entry.summary, entry.difference
+    shown = [str(s.n), _mean(entry, digits), between(s.interval, digits)] if s else [""] * 3
+    if d is None:
+        return shown + [""] * 3
+    return [*shown, figure(d.value, digits, True), between(d.interval, digits, True), probability(d.p_holm)]
 
 
 def how_tested(results: MetricResults) -> str:
@@ -193,7 +200,7 @@ def _against_control(section: Section, entry: Entry, results: MetricResults) -> 
     assert base is not None
     digits = results.digits
     verdict, tone = _verdict(results.metric, d)
-    text = f"{entry.arm.name} {_mean(entry, results)}, {d.against} {_mean(base, results)} ({results.metric}): "
+    text = f"{entry.arm.name} {_mean(entry, results.digits)}, {d.against} {_mean(base, results.digits)} ({results.metric}): "
     text += f"a difference of {figure(d.value, digits, True)}{_sureness(d, digits)}."
     return Finding(verdict, tone, text + _cost(entry.arm, results.control_arm))
 
@@ -203,10 +210,11 @@ def _is_read(entry: Entry, results: MetricResults) -> Finding:
     own = results.entry(entry.arm.name)
     assert d is not None
     assert own is not None
-    values = (
-        f"{results.metric} goes from {_mean(own, results)} to {_mean(entry, results)}{_sureness(d, results.digits)}"
+    before, after = (_mean(one, results.digits) for one in (own, entry))
+    start = (
+        f"{entry.arm.name}, each prompt with another prompt's warmup: {results.metric} goes from {before} to {after}"
     )
-    start = f"{entry.arm.name}, each prompt with another prompt's warmup: {values}."
+    start += f"{_sureness(d, results.digits)}."
     if d.p_holm is None:
         return Finding(UNTESTED, "", start)
     if not d.shown:
@@ -273,11 +281,11 @@ def _cost(arm: Arm, control: Arm) -> str:
     return f" Cost: {text}." if text else ""
 
 
-def _mean(entry: Entry, results: MetricResults) -> str:
+def _mean(entry: Entry, digits: int) -> str:
     s = entry.summary
     if s is None:
         return ""
-    return figure(s.mean, results.digits) + ("" if s.std is None else f" ± {figure(s.std, results.digits)}")
+    return figure(s.mean, digits) + ("" if s.std is None else f" ± {figure(s.std, digits)}")
 
 
 def plural(count: int, noun: str) -> str:

@@ -6,6 +6,6 @@
 `worker` runs them, `answer` compares the arms. Knows: recipes, run folders, processes. Must not know: how a run trains.
 """
 
-from rl_warmup.experiments.sweeps.worker import Answer, SweepSettings, run_sweep, show_plan
+from rl_warmup.experiments.sweeps.worker import Answer, SweepSettings, run_sweep, show_jobs
 
-__all__ = ["Answer", "SweepSettings", "run_sweep", "show_plan"]
+__all__ = ["Answer", "SweepSettings", "run_sweep", "show_jobs"]

@@ -15,7 +15,8 @@ from typing import Any
 from rl_warmup.experiments.collect import Arm
 from rl_warmup.experiments.compare import SEEDS, Entry, MetricResults, RowTests, compare_entries, mean_and_deviation
 from rl_warmup.experiments.report import NAMES, text_table, write_report
-from rl_warmup.experiments.report.tables import between, figure, markdown_table, probability
+from rl_warmup.experiments.report.tables import markdown_table
+from rl_warmup.experiments.report.words import entry_cells
 from rl_warmup.experiments.sweeps.jobs import Sweep, Variant, label
 from rl_warmup.experiments.sweeps.study import FAILED, PRUNED, Queue
 
@@ -51,7 +52,7 @@ def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     files = [sweep.output / "results.csv", sweep.output / "results.md"]
     write_csv(files[0], COLUMNS, csv_lines(arms))
     results = compare_with_control(sweep, arms)
-    table = _table(sweep, results)
+    table = _table(results)
     verdicts = _verdicts(sweep, results)
     files[1].write_text(_page(sweep, variants, table, [*verdicts, *notes]), encoding="utf-8")
     try:
@@ -105,19 +106,14 @@ def _comparable(arm: Arm, base: Arm) -> bool:
     return arm is not base and all(one == scored[0] for one in scored)
 
 
-def _table(sweep: Sweep, results: MetricResults) -> list[list[str]]:
-    digits = results.digits
+def _table(results: MetricResults) -> list[list[str]]:
     rows = []
     for entry in results.entries:
-        summary, difference, runs = entry.summary, entry.difference, entry.arm.runs
-        assert summary is not None
+        arm, runs = entry.arm, entry.arm.runs
         rows.append([
-            entry.arm.name + (" (control)" if entry.arm is results.control_arm else ""),
-            "none (SFT)" if entry.arm.objective == "sft" and not entry.control else NAMES[entry.control], str(summary.n),
-            figure(summary.mean, digits) + (f" ± {figure(summary.std, digits)}" if summary.std is not None else ""),
-            between(summary.interval, digits), figure(difference.value, digits, True) if difference else "",
-            between(difference.interval, digits, True) if difference else "",
-            probability(difference.p_holm if difference else None),
+            arm.name + (" (control)" if arm is results.control_arm else ""),
+            "none (SFT)" if arm.objective == "sft" and not entry.control else NAMES[entry.control],
+            *entry_cells(entry, results.digits),
             mean_and_deviation([run.result["updates"] for run in runs], 0),
             mean_and_deviation([run.result["train_seconds"] for run in runs], 1),
         ])  # fmt: skip

@@ -19,7 +19,7 @@ import yaml
 from rl_warmup.config import Recipe, build_recipe, effective
 from rl_warmup.experiments.collect import Arm, Run
 from rl_warmup.experiments.compare import better, updates_at_equal_compute
-from rl_warmup.experiments.sweeps.question import OWN, Question
+from rl_warmup.experiments.sweeps.question import OWN, Question, read_question
 from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.runtime.ownership import RESULT
 from rl_warmup.runtime.recipe_file import read_values
@@ -235,13 +235,17 @@ def _what_counts(recipe: Recipe) -> str:
     return json.dumps({key: values[key] for key in sorted(values.keys() - silent)}, default=str)
 
 
-def plan_sweep(question: Question, output: Path) -> Sweep:
-    """Every arm of a question, checked.
+def read_sweep(file: str | Path, output: Path | None = None) -> Sweep:
+    """A sweep file with every arm, checked.
+
+    Args:
+        output: where the runs go; None is runs/sweeps/ and the file's name.
 
     Raises:
-        ValueError: a setting, name or metric that cannot be used.
+        ValueError: a key, setting, name or metric that cannot be used.
         ImportError: random ranges without Optuna.
     """
+    question = read_question(file)
     # checked together, as settings may be what lets a base for a GPU run here
     base = build_recipe({**read_values(question.base), **question.settings}).values
     variants = [Variant(name, changes) for name, changes in question.runs.items()] + _grid(question.grid)
@@ -249,7 +253,7 @@ def plan_sweep(question: Question, output: Path) -> Sweep:
         at = next((i for i, variant in enumerate(variants) if variant.name == rule["like"]), None)
         if at is not None:  # else `check` names it
             variants.insert(at + 1, Variant(name, dict(variants[at].changes)))
-    sweep = Sweep(question, base, output, variants)
+    sweep = Sweep(question, base, output or Path("runs", "sweeps", question.name), variants)
     if question.random:
         ranges = {key: distribution(key, given) for key, given in question.random.items()}
         if question.sampler == "tpe":

@@ -9,7 +9,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ def read_question(path: str | Path) -> Question:
     """
     path = Path(path)
     values = read_yaml(path, "sweep file", "recipes/sweeps/")
-    faults = [_unknown(key) for key in values if key not in HELP]
+    known = f" Known: {', '.join(HELP)}."
+    faults = [f"{key!r} is no key of a sweep file.{_hint(key, HELP) or known}" for key in values if key not in HELP]
     faults += [
         f"{key} is missing: {HELP[key]}." for key in ("question", "base", "seeds", "metric") if not values.get(key)
     ]
@@ -130,10 +131,10 @@ def _seeds(given: Any) -> list[int]:
     return seeds if whole and len(set(seeds)) == len(seeds) <= MANY else []
 
 
-def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(str(key), HELP, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(HELP)}."
-    return f"{key!r} is no key of a sweep file.{hint}"
+def _hint(word: Any, allowed: Iterable[str]) -> str:
+    """The nearest allowed word, as a question; empty where none is near."""
+    near = difflib.get_close_matches(str(word), allowed, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _faults_of_given(values: Mapping[str, Any]) -> list[str]:
@@ -224,9 +225,7 @@ def _faults_of_choices(values: Mapping[str, Any]) -> list[str]:
         ("direction", values.get("direction"), ("maximize", "minimize")), *chosen,
     ]:  # fmt: skip
         if value is not None and value not in allowed:
-            near = difflib.get_close_matches(str(value), allowed, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            faults.append(f"{key}: {value!r} is not one of {', '.join(allowed)}.{hint}")
+            faults.append(f"{key}: {value!r} is not one of {', '.join(allowed)}.{_hint(value, allowed)}")
     if values.get("sampler") and not values.get("random"):
         faults.append("sampler: is for random ranges, and there are none.")
     return faults

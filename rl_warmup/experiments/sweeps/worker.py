@@ -26,8 +26,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.experiments.sweeps.answer import Answer, write_answer
-from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, plan_sweep, suggest
-from rl_warmup.experiments.sweeps.question import read_question
+from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, read_sweep, suggest
 from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import RESULT, file_lock, run_of
@@ -62,16 +61,11 @@ def run_sweep(file: str | Path, settings: SweepSettings) -> Answer:
         ValueError: the sweep file, a recipe or the folder cannot be used.
         ImportError: Optuna is not installed.
     """
-    sweep = _sweep_of(file, settings)
+    sweep = read_sweep(file, settings.output)
     if run_of(sweep.output):
         raise ValueError(f"--output: {sweep.output} lies in a run's folder. Give a folder for the runs of the sweep.")
     (queue,), note = run_jobs([sweep], settings)
     return write_answer(sweep, queue, note)
-
-
-def _sweep_of(file: str | Path, settings: SweepSettings) -> Sweep:
-    question = read_question(file)
-    return plan_sweep(question, settings.output or Path("runs", "sweeps", question.name))
 
 
 def run_jobs(sweeps: Sequence[Sweep], settings: SweepSettings) -> tuple[list[Queue], str | None]:
@@ -342,12 +336,12 @@ def words_of(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def show_plan(file: str | Path, settings: SweepSettings) -> str:
+def show_jobs(file: str | Path, settings: SweepSettings) -> str:
     """What a sweep would run and what that costs (`plan.planned_cost`); nothing is run or written."""
     from rl_warmup.experiments.plan import planned_cost
     from rl_warmup.experiments.report.tables import amount, text_table
 
-    sweep = _sweep_of(file, settings)
+    sweep = read_sweep(file, settings.output)
     question = sweep.question
     rows, total = [], 0.0
     for job in sweep.jobs():
