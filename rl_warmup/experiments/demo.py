@@ -110,7 +110,7 @@ def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping
     began = time.perf_counter()
     require_extras()
     sweeps = [read_sweep(file, output / file.stem) for file in files]  # reads every recipe before a run
-    queues, _ = run_jobs(sweeps, SweepSettings(jobs=processes, threads=1, retry_failed=True))
+    queues, _ = run_jobs(sweeps, SweepSettings(jobs=processes, threads=1, retry_failed=True, patience=20))
     for queue in queues:
         for key, error in queue.errors().items():
             folder = queue.sweep.output / key

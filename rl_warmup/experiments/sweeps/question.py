@@ -42,7 +42,7 @@ HELP = {
     "sampler": "random (all drawn beforehand) or tpe (drawn from what is known so far)",
     "pruner": "median, percentile, halving or hyperband, or {name, ...its arguments}; ends hopeless runs early",
     "equal_compute": "{arm: {like: ARM, seconds_of: ARM}}; `like` again, with as many updates as take 1.1 times the seconds",
-    "seeds": "[seed, ...] of every arm, or how many; or {arm: either of both}",
+    "seeds": "[seed, ...] of every arm, or how many; or {arm: such a list or number}, for every arm",
     "metric": "the metric that answers the question, e.g. exact_match",
     "direction": "maximize or minimize the metric",
     "warmups": "which warmups at test: own, shuffled, none, filler, sampled, rerank; one or a list",
