@@ -137,7 +137,7 @@ def test_the_header_of_a_paper_recipe_can_be_followed(name, models, tmp_path, mo
     assert planned == (f"recipes/{name}", "4xA100-40GB")
     if find_spec("rl_warmup.experiments.plan") is not None:
         plan = importlib.import_module("rl_warmup.experiments.plan")
-        found = plan.plan_sweep(read(RECIPES[name]).values, plan.read_hardware(planned[1]))
+        found = plan.make_plan(read(RECIPES[name]).values, plan.read_hardware(planned[1]))
         assert {option.strategy: option.fits for option in found.options}["zero2"]
 
     evaluate = shlex.split(re.search(r"rl-warmup evaluate (.*?)(?= Expected:)", header).group(1))
