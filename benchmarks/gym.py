@@ -16,16 +16,26 @@ import csv
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gym_habits import SETTINGS, difficulty, habits
-from rl_warmup.experiments.demo import COLUMNS, SEARCHING, SEEDS, Experiment, run_experiments
+from rl_warmup.experiments.demo import COLUMNS, run_files
 
 RECIPE = Path("recipes/local/reasoning-gym.yaml")
 MODELS = ("llama", "t5")
-ARMS = tuple(SEARCHING)
+SEEDS = (1, 2, 3)
+SEARCHING: dict[str, dict[str, Any]] = {
+    "sft": {"objective": "sft", "proposals": [], "disable_dropout": False},
+    "filler": {"proposals": ["filler"], "proposal_only": True, "empty_share": 0.0, "anchor_weight": 0.0},
+    "marginal": {"proposals": [], "beta": 0.0},
+    "marginal_kl": {"proposals": [], "beta": 0.1},
+    "reading": {},
+    "ceiling": {"proposals": ["stored"], "proposal_only": True, "num_warmups": 1},  # good warmups imitated
+}
+EQUAL_COMPUTE = {"sft_equal_compute": {"like": "sft", "seconds_of": "reading"}}
+ARMS = ("sft", "sft_equal_compute", *list(SEARCHING)[1:])
 Result = dict[str, str]  # a line of results.csv
 Run = tuple[str, str, str, str]  # task, model, arm, seed
 
@@ -46,36 +56,44 @@ def main() -> None:
     known = {_run(line) for line in _read(options.out / "results.csv")}
     for model in options.models:
         for kind in options.kinds:
-            arms = dict.fromkeys(options.arms, tuple(options.seeds))
-            if not options.again and all(run in known for run in asked(kind, model, arms)):
+            if not options.again and all(run in known for run in asked(kind, model, options.arms, options.seeds)):
                 continue
-            one = experiment(kind, model, arms, options.runs)
-            print(run_experiments([one], options.runs / one.name, options.processes), flush=True)
-            keep(options.out, options.runs / one.name, one)
+            runs = options.runs / f"{kind}-{model}"
+            file = sweep_file(kind, model, options.arms, options.seeds, runs)
+            print(run_files([file], runs, options.processes, {kind: gold}), flush=True)
+            keep(options.out, runs, kind, model, options.arms, options.seeds)
     print(table(_read(options.out / "results.csv")))
 
 
-def asked(kind: str, model: str, arms: dict[str, tuple[int, ...]]) -> list[Run]:
-    """The runs of one experiment, as `_run` names them."""
-    return [(kind, model, arm, str(seed)) for arm, seeds in arms.items() for seed in seeds]
+def asked(kind: str, model: str, arms: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """The runs of one generator and model, as `_run` names them."""
+    return [(kind, model, arm, str(seed)) for arm in arms for seed in seeds]
 
 
-def experiment(kind: str, model: str, arms: dict[str, tuple[int, ...]], runs: Path) -> Experiment:
-    """One generator with the start of one architecture. Writes the gold warmups of its training rows."""
+def sweep_file(kind: str, model: str, arms: Sequence[str], seeds: Sequence[int], runs: Path) -> Path:
+    """One generator with the start of one architecture as a sweep file. Writes the gold warmups of its training rows."""
     from rl_warmup.config import read_recipe
     from rl_warmup.experiments.run import recipe_task
 
     settings = {**SETTINGS[kind], "name": kind, "prompt_style": "last_line"}
     sizes = {"train_size": 4000, "validation_size": 150, "test_size": 500}
     changes = {"model_name_or_path": f"start:gym-{model}", "task_kwargs": {**settings, **sizes}}
-    gold_file = runs / f"{kind}-{model}" / "gold.jsonl"
-    if "ceiling" in arms:
+    runs.mkdir(parents=True, exist_ok=True)
+    made = {arm: dict(SEARCHING[arm]) for arm in SEARCHING if arm in arms}
+    if "ceiling" in made:
         flags = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         rows = recipe_task(read_recipe(str(RECIPE), flags)).splits["train"]
-        gold_file.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"row": number, "warmup": gold(row)}) + "\n" for number, row in enumerate(rows)]
-        gold_file.write_text("".join(lines), encoding="utf-8")
-    return Experiment(f"{kind}-{model}", RECIPE, arms, changes, {"disable_dropout": False}, gold, gold_file)
+        (runs / "gold.jsonl").write_text("".join(lines), encoding="utf-8")
+        made["ceiling"]["stored_warmups"] = str(runs / "gold.jsonl")
+    question = {
+        "question": f"Do warmups that a model finds by itself beat fine-tuning on answers alone ({kind})?",
+        "base": str(RECIPE.resolve()), "settings": changes, "runs": made, "seeds": list(seeds), "metric": "exact_match",
+        "equal_compute": {arm: rule for arm, rule in EQUAL_COMPUTE.items() if arm in arms}, "control": next(iter(made)),
+    }  # fmt: skip
+    file = runs / f"{kind}-{model}.yaml"
+    file.write_text(json.dumps(question, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
+    return file
 
 
 def gold(row: dict[str, Any]) -> str:
@@ -87,14 +105,14 @@ def _entry(row: dict[str, Any]) -> dict[str, Any]:
     return {"metadata": ast.literal_eval(row["metadata"])}
 
 
-def keep(out: Path, runs: Path, one: Experiment) -> None:
+def keep(out: Path, runs: Path, kind: str, model: str, arms: Sequence[str], seeds: Sequence[int]) -> None:
     """Put the lines of these runs, and exact match by difficulty of their arms, in place of older ones."""
     out.mkdir(parents=True, exist_ok=True)
     fresh = _read(runs / "results.csv")
     again = {_run(line) for line in fresh}
     lines = [*(line for line in _read(out / "results.csv") if _run(line) not in again), *fresh]
     _write(out / "results.csv", COLUMNS, lines)
-    steps = by_difficulty(one, runs)
+    steps = by_difficulty(kind, model, arms, seeds, runs)
     again = {_run(line) for line in steps}
     steps = [*(line for line in _read(out / "difficulty.csv") if _run(line) not in again), *steps]
     _write(out / "difficulty.csv", DIFFICULTY, steps)
@@ -105,18 +123,18 @@ def keep(out: Path, runs: Path, one: Experiment) -> None:
 DIFFICULTY = ("task", "model", "arm", "steps", "rows", "right")
 
 
-def by_difficulty(one: Experiment, runs: Path) -> list[Result]:
+def by_difficulty(kind: str, model: str, arms: Sequence[str], seeds: Sequence[int], runs: Path) -> list[Result]:
     """Test rows and right answers of each arm, over its seeds, by the number of steps that a question takes."""
-    task, _, model = one.name.rpartition("-")
     found: list[Result] = []
-    for arm, seeds in one.arms.items():
+    for arm in arms:
         right: dict[int, list[bool]] = defaultdict(list)
         for seed in seeds:
-            lines = (runs / one.name / f"{arm}-{seed}" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+            file = runs / f"{kind}-{model}" / arm / f"seed-{seed}" / "predictions.jsonl"
+            lines = file.read_text(encoding="utf-8").splitlines()
             for row in map(json.loads, lines):
-                right[difficulty(task, _entry(row))].append(row["prediction"].strip() == row["target"].strip())
+                right[difficulty(kind, _entry(row))].append(row["prediction"].strip() == row["target"].strip())
         for steps, hits in sorted(right.items()):
-            values = (task, model, arm, steps, len(hits), sum(hits))
+            values = (kind, model, arm, steps, len(hits), sum(hits))
             found.append(dict(zip(DIFFICULTY, map(str, values), strict=True)))
     return found
 

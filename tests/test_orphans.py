@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from rl_warmup.experiments import demo
 from rl_warmup.runtime import orphans
 
 # a parent starts a launcher, which knows nothing of us, which starts a worker
@@ -46,12 +45,6 @@ def test_a_worker_behind_a_launcher_ends_with_the_parent(number):
     assert ends(worker)
     parent.wait()
     parent.stdout.close()
-
-
-def test_a_worker_of_a_pool_is_watched_before_it_imports_what_takes_long():
-    code = "import sys; from rl_warmup.runtime.orphans import start_worker; print(int('torch' in sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "0\n"
-    assert demo.start_worker is orphans.start_worker
 
 
 def test_who_is_watched(monkeypatch):

@@ -46,7 +46,7 @@ assert "torch" not in sys.modules
 from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.method.objectives import NEEDS_TWO, load_objective
 from rl_warmup.method.proposals import ProposalContext, propose
-from rl_warmup.experiments.report.differences import better
+from rl_warmup.experiments.compare import better
 from rl_warmup.metrics import compute
 config = WarmupConfig(
     output_dir="run", use_cpu=True, objective="plain", proposals=["twice"], target_ess=2, tsallis_q=0.3, num_warmups=3
@@ -77,7 +77,7 @@ def test_each_is_added_in_one_file(tmp_path):
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
     assert "tsallis, grpo, plain)" in " ".join(said.stdout.split())
-    assert "the objective 'plain' compares the warmups of a group" in said.stdout
+    assert "the objective 'plain' compares warmups of a group" in said.stdout
     assert "Did you mean 'plain'?" in said.stdout
     assert "Did you mean 'twice'?" in said.stdout
     assert said.stdout.endswith("[7, 7, 8, 8]\n{'letters': 3.0} False\n")

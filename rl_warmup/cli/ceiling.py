@@ -53,11 +53,11 @@ def command(args: list[str]) -> None:
     }  # fmt: skip
     file = output / "ceiling.yaml"
     file.write_text(json.dumps(question, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
-    outcome = run_sweep(file, SweepSettings(output, options.jobs))
-    print("\n" + outcome.text + "\n\n" + "\n".join(map(str, outcome.files)))
-    if outcome.failed:
+    answer = run_sweep(file, SweepSettings(output, options.jobs))
+    print("\n" + answer.text + "\n\n" + "\n".join(map(str, answer.files)))
+    if answer.failed:
         raise ValueError(
-            f"Runs failed: {', '.join(outcome.failed)}; the table lacks them. See train.log in their folders."
+            f"Runs failed: {', '.join(answer.failed)}; the table lacks them. See train.log in their folders."
         )
 
 

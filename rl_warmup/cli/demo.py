@@ -27,7 +27,11 @@ def command(args: list[str]) -> None:
     )
     parser.add_argument("--parts", default="quick", help="what to run, separated by commas; default quick")
     parser.add_argument("--output", default="runs/demo", help="folder for the results; default runs/demo")
-    parser.add_argument("--recipes", default="recipes/demo", help="folder of the demo's recipes; default recipes/demo")
+    parser.add_argument(
+        "--recipes",
+        default="recipes/demo",
+        help="folder of the demo's recipes and of its parts' sweep files; default recipes/demo",
+    )
     parser.add_argument(
         "--processes", type=count, default=min(4, os.cpu_count() or 1), help="runs at a time, one thread each"
     )

@@ -37,8 +37,8 @@ def command(args: list[str]) -> None:
 
     with quick_imports():
         from rl_warmup.config import read_task
+        from rl_warmup.experiments.collect import other_weights
         from rl_warmup.experiments.report import result_table
-        from rl_warmup.experiments.report.collect import other_weights
         from rl_warmup.experiments.run import load_recipe_task, read_result
         from rl_warmup.inference.evaluation import Evaluation
         from rl_warmup.inference.generation import WarmupGenerator

@@ -25,7 +25,7 @@ def command(args: list[str]) -> None:
     options = parser.parse_args(args)
 
     with quick_imports():
-        from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_plan
+        from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_jobs
         from rl_warmup.experiments.sweeps.worker import seconds_of
 
     settings = SweepSettings(
@@ -33,13 +33,13 @@ def command(args: list[str]) -> None:
         seconds_of(options.budget) if options.budget else None, options.retry_failed, options.devices, options.patience,
     )  # fmt: skip
     if options.dry_run:
-        print(show_plan(options.file, settings))
+        print(show_jobs(options.file, settings))
         return
-    outcome = run_sweep(options.file, settings)
-    print("\n" + outcome.text)
-    print("\n" + "\n".join(map(str, outcome.files)))
-    if outcome.failed:
+    answer = run_sweep(options.file, settings)
+    print("\n" + answer.text)
+    print("\n" + "\n".join(map(str, answer.files)))
+    if answer.failed:
         raise ValueError(
-            f"{len(outcome.failed)} run{'s' if len(outcome.failed) > 1 else ''} failed: {', '.join(outcome.failed)}. The others "
+            f"{len(answer.failed)} run{'s' if len(answer.failed) > 1 else ''} failed: {', '.join(answer.failed)}. The others "
             f"are intact; repair the cause and repeat the command with --retry-failed."
         )

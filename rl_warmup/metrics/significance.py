@@ -10,6 +10,7 @@ A difference is always other - one. What does not exist is None, never 0: one se
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def over_seeds(values: Sequence[float]) -> SeedSummary:
     if n == 1:
         return SeedSummary(1, mean, None, None)
     std = float(np.std(values, ddof=1))
-    half = _t_quantile(n - 1) * std / math.sqrt(n)
+    half = float(_scipy_stats().t.ppf((1 + LEVEL) / 2, n - 1)) * std / math.sqrt(n)
     return SeedSummary(n, mean, std, (mean - half, mean + half))
 
 
@@ -133,12 +134,11 @@ def compare_seeds(one: Sequence[float], other: Sequence[float]) -> SeedCompariso
     difference = second.mean - first.mean
     if first.std is None or second.std is None or not first.std + second.std:
         return SeedComparison(first, second, difference, None, None)
-    variances = first.std**2 / first.n, second.std**2 / second.n
-    error = math.sqrt(sum(variances))
-    freedom = sum(variances) ** 2 / (variances[0] ** 2 / (first.n - 1) + variances[1] ** 2 / (second.n - 1))
-    p_value = float(2 * _student().sf(abs(difference) / error, freedom))
-    half = _t_quantile(freedom) * error
-    return SeedComparison(first, second, difference, (difference - half, difference + half), p_value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one arm may have the same value for every seed
+        test = _scipy_stats().ttest_ind(other, one, equal_var=False)
+    interval = test.confidence_interval(LEVEL)
+    return SeedComparison(first, second, difference, (float(interval.low), float(interval.high)), float(test.pvalue))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -301,13 +301,9 @@ def _common_metrics(results: list[dict[str, Any]]) -> list[str]:
     return names
 
 
-def _t_quantile(freedom: float) -> float:
-    return float(_student().ppf((1 + LEVEL) / 2, freedom))
-
-
-def _student() -> Any:
+def _scipy_stats() -> Any:
     try:
-        from scipy.stats import t
+        from scipy import stats
     except ImportError as error:
         raise ImportError("intervals over seeds need the package scipy; pip install 'rl_warmup[metrics]'") from error
-    return t
+    return stats

@@ -22,18 +22,6 @@ def as_parent() -> dict[str, str]:
     return {PARENT: f"{socket.gethostname()}:{pid}:{_start_time(pid)}"}
 
 
-def start_worker(parent: dict[str, str]) -> None:
-    """Initialize a worker of a pool: one thread for arithmetic, and `end_with_parent`.
-
-    A new process imports the module of this function before anything that takes long to import.
-
-    Args:
-        parent: `as_parent` of the parent.
-    """
-    os.environ.update(parent, OMP_NUM_THREADS="1")
-    end_with_parent()
-
-
 def end_with_parent() -> None:
     """Watch the parent from a thread, and end with code 1 once it is gone.
 

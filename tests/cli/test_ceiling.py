@@ -10,8 +10,8 @@ import yaml
 
 from rl_warmup.cli.ceiling import command
 from rl_warmup.config import build_recipe
-from rl_warmup.experiments.sweeps.answer import Line, Outcome, _of_ceiling
-from rl_warmup.experiments.sweeps.arms import Arm, Plan
+from rl_warmup.experiments.sweeps.answer import Answer, _of_ceiling
+from rl_warmup.experiments.sweeps.jobs import Sweep, Variant
 from rl_warmup.experiments.sweeps.question import Question
 
 RECIPE = {
@@ -75,7 +75,7 @@ def test_a_recipe_may_say_how_its_own_groups_are_trained(recipe, tmp_path, monke
     (tmp_path / "gold.jsonl").write_text("")
     asked = []
     monkeypatch.setattr(
-        "rl_warmup.experiments.sweeps.run_sweep", lambda file, settings: asked.append(file) or Outcome("", {}, [])
+        "rl_warmup.experiments.sweeps.run_sweep", lambda file, settings: asked.append(file) or Answer("", {}, [])
     )
     command(["--config", str(recipe), "--warmups", str(tmp_path / "gold.jsonl"), "--output", str(tmp_path / "o")])
     arms = json.loads(asked[0].read_text())["runs"]
@@ -103,9 +103,8 @@ def test_a_recipe_without_a_metric_has_to_be_told_one(recipe, tmp_path):
 
 def test_the_answer_in_words(tmp_path):
     question = Question("ceiling", "?", tmp_path, "exact_match", [1], control="sft")
-    imitated = Arm("gold", {"proposals": ["stored"], "proposal_only": True})
-    plan = Plan(question, {}, tmp_path, [Arm("sft", {"objective": "sft"}), imitated])
-    gold, sft, shuffled = Line("gold", "", {}, {}), Line("sft", "", {}, {}), Line("gold", "shuffled", {}, {})
-    assert _of_ceiling(plan, sft, True) == _of_ceiling(plan, shuffled, True) == ""
-    assert "pay here" in _of_ceiling(plan, gold, True)
-    assert "nothing to find" in _of_ceiling(plan, gold, False)
+    imitated = Variant("gold", {"proposals": ["stored"], "proposal_only": True})
+    sweep = Sweep(question, {}, tmp_path, [Variant("sft", {"objective": "sft"}), imitated])
+    assert _of_ceiling(sweep, "sft", True) == ""
+    assert "pay here" in _of_ceiling(sweep, "gold", True)
+    assert "nothing to find" in _of_ceiling(sweep, "gold", False)

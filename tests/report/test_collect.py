@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rl_warmup.experiments.report.collect import find_runs, sections
+from rl_warmup.experiments.collect import find_runs, sections
 
 
 def arms(path):

@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from rl_warmup.experiments.report import mean_and_deviation, text_table, write_report
-from rl_warmup.experiments.report.collect import find_runs, sections
+from rl_warmup.experiments.collect import find_runs, sections
+from rl_warmup.experiments.compare import compare_section, control_arm, mean_and_deviation
+from rl_warmup.experiments.report import text_table, write_report
 from rl_warmup.experiments.report.curves import at_budget, quality_charts, training_charts
-from rl_warmup.experiments.report.differences import control_arm, score
 from rl_warmup.experiments.report.tables import amount, between, figure, probability
 from rl_warmup.experiments.report.words import (
     COST_HEADER,
@@ -28,8 +28,9 @@ def only_section(path):
 
 def cells(path):
     section = only_section(path)
-    (scores,) = score(section, control_arm(section))
-    return {(arm, row[1]): row for row, arm in zip(result_cells(scores).rows, result_cells(scores).arms, strict=True)}
+    (results,) = compare_section(section, control_arm(section))
+    found = result_cells(results)
+    return {(arm, row[1]): row for row, arm in zip(found.rows, found.arms, strict=True)}
 
 
 def test_mean_deviation_and_interval_over_three_seeds(seeds):
@@ -152,7 +153,7 @@ def test_how_numbers_are_printed():
     ]
     assert [probability(p) for p in (0.0001, 0.0123, 0.5, None)] == ["< 0.001", "0.012", "0.50", ""]
     assert [amount(x) for x in (0, 12.34, 12345, 2e12, None)] == ["0", "12.3", "12,345", "2e+12", ""]
-    assert between(None, 1.0, 2) == ""
+    assert between(None, 2) == ""
     assert mean_and_deviation([1.0]) == "1.000"
     assert mean_and_deviation([1.0, 2.0]) == "1.500 ± 0.707"
     assert text_table(["a", "b"], [["x", None]]).splitlines()[-1].rstrip() == "x"

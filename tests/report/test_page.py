@@ -140,7 +140,7 @@ def test_the_browser_gets_every_prediction_and_group(pair, tmp_path):
 
 
 def test_too_many_predictions_are_thinned_alike_and_counted(pair):
-    from rl_warmup.experiments.report.collect import find_runs, sections
+    from rl_warmup.experiments.collect import find_runs, sections
 
     found = example_data(sections(find_runs([pair])[0]), limit=7)
     assert [len(f["items"]) for f in found["files"]] == [2, 2, 2]

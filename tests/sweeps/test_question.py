@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.experiments.sweeps.arms import label
+from rl_warmup.experiments.sweeps.jobs import label
 from rl_warmup.experiments.sweeps.worker import seconds_of
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "sweeps"

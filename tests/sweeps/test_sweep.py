@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_plan
+from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_jobs
 from rl_warmup.metrics.significance import compare_seeds, holm
 from rl_warmup.runtime.orphans import _start_time
 
@@ -150,8 +150,8 @@ def test_the_budget_starts_no_run_that_would_not_end_in_time(stage):
 def test_random_arms_are_the_same_for_everyone(stage):
     ranges = {"num_warmups": {"low": 1, "high": 4}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     file = stage().write(grid=None, control=None, trials=4, seeds=1, random=ranges)
-    shown = show_plan(file, SweepSettings())
-    assert shown == show_plan(file, SweepSettings())
+    shown = show_jobs(file, SweepSettings())
+    assert shown == show_jobs(file, SweepSettings())
     assert "4 runs" in shown
     assert "trial-0/seed-1" in shown
 

@@ -2,12 +2,13 @@
 
     write_report(["runs/demo"], "runs/demo/report")  # report.html, summary.md, *.png
 
-`collect` reads folders, `differences` compares arms, `curves` lines them up, `words` says it, `page`, `summary` and
-`plots` write it down. Knows: the files of run folders. Must not know: how runs are made, trained or scored.
+`collect` reads folders and `compare` compares arms, both one room up; `curves` lines up their logs, `words` puts results into
+sentences and cells, `page`, `summary` and `plots` write them down. Knows: the files of run folders. Must not know: how runs
+are made, trained or scored.
 """
 
 from rl_warmup.experiments.report.build import write_report
 from rl_warmup.experiments.report.plots import plot_curves, require_extras
-from rl_warmup.experiments.report.tables import NAMES, mean_and_deviation, result_table, text_table
+from rl_warmup.experiments.report.tables import NAMES, result_table, text_table
 
-__all__ = ["NAMES", "mean_and_deviation", "plot_curves", "require_extras", "result_table", "text_table", "write_report"]
+__all__ = ["NAMES", "plot_curves", "require_extras", "result_table", "text_table", "write_report"]

@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_warmup.experiments.report import curves, differences, examples
-from rl_warmup.experiments.report.collect import Section, find_runs, sections
+from rl_warmup.experiments.collect import Section, find_runs, sections
+from rl_warmup.experiments.compare import COSTS, compare_section, control_arm
+from rl_warmup.experiments.report import curves, examples
 from rl_warmup.experiments.report.page import Part, page
 from rl_warmup.experiments.report.plots import plot_curves, require_extras
 from rl_warmup.experiments.report.summary import summary
@@ -52,12 +53,12 @@ def write_report(
 
 
 def _part(section: Section, wanted: str | None) -> Part:
-    control = differences.control_arm(section, wanted)
+    control = control_arm(section, wanted)
     if control is not None:  # first in tables, and always in the first colour
         section.arms.sort(key=lambda arm: arm is not control)
-    scores = differences.score(section, control)
+    results = compare_section(section, control)
     asked = wanted is not None
-    return Part(section, control, asked, scores, curves.quality_charts(section), curves.training_charts(section))
+    return Part(section, control, asked, results, curves.quality_charts(section), curves.training_charts(section))
 
 
 def _pictures(part: Part, folder: Path) -> list[str]:
@@ -70,6 +71,6 @@ def _pictures(part: Part, folder: Path) -> list[str]:
                 continue
             points = {curve.arm: curve.points(axis) for curve in chart.curves}
             unit = f"{chart.title} ({chart.unit})" if chart.unit else chart.title
-            plot_curves([(points, title(part.section), unit)], folder / f"{short}.png", curves.AXES[axis])
+            plot_curves([(points, title(part.section), unit)], folder / f"{short}.png", COSTS[axis])
             names.append(f"{short}.png")
     return names

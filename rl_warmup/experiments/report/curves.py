@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl_warmup.experiments.report.collect import Arm, Run, Section
+from rl_warmup.experiments.collect import Arm, Run, Section
+from rl_warmup.experiments.compare import COSTS
 
-AXES = {"updates": "updates", "train_seconds": "seconds of training", "train_tokens": "tokens", "train_flops": "FLOPs"}
 # what a training log says about itself: key -> (title, unit)
 TRAINING = {
     "loss": ("training loss", "nats; not comparable between objectives"),
@@ -65,7 +65,7 @@ class Chart:
     @property
     def axes(self) -> list[str]:
         """Axes that every curve has."""
-        return [axis for axis in AXES if all(axis in curve.xs for curve in self.curves)]
+        return [axis for axis in COSTS if all(axis in curve.xs for curve in self.curves)]
 
 
 def quality_charts(section: Section) -> list[Chart]:
@@ -79,16 +79,6 @@ def training_charts(section: Section) -> list[Chart]:
     """Loss, gain, and what warmups look like, on training rows."""
     charts = [_chart(section, key, title, unit) for key, (title, unit) in TRAINING.items()]
     return [chart for chart in charts if chart.curves]
-
-
-def compute_spent(run: Run) -> dict[str, float]:
-    """What a finished run spent, by axis; axes that were not measured are missing."""
-    spent = {"updates": run.result.get("updates"), "train_seconds": run.result.get("train_seconds")}
-    for axis in AXES:
-        logged = [record[axis] for record in run.timing if record.get(axis) is not None]
-        if spent.get(axis) is None and logged:
-            spent[axis] = max(logged)
-    return {axis: value for axis, value in spent.items() if value is not None}
 
 
 def at_budget(curve: Curve, axis: str, budget: float) -> tuple[float, float] | None:
@@ -121,7 +111,7 @@ def _curve(arm: Arm, read: Callable[[Log], float | None]) -> Curve | None:
         return None
     length = min(len(points) for _, points in found)
     steps = [[step for step, _ in points[:length]] for _, points in found]
-    xs = {axis: _means([_axis(run, axis, of) for (run, _), of in zip(found, steps, strict=True)]) for axis in AXES}
+    xs = {axis: _means([_axis(run, axis, of) for (run, _), of in zip(found, steps, strict=True)]) for axis in COSTS}
     known = {axis: values for axis, values in xs.items() if values is not None}
     return Curve(arm.name, known, [[value for _, value in points[:length]] for _, points in found])
 

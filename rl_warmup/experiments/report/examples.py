@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rl_warmup.experiments.report.collect import Run, Section
+from rl_warmup.experiments.collect import Run, Section
 
+Numbers = dict[tuple[Any, ...], int]  # texts of a row, each kept once -> its number
 LIMIT = 20_000  # predictions in one page; a browser stays quick well beyond 10,000
 GROUPS = 200  # of one run, at most
 
@@ -32,7 +33,7 @@ def example_data(sections: Sequence[Section], limit: int = LIMIT) -> dict[str, A
         for control, predictions in run.predictions.items()
     ]
     share = _share([len(predictions) for *_, predictions in found], limit)
-    rows = _Rows()
+    rows: Numbers = {}
     files = [
         {
             "section": index, "arm": arm, "seed": run.seed, "control": control,
@@ -48,7 +49,7 @@ def example_data(sections: Sequence[Section], limit: int = LIMIT) -> dict[str, A
         for group in _some_groups(run)
     ]
     left_out = sum(max(0, len(predictions) - share) for *_, predictions in found)
-    return {"rows": rows.listed, "files": files, "groups": groups, "left_out": left_out}
+    return {"rows": list(rows), "files": files, "groups": groups, "left_out": left_out}
 
 
 def likeness(prediction: str, target: str) -> int:
@@ -59,19 +60,10 @@ def likeness(prediction: str, target: str) -> int:
     return round(200 * (one & other).total() / total) if total else 100 * (prediction == target)
 
 
-class _Rows:
-    """Rows by number, each kept once."""
-
-    def __init__(self) -> None:
-        self.listed: list[list[Any]] = []
-        self.numbers: dict[tuple[Any, ...], int] = {}
-
-    def number(self, section: int, row: dict[str, Any]) -> int:
-        key = (section, str(row.get("id", "")), str(row.get("prompt", "")), str(row.get("target", "")))
-        if key not in self.numbers:
-            self.numbers[key] = len(self.listed)
-            self.listed.append(list(key))
-        return self.numbers[key]
+def _number(rows: Numbers, section: int, row: dict[str, Any]) -> int:
+    """The number of a row, which is the next one where its texts are new."""
+    key = (section, *(str(row.get(name, "")) for name in ("id", "prompt", "target")))
+    return rows.setdefault(key, len(rows))
 
 
 def _share(sizes: Sequence[int], limit: int) -> int:
@@ -83,10 +75,10 @@ def _share(sizes: Sequence[int], limit: int) -> int:
     return low
 
 
-def _item(rows: _Rows, section: int, row: dict[str, Any]) -> list[Any]:
+def _item(rows: Numbers, section: int, row: dict[str, Any]) -> list[Any]:
     prediction, target = str(row.get("prediction", "")), str(row.get("target", ""))
     right = int(prediction.split() == target.split())  # as the metric exact_match has it
-    number = rows.number(section, row)
+    number = _number(rows, section, row)
     return [number, row.get("warmup"), row.get("warmup_finish"), prediction, right, likeness(prediction, target)]
 
 
@@ -96,10 +88,10 @@ def _some_groups(run: Run) -> list[dict[str, Any]]:
     return groups if len(groups) <= GROUPS else [groups[i * len(groups) // GROUPS] for i in range(GROUPS)]
 
 
-def _group(rows: _Rows, section: int, group: dict[str, Any]) -> list[Any]:
+def _group(rows: Numbers, section: int, group: dict[str, Any]) -> list[Any]:
     keys = ("warmup", "finish", "warmup_logprob", "target_logprob", "posterior")
     warmups = [[_short(warmup.get(key)) for key in keys] for warmup in group.get("warmups", ())]
-    return [group.get("step"), rows.number(section, group), warmups]
+    return [group.get("step"), _number(rows, section, group), warmups]
 
 
 def _short(value: Any) -> Any:

@@ -16,8 +16,8 @@ Panel = tuple[dict[str, list[list[tuple[float, float]]]], str, str]
 
 
 def require_extras() -> None:
-    """Raises ImportError, before anything is computed, where matplotlib or scipy is missing."""
-    for package in ("matplotlib", "scipy"):
+    """Raises ImportError, before anything is computed, where matplotlib, scipy or jinja2 is missing."""
+    for package in ("matplotlib", "scipy", "jinja2"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"Reports need {package}, which is not installed: pip install 'rl_warmup[metrics]'.")
 

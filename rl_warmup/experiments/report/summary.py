@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 
 from rl_warmup.experiments.report import words
-from rl_warmup.experiments.report.page import LIKELIHOOD, Part
-from rl_warmup.experiments.report.words import Table
+from rl_warmup.experiments.report.page import Part
+from rl_warmup.experiments.report.tables import markdown_table
+from rl_warmup.experiments.report.words import Cells
 
 
 def summary(parts: Sequence[Part], skipped: Sequence[str], pictures: Sequence[Sequence[str]]) -> str:
@@ -22,15 +23,15 @@ def summary(parts: Sequence[Part], skipped: Sequence[str], pictures: Sequence[Se
         section = part.section
         lines += [f"## {_(words.title(section))}", "", _(words.compared(section, part.control, part.asked)), ""]
         lines += [f"- {f'**{_(f.verdict)}**: ' if f.verdict else ''}{_(f.text)}" for f in part.findings]
-        lines += [""] + [line for note in words.notes(section, part.scores) for line in (_(note), "")]
-        for scores in part.scores:
-            lines += [f"### {_(scores.metric)}", "", _(words.how_tested(scores)), ""]
-            lines += [*_table(words.result_cells(scores)), ""]
+        lines += [""] + [line for note in words.notes(section, part.results) for line in (_(note), "")]
+        for results in part.results:
+            lines += [f"### {_(results.metric)}", "", _(words.how_tested(results)), ""]
+            lines += [*_table(words.result_cells(results)), ""]
         likelihood = words.likelihood_cells(section)
         if likelihood:
-            lines += ["### Likelihood of the targets", "", LIKELIHOOD, "", *_table(likelihood), ""]
+            lines += ["### Likelihood of the targets", "", words.LIKELIHOOD, "", *_table(likelihood), ""]
         lines += ["### Cost, means over seeds", "", *_table(words.cost_cells(section, part.control)), ""]
-        equal = words.equal_compute_cells(part.quality[0], part.control) if part.quality and part.control else None
+        equal = words.equal_compute_cells(part.quality[0], part.control) if part.quality else None
         if equal:
             lines += [f"### {_(part.quality[0].title)} on validation rows, within the control's budget", ""]
             lines += [*_table(equal), ""]
@@ -40,10 +41,8 @@ def summary(parts: Sequence[Part], skipped: Sequence[str], pictures: Sequence[Se
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
-def _table(table: Table) -> list[str]:
-    rule = ["---" if i == 0 else "---:" for i in range(len(table.header))]
-    rows = [table.header, rule, *([_(cell) for cell in row] for row in table.rows)]
-    return ["| " + " | ".join(row) + " |" for row in rows]
+def _table(cells: Cells) -> list[str]:
+    return markdown_table(cells.header, [[_(cell) for cell in row] for row in cells.rows])
 
 
 def _(text: str) -> str:

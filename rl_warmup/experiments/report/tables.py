@@ -6,7 +6,6 @@ Knows: what metrics.json holds. Must not know: where runs are, or how a page loo
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +26,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         for row in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown: the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in [header, rule, *rows]]
 
 
 def result_table(result: dict[str, Any]) -> str:
@@ -50,12 +55,6 @@ def control_name(control: str, objective: str | None = None) -> str:
     return "no warmup (SFT)" if not control and objective == "sft" else NAMES.get(control, control)
 
 
-def mean_and_deviation(values: Sequence[float], digits: int = 3) -> str:
-    """`mean ± standard deviation` over seeds; the deviation is left out for a single one."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
 def figure(value: float | None, digits: int, signed: bool = False) -> str:
     """A number at fixed digits with a true minus sign; empty where there is none."""
     if value is None or math.isnan(value):
@@ -65,10 +64,11 @@ def figure(value: float | None, digits: int, signed: bool = False) -> str:
     return sign + text
 
 
-def between(low: float | None, high: float | None, digits: int, signed: bool = False) -> str:
+def between(interval: tuple[float, float] | None, digits: int, signed: bool = False) -> str:
     """An interval in words; empty where there is none."""
-    if low is None or high is None or math.isnan(low) or math.isnan(high):
+    if interval is None or any(map(math.isnan, interval)):
         return ""
+    low, high = interval
     return f"{figure(low, digits, signed)} to {figure(high, digits, signed)}"
 
 

@@ -1,22 +1,26 @@
 """What came out, in words and cells: is it better, by how much, how sure, at what cost, and is the warmup read.
 
-Knows: sections and their scores. Must not know: files, HTML or Markdown.
+Knows: sections and their results. Must not know: files, HTML or Markdown.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rl_warmup.experiments.report.collect import Arm, Section
-from rl_warmup.experiments.report.curves import AXES, Chart, at_budget, compute_spent
-from rl_warmup.experiments.report.differences import ALPHA, ROWS, SEEDS, Difference, Line, Scores, better
+from rl_warmup.experiments.collect import Arm, Section
+from rl_warmup.experiments.compare import COSTS, ROWS, SEEDS, Difference, Entry, MetricResults, better, spent
+from rl_warmup.experiments.report.curves import Chart, at_budget
 from rl_warmup.experiments.report.tables import amount, between, control_name, figure, probability
 
 BETTER, WORSE, UNCLEAR, UNTESTED = "better", "worse", "no difference shown", "not tested"
 HEADER = ("arm", "warmup", "seeds", "mean ± sd", "95% interval", "difference", "its 95% interval", "p (Holm)")
+LIKELIHOOD = (
+    "log P(y|x) in nats per target, mean over rows ± standard error: exact without a warmup, else the bound from n sampled "
+    "warmups, which grows towards it. Gain: with a sampled warmup minus without; no overlap: what a straight entry "
+    "leaves of it where no token of the target stands in the warmup, a guess where no such warmup was seen."
+)
 COST_HEADER = ("arm", "seeds", "updates", "seconds", "tokens", "FLOPs", "seconds per update", "time, control = 1")
 
 
@@ -29,13 +33,17 @@ class Finding(NamedTuple):
 
 
 @dataclass
-class Table:
-    """Cells as text; empty where there is nothing. `arms`: the arm of each row, `firsts`: rows that begin an arm."""
+class Cells:
+    """A table as text; empty where there is nothing. `arms`: the arm of each row."""
 
     header: Sequence[str]
-    rows: list[list[str]]
-    arms: list[str]
-    firsts: list[bool]
+    rows: list[list[str]] = field(default_factory=list)
+    arms: list[str] = field(default_factory=list)
+
+    def add(self, arm: str, *cells: str) -> None:
+        """A row; only the first row of an arm shows its name."""
+        self.rows.append(["" if arm in self.arms else arm, *cells])
+        self.arms.append(arm)
 
 
 def title(section: Section) -> str:
@@ -45,7 +53,7 @@ def title(section: Section) -> str:
 
 def compared(section: Section, control: Arm | None, asked: bool) -> str:
     """What was compared, on which rows."""
-    arms = ", ".join(f"{arm.name} ({_plural(len(arm.runs), 'seed')})" for arm in section.arms)
+    arms = ", ".join(f"{arm.name} ({plural(len(arm.runs), 'seed')})" for arm in section.arms)
     rows = f"the same {section.rows} {section.split} rows (hash {section.rows_hash[:12] or 'unknown'})"
     text = f"{arms}; all scored on {rows}. "
     if len(section.arms) == 1:
@@ -56,19 +64,21 @@ def compared(section: Section, control: Arm | None, asked: bool) -> str:
     return text + f"The control is {control.name}, {why}. The headline is {section.metrics[0]}."
 
 
-def findings(section: Section, scores: Scores) -> list[Finding]:
+def findings(section: Section, results: MetricResults) -> list[Finding]:
     """A finding per arm against the control, then per arm whose warmups were shuffled."""
-    own = sorted((line for line in scores.lines if not line.control), key=lambda line: _rank(line, scores.metric))
-    against = [_against_control(line, scores) for line in own if line.difference]
-    read = [_is_read(line, scores) for line in scores.lines if line.control == "shuffled" and line.difference]
+    own = sorted(
+        (entry for entry in results.entries if not entry.control), key=lambda entry: _rank(entry, results.metric)
+    )
+    against = [_against_control(section, entry, results) for entry in own if entry.difference]
+    read = [_is_read(entry, results) for entry in results.entries if entry.control == "shuffled" and entry.difference]
     read += _warnings(section)
     if not against and not read:
-        values = [f"{line.arm.name} {_mean(line, scores)}" for line in own if line.summary]
-        return [Finding("", "", f"{scores.metric}: {', '.join(values)}.")] if values else []
+        values = [f"{entry.arm.name} {_mean(entry, results.digits)}" for entry in own if entry.summary]
+        return [Finding("", "", f"{results.metric}: {', '.join(values)}.")] if values else []
     return against + read
 
 
-def notes(section: Section, scores: Sequence[Scores]) -> list[str]:
+def notes(section: Section, results: Sequence[MetricResults]) -> list[str]:
     """What a reader has to know before believing the numbers."""
     found = []
     for arm in section.arms:
@@ -79,31 +89,33 @@ def notes(section: Section, scores: Sequence[Scores]) -> list[str]:
     several = [arm.name for arm in section.arms if len(arm.runs) == 1]
     if several and len(several) < len(section.arms):
         found.append(f"One seed only: {', '.join(several)}.")
-    failed = dict.fromkeys(reason for score in scores for reason in score.untested)
+    failed = dict.fromkeys(reason for one in results for reason in one.untested)
     return found + [f"A test could not be made: {reason}" for reason in failed]
 
 
-def result_cells(scores: Scores) -> Table:
+def result_cells(results: MetricResults) -> Cells:
     """The results table of one metric."""
-    table = Table(HEADER, [], [], [])
-    for line in scores.lines:
-        first = line.arm.name not in table.arms
-        s, d, digits = line.summary, line.difference, scores.digits
-        low, high = s.interval if s and s.interval else (None, None)
-        table.rows.append([
-            line.arm.name if first else "", control_name(line.control, line.arm.objective), str(s.n) if s else "",
-            _mean(line, scores), between(low, high, digits),
-            f"{figure(d.value, digits, True)} from {d.against}" if d else "",
-            between(*d.interval, digits, True) if d and d.interval else "", probability(d.p_holm) if d else "",
-        ])  # fmt: skip
-        table.arms.append(line.arm.name)
-        table.firsts.append(first)
-    return table
+    cells = Cells(HEADER)
+    for entry in results.entries:
+        seeds, mean, interval, difference, *test = entry_cells(entry, results.digits)
+        against = f"{difference} from {entry.difference.against}" if entry.difference else ""
+        name = control_name(entry.control, entry.arm.objective)
+        cells.add(entry.arm.name, name, seeds, mean, interval, against, *test)
+    return cells
 
 
-def how_tested(scores: Scores) -> str:
+def entry_cells(entry: Entry, digits: int) -> list[str]:
+    """Number of seeds, mean and deviation, interval, difference, its interval, p-value."""
+    s, d = entry.summary, entry.difference
+    shown = [str(s.n), _mean(entry, digits), between(s.interval, digits)] if s else [""] * 3
+    if d is None:
+        return shown + [""] * 3
+    return [*shown, figure(d.value, digits, True), between(d.interval, digits, True), probability(d.p_holm)]
+
+
+def how_tested(results: MetricResults) -> str:
     """The tests behind a table, named."""
-    found = [line.difference for line in scores.lines if line.difference and line.difference.p_value is not None]
+    found = [entry.difference for entry in results.entries if entry.difference and entry.difference.p_value is not None]
     ways = {
         SEEDS: "Welch's t test between seeds", ROWS: "paired bootstrap over the rows of one run each (no word on seeds)",
     }  # fmt: skip
@@ -115,62 +127,46 @@ def how_tested(scores: Scores) -> str:
     return f"Intervals of means: Student's t over seeds. Differences: {', or '.join(used)}; {adjusted}."
 
 
-def cost_cells(section: Section, control: Arm | None) -> Table:
-    """What each arm spent, mean over seeds."""
-    table = Table(COST_HEADER, [], [], [])
+def cost_cells(section: Section, control: Arm | None) -> Cells:
+    """What each arm spent, mean over seeds; without the columns that no run measured."""
+    cells = Cells(COST_HEADER)
     base = spent(control).get("train_seconds") if control else None
     for arm in section.arms:
         cost = spent(arm)
         seconds, updates = cost.get("train_seconds"), cost.get("updates")
-        table.rows.append([
-            arm.name, str(len(arm.runs)), *(amount(cost.get(axis)) for axis in AXES),
+        cells.add(
+            arm.name, str(len(arm.runs)), *(amount(cost.get(key)) for key in COSTS),
             figure(seconds / updates, 3) if seconds is not None and updates else "",
             figure(seconds / base, 2) if seconds is not None and base else "",
-        ])  # fmt: skip
-        table.arms.append(arm.name)
-        table.firsts.append(True)
-    kept = [i for i in range(len(table.header)) if any(row[i] for row in table.rows)]  # not every run counts tokens
-    return Table(
-        [COST_HEADER[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.arms, table.firsts
-    )
+        )  # fmt: skip
+    kept = [i for i in range(len(COST_HEADER)) if any(row[i] for row in cells.rows)]
+    return Cells([COST_HEADER[i] for i in kept], [[row[i] for i in kept] for row in cells.rows], cells.arms)
 
 
-def likelihood_cells(section: Section) -> Table | None:
+def likelihood_cells(section: Section) -> Cells | None:
     """log P(y|x) of every run that `evaluate --likelihood` measured: without a warmup, and by bounds of growing n."""
     runs = [(arm, run, found) for arm in section.arms for run in arm.runs if (found := run.result.get("likelihood"))]
     counts = sorted({n for *_, found in runs for n in found.get("bound", {})}, key=int)
-    table = Table(["arm", "seed", "no warmup", *(f"n = {n}" for n in counts), "gain", "gain, no overlap"], [], [], [])
+    cells = Cells(["arm", "seed", "no warmup", *(f"n = {n}" for n in counts), "gain", "gain, no overlap"])
     for arm, run, found in runs:
         gain = found.get("gain", {})
         means = [found.get("without_warmup", {}), *(found.get("bound", {}).get(n, {}) for n in counts), gain]
         shown = [(one.get("mean"), one.get("std_error")) for one in means]
         shown.append((gain.get("at_no_overlap"), gain.get("at_no_overlap_std_error")))
-        cells = [figure(mean, 3) + (f" ± {figure(error, 3)}" if error is not None else "") for mean, error in shown]
-        first = arm.name not in table.arms
-        table.rows.append([arm.name if first else "", str(run.seed), *cells])
-        table.arms.append(arm.name)
-        table.firsts.append(first)
-    return table if runs else None
+        texts = [figure(mean, 3) + (f" ± {figure(error, 3)}" if error is not None else "") for mean, error in shown]
+        cells.add(arm.name, str(run.seed), *texts)
+    return cells if runs else None
 
 
-def equal_compute_cells(chart: Chart, control: Arm) -> Table | None:
+def equal_compute_cells(chart: Chart, control: Arm | None) -> Cells | None:
     """Validation quality at the control's whole budget: the last evaluation of each arm that it pays for."""
-    budget = spent(control)
+    budget = spent(control) if control else {}
     axes = [axis for axis in chart.axes if axis in budget]
-    header = ["arm", *(f"at {amount(budget[axis])} {AXES[axis]}" for axis in axes)]
-    table = Table(header, [], [], [])
+    cells = Cells(["arm", *(f"at {amount(budget[axis])} {COSTS[axis]}" for axis in axes)])
     for curve in chart.curves:
         points = [at_budget(curve, axis, budget[axis]) for axis in axes]
-        table.rows.append([curve.arm, *(figure(p[1], 3 if abs(p[1]) <= 1 else 2) if p else "" for p in points)])
-        table.arms.append(curve.arm)
-        table.firsts.append(True)
-    return table if axes and len(chart.curves) > 1 else None
-
-
-def spent(arm: Arm) -> dict[str, float]:
-    """Mean cost over an arm's seeds, by axis; axes that some seed lacks are missing."""
-    costs = [compute_spent(run) for run in arm.runs]
-    return {axis: statistics.mean(c[axis] for c in costs) for axis in AXES if all(axis in c for c in costs)}
+        cells.add(curve.arm, *(figure(p[1], 3 if abs(p[1]) <= 1 else 2) if p else "" for p in points))
+    return cells if axes and len(chart.curves) > 1 else None
 
 
 def separated(sections: Sequence[Section]) -> str | None:
@@ -196,31 +192,34 @@ def _other_data(sections: Sequence[Section]) -> Iterator[str]:
                 yield f"Different metric settings: {title(one)} was scored with {other.signatures} and {one.signatures}."
 
 
-def _against_control(line: Line, scores: Scores) -> Finding:
-    d = line.difference
+def _against_control(section: Section, entry: Entry, results: MetricResults) -> Finding:
+    d = entry.difference
     assert d is not None
-    assert scores.control_arm is not None
-    base = scores.line(scores.control_arm.name)
+    assert results.control_arm is not None
+    base = results.entry(results.control_arm.name)
     assert base is not None
-    digits = scores.digits
-    verdict, tone = _verdict(scores.metric, d)
-    text = f"{line.arm.name} {_mean(line, scores)}, {d.against} {_mean(base, scores)} ({scores.metric}): "
+    digits = results.digits
+    verdict, tone = _verdict(results.metric, d)
+    text = f"{entry.arm.name} {_mean(entry, results.digits)}, {d.against} {_mean(base, results.digits)} ({results.metric}): "
     text += f"a difference of {figure(d.value, digits, True)}{_sureness(d, digits)}."
-    return Finding(verdict, tone, text + _cost(line.arm, scores.control_arm))
+    return Finding(verdict, tone, text + _cost(entry.arm, results.control_arm))
 
 
-def _is_read(line: Line, scores: Scores) -> Finding:
-    d = line.difference
-    own = scores.line(line.arm.name)
+def _is_read(entry: Entry, results: MetricResults) -> Finding:
+    d = entry.difference
+    own = results.entry(entry.arm.name)
     assert d is not None
     assert own is not None
-    values = f"{scores.metric} goes from {_mean(own, scores)} to {_mean(line, scores)}{_sureness(d, scores.digits)}"
-    start = f"{line.arm.name}, each prompt with another prompt's warmup: {values}."
+    before, after = (_mean(one, results.digits) for one in (own, entry))
+    start = (
+        f"{entry.arm.name}, each prompt with another prompt's warmup: {results.metric} goes from {before} to {after}"
+    )
+    start += f"{_sureness(d, results.digits)}."
     if d.p_holm is None:
         return Finding(UNTESTED, "", start)
-    if d.p_holm >= ALPHA:
+    if not d.shown:
         return Finding("use of the warmup not shown", "", f"{start} Nothing shows that what it says matters.")
-    if better(scores.metric, d.value):
+    if better(results.metric, d.value):
         return Finding("warmup harms", WORSE, f"{start} Its own warmups are worse than foreign ones.")
     return Finding("warmup is read", BETTER, start)
 
@@ -241,20 +240,19 @@ def _warnings(section: Section) -> list[Finding]:
     ]
 
 
-def _rank(line: Line, metric: str) -> tuple[int, float]:
+def _rank(entry: Entry, metric: str) -> tuple[int, float]:
     """Better arms first, then those without a difference, then worse ones."""
-    d = line.difference
+    d = entry.difference
     if d is None:
         return 3, 0.0
     up = d.value if better(metric, 1.0) else -d.value
-    shown = d.p_holm is not None and d.p_holm < ALPHA
-    return (0 if up > 0 else 2) if shown else 1, -up
+    return (0 if up > 0 else 2) if d.shown else 1, -up
 
 
 def _verdict(metric: str, d: Difference) -> tuple[str, str]:
     if d.p_holm is None:
         return UNTESTED, ""
-    if d.p_holm >= ALPHA:
+    if not d.shown:
         return UNCLEAR, ""
     word = BETTER if better(metric, d.value) else WORSE
     return (word if d.basis == SEEDS else f"{word} on these rows, one seed"), word
@@ -265,7 +263,7 @@ def _sureness(d: Difference, digits: int) -> str:
     if d.p_value is None:
         reason = "the seeds do not vary, so there is no test" if d.basis == SEEDS else "no test was possible"
         return f" ({reason})"
-    interval = f"95% interval {between(*d.interval, digits, True)}; " if d.interval else ""
+    interval = f"95% interval {between(d.interval, digits, True)}; " if d.interval else ""
     adjusted = f" after Holm for {d.family} comparisons" if d.family > 1 else ""
     p = probability(d.p_holm)
     sign = p if p.startswith("<") else f"= {p}"
@@ -283,12 +281,13 @@ def _cost(arm: Arm, control: Arm) -> str:
     return f" Cost: {text}." if text else ""
 
 
-def _mean(line: Line, scores: Scores) -> str:
-    s = line.summary
+def _mean(entry: Entry, digits: int) -> str:
+    s = entry.summary
     if s is None:
         return ""
-    return figure(s.mean, scores.digits) + ("" if s.std is None else f" ± {figure(s.std, scores.digits)}")
+    return figure(s.mean, digits) + ("" if s.std is None else f" ± {figure(s.std, digits)}")
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,25 +1,24 @@
 """The answer to a sweep's question: results.csv, results.md and the report, from the run folders.
 
-Knows: metrics.json, the tests of `metrics.significance`, the report. Must not know: how runs were made. Every arm is compared
-with the control on the sweep's own metric: between seeds (Welch) where both sides have two, else over the rows of one run
-each (paired bootstrap); Holm over all of these.
+Knows: what a sweep asked, its finished runs, `compare`. Must not know: how runs were made. Every arm is compared with the
+control on the sweep's own metric.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.experiments.report import NAMES, mean_and_deviation, text_table, write_report
-from rl_warmup.experiments.report.differences import ALPHA, ROWS, SEEDS, Difference, adjust
-from rl_warmup.experiments.report.tables import between, figure, probability
-from rl_warmup.experiments.sweeps.arms import Arm, Plan, label
+from rl_warmup.experiments.collect import Arm
+from rl_warmup.experiments.compare import SEEDS, Entry, MetricResults, RowTests, compare_entries, mean_and_deviation
+from rl_warmup.experiments.report import NAMES, text_table, write_report
+from rl_warmup.experiments.report.tables import markdown_table
+from rl_warmup.experiments.report.words import entry_cells
+from rl_warmup.experiments.sweeps.jobs import Sweep, Variant, label
 from rl_warmup.experiments.sweeps.study import FAILED, PRUNED, Queue
-from rl_warmup.metrics.significance import compare_runs, compare_seeds, over_seeds
 
 COLUMNS = ("task", "model", "arm", "control", "seed", "metric", "value", "updates", "train_seconds")
 HEADER = ("arm", "warmup at test", "seeds", "mean ± sd", "95 % interval", "difference", "95 % interval", "p (Holm)",
@@ -27,18 +26,7 @@ HEADER = ("arm", "warmup at test", "seeds", "mean ± sd", "95 % interval", "diff
 
 
 @dataclass
-class Line:
-    """One arm under one kind of warmup at test: a result per seed."""
-
-    arm: str
-    warmups: str
-    results: dict[int, dict[str, Any]]
-    values: dict[int, float]
-    difference: Difference | None = None
-
-
-@dataclass
-class Outcome:
+class Answer:
     """What a sweep came to. `failed`: run -> what it said."""
 
     text: str
@@ -46,10 +34,10 @@ class Outcome:
     files: list[Path] = field(default_factory=list)
 
 
-def write_answer(plan: Plan, queue: Queue, note: str | None) -> Outcome:
+def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     """Write results.csv, results.md and report/ into the sweep's folder; `note` is said beside the table."""
-    arms = plan.arms + [Arm(name, params, params) for name, params in queue.made().items()]
-    found = {arm.name: _results(plan, arm) for arm in arms}
+    variants = sweep.variants + [Variant(name, params, params) for name, params in queue.made().items()]
+    arms = sweep.arms(variants)
     failed = queue.errors()
     states = list(queue.standing().values())
     missing = queue.total - len(states) + sum(state not in ("done", FAILED, PRUNED) for state in states)
@@ -59,188 +47,135 @@ def write_answer(plan: Plan, queue: Queue, note: str | None) -> Outcome:
     if pruned := states.count(PRUNED):
         notes.append(f"{pruned} were ended early by the pruner and have no result.")
     notes += [f"FAILED {key}: {error}" for key, error in failed.items()]
-    files = []
-    if any(found.values()):
-        _write_csv(plan.output / "results.csv", found)
-        lines = compare(plan, _lines(plan, found))
-        table = _table(plan, lines)
-        text = _page(plan, arms, lines, table, notes)
-        (plan.output / "results.md").write_text(text, encoding="utf-8")
-        files = [plan.output / "results.csv", plan.output / "results.md"]
-        try:
-            control = plan.question.control if found.get(plan.question.control or "") else None
-            files.insert(0, write_report([plan.output], plan.output / "report", control)[0])
-        except ImportError as error:
-            notes.append(f"No report.html: {error}")
-        shown = [plan.question.question, "", text_table(HEADER, table), "", *_verdicts(plan, lines), *notes]
-    else:
-        shown = ["No run has a result yet.", *notes]
-    return Outcome("\n".join(shown), failed, files)
+    if not arms:
+        return Answer("\n".join(["No run has a result yet.", *notes]), failed)
+    files = [sweep.output / "results.csv", sweep.output / "results.md"]
+    write_csv(files[0], COLUMNS, csv_lines(arms))
+    results = compare_with_control(sweep, arms)
+    table = _table(results)
+    verdicts = _verdicts(sweep, results)
+    files[1].write_text(_page(sweep, variants, table, [*verdicts, *notes]), encoding="utf-8")
+    try:
+        control = results.control_arm.name if results.control_arm else None
+        files.insert(0, write_report([sweep.output], sweep.output / "report", control)[0])
+    except ImportError as error:
+        notes.append(f"No report.html: {error}")
+    shown = [sweep.question.question, "", text_table(HEADER, table), "", *verdicts, *notes]
+    return Answer("\n".join(shown), failed, files)
 
 
-def _results(plan: Plan, arm: Arm) -> dict[int, dict[str, Any]]:
-    """metrics.json by seed, of the runs that are finished."""
-    found = {}
-    for seed in plan.question.seeds:
-        path = plan.output / arm.name / f"seed-{seed}" / "metrics.json"
-        if path.is_file():
-            found[seed] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def csv_lines(arms: Iterable[Arm], **named: str) -> Iterator[dict[str, Any]]:
+    """A line per run, control and metric; `named`: columns that the caller knows better."""
+    for arm in arms:
+        for run in arm.runs:
+            model = str(run.result["model"]).removeprefix("scratch-")
+            fixed = {**run.result, "model": model, "arm": arm.name, "seed": run.seed, **named}
+            for control, metrics in run.metrics.items():
+                for metric, value in metrics.items():
+                    yield {**fixed, "control": control, "metric": metric, "value": value}
 
 
-def _write_csv(path: Path, found: dict[str, dict[int, dict[str, Any]]]) -> None:
+def write_csv(path: Path, columns: Sequence[str], lines: Iterable[dict[str, Any]]) -> None:
+    """These columns of the lines."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for arm, results in found.items():
-            for seed, result in results.items():
-                model = str(result["model"]).removeprefix("scratch-")
-                for control, metrics in result["metrics"].items():
-                    for metric, value in metrics.items():
-                        fixed = [result["updates"], result["train_seconds"]]
-                        writer.writerow([result["task"], model, arm, control, seed, metric, value, *fixed])
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
 
 
-def _lines(plan: Plan, found: dict[str, dict[int, dict[str, Any]]]) -> list[Line]:
-    lines = []
-    for arm, results in found.items():
-        for warmups in plan.question.warmups:
-            values = {
-                seed: result["metrics"][warmups][plan.question.metric]
-                for seed, result in results.items()
-                if plan.question.metric in result["metrics"].get(warmups, {})
-            }
-            if values:
-                lines.append(Line(arm, warmups, results, values))
-    return lines
-
-
-def compare(plan: Plan, lines: Sequence[Line]) -> list[Line]:
-    """Every line against the control's line with the same warmups at test (its own where it has no such), Holm over all.
+def compare_with_control(sweep: Sweep, arms: Sequence[Arm]) -> MetricResults:
+    """Every entry against the control's entry with the same warmups at test (its own where it has no such).
 
     Arms that were scored on other rows, or with other settings of the metrics, are not compared.
     """
-    control = plan.question.control
-    bases = {line.warmups: line for line in lines if line.arm == control}
-    tested = []
-    for line in lines:
-        base = bases.get(line.warmups) or bases.get("")
-        same = base is not None and _comparable(line, base)
-        tested.append(
-            replace(line, difference=_difference(plan, line, base)) if same and base and base is not line else line
-        )
-    adjusted = adjust([line.difference for line in tested])
-    return [replace(line, difference=d) for line, d in zip(tested, adjusted, strict=True)]
+    metric, control = sweep.question.metric, sweep.question.control
+    entries = [Entry(arm, name, arm.values(metric, name)) for arm in arms for name in sweep.question.warmups]
+    entries = [entry for entry in entries if entry.values]
+    of_control = {entry.control: entry for entry in entries if entry.arm.name == control}
+    bases = [of_control.get(entry.control) or of_control.get("") for entry in entries]
+    bases = [
+        base if base and _comparable(entry.arm, base.arm) else None for entry, base in zip(entries, bases, strict=True)
+    ]
+    found = compare_entries(metric, entries, bases, RowTests())
+    return MetricResults(metric, next((arm for arm in arms if arm.name == control), None), found, [])
 
 
-def _comparable(line: Line, base: Line) -> bool:
-    facts = [{json.dumps([r.get("rows_hash"), r.get("signatures")]) for r in x.results.values()} for x in (line, base)]
-    return line.arm != base.arm and facts[0] == facts[1] and len(facts[0]) == 1
+def _comparable(arm: Arm, base: Arm) -> bool:
+    """Whether all their runs were scored on the same rows with the same settings."""
+    scored = [[run.result.get(key) for key in ("rows_hash", "signatures")] for run in (*arm.runs, *base.runs)]
+    return arm is not base and all(one == scored[0] for one in scored)
 
 
-def _difference(plan: Plan, line: Line, base: Line) -> Difference:
-    if len(line.values) > 1 and len(base.values) > 1:
-        seeds = compare_seeds(list(base.values.values()), list(line.values.values()))
-        return Difference(base.arm, seeds.difference, seeds.interval, seeds.p_value, SEEDS)
-    shared = [seed for seed in line.values if seed in base.values]
-    one, other = (shared[0], shared[0]) if shared else (next(iter(base.values)), next(iter(line.values)))
-    value = line.values[other] - base.values[one]
-    folders = plan.output / base.arm / f"seed-{one}", plan.output / line.arm / f"seed-{other}"
-    try:
-        found = compare_runs(*folders, one_control=base.warmups, other_control=line.warmups)
-    except ValueError:  # a metric that cannot be resampled, or predictions that were removed
-        return Difference(base.arm, value, None, None, ROWS)
-    rows = next((item for item in found if item.metric == plan.question.metric), None)
-    if rows is None:
-        return Difference(base.arm, value, None, None, ROWS)
-    return Difference(base.arm, value, rows.interval, rows.p_value, ROWS)
-
-
-def _table(plan: Plan, lines: Sequence[Line]) -> list[list[str]]:
-    digits = 3 if all(abs(value) <= 1 for line in lines for value in line.values.values()) else 2
+def _table(results: MetricResults) -> list[list[str]]:
     rows = []
-    for line in lines:
-        summary, difference = over_seeds(list(line.values.values())), line.difference
-        results = list(line.results.values())
-        name = line.arm + (" (control)" if line.arm == plan.question.control else "")
-        sft = results[0].get("objective") == "sft"
+    for entry in results.entries:
+        arm, runs = entry.arm, entry.arm.runs
         rows.append([
-            name, "none (SFT)" if sft and not line.warmups else NAMES[line.warmups], str(summary.n),
-            figure(summary.mean, digits) + (f" ± {figure(summary.std, digits)}" if summary.std is not None else ""),
-            _interval(summary.interval, digits),
-            figure(difference.value, digits, signed=True) if difference else "",
-            _interval(difference.interval if difference else None, digits, signed=True),
-            probability(difference.p_holm if difference else None),
-            mean_and_deviation([r["updates"] for r in results], 0), mean_and_deviation([r["train_seconds"] for r in results], 1),
+            arm.name + (" (control)" if arm is results.control_arm else ""),
+            "none (SFT)" if arm.objective == "sft" and not entry.control else NAMES[entry.control],
+            *entry_cells(entry, results.digits),
+            mean_and_deviation([run.result["updates"] for run in runs], 0),
+            mean_and_deviation([run.result["train_seconds"] for run in runs], 1),
         ])  # fmt: skip
     return rows
 
 
-def _interval(interval: tuple[float, float] | None, digits: int, signed: bool = False) -> str:
-    return between(interval[0], interval[1], digits, signed) if interval else ""
-
-
-def _verdicts(plan: Plan, lines: Sequence[Line]) -> list[str]:
+def _verdicts(sweep: Sweep, results: MetricResults) -> list[str]:
     """What the tests say, in words."""
-    tested = [(line, line.difference) for line in lines if line.difference is not None]
+    tested = [(entry, entry.difference) for entry in results.entries if entry.difference is not None]
     if not tested:
         return []
-    metric, against, up = plan.question.metric, plan.question.control, plan.question.direction == "maximize"
-    clear = [(x, d.value) for x, d in tested if d.p_holm is not None and d.p_holm <= ALPHA]
+    metric, against, up = results.metric, sweep.question.control, sweep.question.direction == "maximize"
 
-    def named(group: list[Line]) -> str:
-        return ", ".join(x.arm + (f" ({NAMES[x.warmups]})" if x.warmups else "") for x in group)
+    def named(group: list[Entry]) -> str:
+        return ", ".join(x.arm.name + (f" ({NAMES[x.control]})" if x.control else "") for x in group)
 
-    gains = [x for x, value in clear if (value > 0) == up]
-    losses = [x for x, value in clear if (value > 0) != up]
-    unclear = [x for x, _ in tested if x not in gains + losses]
+    gains = [x for x, d in tested if d.shown and (d.value > 0) == up]
+    losses = [x for x, d in tested if d.shown and (d.value > 0) != up]
+    unclear = [x for x, d in tested if not d.shown]
     said = [f"{metric} better than {against}'s: {named(gains)}."] if gains else []
     said += [f"{metric} worse than {against}'s: {named(losses)}."] if losses else []
     said += [f"No difference from {against} shown: {named(unclear)}."] if unclear else []
+    said += [text for x, _ in tested if not x.control and (text := _of_ceiling(sweep, x.arm.name, x in gains))]
     basis = {d.basis for _, d in tested}
-    how = (
-        "between seeds (Welch)"
-        if basis == {SEEDS}
-        else "over rows of one seed (bootstrap), which says nothing of seeds"
-    )
-    if len(basis) > 1:
-        how = "between seeds (Welch) where there are two, else over rows of one"
+    how = "over rows of one seed (bootstrap), which says nothing of seeds"
+    if SEEDS in basis:
+        how = "between seeds (Welch)" + (" where there are two, else over rows of one" if len(basis) > 1 else "")
     family = tested[0][1].family
-    said += [text for x, _ in tested if (text := _of_ceiling(plan, x, x in gains))]
     return [*said, f"Tests {how}, Holm over {family} comparison{'' if family == 1 else 's'}."]
 
 
-def _of_ceiling(plan: Plan, line: Line, gains: bool) -> str:
+def _of_ceiling(sweep: Sweep, arm: str, gains: bool) -> str:
     """What an arm that imitates given warmups alone says of those that could be found; nothing for any other arm."""
-    changes = next((arm.changes for arm in plan.arms if arm.name == line.arm), {})
-    settings = plan.base | plan.question.settings | changes
-    if line.warmups or settings.get("proposals") != ["stored"] or not settings.get("proposal_only"):
+    changes = next((variant.changes for variant in sweep.variants if variant.name == arm), {})
+    settings = sweep.base | sweep.question.settings | changes
+    if settings.get("proposals") != ["stored"] or not settings.get("proposal_only"):
         return ""
     if gains:
-        return f"Warmups as good as those of {line.arm} pay here: a model that finds such warmups can gain as much."
+        return f"Warmups as good as those of {arm} pay here: a model that finds such warmups can gain as much."
     return (
-        f"Not even the warmups of {line.arm}, imitated, are shown to beat {plan.question.control}: if they are as good as can "
+        f"Not even the warmups of {arm}, imitated, are shown to beat {sweep.question.control}: if they are as good as can "
         "be, there is nothing to find here."
     )
 
 
-def _page(plan: Plan, arms: list[Arm], lines: list[Line], table: list[list[str]], notes: list[str]) -> str:
+def _page(sweep: Sweep, variants: Sequence[Variant], table: list[list[str]], said: list[str]) -> str:
     """results.md."""
-    question = plan.question
-    rule = ["---" if i == 0 else "---:" for i in range(len(HEADER))]
-    changes = [
-        f"| {arm.name} | {', '.join(f'{k}: {label(v)}' for k, v in arm.changes.items()) or 'the base'} |"
-        for arm in arms
-    ]
+    question = sweep.question
+    changes = []
+    for variant in variants:
+        shown = [f"{key}: {label(value)}" for key, value in variant.changes.items()]
+        if rule := question.equal_compute.get(variant.name):
+            shown.append(f"updates for the seconds of {rule['seconds_of']}")
+        changes.append([variant.name, ", ".join(shown) or "the base"])
     shared = ", ".join(f"{key}: {value}" for key, value in question.settings.items())
-    said = [*_verdicts(plan, lines), *notes]
-    split = (plan.base | question.settings).get("predict_split", "test")
+    split = (sweep.base | question.settings).get("predict_split", "test")
     parts = [
         f"# {question.question}", "",
         f"Base recipe `{question.base.name}`{f', with {shared}' if shared else ''}; metric {question.metric}; seeds "
         f"{', '.join(map(str, question.seeds))}; {split} rows.", "",
-        *["| " + " | ".join(row) + " |" for row in [list(HEADER), rule, *table]], "",
+        *markdown_table(HEADER, table), "",
         *[f"- {text}" for text in said], *([""] if said else []),
-        "| arm | changes |", "| --- | --- |", *changes,
+        "| arm | changes |", "| --- | --- |", *[f"| {name} | {text} |" for name, text in changes],
     ]  # fmt: skip
     return "\n".join(parts).rstrip() + "\n"

@@ -6,9 +6,10 @@ Knows: the keys of a sweep file. Must not know: recipes beyond their path, runs,
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ HELP = {
     "trials": "how many arms `random` draws",
     "sampler": "random (all drawn beforehand) or tpe (drawn from what is known so far)",
     "pruner": "median, percentile, halving or hyperband, or {name, ...its arguments}; ends hopeless runs early",
-    "seeds": "[seed, ...] of every arm, or how many",
+    "equal_compute": "{arm: {like: ARM, seconds_of: ARM}}; `like` again, with as many updates as take 1.1 times the seconds",
+    "seeds": "[seed, ...] of every arm, or how many; or {arm: such a list or number}, for every arm",
     "metric": "the metric that answers the question, e.g. exact_match",
     "direction": "maximize or minimize the metric",
     "warmups": "which warmups at test: own, shuffled, none, filler, sampled, rerank; one or a list",
@@ -57,10 +59,12 @@ class Question:
     question: str
     base: Path
     metric: str
-    seeds: list[int]
+    seeds: list[int]  # of any arm
+    seeds_by_arm: dict[str, list[int]] = field(default_factory=dict)  # where the arms have different ones
     settings: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    equal_compute: dict[str, dict[str, str]] = field(default_factory=dict)
     random: dict[str, Any] = field(default_factory=dict)
     trials: int = 0
     sampler: str = "random"
@@ -69,6 +73,10 @@ class Question:
     warmups: list[str] = field(default_factory=lambda: [OWN])  # as metrics.json names them
     control: str | None = None
     launch: str | None = None
+
+    def seeds_of(self, arm: str) -> list[int]:
+        """The seeds of one arm."""
+        return self.seeds_by_arm.get(arm, self.seeds)
 
 
 def read_question(path: str | Path) -> Question:
@@ -79,7 +87,8 @@ def read_question(path: str | Path) -> Question:
     """
     path = Path(path)
     values = read_yaml(path, "sweep file", "recipes/sweeps/")
-    faults = [_unknown(key) for key in values if key not in HELP]
+    known = f" Known: {', '.join(HELP)}."
+    faults = [f"{key!r} is no key of a sweep file.{_hint(key, HELP) or known}" for key in values if key not in HELP]
     faults += [
         f"{key} is missing: {HELP[key]}." for key in ("question", "base", "seeds", "metric") if not values.get(key)
     ]
@@ -93,31 +102,39 @@ def read_question(path: str | Path) -> Question:
     beside = path.parent / base
     if isinstance(values.get("base"), str) and not (beside.is_file() or base.is_file()):
         faults.append(f"base: the recipe {beside} does not exist. Give its path relative to {path}.")
-    seeds = values.get("seeds") or [0]
-    seeds = list(range(1, seeds + 1)) if type(seeds) is int and 0 < seeds <= MANY else seeds
-    whole = isinstance(seeds, list) and all(type(s) is int and 0 <= s < 2**32 for s in seeds)
-    if not whole or not 0 < len(set(seeds)) == len(seeds) <= MANY:
+    asked_seeds = values.get("seeds") or 1
+    by_arm = {str(arm): _seeds(some) for arm, some in asked_seeds.items()} if isinstance(asked_seeds, dict) else {}
+    seeds = list(dict.fromkeys(itertools.chain(*by_arm.values()))) if by_arm else _seeds(asked_seeds)
+    if not seeds or not all(by_arm.values()):
         faults.append(
-            f"seeds: {seeds!r:.80} must be a list of different whole numbers from 0 to {2**32 - 1}, or how many (1 to {MANY})."
+            f"seeds: {asked_seeds!r:.80} must be a list of different whole numbers from 0 to {2**32 - 1}, or how many (1 to "
+            f"{MANY}), or a mapping of such lists or numbers by arm."
         )
     if faults:
         text = faults[0] if len(faults) == 1 else "\n".join(f"  - {fault}" for fault in faults)
         raise ValueError(f"{path}: {text}" if len(faults) == 1 else f"{path} cannot be used:\n{text}")
-    pruner = values.get("pruner")
-    asked = values.get("warmups") or "own"
-    given = {key: values[key] for key in ("settings", "grid", "runs", "random", "trials", "sampler") if values.get(key)}
-    given |= {key: values[key] for key in ("control", "launch", "direction") if values.get(key)}
+    pruner, warmups = values.get("pruner"), values.get("warmups") or "own"
+    read_here = ("question", "base", "metric", "seeds", "pruner", "warmups")
     return Question(
         name=path.stem, question=str(values["question"]).strip(), base=beside if beside.is_file() else base,
-        metric=str(values["metric"]), seeds=seeds, pruner={"name": pruner} if isinstance(pruner, str) else pruner,
-        warmups=[WARMUPS[name] for name in (asked if isinstance(asked, list) else [asked])], **given,
+        metric=str(values["metric"]), seeds=seeds, seeds_by_arm=by_arm,
+        pruner={"name": pruner} if isinstance(pruner, str) else pruner,
+        warmups=[WARMUPS[name] for name in (warmups if isinstance(warmups, list) else [warmups])],
+        **{key: value for key, value in values.items() if value and key not in read_here},
     )  # fmt: skip
 
 
-def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(str(key), HELP, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(HELP)}."
-    return f"{key!r} is no key of a sweep file.{hint}"
+def _seeds(given: Any) -> list[int]:
+    """The seeds that a list, or a number of them, names; none where it names none that can be used."""
+    seeds = list(range(1, given + 1)) if type(given) is int and 0 < given <= MANY else given
+    whole = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
+    return seeds if whole and len(set(seeds)) == len(seeds) <= MANY else []
+
+
+def _hint(word: Any, allowed: Iterable[str]) -> str:
+    """The nearest allowed word, as a question; empty where none is near."""
+    near = difflib.get_close_matches(str(word), allowed, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _faults_of_given(values: Mapping[str, Any]) -> list[str]:
@@ -136,7 +153,7 @@ def _faults_of_given(values: Mapping[str, Any]) -> list[str]:
 def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with grid, runs, random and settings."""
     faults = []
-    for key in ("grid", "runs", "random", "settings"):
+    for key in ("grid", "runs", "equal_compute", "random", "settings"):
         if key in values and not isinstance(values[key], dict):
             faults.append(f"{key}: must be a mapping, {HELP[key]}.")
     if faults:
@@ -157,11 +174,22 @@ def _fault_of_variation(values: Mapping[str, Any]) -> list[str]:
         )
     names = [str(name) for name in values.get("runs") or {}]
     faults += [f"runs: two arms are called {name}. Rename one." for name in set(names) if names.count(name) > 1]
+    faults += [
+        f"{key}: {name!r} names a folder; use letters, digits and _ . = , + - only."
+        for key in ("runs", "equal_compute")
+        for name in values.get(key) or {}
+        if not ARM.fullmatch(str(name))
+    ]
     for name, changes in (values.get("runs") or {}).items():
-        if not ARM.fullmatch(str(name)):
-            faults.append(f"runs: {name!r} names a folder; use letters, digits and _ . = , + - only.")
         if not isinstance(changes, dict):
             faults.append(f"runs: {name} must be a mapping of settings; {{}} is the base itself.")
+    compared = values.get("equal_compute") or {}
+    for name, rule in compared.items():
+        known = isinstance(rule, dict) and rule.keys() == {"like", "seconds_of"}
+        if not known or not all(isinstance(arm, str) and arm not in compared for arm in rule.values()):
+            faults.append(
+                f"equal_compute: {name} must be {{like: ARM, seconds_of: ARM}}, with arms of runs or of the grid."
+            )
     faults += [_range_fault(key, given) for key, given in (values.get("random") or {}).items()]
     trials = values.get("trials")
     if values.get("random") and not (type(trials) is int and 0 < trials <= MANY):
@@ -197,9 +225,7 @@ def _faults_of_choices(values: Mapping[str, Any]) -> list[str]:
         ("direction", values.get("direction"), ("maximize", "minimize")), *chosen,
     ]:  # fmt: skip
         if value is not None and value not in allowed:
-            near = difflib.get_close_matches(str(value), allowed, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            faults.append(f"{key}: {value!r} is not one of {', '.join(allowed)}.{hint}")
+            faults.append(f"{key}: {value!r} is not one of {', '.join(allowed)}.{_hint(value, allowed)}")
     if values.get("sampler") and not values.get("random"):
         faults.append("sampler: is for random ranges, and there are none.")
     return faults

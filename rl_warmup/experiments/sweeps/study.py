@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from rl_warmup.experiments.sweeps.arms import SEARCHED, Plan, import_optuna
+from rl_warmup.experiments.sweeps.jobs import SEARCHED, Sweep, import_optuna
 from rl_warmup.runtime.ownership import file_lock
 
 RUNNING, WAITING, DONE, PRUNED, FAILED = "running", "waiting", "done", "pruned", "failed"
@@ -35,34 +35,35 @@ class Stopped(Exception):
 
 
 class Queue:
-    """The study of one plan.
+    """The study of one sweep.
 
     Args:
-        storage: URL of the database; None is `study.db` in the plan's folder.
+        storage: URL of the database; None is `study.db` in the sweep's folder.
         patience: seconds without a heartbeat after which a run is taken over.
     """
 
-    def __init__(self, plan: Plan, storage: str | None = None, patience: int = 60) -> None:
+    def __init__(self, sweep: Sweep, storage: str | None = None, patience: int = 60) -> None:
         self.optuna = optuna = import_optuna()
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self.plan, self.patience = plan, patience
-        self.lock = plan.output / "study.lock"
-        self.runs = {run.key: run for run in plan.runs()}
-        url = storage or f"sqlite:///{plan.output.resolve() / 'study.db'}"
+        self.sweep, self.patience = sweep, patience
+        self.lock = sweep.output / "study.lock"
+        self.jobs = {job.key: job for job in sweep.jobs()}
+        self.beside = storage is None  # the study lies beside the runs, so a run that is not there was removed
+        url = storage or f"sqlite:///{sweep.output.resolve() / 'study.db'}"
         options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        sampler = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[plan.question.sampler]
-        liar = {"constant_liar": True, "n_startup_trials": 5} if plan.question.sampler == "tpe" else {}
+        sampler = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sweep.question.sampler]
+        liar = {"constant_liar": True, "n_startup_trials": 5} if sweep.question.sampler == "tpe" else {}
         with file_lock(self.lock):
             database = optuna.storages.RDBStorage(
                 url, engine_kwargs=options, heartbeat_interval=max(1, patience // 4), grace_period=patience
             )
             self.study = optuna.create_study(
-                storage=database, study_name=plan.question.name, load_if_exists=True,
-                direction=plan.question.direction, pruner=self._pruner(),
+                storage=database, study_name=sweep.question.name, load_if_exists=True,
+                direction=sweep.question.direction, pruner=self._pruner(),
             )  # fmt: skip
             # every worker of a search draws from a sequence of its own
             self.study.sampler = sampler(seed=len(self.study.get_trials(deepcopy=False)), **liar)
-            self.study.set_user_attr("question", plan.question.question)
+            self.study.set_user_attr("question", sweep.question.question)
             self._fill()
 
     # ------------------------------------------------------------------ claiming
@@ -79,7 +80,7 @@ class Queue:
             self.optuna.storages.fail_stale_trials(self.study)
             self._fill()
             states = self.standing()
-            claimable = WAITING in states.values() or self._made() < self.plan.trials
+            claimable = WAITING in states.values() or self._made() < self.sweep.trials
             if not claimable:
                 return WAIT if RUNNING in states.values() else OVER
             if not once():
@@ -108,16 +109,18 @@ class Queue:
     def _sign(self, trial: Any) -> None:
         """Write down who has the trial; one that is surplus ends here."""
         key = trial.user_attrs.get("run")
-        made = key is None and self.plan.trials > 0
+        made = key is None and self.sweep.trials > 0
         earlier = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number]
         if made:
             fresh = [t for t in earlier if str(t.user_attrs.get("run", "")).startswith(SEARCHED)]
             number = len({t.user_attrs["run"] for t in fresh})
             key = f"{SEARCHED}{trial.number}"
-            surplus = number >= self.plan.trials
+            surplus = number >= self.sweep.trials
         else:
-            live = [t for t in earlier if t.user_attrs.get("run") == key and t.state.name != "FAIL"]
-            surplus = key is None or bool(live) or key not in {*self.runs, *self._made_keys()}
+            live = [
+                t for t in earlier if t.user_attrs.get("run") == key and t.state.name != "FAIL" and not self._removed(t)
+            ]
+            surplus = key is None or bool(live) or key not in {*self.jobs, *self._made_keys()}
         if surplus:
             trial.set_user_attr("surplus", True)
             raise self.optuna.TrialPruned("another worker has it")
@@ -126,11 +129,11 @@ class Queue:
         trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
 
     def _fill(self) -> None:
-        """Every planned run has a trial that is not lost. Called under the lock."""
+        """Every job that is ready has a trial that is not lost. Called under the lock."""
         by_run = self._by_run()
-        for key, run in self.runs.items():
-            if key not in by_run:
-                self._add(run.arm.params, {"run": key, "arm": run.arm.name, "seed": run.seed})
+        for key, job in self.jobs.items():
+            if key not in by_run and job.ready:
+                self._add(job.variant.params, {"run": key, "arm": job.variant.name, "seed": job.seed})
         now = datetime.datetime.now()
         for trials in by_run.values():
             last = trials[-1]
@@ -158,7 +161,7 @@ class Queue:
             self.study.add_trial(trial)
         except ValueError as error:
             raise ValueError(
-                f"The study {self.plan.question.name} was begun with other values for {', '.join(params)}: {error} Choose "
+                f"The study {self.sweep.question.name} was begun with other values for {', '.join(params)}: {error} Choose "
                 f"another --output (or --storage), or remove the old one."
             ) from error
 
@@ -175,7 +178,7 @@ class Queue:
 
     def made(self) -> dict[str, dict[str, Any]]:
         """Settings of the arms the study made, by name."""
-        trials = {key: trials[-1] for key, trials in self._by_run().items() if key not in self.runs}
+        trials = {key: trials[-1] for key, trials in self._by_run().items() if key not in self.jobs}
         return {key: dict(trial.params) for key, trial in trials.items()}
 
     def median_seconds(self) -> float | None:
@@ -187,23 +190,29 @@ class Queue:
     @property
     def total(self) -> int:
         """How many trials the sweep will have."""
-        return len(self.runs) + self.plan.trials
+        return len(self.jobs) + self.sweep.trials
 
     def _made(self) -> int:
         return len(self._made_keys())
 
     def _made_keys(self) -> set[str]:
-        return {key for key in self._by_run() if key not in self.runs}
+        return {key for key in self._by_run() if key not in self.jobs}
 
     def _by_run(self) -> dict[str, list[Any]]:
-        """Trials by the run they stand for, earliest first; runs that are no longer planned are left out."""
+        """Trials by the run they stand for, earliest first; runs that the sweep no longer has are left out."""
         found: dict[str, list[Any]] = {}
         for trial in self.study.get_trials(deepcopy=False):
             key = trial.user_attrs.get("run")
-            searched = self.plan.trials and "seed" not in trial.user_attrs
-            if key and not trial.user_attrs.get("surplus") and (key in self.runs or searched):
+            searched = self.sweep.trials and "seed" not in trial.user_attrs
+            known = key in self.jobs or searched
+            if key and known and not trial.user_attrs.get("surplus") and not self._removed(trial):
                 found.setdefault(key, []).append(trial)
         return found
+
+    def _removed(self, trial: Any) -> bool:
+        """Whether it ended with a result that somebody took away."""
+        job = self.jobs.get(trial.user_attrs.get("run"))
+        return self.beside and trial.state.name == "COMPLETE" and job is not None and not job.done
 
     @staticmethod
     def _state(trials: list[Any]) -> str:
@@ -214,10 +223,10 @@ class Queue:
     # ------------------------------------------------------------------ Optuna's parts
 
     def _distributions(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Where the params of a planned arm lie, for the study's own plots: numbers as numbers, all else as words."""
+        """Where the params of an arm lie, for the study's own plots: numbers as numbers, all else as words."""
         kinds, found = self.optuna.distributions, {}
         for key in params:
-            values = [run.arm.params[key] for run in self.runs.values() if key in run.arm.params]
+            values = [job.variant.params[key] for job in self.jobs.values() if key in job.variant.params]
             if all(isinstance(value, int) for value in values):
                 found[key] = kinds.IntDistribution(min(values), max(values))
             elif all(isinstance(value, (int, float)) for value in values):
@@ -232,9 +241,9 @@ class Queue:
             "median": pruners.MedianPruner, "percentile": pruners.PercentilePruner,
             "halving": pruners.SuccessiveHalvingPruner, "hyperband": pruners.HyperbandPruner,
         }  # fmt: skip
-        if self.plan.question.pruner is None:
+        if self.sweep.question.pruner is None:
             return pruners.NopPruner()
-        settings = dict(self.plan.question.pruner)
+        settings = dict(self.sweep.question.pruner)
         name = settings.pop("name")
         try:
             return kinds[name](**settings)

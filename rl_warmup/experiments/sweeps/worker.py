@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +25,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rl_warmup.experiments.sweeps.answer import Outcome, write_answer
-from rl_warmup.experiments.sweeps.arms import SEARCHED, Arm, Plan, Run, plan_sweep, suggest
-from rl_warmup.experiments.sweeps.question import read_question
+from rl_warmup.experiments.sweeps.answer import Answer, write_answer
+from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, read_sweep, suggest
 from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import RESULT, file_lock, run_of
@@ -40,7 +39,10 @@ WAITING_POLL = 1.0  # seconds between two looks at the queue while others are at
 
 @dataclass
 class SweepSettings:
-    """How a sweep is run. `budget` in seconds; `devices` are dealt out to the jobs as CUDA_VISIBLE_DEVICES."""
+    """How sweeps are run. `budget` in seconds; `devices` are dealt out to the jobs as CUDA_VISIBLE_DEVICES.
+
+    `threads` of each run; None: as OMP_NUM_THREADS says, or else a fair share of the processors.
+    """
 
     output: Path | None = None
     jobs: int = 1
@@ -49,33 +51,45 @@ class SweepSettings:
     retry_failed: bool = False
     devices: list[str] = field(default_factory=list)
     patience: int = 60
+    threads: int | None = None
 
 
-def run_sweep(file: str | Path, settings: SweepSettings) -> Outcome:
+def run_sweep(file: str | Path, settings: SweepSettings) -> Answer:
     """Run what is still missing of a sweep, together with any other worker on the same study, and answer its question.
 
     Raises:
         ValueError: the sweep file, a recipe or the folder cannot be used.
         ImportError: Optuna is not installed.
     """
-    question = read_question(file)
-    plan = plan_sweep(question, settings.output or Path("runs", "sweeps", question.name))
-    if run_of(plan.output):
-        raise ValueError(f"--output: {plan.output} lies in a run's folder. Give a folder for the runs of the sweep.")
-    for run in plan.runs():
-        run.write()
-    queue = Queue(plan, settings.storage, settings.patience)
+    sweep = read_sweep(file, settings.output)
+    if run_of(sweep.output):
+        raise ValueError(f"--output: {sweep.output} lies in a run's folder. Give a folder for the runs of the sweep.")
+    (queue,), note = run_jobs([sweep], settings)
+    return write_answer(sweep, queue, note)
+
+
+def run_jobs(sweeps: Sequence[Sweep], settings: SweepSettings) -> tuple[list[Queue], str | None]:
+    """Run what is still missing of all these sweeps, the first ones first; their queues, and why the budget ended it, if so.
+
+    Raises:
+        ValueError: a folder holds a run of other settings, or a study others values.
+        ImportError: Optuna is not installed.
+    """
+    for job in (job for sweep in sweeps for job in sweep.jobs()):
+        if job.ready:
+            job.write()
+    queues = [Queue(sweep, settings.storage, settings.patience) for sweep in sweeps]
     if settings.retry_failed:
-        queue.retry_failed()
-    note = Worker(plan, queue, settings).run()
-    return write_answer(plan, queue, note)
+        for queue in queues:
+            queue.retry_failed()
+    return queues, Worker(queues, settings).run()
 
 
 class Worker:
     """`jobs` threads, each of which claims a run, starts its process and waits for it."""
 
-    def __init__(self, plan: Plan, queue: Queue, settings: SweepSettings) -> None:
-        self.plan, self.queue, self.settings = plan, queue, settings
+    def __init__(self, queues: Sequence[Queue], settings: SweepSettings) -> None:
+        self.queues, self.settings = queues, settings
         self.began = time.monotonic()
         self.stop = threading.Event()
         self.out_of_time: str | None = None
@@ -105,21 +119,27 @@ class Worker:
     def _slot(self, slot: int) -> None:
         try:
             while not self.stop.is_set():
-                state = self.queue.work(lambda trial: self._trial(trial, slot), self._has_time)
-                if state == OVER:
+                states: list[str] = []
+                while CLAIMED not in states and len(states) < len(self.queues):
+                    states.append(self._claim(self.queues[len(states)], slot))
+                if CLAIMED in states:
+                    continue  # with the first queue again
+                if set(states) == {OVER}:
                     return
-                if state != CLAIMED:
-                    self.stop.wait(WAITING_POLL)
+                self.stop.wait(WAITING_POLL)
         except BaseException as error:
             self.broken.append(error)
             self.stop.set()
 
-    def _has_time(self) -> bool:
+    def _claim(self, queue: Queue, slot: int) -> str:
+        return queue.work(lambda trial: self._trial(queue, trial, slot), lambda: self._has_time(queue))
+
+    def _has_time(self, queue: Queue) -> bool:
         """Whether a run can end within the budget, as far as the runs so far tell."""
         if self.settings.budget is None or self.stop.is_set():
             return not self.stop.is_set()
         left = self.settings.budget - (time.monotonic() - self.began)
-        needed = self.queue.median_seconds()
+        needed = queue.median_seconds()
         if left > (needed or 0.0):
             return True
         usual = "" if needed is None else f", and a run takes {words_of(needed)} (median)"
@@ -128,18 +148,17 @@ class Worker:
 
     # ------------------------------------------------------------------ one trial
 
-    def _trial(self, trial: Any, slot: int) -> float:
+    def _trial(self, queue: Queue, trial: Any, slot: int) -> float:
         """The metric of a trial's run; its mean over the seeds where the study makes the arms."""
-        key = trial.user_attrs["run"]
         began, fresh = time.monotonic(), True
         values: list[float] = []
-        for run in self._runs(key, trial):
-            offset = len(values) * max(1, run.recipe.config.max_steps)
+        for job in self._jobs(queue, trial):
+            offset = len(values) * max(1, job.recipe.config.max_steps)
             try:
-                value, again = self._execute(run, trial, slot, offset)
+                value, again = self._execute(queue, job, trial, slot, offset)
             except RunFailed as error:
                 trial.set_user_attr("error", str(error))
-                self.news.append(f"{run.key} FAILED: {error}")
+                self.news.append(f"{self._name(queue, job)} FAILED: {error}")
                 raise
             values.append(value)
             fresh = fresh and not again
@@ -147,34 +166,45 @@ class Worker:
             trial.set_user_attr("seconds", round(time.monotonic() - began, 3))
         return statistics.mean(values)
 
-    def _runs(self, key: str, trial: Any) -> list[Run]:
-        if key in self.queue.runs:
-            return [self.queue.runs[key]]
-        params = {name: suggest(trial, name, space) for name, space in self.plan.ranges.items()}
-        return [self.plan.run(Arm(key, params, params), seed) for seed in self.plan.question.seeds]
+    def _jobs(self, queue: Queue, trial: Any) -> list[Job]:
+        sweep, key = queue.sweep, trial.user_attrs["run"]
+        if job := queue.jobs.get(key):
+            return [sweep.job(job.variant, job.seed)]  # again, as runs that it depends on have ended
+        params = {name: suggest(trial, name, space) for name, space in sweep.ranges.items()}
+        return [sweep.job(Variant(key, params, params), seed) for seed in sweep.question.seeds]
 
-    def _execute(self, run: Run, trial: Any, slot: int, offset: int) -> tuple[float, bool]:
+    def _name(self, queue: Queue, job: Job) -> str:
+        return job.key if len(self.queues) == 1 else f"{queue.sweep.question.name}/{job.key}"
+
+    def _execute(self, queue: Queue, job: Job, trial: Any, slot: int, offset: int) -> tuple[float, bool]:
         """The metric of a run, and whether (a part of) it was there already."""
-        with file_lock(run.folder / "run.lock", self._raise_if_stopped) as lock:
-            begun = (run.folder / "environment.json").is_file()
-            if not (run.folder / RESULT).is_file():
-                self._process(run, trial, slot, offset, lock)
-            result = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
-        metric, warmups = self.plan.question.metric, self.plan.question.warmups[0]
+        with file_lock(job.folder / "run.lock", self._raise_if_stopped) as lock:
+            begun = (job.folder / "environment.json").is_file()
+            if not job.done:
+                self._process(queue, job, trial, slot, offset, lock)
+            result = json.loads((job.folder / RESULT).read_text(encoding="utf-8"))
+        metric, warmups = queue.sweep.question.metric, queue.sweep.question.warmups[0]
         scored = result["metrics"].get(warmups, result["metrics"][""])
         if metric not in scored:
             raise RunFailed(f"it has no {metric}, only {', '.join(scored)}")
-        self.news.append(f"{run.key}  {metric} {scored[metric]:.4g}  {result['train_seconds']:.0f} s of training")
+        seconds = result["train_seconds"]
+        self.news.append(f"{self._name(queue, job)}  {metric} {scored[metric]:.4g}  {seconds:.0f} s of training")
         return float(scored[metric]), begun
 
-    def _process(self, run: Run, trial: Any, slot: int, offset: int, lock: int) -> None:
-        launch = shlex.split(self.plan.question.launch) if self.plan.question.launch else [sys.executable]
-        command = [*launch, "-m", "rl_warmup.cli.train", "--config", str(run.write())]
-        threads = str(max(1, (os.cpu_count() or 1) // self.settings.jobs))
-        environment = {"OMP_NUM_THREADS": threads, **os.environ, **as_parent()}
+    def _process(self, queue: Queue, job: Job, trial: Any, slot: int, offset: int, lock: int) -> None:
+        question = queue.sweep.question
+        launch = shlex.split(question.launch) if question.launch else [sys.executable]
+        try:
+            command = [*launch, "-m", "rl_warmup.cli.train", "--config", str(job.write())]
+        except ValueError as error:
+            raise RunFailed(str(error)) from error
+        share = str(max(1, (os.cpu_count() or 1) // self.settings.jobs))
+        environment = {"OMP_NUM_THREADS": share, **os.environ, **as_parent()}
+        if self.settings.threads:
+            environment["OMP_NUM_THREADS"] = str(self.settings.threads)
         if self.settings.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.settings.devices[slot % len(self.settings.devices)]
-        log = run.folder / "train.log"
+        log = job.folder / "train.log"
         with log.open("a", encoding="utf-8") as out:
             try:
                 process = subprocess.Popen(
@@ -187,8 +217,8 @@ class Worker:
             try:
                 while process.poll() is None:
                     self._raise_if_stopped()
-                    if self.plan.question.pruner is not None:
-                        seen = self._report(run, trial, offset, seen)
+                    if question.pruner is not None:
+                        seen = self._report(queue, job, trial, offset, seen)
                     time.sleep(POLL)
             except BaseException:
                 _end(process)
@@ -196,18 +226,18 @@ class Worker:
         if process.returncode:
             how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
             raise RunFailed(f"{_last_line(log) or how} ({how}; {log})")
-        if not (run.folder / RESULT).is_file():
+        if not (job.folder / RESULT).is_file():
             raise RunFailed(f"it ended without {RESULT} ({log})")
 
-    def _report(self, run: Run, trial: Any, offset: int, seen: int) -> int:
+    def _report(self, queue: Queue, job: Job, trial: Any, offset: int, seen: int) -> int:
         """Tell the study what validation says so far, and end a run that has no prospects."""
-        key = f"eval_{self.plan.question.metric}"
-        points = [(line["step"], line[key]) for line in read_jsonl(run.folder / "metrics.jsonl") if key in line]
+        key = f"eval_{queue.sweep.question.metric}"
+        points = [(line["step"], line[key]) for line in read_jsonl(job.folder / "metrics.jsonl") if key in line]
         for step, value in points[seen:]:
             trial.report(value, offset + step)
             if trial.should_prune():
-                self.news.append(f"{run.key} pruned at update {step}: {key} {value:.4g}")
-                raise self.queue.optuna.TrialPruned
+                self.news.append(f"{self._name(queue, job)} pruned at update {step}: {key} {value:.4g}")
+                raise queue.optuna.TrialPruned
         return len(points)
 
     def _raise_if_stopped(self) -> None:
@@ -218,10 +248,11 @@ class Worker:
 
     def _show(self, threads: list[threading.Thread]) -> None:
         tty = sys.stderr.isatty()
-        before = sum(state in (DONE, PRUNED, FAILED) for state in self.queue.standing().values())
-        unit = "arms" if self.plan.trials and not self.queue.runs else "runs"
+        first = self.queues[0]
+        unit = "arm" if first.sweep.trials and not first.jobs else "run"
         with tqdm(
-            total=self.queue.total, initial=before, desc=self.plan.question.name, unit=unit[:-1], miniters=0,
+            total=sum(queue.total for queue in self.queues), initial=self._ended(), unit=unit, miniters=0,
+            desc=first.sweep.question.name if len(self.queues) == 1 else "runs",
             mininterval=0.3 if tty else 20.0, bar_format="{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]",
         ) as bar:  # fmt: skip
             while any(thread.is_alive() for thread in threads):
@@ -231,12 +262,17 @@ class Worker:
                         time.sleep(0.1)
             self._line(bar)
 
+    def _ended(self) -> int:
+        return sum(state in (DONE, PRUNED, FAILED) for state in self._states())
+
+    def _states(self) -> list[str]:
+        return [state for queue in self.queues for state in queue.standing().values()]
+
     def _line(self, bar: Any) -> None:
-        states = list(self.queue.standing().values())
-        ended = sum(state in (DONE, PRUNED, FAILED) for state in states)
+        states = self._states()
         counts = {word: states.count(word) for word in (FAILED, PRUNED, RUNNING)}
         bar.set_postfix_str(", ".join(f"{n} {word}" for word, n in counts.items() if n), refresh=False)
-        bar.update(ended - bar.n)
+        bar.update(self._ended() - bar.n)
         while self.news:
             bar.write(self.news.pop(0))
 
@@ -300,23 +336,25 @@ def words_of(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def show_plan(file: str | Path, settings: SweepSettings) -> str:
+def show_jobs(file: str | Path, settings: SweepSettings) -> str:
     """What a sweep would run and what that costs (`plan.planned_cost`); nothing is run or written."""
     from rl_warmup.experiments.plan import planned_cost
     from rl_warmup.experiments.report.tables import amount, text_table
 
-    question = read_question(file)
-    plan = plan_sweep(question, settings.output or Path("runs", "sweeps", question.name))
+    sweep = read_sweep(file, settings.output)
+    question = sweep.question
     rows, total = [], 0.0
-    for run in plan.runs():
-        cost = planned_cost(run.recipe.resolved())
+    for job in sweep.jobs():
+        cost = planned_cost(job.recipe.resolved())
         total += cost["flops"] or 0.0
         flops, ratio = (cost["flops"] and amount(cost["flops"])), f"{cost['sft_ratio']:.1f}"
-        finished = "done" if (run.folder / RESULT).is_file() else ""
-        rows.append([run.key, cost["updates"], cost["tokens_per_update"], ratio, flops, finished])
+        finished = "done" if job.done else "" if job.ready else "more updates, once known"
+        rows.append([job.key, cost["updates"], cost["tokens_per_update"], ratio, flops, finished])
     header = ["run", "updates", "tokens an update", "times SFT", "operations", ""]
     lines = [question.question, "", f"{len(rows)} runs, about {amount(total)} floating point operations (planned)"]
-    if plan.trials:
-        space = ", ".join(f"{key}: {value}" for key, value in plan.ranges.items())
-        lines.append(f"and {plan.trials} arms named {SEARCHED}N, {len(question.seeds)} seeds each, searched in {space}")
+    if sweep.trials:
+        space = ", ".join(f"{key}: {value}" for key, value in sweep.ranges.items())
+        lines.append(
+            f"and {sweep.trials} arms named {SEARCHED}N, {len(question.seeds)} seeds each, searched in {space}"
+        )
     return "\n".join([*lines, "", text_table(header, rows)])

@@ -77,6 +77,10 @@ class Run:
         files = {c: self.folder / f"predictions{'.' if c else ''}{c}.jsonl" for c in self.metrics} | self.extra
         return {control: rows for control, path in files.items() if (rows := read_jsonl(path))}
 
+    def place(self, control: str) -> Path:
+        """The folder that holds the predictions under a control: the run's, or a later evaluation's."""
+        return self.extra[control].parent if control in self.extra else self.folder
+
     def stem(self) -> str | None:
         """The folder's name without its `-SEED`, or its parent's for `seed-SEED`; None where it does not end so."""
         if self.folder.name == f"seed-{self.seed}":
@@ -111,6 +115,10 @@ class Arm:
     def controls(self) -> list[str]:
         """Controls that some run of the arm was scored under; "" comes first."""
         return list(dict.fromkeys(control for run in self.runs for control in run.metrics))
+
+    def run(self, seed: Any) -> Run:
+        """The run of a seed."""
+        return next(run for run in self.runs if run.seed == seed)
 
     def values(self, metric: str, control: str = "") -> dict[Any, float]:
         """A metric by seed, where it is there."""
@@ -255,17 +263,9 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     found = []
     for members in sorted_runs.values():
         result = members[0].result
-        found.append(
-            Section(
-                task=str(result.get("task", "")),
-                model=members[0].model,
-                split=str(result.get("split", "")),
-                rows=int(result.get("rows", 0)),
-                rows_hash=str(result.get("rows_hash", "")),
-                signatures=result.get("signatures") or {},
-                arms=_arms(members),
-            )
-        )
+        task, split, rows_hash = (str(result.get(key, "")) for key in ("task", "split", "rows_hash"))
+        rows, signatures = int(result.get("rows", 0)), result.get("signatures") or {}
+        found.append(Section(task, members[0].model, split, rows, rows_hash, signatures, _arms(members)))
     return sorted(found, key=lambda section: -len(section.runs))
 
 

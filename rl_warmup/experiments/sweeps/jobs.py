@@ -1,4 +1,4 @@
-"""From a question to runs: every arm by name, every run as one complete recipe with a folder of its own.
+"""From a question to jobs: every arm by name, every run as one complete recipe with a folder of its own.
 
 Knows: recipes, ranges, names. Must not know: who runs what when. Random arms are drawn beforehand by Optuna's own sampler,
 so that every worker, and `--dry-run`, sees the same ones; arms of `sampler: tpe` are made by the study, one at a time.
@@ -17,9 +17,11 @@ from typing import Any
 import yaml
 
 from rl_warmup.config import Recipe, build_recipe, effective
-from rl_warmup.experiments.report.differences import better
-from rl_warmup.experiments.sweeps.question import OWN, Question
+from rl_warmup.experiments.collect import Arm, Run
+from rl_warmup.experiments.compare import better, updates_at_equal_compute
+from rl_warmup.experiments.sweeps.question import OWN, Question, read_question
 from rl_warmup.metrics import METRICS, compute, signatures
+from rl_warmup.runtime.ownership import RESULT
 from rl_warmup.runtime.recipe_file import read_values
 from rl_warmup.tasks import load_task
 
@@ -37,8 +39,8 @@ SEARCHED = "trial-"  # names of arms that the study makes
 
 
 @dataclass
-class Arm:
-    """A setting by name. `changes`: what it sets over the base; `params`: what of it the study shows and searches."""
+class Variant:
+    """What an arm changes, by the arm's name. `params`: what of it the study shows and searches."""
 
     name: str
     changes: dict[str, Any]
@@ -46,17 +48,28 @@ class Arm:
 
 
 @dataclass
-class Run:
-    """One recipe, one seed, one folder."""
+class Job:
+    """A run to be made: one recipe, one seed, one folder. `after`: folders of the runs that its recipe depends on."""
 
-    arm: Arm
+    variant: Variant
     seed: int
     folder: Path
     recipe: Recipe
+    after: list[Path] = field(default_factory=list)
 
     @property
     def key(self) -> str:
-        return f"{self.arm.name}/seed-{self.seed}"
+        return f"{self.variant.name}/seed-{self.seed}"
+
+    @property
+    def done(self) -> bool:
+        """Whether its run is finished."""
+        return (self.folder / RESULT).is_file()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the runs it depends on are finished."""
+        return all((folder / RESULT).is_file() for folder in self.after)
 
     def write(self) -> Path:
         """The complete recipe as `asked.yaml` in the run's folder.
@@ -79,13 +92,13 @@ class Run:
 
 
 @dataclass
-class Plan:
-    """All that a sweep will do. `arms` are known beforehand; `ranges` are searched by the study, `trials` arms of them."""
+class Sweep:
+    """All that is to be done for a question. `variants` are known beforehand; the study makes `trials` more from `ranges`."""
 
     question: Question
     base: dict[str, Any]
     output: Path
-    arms: list[Arm]
+    variants: list[Variant]
     ranges: dict[str, Any] = field(default_factory=dict)  # setting -> Optuna distribution
 
     @property
@@ -93,29 +106,59 @@ class Plan:
         """How many arms the study makes."""
         return self.question.trials if self.ranges else 0
 
-    def run(self, arm: Arm, seed: int) -> Run:
+    def folder(self, name: str, seed: int) -> Path:
+        """Where the run of an arm and a seed lies."""
+        return self.output / name / f"seed-{seed}"
+
+    def job(self, variant: Variant, seed: int) -> Job:
         """One run of an arm, checked.
 
         Raises:
             ValueError: naming the arm and every setting that cannot be used.
         """
-        folder = self.output / arm.name / f"seed-{seed}"
+        folder = self.folder(variant.name, seed)
+        rule = self.question.equal_compute.get(variant.name)
+        after = [self.folder(rule[key], seed) for key in ("like", "seconds_of")] if rule else []
         values = {
-            **self.base, **self.question.settings, **arm.changes, "seed": seed, "output_dir": str(folder),
+            **self.base, **self.question.settings, **variant.changes, "seed": seed, "output_dir": str(folder),
             "show_progress": False, "resume_from_checkpoint": "auto",
         }  # fmt: skip
         try:
-            return Run(arm, seed, folder, build_recipe(values))
+            job = Job(variant, seed, folder, build_recipe(values), after)
+            if after and job.ready:
+                job.recipe = build_recipe({**values, **_equal_compute(job)})
+            return job
         except ValueError as error:
-            raise ValueError(f"The arm {arm.name} cannot be run: {error}") from error
+            raise ValueError(f"The arm {variant.name} cannot be run: {error}") from error
 
-    def runs(self) -> list[Run]:
-        """The runs that are known beforehand; the first seed of every arm comes first, so that a stop leaves a picture."""
-        return [self.run(arm, seed) for seed in self.question.seeds for arm in self.arms]
+    def jobs(self) -> list[Job]:
+        """The runs that are known beforehand: those that others wait for, then the first seed of every arm, so that a stop
+        leaves a picture."""
+        awaited = {name for rule in self.question.equal_compute.values() for name in rule.values()}
+        jobs = [
+            self.job(variant, seed)
+            for seed in self.question.seeds
+            for variant in self.variants
+            if seed in self.question.seeds_of(variant.name)
+        ]
+        return sorted(jobs, key=lambda job: job.variant.name not in awaited)
+
+    def arms(self, variants: list[Variant] | None = None) -> list[Arm]:
+        """The arms with their finished runs, without later evaluations; those that have none are left out."""
+        found = []
+        for variant in self.variants if variants is None else variants:
+            folders = [self.folder(variant.name, seed) for seed in self.question.seeds_of(variant.name)]
+            runs = [
+                Run(folder, json.loads((folder / RESULT).read_text(encoding="utf-8")), {}, {})
+                for folder in folders
+                if (folder / RESULT).is_file()
+            ]
+            found += [Arm(variant.name, runs)] if runs else []
+        return found
 
     def check(self) -> None:
         """Raises ValueError for arms, control, metric or pruner that cannot work together, before anything is run."""
-        names = [arm.name for arm in self.arms]
+        names = [variant.name for variant in self.variants]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"Two arms are called {twice[0]}: names come from the values, which must differ.")
         control, several = self.question.control, len(names) > 1 and not self.ranges
@@ -125,7 +168,8 @@ class Plan:
             raise ValueError(
                 f"control: {control!r} is no arm of this sweep. Arms: {', '.join(names) or 'none is known'}."
             )
-        first = self.run(self.arms[0] if self.arms else Arm("base", {}), self.question.seeds[0]).recipe
+        self._check_others(names)
+        first = self.job(self.variants[0] if self.variants else Variant("base", {}), self.question.seeds[0]).recipe
         known = metric_names(first)
         if known and self.question.metric not in known:
             raise ValueError(
@@ -141,17 +185,47 @@ class Plan:
             raise ValueError("pruner: needs evaluations during training; set eval_strategy and eval_steps in the base.")
         if alike := [key for key in self.ranges if key in ALIKE]:
             raise ValueError(f"random: {alike[0]} makes no difference between runs. Remove it.")
-        seen: dict[str, Arm] = {}
-        for arm in self.arms:
-            made = self.run(arm, self.question.seeds[0]).recipe
-            same = seen.setdefault(_what_counts(made), arm)
-            drawn_twice = arm.changes == same.changes and arm.name.startswith(SEARCHED)
-            if same is not arm and not drawn_twice:
-                keys = [key for key in {**same.changes, **arm.changes} if same.changes.get(key) != arm.changes.get(key)]
+        self._check_alike()
+
+    def _check_others(self, names: list[str]) -> None:
+        """Arms named by `seeds` and `equal_compute`."""
+        by_arm = self.question.seeds_by_arm
+        named = {"seeds": list(by_arm)}
+        named |= {f"equal_compute: {arm}": list(rule.values()) for arm, rule in self.question.equal_compute.items()}
+        for place, asked in named.items():
+            if unknown := [name for name in asked if name not in names]:
+                raise ValueError(f"{place}: {unknown[0]!r} is no arm of this sweep. Arms: {', '.join(names)}.")
+        if by_arm and (without := [name for name in names if name not in by_arm]):
+            raise ValueError(f"seeds: {without[0]} is missing; a mapping names the seeds of every arm.")
+        for arm, rule in self.question.equal_compute.items():
+            for name in rule.values():
+                if lacking := set(self.question.seeds_of(arm)) - set(self.question.seeds_of(name)):
+                    raise ValueError(f"equal_compute: {arm} needs the seed {min(lacking)} of {name} too.")
+
+    def _check_alike(self) -> None:
+        seen: dict[str, Variant] = {}
+        for variant in self.variants:
+            if variant.name in self.question.equal_compute:
+                continue  # its number of updates is not known yet
+            same = seen.setdefault(_what_counts(self.job(variant, self.question.seeds[0]).recipe), variant)
+            drawn_twice = variant.changes == same.changes and variant.name.startswith(SEARCHED)
+            if same is not variant and not drawn_twice:
+                one, other = same.changes, variant.changes
+                keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
                 raise ValueError(
-                    f"The arms {same.name} and {arm.name} would be the same run: {', '.join(keys) or 'nothing'} makes no "
+                    f"The arms {same.name} and {variant.name} would be the same run: {', '.join(keys) or 'nothing'} makes no "
                     f"difference between them. Remove one of them."
                 )
+
+
+def _equal_compute(job: Job) -> dict[str, int]:
+    """How long a job trains to take at least the seconds of the second run that it depends on, at the speed of the first."""
+    like, other = (json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in job.after)
+    updates = updates_at_equal_compute(like, other["train_seconds"])
+    values = {"max_steps": updates}
+    if job.recipe.config.eval_strategy.value == "steps":
+        values["eval_steps"] = max(1, updates // 10)
+    return values
 
 
 def _what_counts(recipe: Recipe) -> str:
@@ -161,27 +235,34 @@ def _what_counts(recipe: Recipe) -> str:
     return json.dumps({key: values[key] for key in sorted(values.keys() - silent)}, default=str)
 
 
-def plan_sweep(question: Question, output: Path) -> Plan:
-    """Every arm of a question, checked.
+def read_sweep(file: str | Path, output: Path | None = None) -> Sweep:
+    """A sweep file with every arm, checked.
+
+    Args:
+        output: where the runs go; None is runs/sweeps/ and the file's name.
 
     Raises:
-        ValueError: a setting, name or metric that cannot be used.
+        ValueError: a key, setting, name or metric that cannot be used.
         ImportError: random ranges without Optuna.
     """
+    question = read_question(file)
     # checked together, as settings may be what lets a base for a GPU run here
     base = build_recipe({**read_values(question.base), **question.settings}).values
-    arms = [Arm(name, changes) for name, changes in question.runs.items()]
-    arms += _grid(question.grid)
-    plan = Plan(question, base, output, arms)
+    variants = [Variant(name, changes) for name, changes in question.runs.items()] + _grid(question.grid)
+    for name, rule in question.equal_compute.items():
+        at = next((i for i, variant in enumerate(variants) if variant.name == rule["like"]), None)
+        if at is not None:  # else `check` names it
+            variants.insert(at + 1, Variant(name, dict(variants[at].changes)))
+    sweep = Sweep(question, base, output or Path("runs", "sweeps", question.name), variants)
     if question.random:
         ranges = {key: distribution(key, given) for key, given in question.random.items()}
         if question.sampler == "tpe":
-            plan.ranges = ranges
+            sweep.ranges = ranges
         else:
-            arms += _drawn(ranges, question.trials)
-    plan.check()
+            variants += _drawn(ranges, question.trials)
+    sweep.check()
     question.direction = question.direction or ("maximize" if better(question.metric, 1.0) else "minimize")
-    return plan
+    return sweep
 
 
 def metric_names(recipe: Recipe) -> list[str]:
@@ -201,21 +282,23 @@ def metric_names(recipe: Recipe) -> list[str]:
     return list(compute(specs, [row["target"]], [row["target"]], [row]))
 
 
-def _grid(grid: Mapping[str, list[Any]]) -> list[Arm]:
-    arms = []
+def _grid(grid: Mapping[str, list[Any]]) -> list[Variant]:
+    variants = []
     for values in itertools.product(*grid.values()) if grid else ():
         changes = dict(zip(grid, values, strict=True))
         name = ",".join(f"{key}={label(value)}" for key, value in changes.items())
-        arms.append(Arm(re.sub(r"[^A-Za-z0-9_.=,+-]", "-", name), changes, {k: plain(v) for k, v in changes.items()}))
-    return arms
+        variants.append(
+            Variant(re.sub(r"[^A-Za-z0-9_.=,+-]", "-", name), changes, {k: plain(v) for k, v in changes.items()})
+        )
+    return variants
 
 
-def _drawn(ranges: Mapping[str, Any], trials: int) -> list[Arm]:
+def _drawn(ranges: Mapping[str, Any], trials: int) -> list[Variant]:
     """Arms drawn at random, always the same ones."""
     optuna = import_optuna()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = [study.ask(dict(ranges)).params for _ in range(trials)]
-    return [Arm(f"{SEARCHED}{i:0{len(str(trials))}d}", params, params) for i, params in enumerate(drawn)]
+    return [Variant(f"{SEARCHED}{i:0{len(str(trials))}d}", params, params) for i, params in enumerate(drawn)]
 
 
 def distribution(key: str, given: Any) -> Any:
