@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.experiments.collect import Arm, Run, Section
+from rl_warmup.metrics import METRICS
 from rl_warmup.metrics.significance import Comparison, SeedSummary, compare_runs, compare_seeds, holm, over_seeds
 
 SEEDS, ROWS = "seeds", "rows"
-LOWER_IS_BETTER = {"unparsed", "loss", "ter", "wer", "cer"}
+LOWER_IS_BETTER = {name for name, metric in METRICS.items() if not metric.higher_is_better}
+LOWER_IS_BETTER |= {"unparsed", "loss", "ter", "wer", "cer"}  # values beside a metric's, and other people's metrics
 ALPHA = 0.05
 COMPUTE_MARGIN = (
     1.1  # equal compute gives the control at least the other arm's seconds, so it errs on the control's side
