@@ -22,9 +22,8 @@ SEEDS, ROWS = "seeds", "rows"
 LOWER_IS_BETTER = {name for name, metric in METRICS.items() if not metric.higher_is_better}
 LOWER_IS_BETTER |= {"unparsed", "loss", "ter", "wer", "cer"}  # values beside a metric's, and other people's metrics
 ALPHA = 0.05
-COMPUTE_MARGIN = (
-    1.1  # equal compute gives the control at least the other arm's seconds, so it errs on the control's side
-)
+# Equal compute gives the control at least the other arm's seconds, so it errs on the control's side.
+COMPUTE_MARGIN = 1.1
 # what a run may cost: key in timing.jsonl or metrics.json -> in words
 COSTS = {"updates": "updates", "train_seconds": "seconds of training", "train_tokens": "tokens", "train_flops": "FLOPs"}
 

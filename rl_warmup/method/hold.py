@@ -64,6 +64,8 @@ class HoldingTrainer(ResumableTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trainer's, after the starting model's samples are at hand; at the end says which model the run ends with."""
+        if resume_from_checkpoint is None and kwargs.get("trial") is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint  # which Trainer itself does not read
         if self.has_trained and self.checkpoint(resume_from_checkpoint) is None:  # anew, from the present weights
             self.rollout = replace(self.rollout, objective=self.args.objective)  # an earlier search may have given up
             self.keep_start()
@@ -76,7 +78,11 @@ class HoldingTrainer(ResumableTrainer):
         rows = rows_digest(self.train_dataset)
         tasks = [self.recipe.get("task")] if "first" in rows else []  # of whose rows not all are compared
         code = code_hashes([*self.plugins, *tasks])
-        return {**super().describe(), "rows": rows, "start": self.began_with, "code": code}
+        described = {**super().describe(), "rows": rows, "start": self.began_with, "code": code}
+        if self.args.load_best_model_at_end:  # these rows choose the model
+            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"validation": self.eval_dataset}
+            described["eval_rows"] = {name: rows_digest(rows) for name, rows in sets.items()}
+        return described
 
     def _train_held(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":

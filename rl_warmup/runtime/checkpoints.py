@@ -226,7 +226,7 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
 
     Args:
         now: `settings` by name; `rows`, their `training_data.rows_digest`; `start`, a hash of the starting model; `code`,
-            hashes of plugin files.
+            hashes of plugin files; `eval_rows`, digests of the validation rows where they choose the model.
 
     Raises:
         ValueError: naming rows, start, code, or settings outside `FREE` that differ.
@@ -243,6 +243,8 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
     faults = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in differ.items() if key not in free]
     if before["rows"] != now["rows"]:
         faults.append(_other_rows(before["rows"], now["rows"]))
+    if before.get("eval_rows", now.get("eval_rows")) != now.get("eval_rows"):
+        faults.append("validation rows, which choose the model that the run ends with, are others")
     if "start" in before and "start" in now and before["start"] != now["start"]:
         faults.append("the starting model has other weights (of an adapter: its base model)")
     code, code_now = before.get("code", {}), now.get("code", {})

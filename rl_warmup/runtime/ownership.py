@@ -281,10 +281,10 @@ def sources(values: Mapping[str, Any]) -> dict[str, Path]:
     """The paths that a recipe reads, by setting: every text that names an existing file or folder."""
     found = {}
     for key, value in values.items():
-        for text in _texts(value) if key not in PATHLESS else ():
+        for name_of, text in _texts(value, key) if key not in PATHLESS else ():
             for name in (text, text.partition(":")[0]):  # path.py:function
                 with suppress(OSError, ValueError):
-                    if Path(name).exists() and (key == "model_name_or_path" or "/" in name or "." in name):
+                    if Path(name).exists() and (name_of == "model_name_or_path" or "/" in name or "." in name):
                         found[key if key not in found else f"{key}, {name}"] = Path(name)
                         break
     if base := _base(Path(str(values.get("model_name_or_path")))):
@@ -292,12 +292,16 @@ def sources(values: Mapping[str, Any]) -> dict[str, Path]:
     return found
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All texts inside a value, each with the key that it has."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item, key)
 
 
 def _files(folder: Path) -> Iterator[Path]:

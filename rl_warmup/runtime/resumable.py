@@ -76,7 +76,7 @@ class ResumableTrainer(Trainer):
 
     def checkpoint(self, asked: str | bool | None) -> Path | None:
         """The checkpoint that `resume_from_checkpoint` names; None for a new run."""
-        if asked in (True, "auto"):
+        if asked in (True, "auto", "true"):
             return checkpoints.newest(self.folder)
         return Path(str(asked)) if asked else None
 

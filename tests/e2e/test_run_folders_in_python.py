@@ -80,3 +80,24 @@ def test_evaluating_and_saving_before_training_is_no_other_run(make_trainer, tmp
     (tmp_path / "other" / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="metrics.jsonl"):
         make_trainer(folder="other").train()
+
+
+def test_resume_from_checkpoint_among_the_settings_resumes_and_overwrites_nothing(make_trainer, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(**saving).train()
+    first = (tmp_path / "run" / "checkpoint-1" / "model.safetensors").stat().st_mtime_ns
+    again = make_trainer(**saving, max_steps=3, overwrite=True, resume_from_checkpoint="auto")
+    again.train()
+    assert again.state.global_step == 3
+    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").stat().st_mtime_ns == first
+
+
+def test_validation_rows_that_choose_the_model_are_compared(make_trainer):
+    rows, best = ledger_rows(32), {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(**saving, **best, eval_dataset=rows[:4]).train()
+    with pytest.raises(ValueError, match="validation rows"):
+        make_trainer(**saving, **best, eval_dataset=rows[4:8], max_steps=3).train(resume_from_checkpoint="auto")
+    make_trainer(**saving, **best, eval_dataset=rows[:4], max_steps=3).train(resume_from_checkpoint="auto")
+    make_trainer(**saving, folder="plain").train()
+    make_trainer(**saving, folder="plain", max_steps=3, eval_dataset=rows[:2]).train(resume_from_checkpoint="auto")
