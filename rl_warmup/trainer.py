@@ -25,12 +25,12 @@ from rl_warmup.engine import checkpoints_layers, choose_path, enable_scoring, sc
 from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer
 from rl_warmup.method.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.method.guard import Guard
-from rl_warmup.method.hold import HoldingTrainer, end_with_the_best, starts_separator_as_end
 from rl_warmup.method.losses import kl_loss, weighted_loss
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import DRAFT, REFERENCE
+from rl_warmup.method.reference_trainer import ReferenceTrainer, end_with_the_best, starts_separator_as_end
 from rl_warmup.method.rollout import EMPTY, Rollout
-from rl_warmup.method.schedule import Schedule, Worth
+from rl_warmup.method.schedule import ReadingMeasurement, Schedule
 from rl_warmup.method.training_data import (
     callbacks_for,
     check_written,
@@ -59,7 +59,7 @@ from rl_warmup.runtime.run_folder import ProgressBar, ProgressLine, RunFolder, a
 from rl_warmup.runtime.search import SearchTrainer, first_model
 
 
-class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
+class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
     """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
 
     ```python
@@ -216,7 +216,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         `engine/plain.py` has the same step without options in twenty lines.
         """
         batch, tokens, held = inputs, num_items_in_batch, self._is_held(inputs)
-        if self.rollout.draws_from(batch.group_size):  # some rows of a group get a gradient, chosen by their weights
+        if self.rollout.draws_rows(batch.group_size):  # some rows of a group get a gradient, chosen by their weights
             scores = score_sampled(model, batch, self.constraints)
             judged = self._judge(model, batch, scores)
             weights = self._weigh(batch, judged.total, scores.warmup_logprob)
@@ -301,7 +301,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         own = scores.target_logprob[: prompts * size].view(prompts, size)
         bound, mean, none = log_mean_exp(own), own.mean(1), got[-prompts:]
         other = log_mean_exp(got[:-prompts].view(prompts, -1)) if len(got) > prompts else none
-        self.schedule.observe_reading(Worth(*(part.sum().item() for part in (bound, mean, other, none))))
+        self.schedule.observe_reading(ReadingMeasurement(*(part.sum().item() for part in (bound, mean, other, none))))
 
     def _judge(self, model: Any, batch: WarmupBatch, scores: Scores) -> RewardScores:
         groups = batch.num_prompts * batch.group_size

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerState
 
 from rl_warmup.method.objectives import effective_sample_size, posterior
-from rl_warmup.method.schedule import SMOOTHING, TAU_RANGE, TRIAL, WINDOW, Schedule, Worth
+from rl_warmup.method.schedule import SMOOTHING, TAU_RANGE, TRIAL, WINDOW, ReadingMeasurement, Schedule
 
 
 def end_step(schedule: Schedule, step: int = 1) -> None:
@@ -183,18 +183,18 @@ def test_a_new_run_starts_from_its_settings(tmp_path):
 # ---------------------------------------------------------------------- the switch by what is read
 
 # Sums of log P(y|x) in nats: bound over the group, its mean, the bound over another prompt's group, no warmup.
-UNREAD = Worth(-10.0, -11.0, -10.0, -10.5)  # warmups differ, and another prompt's are as good
-COPIES = Worth(-10.0, -10.0, -20.0, -10.5)  # all alike; another prompt's mislead
-DEPENDENT = Worth(-10.0, -12.0, -30.0, -10.1)  # misled by wrong ones, hardly helped by right ones
-READ = Worth(-4.0, -8.0, -12.0, -10.0)
-NO_ONE_STANDS_OUT = Worth(-4.0, -4.0, -12.0, -10.0)  # nearly every sample is useful
+UNREAD = ReadingMeasurement(-10.0, -11.0, -10.0, -10.5)  # warmups differ, and another prompt's are as good
+COPIES = ReadingMeasurement(-10.0, -10.0, -20.0, -10.5)  # all alike; another prompt's mislead
+DEPENDENT = ReadingMeasurement(-10.0, -12.0, -30.0, -10.1)  # misled by wrong ones, hardly helped by right ones
+READ = ReadingMeasurement(-4.0, -8.0, -12.0, -10.0)
+NO_ONE_STANDS_OUT = ReadingMeasurement(-4.0, -4.0, -12.0, -10.0)  # nearly every sample is useful
 
 
 def searching(**settings) -> Schedule:
     return Schedule(True, reading=True, threshold=0.015, updates=(8, 200), **settings)
 
 
-def looks(schedule: Schedule, *worths: Worth, start: int = 1, evaluates: str = "no") -> list[int]:
+def looks(schedule: Schedule, *worths: ReadingMeasurement, start: int = 1, evaluates: str = "no") -> list[int]:
     """One look per update; the updates after which an evaluation was asked for."""
     asked = []
     for step, worth in enumerate(worths, start):
@@ -213,7 +213,7 @@ def test_what_reading_is_worth_by_hand():
     assert COPIES.read == 0
     assert COPIES.helped == pytest.approx(1 - 10 / 10.5)
     assert DEPENDENT.read == DEPENDENT.helped == pytest.approx(1 - 10 / 10.1)
-    assert Worth.over([READ, [-6, -8, -8, -8]]) == Worth(-10, -16, -20, -18)
+    assert ReadingMeasurement.over([READ, [-6, -8, -8, -8]]) == ReadingMeasurement(-10, -16, -20, -18)
 
 
 @pytest.mark.parametrize("worth", [UNREAD, COPIES, DEPENDENT])
@@ -225,7 +225,7 @@ def test_no_switch_where_content_helps_nobody(worth):
 
 def test_targets_known_by_heart_take_no_reading():
     """log P(y|x) of exactly 0 without a warmup: nothing is left to take away."""
-    by_heart = Worth(-1e-8, -1e-8, -1.0, 0.0)
+    by_heart = ReadingMeasurement(-1e-8, -1e-8, -1.0, 0.0)
     assert (by_heart.read, by_heart.helped) == (0.0, 0.0)
     schedule = Schedule(True, reading=True, updates=(0, 1000), threshold=0.01)
     schedule.looks = [by_heart] * 2 * WINDOW
@@ -242,7 +242,7 @@ def test_the_switch_comes_once_it_is_read_and_the_rest_is_learned():
 
 def test_no_switch_while_targets_become_likelier_without_reading():
     """Every look costs 2 % less than the one before: a window later it is a fifth less, and the KL would not hold."""
-    falling = [Worth(*(value * 0.98**i for value in READ)) for i in range(100)]
+    falling = [ReadingMeasurement(*(value * 0.98**i for value in READ)) for i in range(100)]
     schedule = searching()
     looks(schedule, *falling)
     assert schedule.unsettled
@@ -251,9 +251,9 @@ def test_no_switch_while_targets_become_likelier_without_reading():
     assert 101 < schedule.switched_at < 131
 
 
-def read_by(share: float) -> Worth:
+def read_by(share: float) -> ReadingMeasurement:
     """Without reading the target costs 10 nats, whoever's warmups stand there."""
-    return Worth(-10 * (1 - share), -10.0, -10.0, -10.0)
+    return ReadingMeasurement(-10 * (1 - share), -10.0, -10.0, -10.0)
 
 
 def test_no_switch_while_what_is_read_is_being_forgotten():

@@ -155,7 +155,7 @@ def _decoding(
 ) -> type[T5Decoding] | type[LlamaDecoding] | None:
     """The class that can decode these prompts and go on to their targets; None for the plain path."""
     head = base._warmup_head
-    if head.samples_by_generate or not head.decodes:
+    if head.samples_by_generate or not head.can_decode:
         return None
     after = 0 if targets is None else 1 + max(map(len, targets))  # the separator too
     return decoding_for(base, max(map(len, prompts)) + constraints.max_length + after)

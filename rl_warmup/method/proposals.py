@@ -23,7 +23,7 @@ COLUMNS = {
     REFERENCE: "reference warmups",
     STORED: "stored warmups",
 }  # of encoded rows; data may have a `reference` of its own
-ANOTHERS = "reference warmups of another prompt"  # a column too: the warmups of the start for some other row
+OTHER_REFERENCE = "reference warmups of another prompt"  # a column too: the warmups of the start for some other row
 
 
 @dataclass

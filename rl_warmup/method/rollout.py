@@ -27,10 +27,10 @@ from rl_warmup.method.objectives import (
     resample,
 )
 from rl_warmup.method.proposals import (
-    ANOTHERS,
     COLUMNS,
     DRAFT,
     DRAWN,
+    OTHER_REFERENCE,
     REFERENCE,
     Proposal,
     ProposalContext,
@@ -126,7 +126,7 @@ class Rollout:
         if cold_start:
             groups = self._proposals(model, prompts)
         else:
-            targets = [p["target_ids"] for p in prompts] if self.draws_from(self.num_warmups) else None
+            targets = [p["target_ids"] for p in prompts] if self.draws_rows(self.num_warmups) else None
             ids = [p["prompt_ids"] for p in prompts]
             size = self.num_warmups
             sampled = sample_warmups(
@@ -153,7 +153,10 @@ class Rollout:
     def against(self, prompts: list[dict[str, Any]], with_group: bool) -> WarmupBatch:
         """These prompts with an empty warmup each; `with_group`: behind the starting model's warmups of another prompt."""
         plans: list[PromptRows] = [
-            [*((RowKind.GROUP, warmup) for warmup in (row[ANOTHERS] if with_group else ())), (RowKind.EMPTY, EMPTY)]
+            [
+                *((RowKind.GROUP, warmup) for warmup in (row[OTHER_REFERENCE] if with_group else ())),
+                (RowKind.EMPTY, EMPTY),
+            ]
             for row in prompts
         ]
         return self.batch(prompts, plans)
@@ -198,7 +201,7 @@ class Rollout:
             hold[:groups] = self.beta / max(1, size)
         return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p), hold=hold)
 
-    def draws_from(self, group_size: int) -> bool:
+    def draws_rows(self, group_size: int) -> bool:
         """Whether only some warmups of a group get a gradient."""
         return self.backward_samples is not None and self.backward_samples < group_size
 

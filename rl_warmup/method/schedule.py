@@ -35,7 +35,7 @@ PLAIN = "From here on the run is plain fine-tuning without warmups"
 CHANGE = "start from a model that has a useful habit, give `stored_warmups`, or raise max_reading_updates where the habit is rare"
 
 
-class Worth(NamedTuple):
+class ReadingMeasurement(NamedTuple):
     """log P(y|x) of some prompts in nats, summed: what their warmups are worth while the generator learns to read them."""
 
     bound: float = 0.0  # over the group of each prompt
@@ -65,7 +65,7 @@ class Worth(NamedTuple):
         return _taken(self.bound, self.unread)
 
     @classmethod
-    def over(cls, looks: Sequence[Sequence[float]]) -> Worth:
+    def over(cls, looks: Sequence[Sequence[float]]) -> ReadingMeasurement:
         """The sums over several looks."""
         return cls(*map(sum, zip(*looks, strict=True)))
 
@@ -137,9 +137,9 @@ class Schedule(TrainerCallback, ExportableState):
         return self.reading and not self.decided and not self.proposal_only
 
     @property
-    def worth(self) -> Worth | None:
+    def worth(self) -> ReadingMeasurement | None:
         """What warmups were worth over the last window."""
-        return Worth.over(self.looks[-WINDOW:]) if self.looks else None
+        return ReadingMeasurement.over(self.looks[-WINDOW:]) if self.looks else None
 
     @property
     def unsettled(self) -> bool:
@@ -147,13 +147,15 @@ class Schedule(TrainerCallback, ExportableState):
         or what was read is being forgotten (early on a reader leans on how long or of what kind a warmup is)."""
         if len(self.looks) < 2 * WINDOW:
             return True
-        before, now = Worth.over(self.looks[:WINDOW]), Worth.over(self.looks[WINDOW:])
+        before, now = ReadingMeasurement.over(self.looks[:WINDOW]), ReadingMeasurement.over(self.looks[WINDOW:])
         return _taken(now.unread, before.unread) > STILL_LEARNING or now.read < FADING * before.read
 
     @property
     def improves(self) -> bool:
         """Whether warmups help more than in the window before."""
-        return Worth.over(self.looks[-WINDOW:]).helped > Worth.over(self.looks[:-WINDOW]).helped
+        return (
+            ReadingMeasurement.over(self.looks[-WINDOW:]).helped > ReadingMeasurement.over(self.looks[:-WINDOW]).helped
+        )
 
     @property
     def phase(self) -> str:
@@ -167,7 +169,7 @@ class Schedule(TrainerCallback, ExportableState):
     def reset_sums(self) -> None:
         """Forget what the current update has reported so far."""
         self.logprob = self.tokens = self.ess = self.groups = 0.0
-        self.seen = Worth()
+        self.seen = ReadingMeasurement()
 
     def observe_proposals(self, logprob: float, tokens: float) -> None:
         """Report Σ log P(c|x) and the number of actions of a micro-batch's proposals."""
@@ -178,9 +180,9 @@ class Schedule(TrainerCallback, ExportableState):
         """Whether `observe_reading` is wanted in the update after `step`."""
         return self.searches and step % MEASURED_EVERY == 0
 
-    def observe_reading(self, reading: Worth) -> None:
+    def observe_reading(self, reading: ReadingMeasurement) -> None:
         """Report a micro-batch's."""
-        self.seen = Worth(*(a + b for a, b in zip(self.seen, reading, strict=True)))
+        self.seen = ReadingMeasurement(*(a + b for a, b in zip(self.seen, reading, strict=True)))
 
     def observe_ess(self, ess: float, groups: float) -> None:
         """Report the summed effective sample size of a micro-batch's groups."""
@@ -226,7 +228,7 @@ class Schedule(TrainerCallback, ExportableState):
                 self._give_up(state, worth)
         control.should_evaluate |= self.phase != before and args.eval_strategy != "no"
 
-    def _give_up(self, state: Any, worth: Worth) -> None:
+    def _give_up(self, state: Any, worth: ReadingMeasurement) -> None:
         self.gave_up_at, self.decided = state.global_step, True
         self.gave_up()
         sees = NOTHING_HELPS.format(updates=state.global_step, helped=worth.helped, least=HELPS)

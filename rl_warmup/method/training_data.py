@@ -17,7 +17,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
-from rl_warmup.method.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE, Word, count_words, target_words
+from rl_warmup.method.proposals import COLUMNS, DRAFT, OTHER_REFERENCE, REFERENCE, Word, count_words, target_words
 from rl_warmup.method.warmup_files import StoredWarmups
 from rl_warmup.models.encoding import UNSPACED, RowEncoder
 from rl_warmup.models.positions import Positions
@@ -143,7 +143,7 @@ def rows_digest(rows: Any) -> dict[str, Any]:
     streamed = isinstance(rows, EncodedStream)
     known = [dict(row) for row in itertools.islice(rows.raw(0), BLOCKS)] if streamed else rows or []
     size = max(1, math.ceil(len(known) / BLOCKS))
-    made = {"prompt_ids", "target_ids", "word_lengths", COLUMNS[REFERENCE], ANOTHERS}
+    made = {"prompt_ids", "target_ids", "word_lengths", COLUMNS[REFERENCE], OTHER_REFERENCE}
     lines = (
         json.dumps({k: v for k, v in row.items() if k not in made}, default=plain, sort_keys=True) for row in known
     )
@@ -182,7 +182,7 @@ class EncodedStream(IterableDataset):
         for place, row in enumerate(itertools.islice(self._passes(), self.length)):
             if place < len(self.reference):
                 group, another = self.reference[place]
-                row = {**row, COLUMNS[REFERENCE]: group, ANOTHERS: another}
+                row = {**row, COLUMNS[REFERENCE]: group, OTHER_REFERENCE: another}
             yield row
 
     def first(self, count: int) -> list[dict[str, Any]]:

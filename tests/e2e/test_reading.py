@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.inference.generation import WarmupGenerator
-from rl_warmup.method.proposals import ANOTHERS, COLUMNS, REFERENCE
+from rl_warmup.method.proposals import COLUMNS, OTHER_REFERENCE, REFERENCE
 from rl_warmup.method.reference import FILE
 from rl_warmup.models.loading import load_model
 from rl_warmup.runtime.run_folder import read_jsonl
@@ -50,7 +50,7 @@ def test_first_the_starts_samples_then_the_policys_own(make_trainer, tmp_path, k
     assert all("read" in log for log in logs)
     own = ("prompt", "target", "id", "prompt_ids", "target_ids", "word_lengths")
     assert {tuple(sorted(row)) for row in trainer.train_dataset} == {
-        tuple(sorted((*own, COLUMNS[REFERENCE], ANOTHERS)))
+        tuple(sorted((*own, COLUMNS[REFERENCE], OTHER_REFERENCE)))
     }
 
 
@@ -99,7 +99,7 @@ def test_another_prompt_is_not_the_same_one_again(make_trainer):
     trainer = make_trainer(rows=rows, **READS)
     trainer.train()
     group_of = {id(row[COLUMNS[REFERENCE]]): row["prompt"] for row in trainer.train_dataset}
-    assert all(group_of[id(row[ANOTHERS])] != row["prompt"] for row in trainer.train_dataset)
+    assert all(group_of[id(row[OTHER_REFERENCE])] != row["prompt"] for row in trainer.train_dataset)
 
 
 def test_streams_bring_their_first_rows(make_trainer, tmp_path):

@@ -84,7 +84,7 @@ def layout_for(model: Any) -> Layout:
     return make_layout(model, LayoutTokens("<sep>", SEPARATOR, 0, 1, banned))
 
 
-def law_with(**settings: Any) -> SamplingConstraints:
+def constraints_with(**settings: Any) -> SamplingConstraints:
     """For networks of `build`; `allowed` names the only tokens a warmup may hold."""
     allowed = settings.pop("allowed", range(4, VOCAB))
     banned = torch.ones(VOCAB, dtype=torch.bool)
@@ -132,8 +132,8 @@ def layout_of() -> Callable[..., Layout]:
 
 
 @pytest.fixture(scope="session")
-def law_of() -> Callable[..., SamplingConstraints]:
-    return law_with
+def constraints_of() -> Callable[..., SamplingConstraints]:
+    return constraints_with
 
 
 @pytest.fixture

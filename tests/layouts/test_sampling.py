@@ -49,8 +49,8 @@ def spliced(layout, warmups, extra=()):
 
 
 @pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
-def test_what_the_sampler_tells_is_what_scoring_says(known, law_of, settings):
-    (model, layout), constraints = known, law_of(**settings)
+def test_what_the_sampler_tells_is_what_scoring_says(known, constraints_of, settings):
+    (model, layout), constraints = known, constraints_of(**settings)
     warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     assert len(warmups) == N * len(PROMPTS)
     batch = spliced(layout, warmups)
@@ -66,9 +66,9 @@ def test_what_the_sampler_tells_is_what_scoring_says(known, law_of, settings):
         assert [] in [warmup.ids for warmup in warmups]
 
 
-def test_scoring_what_was_sampled_equals_scoring(known, law_of):
+def test_scoring_what_was_sampled_equals_scoring(known, constraints_of):
     """Beside an empty row and a proposal, of which the sampler told nothing."""
-    (model, layout), constraints = known, law_of(**LAWS["two-words"])
+    (model, layout), constraints = known, constraints_of(**LAWS["two-words"])
     warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     assert {len(warmup.ids) for warmup in warmups} >= {0, constraints.max_length}
     proposal = Warmup([14, 15, 16, 17, 18], "proposal")  # longer than any sample
@@ -85,9 +85,9 @@ def test_scoring_what_was_sampled_equals_scoring(known, law_of):
 
 
 @pytest.mark.parametrize("told", [{}, {"logprob": -1.0}, {"target_logps": [-1.0]}], ids=["nothing", "warmup", "target"])
-def test_half_a_word_from_the_sampler_is_not_trusted(either, law_of, told):
+def test_half_a_word_from_the_sampler_is_not_trusted(either, constraints_of, told):
     """Rows that lack one of the two numbers are scored; here all of them, as they came from `generate`."""
-    (model, layout), constraints = either, law_of(**LAWS["tempered"])
+    (model, layout), constraints = either, constraints_of(**LAWS["tempered"])
     warmups = [w._replace(logprob=None) for w in sample_warmups(model, layout, constraints, PROMPTS, 2)]
     batch = spliced(layout, [warmup._replace(**told) for warmup in warmups])
     full, cheap = score(model, batch, constraints).detach(), score_sampled(model, batch, constraints)
@@ -95,9 +95,11 @@ def test_half_a_word_from_the_sampler_is_not_trusted(either, law_of, told):
     torch.testing.assert_close(cheap.token_logps, full.token_logps, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("bound", [(passes, "NUMBERS_AT_ONCE"), (sampling, "SCORES_AT_ONCE")], ids=["tokens", "scores"])
-def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monkeypatch, bound):
-    (model, layout), constraints = known, law_of(**LAWS["tempered"])
+@pytest.mark.parametrize(
+    "bound", [(passes, "MAX_NUMBERS_PER_PASS"), (sampling, "MAX_SCORES_PER_PASS")], ids=["tokens", "scores"]
+)
+def test_going_on_to_targets_in_small_parts_changes_nothing(known, constraints_of, monkeypatch, bound):
+    (model, layout), constraints = known, constraints_of(**LAWS["tempered"])
     torch.manual_seed(5)
     whole = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     monkeypatch.setattr(*bound, 1)
@@ -108,8 +110,8 @@ def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monke
         assert one.target_logps == pytest.approx(other.target_logps, abs=1e-5)
 
 
-def test_logits_in_small_parts_change_nothing(either, law_of, monkeypatch):
-    (model, layout), constraints = either, law_of(**LAWS["tempered"])
+def test_logits_in_small_parts_change_nothing(either, constraints_of, monkeypatch):
+    (model, layout), constraints = either, constraints_of(**LAWS["tempered"])
     torch.manual_seed(5)
     whole = sample_warmups(model, layout, constraints, PROMPTS, N)
     monkeypatch.setattr(sampling, "LOGITS_PER_CHUNK", 1)
@@ -121,8 +123,8 @@ def test_logits_in_small_parts_change_nothing(either, law_of, monkeypatch):
 
 
 @pytest.mark.parametrize("targets", [None, TARGETS], ids=["warmups", "targets"])
-def test_the_same_seed_gives_the_same_numbers(either, law_of, targets):
-    (model, layout), constraints, drawn = either, law_of(temperature=1.4, max_length=5), []
+def test_the_same_seed_gives_the_same_numbers(either, constraints_of, targets):
+    (model, layout), constraints, drawn = either, constraints_of(temperature=1.4, max_length=5), []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         drawn.append(sample_warmups(model, layout, constraints, PROMPTS, N, targets=targets))
@@ -130,8 +132,8 @@ def test_the_same_seed_gives_the_same_numbers(either, law_of, targets):
     assert drawn[0] != drawn[2]
 
 
-def test_going_on_to_targets_changes_no_draw(either, law_of):
-    (model, layout), constraints = either, law_of(temperature=1.4, max_length=5)
+def test_going_on_to_targets_changes_no_draw(either, constraints_of):
+    (model, layout), constraints = either, constraints_of(temperature=1.4, max_length=5)
     torch.manual_seed(3)
     alone = sample_warmups(model, layout, constraints, PROMPTS, N)
     torch.manual_seed(3)
@@ -165,12 +167,12 @@ def test_an_adapter_is_in_effect_while_sampling_and_scoring_ahead(new_lab, kind)
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, layout_of, law_of):
+def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, layout_of, constraints_of):
     """Against the same weights in float32: the mean error is that of the stock forward, measured at 0.9 to 1.2 times it."""
     model, exact = build(name, torch.bfloat16), build(name, torch.bfloat16).float()
     for network in (model, exact):
         enable_scoring(network)
-    layout, constraints = layout_of(model), law_of(**LAWS["tempered"])
+    layout, constraints = layout_of(model), constraints_of(**LAWS["tempered"])
     warmups = sample_warmups(model, layout, constraints, PROMPTS, 60, targets=TARGETS)
     batch = spliced(layout, warmups)
     told, stock, truth = (
@@ -186,9 +188,9 @@ def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, lay
         assert (ours - theirs).abs().max() < 0.6  # nats, of a whole warmup
 
 
-def test_under_autocast(known, law_of):
+def test_under_autocast(known, constraints_of):
     """Float32 weights, bf16 products: the trainer samples under the precision that scores."""
-    (model, layout), constraints = known, law_of(**LAWS["tempered"])
+    (model, layout), constraints = known, constraints_of(**LAWS["tempered"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
         batch = spliced(layout, warmups)
@@ -201,10 +203,10 @@ def test_under_autocast(known, law_of):
         assert (ours - theirs).abs().max() < 0.5
 
 
-def test_lengths_are_carried_and_not_read_off_padding(known, law_of):
+def test_lengths_are_carried_and_not_read_off_padding(known, constraints_of):
     """A law that allows the pad and the end token inside a warmup."""
     model, layout = known
-    constraints = replace(law_of(temperature=3.0, max_length=5), banned=torch.zeros(20, dtype=torch.bool))
+    constraints = replace(constraints_of(temperature=3.0, max_length=5), banned=torch.zeros(20, dtype=torch.bool))
     constraints = replace(constraints, banned=(torch.arange(20) > 4))  # pad, end and three more: pads are drawn often
     warmups = sample_warmups(model, layout, constraints, PROMPTS, 20, targets=TARGETS)
     assert any(w.ids[-1:] == [0] and w.finish == "separator" for w in warmups)
@@ -232,11 +234,11 @@ class OnAccelerator(torch.Tensor):
 
 
 @pytest.mark.parametrize("look_every", [1, 3, 100])
-def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, law_of, monkeypatch, look_every):
+def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, constraints_of, monkeypatch, look_every):
     """Until it looks, warmups that have ended are fed on; nothing of that is told, or seen by their targets."""
     stock_draw, (model, layout) = sampling._draw_step, known
     first = paths.decoding_for(model, 0).first
-    monkeypatch.setattr(sampling, "LOOK_EVERY", look_every)
+    monkeypatch.setattr(sampling, "CHECK_EVERY", look_every)
     monkeypatch.setattr(paths.decoding_for(model, 0), "first", lambda self: first(self).as_subclass(OnAccelerator))
     rows = []
 
@@ -245,7 +247,7 @@ def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, law_of, 
         return stock_draw(head, constraints, hidden.as_subclass(torch.Tensor), step, points)
 
     monkeypatch.setattr(sampling, "_draw_step", plain)
-    constraints = law_of(temperature=2.0, max_length=12)
+    constraints = constraints_of(temperature=2.0, max_length=12)
     warmups = sample_warmups(model, layout, constraints, PROMPTS, 8, targets=TARGETS)
     batch = spliced(layout, warmups)
     full, cheap = score(model, batch, constraints).detach(), score_sampled(model, batch, constraints)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, RowWeights, Warmup
-from rl_warmup.engine import enable_scoring, logprobs, score
+from rl_warmup.engine import enable_scoring, score
+from rl_warmup.engine.fast import logprobs
 from rl_warmup.method.losses import weighted_loss
 from rl_warmup.models.layouts.splice import splice
 
@@ -35,7 +36,7 @@ TARGET = [0.25, 0.75, 0.0, 1.0, 3.0]  # the third row has no weight at all
 
 
 @pytest.fixture(params=NETWORKS)
-def network(request, build, layout_of, law_of):
+def network(request, build, layout_of, constraints_of):
     """A model, a batch and a law."""
     name, changes = NETWORKS[request.param]
     model = build(name, **changes)
@@ -45,7 +46,7 @@ def network(request, build, layout_of, law_of):
     assert tied == (request.param not in ("t5-untied", "llama-untied", "granite-scaled"))
     enable_scoring(model)
     batch = splice(layout_of(model), PROMPTS, ROWS, 2)
-    return model, batch, law_of(temperature=1.4, top_p=0.9, min_length=1, max_length=3)
+    return model, batch, constraints_of(temperature=1.4, top_p=0.9, min_length=1, max_length=3)
 
 
 def weights_of(policy=POLICY, target=TARGET) -> RowWeights:
@@ -115,7 +116,7 @@ def test_the_gradient_is_handed_out_once(network):
     model, batch, constraints = network
     formed = score(model, batch, constraints, weights_of())
     formed.objective.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="hands out its gradient once"):
+    with pytest.raises(RuntimeError, match="returns its gradient once"):
         formed.objective.backward()
 
 

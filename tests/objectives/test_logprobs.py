@@ -102,7 +102,7 @@ def test_a_gradient_formed_in_the_forward_is_handed_out_once():
     hidden, head, tokens = example()
     total, _ = weighted_logps(hidden, Tokens(**tokens, weights=torch.ones(COUNT)), head)
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="hands out its gradient once"):
+    with pytest.raises(RuntimeError, match="returns its gradient once"):
         total.backward()
 
 
@@ -131,7 +131,7 @@ def test_a_tied_matrix_gets_both_gradients():
 def test_a_chunk_never_holds_more_rows_than_allowed_nor_both_kinds(monkeypatch):
     small_chunks(monkeypatch, 3, 0)
     _, _, tokens = example()
-    pieces = list(Tokens(**tokens).pieces(VOCAB))
+    pieces = list(Tokens(**tokens).chunks(VOCAB))
     assert [(piece.start, piece.stop) for piece in pieces] == [(0, 3), (3, 4), (4, 7), (7, 9)]
 
 

@@ -55,8 +55,11 @@ def test_a_gated_t5(works, step):
 def test_constants_are_those_of_the_code_they_describe():
     for name in ("KEPT_LOGITS", "LOGITS_PER_CHUNK", "ROWS_PER_CHUNK"):
         assert getattr(cost, name) == getattr(logprobs, name)
-    assert cost.WORTH_A_LINE == buckets.WORTH_A_LINE
-    assert (memory.TOKENS_AT_ONCE, memory.SCORES_AT_ONCE) == (passes.TOKENS_AT_ONCE, sampling.SCORES_AT_ONCE)
+    assert cost.PACKED_LENGTH_FACTOR == buckets.PACKED_LENGTH_FACTOR
+    assert (memory.MAX_TOKENS_PER_PASS, memory.MAX_SCORES_PER_PASS) == (
+        passes.MAX_TOKENS_PER_PASS,
+        sampling.MAX_SCORES_PER_PASS,
+    )
 
 
 def test_the_whole_run_for_a_sweep():

@@ -14,7 +14,7 @@ from rl_warmup.experiments.plan.shapes import Shape
 from rl_warmup.experiments.plan.work import Lengths, Work
 
 # Of objectives.logprobs and layouts.buckets; a test keeps them alike.
-KEPT_LOGITS, LOGITS_PER_CHUNK, ROWS_PER_CHUNK, WORTH_A_LINE = 1 << 26, 1 << 21, 256, 5
+KEPT_LOGITS, LOGITS_PER_CHUNK, ROWS_PER_CHUNK, PACKED_LENGTH_FACTOR = 1 << 26, 1 << 21, 256, 5
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def lines_of(shape: Shape, x: float, groups: list[RowGroup]) -> list[float]:
     inputs = sum(g.count * (g.tokens - 1) for g in groups)
     longest = max(g.tokens - 1 for g in groups)
     rows = max(1.0, sum(g.count for g in groups))
-    room = min(shape.width, int(WORTH_A_LINE * x**0.5))
+    room = min(shape.width, int(PACKED_LENGTH_FACTOR * x**0.5))
     lines = max(1, math.ceil(inputs / max(room, longest)))
     if lines == 1:
         return [inputs]

@@ -22,7 +22,7 @@ from rl_warmup.experiments.plan.work import Work
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 MAX_LIVE = 1_000_000_000  # stage3_max_live_parameters of the shipped configurations
-TOKENS_AT_ONCE, SCORES_AT_ONCE = 1 << 14, 1 << 26  # of layouts.passes and layouts.sampling
+MAX_TOKENS_PER_PASS, MAX_SCORES_PER_PASS = 1 << 14, 1 << 26  # of layouts.passes and layouts.sampling
 PLAIN_LOGIT_BYTES = 12.1  # measured for log_softmax(logits.float()).gather, forward and backward
 
 
@@ -247,7 +247,7 @@ def sampling_bytes(work: Work, precision: str, once: bool = False) -> float:
     logits: float = 4 * 4 * min(rows, room) * shape.vocab
     if work.trained < work.warmups:
         scores = work.warmups * shape.heads * y * (max(x, c + 1 + y) if shape.kind == "t5" else x + c + y)
-        part = min(prompts, max(1.0, min(TOKENS_AT_ONCE / (work.warmups * y), SCORES_AT_ONCE / scores)))
+        part = min(prompts, max(1.0, min(MAX_TOKENS_PER_PASS / (work.warmups * y), MAX_SCORES_PER_PASS / scores)))
         kept += part * (3 * e * scores + work.warmups * y * e * (3 * shape.inner + 3 * shape.feed_forward))
         logits = max(logits, 2 * 4 * min(rows * y, room) * shape.vocab)
     reading = _Layers(work, precision, True).reading() if once else 0.0

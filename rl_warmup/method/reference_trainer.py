@@ -20,7 +20,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from rl_warmup.batch import Warmup
 from rl_warmup.method.drawing import Drawing, weights_hash
-from rl_warmup.method.proposals import ANOTHERS, COLUMNS, REFERENCE
+from rl_warmup.method.proposals import COLUMNS, OTHER_REFERENCE, REFERENCE
 from rl_warmup.method.reference import FILE, StartingPolicy, reference_warmups
 from rl_warmup.method.rollout import Rollout
 from rl_warmup.method.schedule import Schedule
@@ -33,7 +33,7 @@ from rl_warmup.runtime.resumable import ResumableTrainer
 from rl_warmup.runtime.run_folder import RunFolder, clock
 
 
-class HoldingTrainer(ResumableTrainer):
+class ReferenceTrainer(ResumableTrainer):
     """Draws the starting model's samples before the first update, keeps it for the KL, and ends with the best model.
 
     `WarmupTrainer` sets what is declared here, and calls `keep_start` once its model is in place.
@@ -166,13 +166,13 @@ class HoldingTrainer(ResumableTrainer):
             limit = rows.length if self._reads_to_the_end() else args.max_reading_updates * rows.rows_per_update
             prompts = [row["prompt_ids"] for row in islice(rows, limit)]
             groups = reference_warmups(drawing, prompts, path, shown, resumed)
-            rows.reference = list(zip(groups, _anothers(prompts, groups), strict=True))
+            rows.reference = list(zip(groups, _other_groups(prompts, groups), strict=True))
             return
         places = self._places_read(args.max_reading_updates)
         prompts = [rows[place]["prompt_ids"] for place in places]
         groups = reference_warmups(drawing, prompts, path, shown, resumed)
-        for place, group, another in zip(places, groups, _anothers(prompts, groups), strict=True):
-            rows[place] |= {COLUMNS[REFERENCE]: group, ANOTHERS: another}
+        for place, group, another in zip(places, groups, _other_groups(prompts, groups), strict=True):
+            rows[place] |= {COLUMNS[REFERENCE]: group, OTHER_REFERENCE: another}
 
     def _reads_to_the_end(self) -> bool:
         """Whether the samples are trained on after the reading phase as well."""
@@ -197,7 +197,7 @@ class HoldingTrainer(ResumableTrainer):
         return sorted(set(gather_object(own)))
 
 
-def _anothers(prompts: list[list[int]], groups: list[list[Warmup]]) -> list[list[Warmup]]:
+def _other_groups(prompts: list[list[int]], groups: list[list[Warmup]]) -> list[list[Warmup]]:
     """For every prompt the group of the next other one, to see whether a group's content is read at all.
 
     Rows of one prompt often follow each other (a target each), and a second group of the same prompt helps as much as the first.
