@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
+from rl_warmup.batch import RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.engine import checkpoints_layers, choose_path, enable_scoring, score, score_sampled
 from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer
@@ -29,7 +29,7 @@ from rl_warmup.method.losses import kl_loss, weighted_loss
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import DRAFT, REFERENCE
 from rl_warmup.method.reference_trainer import ReferenceTrainer, end_with_the_best, starts_separator_as_end
-from rl_warmup.method.rollout import EMPTY, Rollout
+from rl_warmup.method.rollout import Rollout
 from rl_warmup.method.schedule import ReadingMeasurement, Schedule
 from rl_warmup.method.training_data import (
     callbacks_for,
@@ -198,7 +198,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
     def _roll_out(self, update: Update) -> deque[WarmupBatch]:
         prompts, cold_start = update.rows, self.schedule.in_cold_start
         with self._writing() as model:
-            cache = self.rollout.read(model, prompts, cold_start) if self._shares_prompts(update) else None
+            cache = self.rollout.cache_prompts(model, prompts, cold_start) if self._shares_prompts(update) else None
             rows = iter(self.rollout.choose_rows(model, prompts, cold_start, cache))
         batches = (self.rollout.batch(part, [next(rows) for _ in part]) for part in update.parts)
         return deque(replace(batch, prefix_cache=cache) for batch in batches)
@@ -215,22 +215,22 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
 
         `engine/plain.py` has the same step without options in twenty lines.
         """
-        batch, tokens, held = inputs, num_items_in_batch, self._is_held(inputs)
+        batch, tokens, uses_kl = inputs, num_items_in_batch, self._uses_kl(inputs)
         if self.rollout.draws_rows(batch.group_size):  # some rows of a group get a gradient, chosen by their weights
             scores = score_sampled(model, batch, self.constraints)
             judged = self._judge(model, batch, scores)
             weights = self._weigh(batch, judged.total, scores.warmup_logprob)
-            trained, constants = self.rollout.draw(batch, weights)
-            learned = score(model, trained, self.constraints, None if held else constants)
+            trained, constants = self.rollout.draw_rows(batch, weights)
+            learned = score(model, trained, self.constraints, None if uses_kl else constants)
         else:
             known = self._weights_before_scores(batch)
-            learned = score(model, batch, self.constraints, None if held else known)
+            learned = score(model, batch, self.constraints, None if uses_kl else known)
             judged = self._judge(model, batch, learned)
             weights = known or self._weigh(batch, judged.total, learned.warmup_logprob)
             scores, trained, constants = learned.detach(), batch, weights
         formed = learned.objective  # by the forward, where it knew the weights
         loss = sum(weighted_loss(learned, constants, tokens)) if formed is None else -formed / tokens
-        if held:
+        if uses_kl:
             loss = loss + self._kl_to_start(model, batch, trained, learned, constants) / tokens
         if self.schedule.measures_reading(self.state.global_step):
             self._measure_reading(model, batch, scores)
@@ -246,7 +246,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         assert self.start is not None
         with self.accelerator.autocast():  # no engine wraps the copy, and two precisions would differ without any drift
             before = self.start.warmup_logps(model, trained, self.constraints)
-        kl = kl_loss(learned.token_logps * trained.warmup_mask, before, weights.hold)
+        kl = kl_loss(learned.token_logps * trained.warmup_mask, before, weights.kl)
         actions = batch.warmup_mask[: batch.num_prompts * batch.group_size].sum().item()
         self.means.add({"kl": (kl.item() * batch.group_size / self.rollout.beta, actions)})
         return kl
@@ -258,7 +258,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         nothing = torch.zeros(batch.num_prompts * batch.group_size, device=self.args.device)
         return self._weigh(batch, nothing, nothing)
 
-    def _is_held(self, batch: WarmupBatch) -> bool:
+    def _uses_kl(self, batch: WarmupBatch) -> bool:
         """Whether the KL to the starting policy counts for this batch."""
         return bool(self.start and self.rollout.beta and batch.group_size and not self.schedule.in_cold_start)
 
@@ -296,7 +296,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
     def _measure_reading(self, model: Any, batch: WarmupBatch, scores: Scores) -> None:
         """Tell the schedule what the group's warmups give over another prompt's (of the starting model's), and over none."""
         prompts, size = batch.num_prompts, batch.group_size
-        others = self.rollout.against(batch.prompts, with_group=self.schedule.in_cold_start).to(self.args.device)
+        others = self.rollout.without_warmups(batch.prompts, self.schedule.in_cold_start).to(self.args.device)
         got = score(model, others, self.constraints).target_logprob
         own = scores.target_logprob[: prompts * size].view(prompts, size)
         bound, mean, none = log_mean_exp(own), own.mean(1), got[-prompts:]
@@ -307,8 +307,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         groups = batch.num_prompts * batch.group_size
 
         def baseline() -> Tensor:
-            rows = [[(RowKind.EMPTY, EMPTY)] for _ in batch.prompts]
-            empty = self.rollout.batch(batch.prompts, rows).to(self.args.device)
+            empty = self.rollout.without_warmups(batch.prompts).to(self.args.device)
             return score(model, empty, self.constraints).target_logprob.repeat_interleave(batch.group_size)
 
         return self.rewards(

@@ -145,13 +145,13 @@ def test_without_gradient_the_same_numbers():
 
 def test_without_gradient_nothing_waits_for_a_backward(monkeypatch):
     buffers = []
-    stock = logprobs._Work.probabilities
+    stock = logprobs._Chunks.probabilities
 
     def spied(work, piece, out=None):
         buffers.append(out)
         return stock(work, piece, out)
 
-    monkeypatch.setattr(logprobs._Work, "probabilities", spied)
+    monkeypatch.setattr(logprobs._Chunks, "probabilities", spied)
     hidden, head, tokens = example()
     small_chunks(monkeypatch, 100, kept=100)
     token_logps(hidden, Tokens(**tokens), head)

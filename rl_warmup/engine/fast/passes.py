@@ -76,7 +76,7 @@ class States(NamedTuple):
     """Hidden states of rows."""
 
     hidden: Tensor  # (S, d)
-    index: Tensor  # (N, T) int64: hidden[index[n, t]] predicts token t of row n; arbitrary in padding
+    predicting: Tensor  # (N, T) int64: hidden[predicting[n, t]] predicts token t of row n; arbitrary in padding
 
 
 def read_prompts(model: Any, head: Head, prompt_ids: Tensor, prompt_mask: Tensor) -> PrefixCache:

@@ -77,7 +77,7 @@ def enable(model: nn.Module) -> None:
         try:
             _check_against_stock(model)
         except ValueError:
-            model.forward, head.module.forward = head.stock_forward, head.stock_head
+            model.forward, head.module.forward = head.stock_forward, head.stock_head_forward
             del model._warmup_head
             raise
 
@@ -151,7 +151,7 @@ def _score(
     weights = None if token_weights is None else counted(token_weights).float()
     tokens = Tokens(counted(seq_ids), num_actions, steps, constraints, weights)
     # Call the head once even if no token counts: under ZeRO-3 every process must reach every gather.
-    out = head.score(states.hidden.index_select(0, counted(states.index)), tokens)
+    out = head.score(states.hidden.index_select(0, counted(states.predicting)), tokens)
     objective, flat = (None, out) if weights is None else out
     logps = torch.zeros(seq_ids.shape, dtype=torch.float32, device=seq_ids.device)
     logps = logps.masked_scatter(is_action, flat[:num_actions]).masked_scatter(is_target, flat[num_actions:])
