@@ -294,7 +294,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
 
     @torch.no_grad()
     def _measure_reading(self, model: Any, batch: WarmupBatch, scores: Scores) -> None:
-        """Tell the schedule what the group's warmups give over another prompt's (of the starting model's), and over none."""
+        """Report log P(y|x) after the group's warmups, another prompt's (of the starting model) and none to the schedule."""
         prompts, size = batch.num_prompts, batch.group_size
         others = self.rollout.without_warmups(batch.prompts, self.schedule.in_cold_start).to(self.args.device)
         got = score(model, others, self.constraints).target_logprob
@@ -328,8 +328,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
             logs["loss"] = logs["loss/policy"] + logs["loss/target"]  # Trainer's own forgets what preceded a restart
             if self.args.objective != "sft":
                 logs["phase"] = self.schedule.phase
-                worth = self.schedule.worth
-                known = {"proposal_logp": self.schedule.proposal_logp, "read": worth and worth.read}
+                measured = self.schedule.measurement
+                known = {"proposal_logp": self.schedule.proposal_logp, "read": measured and measured.read}
                 logs |= {name: value for name, value in known.items() if value is not None}
             self._log_warmups()
         super().log(logs, start_time)
@@ -373,7 +373,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
             self.add_callback(callback)
 
     def _train_plainly(self) -> None:
-        """Go on as SFT: nothing is there to be read, and no start to be held to."""
+        """Continue as SFT: without warmups and without the KL."""
         self.rollout, self.start = replace(self.rollout, objective="sft"), None
 
     def _change_constraints(self, **changes: Any) -> None:
