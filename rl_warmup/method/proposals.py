@@ -22,7 +22,7 @@ REFERENCE, STORED = DRAWN = ("reference", "stored")
 COLUMNS = {
     REFERENCE: "reference warmups",
     STORED: "stored warmups",
-}  # of encoded rows; data may have a `reference` of its own
+}  # of encoded rows; data may have a column `reference`
 OTHER_REFERENCE = "reference warmups of another prompt"  # a column too
 
 
