@@ -45,11 +45,11 @@ from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import make_layout
 from rl_warmup.models.loading import (
     add_adapter,
-    as_asked,
     check_adapters,
     disable_dropout,
     refuse_fp16,
     save_quantization,
+    with_dtype,
 )
 from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.plugins import spelled
@@ -110,7 +110,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         dtype: str = "float32",
     ) -> None:
         args = args or WarmupConfig(output_dir="warmup-run")
-        model, loaded = as_asked(first_model(model, model_init, args.seed), dtype)
+        model, loaded = with_dtype(first_model(model, model_init, args.seed), dtype)
         processing_class = processing_class or loaded
         if processing_class is None:
             raise ValueError("WarmupTrainer needs the model's tokenizer: pass processing_class=AutoTokenizer....")

@@ -99,7 +99,7 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
             _check_order(rows, stored.path)
         elif isinstance(rows, Iterator):
             rows = list(rows)  # they are read twice
-        encoder.beside = stored.columns(rows, complete=streamed)
+        encoder.extra_columns = stored.columns(rows, complete=streamed)
         if (losses := stored.losses()) and not args.process_index:
             print(losses)
     if rows is None:
