@@ -30,9 +30,8 @@ class Warmup(NamedTuple):
     finish: str
     logprob: float | None = None  # log P(c|x) in nats, if the sampler computed it
     target_logps: list[float] | None = None  # per target token, in nats, if the sampler scored the target too
-    predictions: dict[str, list[int]] | None = (
-        None  # by name, targets written after it (without end token), for rewards
-    )
+    # by name, targets written after it (without end token), for rewards
+    predictions: dict[str, list[int]] | None = None
 
     @property
     def separator_is_action(self) -> bool:

@@ -136,7 +136,7 @@ class ReferenceTrainer(ResumableTrainer):
             self.control.should_save = True
         return best
 
-    # ------------------------------------------------------------------ samples of the start
+    # ------------------------------------------------------------------ samples of the starting policy
 
     @contextmanager
     def _on_its_device(self) -> Iterator[None]:

@@ -44,9 +44,8 @@ from rl_warmup.models.layouts import Layout
 from rl_warmup.models.layouts.splice import batch_of_groups, empty_rows
 from rl_warmup.options import WarmupOptions
 
-READING_BETA = (
-    0.1  # default beta after reading: without a KL a run on sums of six to ten numbers collapsed (docs/log.md)
-)
+# default beta after reading: without a KL a run on sums of six to ten numbers collapsed (docs/log.md)
+READING_BETA = 0.1
 PromptRows = list[tuple[RowKind, Warmup]]  # the rows of one prompt
 
 

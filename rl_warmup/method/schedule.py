@@ -18,9 +18,8 @@ from transformers.trainer_callback import ExportableState
 SMOOTHING = 0.9
 MEASURED_EVERY = 4  # updates between two measurements of reading, as each costs a forward
 WINDOW = 12  # measurements that are averaged
-STILL_LEARNING = (
-    0.1  # share of the target's surprise that disappears within a window without any reading: wait above this
-)
+# share of the target's surprise that disappears within a window without any reading: wait above this
+STILL_LEARNING = 0.1
 FADING = 0.9  # `read` of a window divided by that of the window before: wait below this, as reading is being forgotten
 TRIAL = 200  # updates after the switch until warmups have to help; more as long as they help more than a window ago
 TAU_RATE = 0.1

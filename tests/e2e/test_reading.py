@@ -323,7 +323,7 @@ def test_a_run_ends_with_its_best_model(make_trainer, tmp_path, capsys):
     assert all(torch.equal(mine[name], tensor) for name, tensor in saved.items())
 
 
-def test_the_best_model_writes_under_the_law_of_its_update(make_trainer, tmp_path):
+def test_the_best_model_writes_under_the_constraints_of_its_update(make_trainer, tmp_path):
     """The guard raises the temperature after update 5; the run ends with the model of update 4."""
     worth = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.9, 5: 0.3, 6: 0.0}
     trainer = make_trainer(

@@ -204,7 +204,7 @@ def test_under_autocast(known, constraints_of):
 
 
 def test_lengths_are_carried_and_not_read_off_padding(known, constraints_of):
-    """A law that allows the pad and the end token inside a warmup."""
+    """Constraints that allow the pad and the end token inside a warmup."""
     model, layout = known
     constraints = replace(constraints_of(temperature=3.0, max_length=5), banned=torch.zeros(20, dtype=torch.bool))
     constraints = replace(constraints, banned=(torch.arange(20) > 4))  # pad, end and three more: pads are drawn often

@@ -37,7 +37,7 @@ TARGET = [0.25, 0.75, 0.0, 1.0, 3.0]  # the third row has no weight at all
 
 @pytest.fixture(params=NETWORKS)
 def network(request, build, layout_of, constraints_of):
-    """A model, a batch and a law."""
+    """A model, a batch and sampling constraints."""
     name, changes = NETWORKS[request.param]
     model = build(name, **changes)
     if request.param == "t5-untied":  # transformers ties them whatever the config says

@@ -23,7 +23,7 @@ HEADS = {
 
 @dataclass(frozen=True)
 class NeverSeven:
-    """A law that also depends on the step and leaves the chosen token alone."""
+    """Constraints that also depend on the step and leave the chosen token alone."""
 
     temperature: float = 1.7
 

@@ -61,9 +61,8 @@ class _WarmupCache:
                 stored.copy_(new)
             else:
                 stored.index_copy_(0, active.rows, new.to(stored.dtype))  # dtypes may differ under autocast
-        every = self.keys.size(2) // (
-            active.prompts * active.n
-        )  # the start token is written to a group's first row only
+        # the start token is written to a group's first row only
+        every = self.keys.size(2) // (active.prompts * active.n)
         return self.keys[layer, : step + 1, ::every], self.values[layer, : step + 1, ::every]
 
 

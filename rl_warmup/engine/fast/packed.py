@@ -44,9 +44,8 @@ class PaddedBuckets:
         total, count = sum(lengths), torch.tensor(lengths, device=device)
         self.start = torch.tensor([0, *accumulate(lengths[:-1])], device=device)  # (S,) first token of each sequence
         self.sequence = torch.arange(len(lengths), device=device).repeat_interleave(count)  # (N,) of each token
-        self.position = (
-            torch.arange(total, device=device) - self.start[self.sequence]
-        )  # (N,) of a token in its sequence
+        # (N,) of a token in its sequence
+        self.position = torch.arange(total, device=device) - self.start[self.sequence]
         self.real = [torch.arange(width, device=device) < count[members, None] for members, width in self.buckets]
         tokens = [
             (self.start[members, None] + torch.arange(width, device=device)).masked_fill(~real, total)

@@ -162,9 +162,8 @@ def _states(model: Any, head: Head, rows: ScoringRows, shared: bool, prefix_cach
     """Choose the forward pass that fits the network's architecture and state."""
     packed = head.can_pack
     if isinstance(head.module, FSDPModule):
-        packed = (
-            False  # it gathers weights again for the outputs of a layer, not for keys and values kept from inside it
-        )
+        # it gathers weights again for the outputs of a layer, not for keys and values kept from inside it
+        packed = False
     elif ignores_caches(model):
         logger.warning_once(
             "rl_warmup: gradient checkpointing computes layers twice, so every warmup reads its prompt (a T5: projects it) "
