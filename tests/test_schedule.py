@@ -195,7 +195,7 @@ def searching(**settings) -> Schedule:
 
 
 def measure(schedule: Schedule, *measurements: ReadingMeasurement, start: int = 1, evaluates: str = "no") -> list[int]:
-    """One look per update; the updates after which an evaluation was asked for."""
+    """One measurement per update; returns the updates after which an evaluation was requested."""
     asked = []
     for step, measurement in enumerate(measurements, start):
         schedule.observe_reading(measurement)
@@ -232,7 +232,7 @@ def test_targets_known_by_heart_take_no_reading():
     assert not schedule.unsettled
 
 
-def test_the_switch_comes_once_it_is_read_and_the_rest_is_learned():
+def test_the_switch_comes_after_reading_and_learning():
     """24 measurements fill both windows."""
     schedule = searching()
     assert measure(schedule, *[READ] * 40, evaluates="steps") == [2 * WINDOW]
@@ -241,7 +241,7 @@ def test_the_switch_comes_once_it_is_read_and_the_rest_is_learned():
 
 
 def test_no_switch_while_targets_become_likelier_without_reading():
-    """Every look costs 2 % less than the one before: a window later it is a fifth less, and the KL would not hold."""
+    """Every measurement is 2 % lower than the one before: after a window a fifth lower, too much for the KL."""
     falling = [ReadingMeasurement(*(value * 0.98**i for value in READ)) for i in range(100)]
     schedule = searching()
     measure(schedule, *falling)
@@ -252,7 +252,7 @@ def test_no_switch_while_targets_become_likelier_without_reading():
 
 
 def read_by(share: float) -> ReadingMeasurement:
-    """Without reading the target costs 10 nats, whoever's warmups stand there."""
+    """Without reading the target costs 10 nats, after any warmups."""
     return ReadingMeasurement(-10 * (1 - share), -10.0, -10.0, -10.0)
 
 
@@ -288,7 +288,7 @@ def test_at_the_upper_bound_help_is_enough():
 
 
 @pytest.mark.parametrize("measurement", [UNREAD, COPIES, DEPENDENT])
-def test_at_the_upper_bound_a_search_that_found_nothing_ends(measurement):
+def test_at_the_upper_bound_a_run_without_help_gives_up(measurement):
     told, warned = [], []
     schedule = searching(gave_up=lambda: told.append(1), warn=warned.append)
     assert measure(schedule, *[measurement] * 210, evaluates="steps") == [200]
@@ -328,8 +328,8 @@ def test_without_a_switch_by_request_reading_goes_on():
     assert not schedule.measures_reading(0)
 
 
-def test_processes_look_together():
-    """The other process's prompts are read; ours alone would not do."""
+def test_processes_measure_together():
+    """The generator reads the warmups of the other process; this one alone would not switch."""
     schedule = searching(reduce=lambda mine: [a + b for a, b in zip(mine, [0, 0, 0, 0, *READ], strict=True)])
     measure(schedule, *[UNREAD] * 24)
     assert schedule.measurement.read == pytest.approx(1 - 14 / 19)
@@ -337,7 +337,7 @@ def test_processes_look_together():
 
 
 @pytest.mark.parametrize("stop", [10, 24, 60])
-def test_a_search_survives_a_restart(stop):
+def test_measurements_survive_a_restart(stop):
     measurements = [READ if step % 3 else UNREAD for step in range(120)]
     whole, first, second = searching(), searching(), searching()
     measure(whole, *measurements)

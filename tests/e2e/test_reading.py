@@ -141,7 +141,7 @@ def test_samples_are_drawn_on_the_device_of_the_training(make_trainer, monkeypat
 
     monkeypatch.setattr(WarmupConfig, "device", torch.device("meta"))
     monkeypatch.setattr(trainer.model, "to", lambda device: told.append(str(device)))
-    monkeypatch.setattr(trainer, "_bring_reference_warmups", draw)
+    monkeypatch.setattr(trainer, "_add_reference_warmups", draw)
     with pytest.raises(InterruptedError):
         trainer.train()
     assert told == ["meta", "bf16", "cpu"]
@@ -295,7 +295,7 @@ def test_plain_updates_are_those_of_sft(make_trainer):
 
     gave_up.get_batch_samples = watched
     gave_up.train()
-    rows = [row for part in gave_up.update for row in part]
+    rows = gave_up.update.rows
     control = make_trainer(folder="two", objective="sft", rows=rows, max_steps=1, lr_scheduler_type="constant", optim="sgd",
                            learning_rate=1e-2)  # fmt: skip
     with torch.no_grad():

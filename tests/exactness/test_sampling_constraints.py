@@ -85,14 +85,14 @@ def chi_square_p_value(counts: Counter, constraints: dict[tuple, float]) -> floa
     return 1 - torch.special.gammainc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)).item()
 
 
-LAWS = {
+CONSTRAINTS = {
     "plain": {"min_length": 0, "max_length": 2},
     "tempered": {"min_length": 1, "max_length": 2, "temperature": 1.7},
     "nucleus": {"min_length": 1, "max_length": 2, "temperature": 2.0, "top_p": 0.8},
 }
 
 
-@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("settings", CONSTRAINTS.values(), ids=CONSTRAINTS)
 def test_scored_probability_of_every_warmup_is_the_naive_one(hostile_lab, settings):
     lab = hostile_lab
     constraints, row = lab.constraints("a b c", **settings), lab.row("d e f", "g")
@@ -105,7 +105,7 @@ def test_scored_probability_of_every_warmup_is_the_naive_one(hostile_lab, settin
 
 
 @pytest.mark.parametrize("writer", [sample_warmups, plain.sample], ids=["own", "generate"])
-@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("settings", CONSTRAINTS.values(), ids=CONSTRAINTS)
 def test_frequencies_are_the_scored_probabilities(hostile_lab, settings, writer):
     """Two prompts of different length in one call, so that padding would show too. Both samplers draw from one distribution."""
     lab, draws = hostile_lab, 3000

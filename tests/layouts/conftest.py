@@ -138,7 +138,7 @@ def constraints_of() -> Callable[..., SamplingConstraints]:
 
 @pytest.fixture
 def warnings_of(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What the package has warned of in this test so far; what other tests were told once does not count."""
+    """Warnings of the package in this test so far; warnings that appear once per process are enabled again."""
     logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
     return lambda: [r.getMessage() for r in caplog.records if r.getMessage().startswith("rl_warmup:")]
 

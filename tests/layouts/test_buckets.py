@@ -13,7 +13,7 @@ from rl_warmup.engine.fast.buckets import MIN_SAVING_PER_BUCKET, MIN_SAVING_PER_
 
 
 def slots(lengths, made) -> int:
-    """How many positions the passes have, padding included; every row must be in one of them and fit."""
+    """Tokens of all buckets with padding; every row must be in one of them and fit."""
     assert sorted(row for rows, _ in made for row in rows) == list(range(len(lengths)))
     assert all(lengths[row] <= width for rows, width in made for row in rows)
     return sum(len(rows) * width for rows, width in made)

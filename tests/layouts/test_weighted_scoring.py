@@ -88,7 +88,7 @@ def test_the_objective_is_the_loss(network, monkeypatch, chunk):
 
 
 def test_the_objective_under_autocast(network):
-    """In bf16 both ways see the same states and form the same gradient of them: 1e-5 of its norm is left to the order of
+    """In bf16 both methods see the same states and form the same gradient of them: 1e-5 of its norm is left to the order of
     sums, where bf16 itself is off from float32 by 2 to 3 %."""
     model, batch, constraints = network
     weights = weights_of()
@@ -112,7 +112,7 @@ def test_rows_without_weight_have_no_gradient(network):
     assert (formed.target_logprob < 0).all()
 
 
-def test_the_gradient_is_handed_out_once(network):
+def test_the_gradient_is_returned_once(network):
     model, batch, constraints = network
     formed = score(model, batch, constraints, weights_of())
     formed.objective.backward(retain_graph=True)
@@ -120,7 +120,7 @@ def test_the_gradient_is_handed_out_once(network):
         formed.objective.backward()
 
 
-def test_detached_scores_leave_the_objective_behind(network):
+def test_detached_scores_have_no_objective(network):
     model, batch, constraints = network
     detached = score(model, batch, constraints, weights_of()).detach()
     assert detached.objective is None
@@ -155,7 +155,7 @@ def test_weights_of_selected_rows_give_the_gradient_of_all(network):
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "open"])
-def test_a_warmup_that_comes_twice_goes_through_once(network, known, layout_of, monkeypatch):
+def test_equal_warmups_are_computed_once(network, known, layout_of, monkeypatch):
     """Of eight rows three repeat others; the same ids behind another prompt, or cut by the limit, do not."""
     model, once, constraints = network
     cut = [(0, RowKind.GROUP, Warmup([14], "length")), (1, RowKind.GROUP, Warmup([14], "separator"))]
