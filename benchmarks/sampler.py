@@ -1,4 +1,4 @@
-"""What sampling costs: our own loop (`sample_warmups`) against `generate`, same law, prompts and weights.
+"""What sampling costs: our own loop (`sample_warmups`) against `generate`, same constraints, prompts and weights.
 
     python -m benchmarks.sampler
 

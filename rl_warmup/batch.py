@@ -1,9 +1,9 @@
-"""The legend of every tensor that travels between rollout, layouts, objectives and trainer.
+"""Every tensor that rollout, layouts, objectives and trainer exchange: names, shapes and units.
 
 Knows: names, shapes, units and mask polarity. Must not know: how any of it is computed.
 
-Letters: B prompts of a micro-batch; G warmups of one prompt (a *group*); N rows of the network, of which the first
-B*G are the groups, prompt by prompt, and the rest are single rows (empty warmups, anchors); T tokens of a row.
+Letters: B prompts of a micro-batch; G warmups of one prompt (a *group*); N rows, of which the first B*G are the groups,
+prompt by prompt, and the rest are single rows (empty warmups, anchors); T tokens of a row.
 Masks: 1 = counts. Log-probabilities: natural logarithm (nats); `logps` per token, `logprob` summed.
 """
 
@@ -23,14 +23,15 @@ class Warmup(NamedTuple):
     """One warmup: its token ids without the separator, and how it ended.
 
     `separator`: the policy wrote the separator. `length`: the limit was reached and the separator was forced, so it is
-    no action of the policy. `proposal`: made from the target; its separator is to be learned. `empty`: no warmup.
+    not an action of the policy. `proposal`: a given warmup; the policy learns its separator too. `empty`: no warmup.
     """
 
     ids: list[int]
     finish: str
-    logprob: float | None = None  # log P(c|x) in nats, where the sampler told it while drawing
-    target_logps: list[float] | None = None  # per target token, in nats, where the sampler went on to the target
-    predictions: dict[str, list[int]] | None = None  # targets written after it (ids without the end), where rewards ask
+    logprob: float | None = None  # log P(c|x) in nats, if the sampler computed it
+    target_logps: list[float] | None = None  # per target token, in nats, if the sampler scored the target too
+    # by name, targets written after it (without end token), for rewards
+    predictions: dict[str, list[int]] | None = None
 
     @property
     def separator_is_action(self) -> bool:
@@ -38,8 +39,11 @@ class Warmup(NamedTuple):
         return self.finish in ("separator", "proposal")
 
 
+EMPTY_WARMUP = Warmup([], "empty")
+
+
 class RowKind(IntEnum):
-    """What a row of the network is for."""
+    """What a row is for."""
 
     GROUP = 0  # a member of a group: weighed by the objective
     EMPTY = 1  # the empty warmup: SFT inside the model, gives log P(y|x,∅)
@@ -48,7 +52,7 @@ class RowKind(IntEnum):
 
 @dataclass
 class WarmupBatch:
-    """One micro-batch, ready for the network. Built by `rollout.py`, consumed by `engine.scoring`."""
+    """One micro-batch, ready for the network. `models.layouts.splice` makes it, `engine.score` reads it."""
 
     prompt_ids: Tensor  # (B, X) int64, padded on the right
     prompt_mask: Tensor  # as prompt_ids
@@ -61,16 +65,14 @@ class WarmupBatch:
     warmups: list[Warmup]  # N, in the order of the rows
     prompts: list[dict[str, Any]]  # B data rows: text columns, `prompt_ids`, `target_ids`
     group_size: int  # G; 0 when the batch has no groups (the SFT control)
-    prefix_cache: Any = (
-        None  # what the network made of the prompts before it sampled, with gradient; see `engine.fast.passes`
-    )
+    prefix_cache: Any = None  # of the prompts, with gradient, if they were read to sample: `engine.PrefixCache`
 
     @property
     def num_prompts(self) -> int:
         return len(self.prompts)
 
     def select(self, rows: list[int]) -> WarmupBatch:
-        """These rows alone, of the same prompts; they count as groups of no fixed size."""
+        """Only these rows, with all prompts; the new batch has no groups."""
         index = torch.tensor(rows, device=self.seq_ids.device)
         chosen = {name: getattr(self, name)[index] for name in ("prompt_index", "row_kind")}
         width = int(self.seq_mask[index].sum(1).max())
@@ -80,7 +82,7 @@ class WarmupBatch:
         return replace(self, **chosen, **wide, warmups=[self.warmups[row] for row in rows], group_size=0)
 
     def distinct(self) -> tuple[Tensor, Tensor]:
-        """Rows (U,) of which no two are the same warmup of the same prompt, and (N,) which of these U every row repeats."""
+        """(U,) rows with different warmups or prompts, and (N,) for every row the index of its equal among them."""
         keys = [
             (prompt, warmup.separator_is_action, *warmup.ids)
             for prompt, warmup in zip(self.prompt_index.tolist(), self.warmups, strict=True)
@@ -101,8 +103,8 @@ class WarmupBatch:
 
 @dataclass
 class Scores:
-    """What one forward says about the rows of a batch. Carries gradient: in `objective` where the weights of the rows were
-    known before the forward, in the log-probabilities otherwise."""
+    """The results of one forward. The gradient is in `objective` if the row weights were known before the forward, else in the
+    log-probabilities."""
 
     warmup_logprob: Tensor  # (N,) log P(c|x), summed over the policy's actions
     target_logprob: Tensor  # (N,) log P(y|x,c), summed over the target's tokens
@@ -112,16 +114,16 @@ class Scores:
     objective: Tensor | None = None  # scalar: Σ (a·log P(c|x) + b·log P(y|x,c)), see `RowWeights`
 
     def detach(self) -> Scores:
-        """The same log-probabilities without the graph behind them."""
+        """The same log-probabilities without gradient."""
         return Scores(**{f.name: getattr(self, f.name).detach() for f in fields(self) if f.name != "objective"})
 
 
 @dataclass
 class RowWeights:
-    """The constants of every row: the loss is -Σ (policy·log P(c|x) + target·log P(y|x,c) - hold·KL of c)."""
+    """The weights of every row: the loss is -Σ (policy·log P(c|x) + target·log P(y|x,c) - kl·KL of c)."""
 
     policy: Tensor  # (N,) a
     target: Tensor  # (N,) b
     posterior: Tensor  # (B, G) p, sums to 1 over a group; (B, 0) without groups
     ess: Tensor  # (B,) effective sample size 1/Σp², between 1 and G
-    hold: Tensor  # (N,) weight of the KL of the row's warmup to the starting policy
+    kl: Tensor  # (N,) weight of the KL of the row's warmup to the starting policy

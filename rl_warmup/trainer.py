@@ -19,18 +19,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from rl_warmup.batch import RowKind, RowWeights, Scores, WarmupBatch
+from rl_warmup.batch import RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.engine import checkpoints_layers, choose_path, enable_scoring, score, score_sampled
 from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer
 from rl_warmup.method.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
 from rl_warmup.method.guard import Guard
-from rl_warmup.method.hold import HoldingTrainer, end_with_the_best, starts_separator_as_end
 from rl_warmup.method.losses import kl_loss, weighted_loss
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import DRAFT, REFERENCE
-from rl_warmup.method.rollout import EMPTY, Rollout
-from rl_warmup.method.schedule import Schedule, Worth
+from rl_warmup.method.reference_trainer import ReferenceTrainer, end_with_the_best, starts_separator_as_end
+from rl_warmup.method.rollout import Rollout
+from rl_warmup.method.schedule import ReadingMeasurement, Schedule
 from rl_warmup.method.training_data import (
     callbacks_for,
     check_written,
@@ -45,11 +45,11 @@ from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import make_layout
 from rl_warmup.models.loading import (
     add_adapter,
-    as_asked,
     check_adapters,
     disable_dropout,
     refuse_fp16,
     save_quantization,
+    with_dtype,
 )
 from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.plugins import spelled
@@ -59,7 +59,7 @@ from rl_warmup.runtime.run_folder import ProgressBar, ProgressLine, RunFolder, a
 from rl_warmup.runtime.search import SearchTrainer, first_model
 
 
-class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
+class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
     """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
 
     ```python
@@ -109,7 +109,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         dtype: str = "float32",
     ) -> None:
         args = args or WarmupConfig(output_dir="warmup-run")
-        model, loaded = as_asked(first_model(model, model_init, args.seed), dtype)
+        model, loaded = with_dtype(first_model(model, model_init, args.seed), dtype)
         processing_class = processing_class or loaded
         if processing_class is None:
             raise ValueError("WarmupTrainer needs the model's tokenizer: pass processing_class=AutoTokenizer....")
@@ -197,7 +197,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
     def _roll_out(self, update: Update) -> deque[WarmupBatch]:
         prompts, cold_start = update.rows, self.schedule.in_cold_start
         with self._writing() as model:
-            cache = self.rollout.read(model, prompts, cold_start) if self._shares_prompts(update) else None
+            cache = self.rollout.cache_prompts(model, prompts, cold_start) if self._shares_prompts(update) else None
             rows = iter(self.rollout.choose_rows(model, prompts, cold_start, cache))
         batches = (self.rollout.batch(part, [next(rows) for _ in part]) for part in update.parts)
         return deque(replace(batch, prefix_cache=cache) for batch in batches)
@@ -214,22 +214,22 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
         `engine/plain.py` has the same step without options in twenty lines.
         """
-        batch, tokens, held = inputs, num_items_in_batch, self._is_held(inputs)
-        if self.rollout.draws_from(batch.group_size):  # some rows of a group get a gradient, chosen by their weights
+        batch, tokens, uses_kl = inputs, num_items_in_batch, self._uses_kl(inputs)
+        if self.rollout.draws_rows(batch.group_size):  # some rows of a group get a gradient, chosen by their weights
             scores = score_sampled(model, batch, self.constraints)
             judged = self._judge(model, batch, scores)
             weights = self._weigh(batch, judged.total, scores.warmup_logprob)
-            trained, constants = self.rollout.draw(batch, weights)
-            learned = score(model, trained, self.constraints, None if held else constants)
+            trained, constants = self.rollout.draw_rows(batch, weights)
+            learned = score(model, trained, self.constraints, None if uses_kl else constants)
         else:
             known = self._weights_before_scores(batch)
-            learned = score(model, batch, self.constraints, None if held else known)
+            learned = score(model, batch, self.constraints, None if uses_kl else known)
             judged = self._judge(model, batch, learned)
             weights = known or self._weigh(batch, judged.total, learned.warmup_logprob)
             scores, trained, constants = learned.detach(), batch, weights
         formed = learned.objective  # by the forward, where it knew the weights
         loss = sum(weighted_loss(learned, constants, tokens)) if formed is None else -formed / tokens
-        if held:
+        if uses_kl:
             loss = loss + self._kl_to_start(model, batch, trained, learned, constants) / tokens
         if self.schedule.measures_reading(self.state.global_step):
             self._measure_reading(model, batch, scores)
@@ -245,7 +245,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         assert self.start is not None
         with self.accelerator.autocast():  # no engine wraps the copy, and two precisions would differ without any drift
             before = self.start.warmup_logps(model, trained, self.constraints)
-        kl = kl_loss(learned.token_logps * trained.warmup_mask, before, weights.hold)
+        kl = kl_loss(learned.token_logps * trained.warmup_mask, before, weights.kl)
         actions = batch.warmup_mask[: batch.num_prompts * batch.group_size].sum().item()
         self.means.add({"kl": (kl.item() * batch.group_size / self.rollout.beta, actions)})
         return kl
@@ -257,7 +257,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
         nothing = torch.zeros(batch.num_prompts * batch.group_size, device=self.args.device)
         return self._weigh(batch, nothing, nothing)
 
-    def _is_held(self, batch: WarmupBatch) -> bool:
+    def _uses_kl(self, batch: WarmupBatch) -> bool:
         """Whether the KL to the starting policy counts for this batch."""
         return bool(self.start and self.rollout.beta and batch.group_size and not self.schedule.in_cold_start)
 
@@ -293,21 +293,20 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
 
     @torch.no_grad()
     def _measure_reading(self, model: Any, batch: WarmupBatch, scores: Scores) -> None:
-        """Tell the schedule what the group's warmups give over another prompt's (of the starting model's), and over none."""
+        """Report log P(y|x) after the group's warmups, another prompt's (of the starting model) and none to the schedule."""
         prompts, size = batch.num_prompts, batch.group_size
-        others = self.rollout.against(batch.prompts, with_group=self.schedule.in_cold_start).to(self.args.device)
+        others = self.rollout.without_warmups(batch.prompts, self.schedule.in_cold_start).to(self.args.device)
         got = score(model, others, self.constraints).target_logprob
         own = scores.target_logprob[: prompts * size].view(prompts, size)
         bound, mean, none = log_mean_exp(own), own.mean(1), got[-prompts:]
         other = log_mean_exp(got[:-prompts].view(prompts, -1)) if len(got) > prompts else none
-        self.schedule.observe_reading(Worth(*(part.sum().item() for part in (bound, mean, other, none))))
+        self.schedule.observe_reading(ReadingMeasurement(*(part.sum().item() for part in (bound, mean, other, none))))
 
     def _judge(self, model: Any, batch: WarmupBatch, scores: Scores) -> RewardScores:
         groups = batch.num_prompts * batch.group_size
 
         def baseline() -> Tensor:
-            rows = [[(RowKind.EMPTY, EMPTY)] for _ in batch.prompts]
-            empty = self.rollout.batch(batch.prompts, rows).to(self.args.device)
+            empty = self.rollout.without_warmups(batch.prompts).to(self.args.device)
             return score(model, empty, self.constraints).target_logprob.repeat_interleave(batch.group_size)
 
         return self.rewards(
@@ -328,8 +327,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             logs["loss"] = logs["loss/policy"] + logs["loss/target"]  # Trainer's own forgets what preceded a restart
             if self.args.objective != "sft":
                 logs["phase"] = self.schedule.phase
-                worth = self.schedule.worth
-                known = {"proposal_logp": self.schedule.proposal_logp, "read": worth and worth.read}
+                measured = self.schedule.measurement
+                known = {"proposal_logp": self.schedule.proposal_logp, "read": measured and measured.read}
                 logs |= {name: value for name, value in known.items() if value is not None}
             self._log_warmups()
         super().log(logs, start_time)
@@ -373,7 +372,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, HoldingTrainer):
             self.add_callback(callback)
 
     def _train_plainly(self) -> None:
-        """Go on as SFT: nothing is there to be read, and no start to be held to."""
+        """Continue as SFT: without warmups and without the KL."""
         self.rollout, self.start = replace(self.rollout, objective="sft"), None
 
     def _change_constraints(self, **changes: Any) -> None:

@@ -54,7 +54,7 @@ class Lab:
         return {"id": prompt, "prompt": prompt, "target": target, "word_lengths": [1] * len(target.split()), **ids}
 
     def constraints(self, allowed: str | None = None, **settings: Any) -> SamplingConstraints:
-        """The policy's law; `allowed` leaves only these words and the separator."""
+        """The sampling constraints; `allowed` leaves only these words and the separator."""
         banned = self.tokens.banned.clone()
         if allowed is not None:
             banned[:] = True
@@ -62,7 +62,7 @@ class Lab:
         return SamplingConstraints(self.tokens.separator_id, banned, **settings)
 
     def all_warmups(self, constraints: SamplingConstraints) -> list[Warmup]:
-        """Every warmup the law can produce: ended by the separator, or by the length limit."""
+        """Every warmup that the constraints allow: ended by the separator, or by the length limit."""
         alphabet = [
             i for i, banned in enumerate(constraints.banned.tolist()) if not banned and i != constraints.separator_id
         ]

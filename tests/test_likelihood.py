@@ -49,10 +49,10 @@ def test_likelihood_without_a_warmup_and_gain(warmup_generator):
     lab, write = warmup_generator
     rows = [lab.row("a b c d", "d c"), lab.row("e f", "a b c")]
     out = target_likelihood(write, rows, counts=(4,), batch_size=1)
-    from rl_warmup.inference.likelihood import EMPTY
+    from rl_warmup.batch import EMPTY_WARMUP
 
     with torch.no_grad():
-        empty = [lab.score(row, [EMPTY], write.constraints).target_logprob.item() for row in rows]
+        empty = [lab.score(row, [EMPTY_WARMUP], write.constraints).target_logprob.item() for row in rows]
     assert out["without_warmup"]["mean"] == pytest.approx(sum(empty) / 2, abs=1e-4)
     write.settings = replace(write.settings, mode="empty")
     assert set(target_likelihood(write, rows)) == {"rows", "tokens", "without_warmup"}

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerState
 
 from rl_warmup.method.objectives import effective_sample_size, posterior
-from rl_warmup.method.schedule import SMOOTHING, TAU_RANGE, TRIAL, WINDOW, Schedule, Worth
+from rl_warmup.method.schedule import SMOOTHING, TAU_RANGE, TRIAL, WINDOW, ReadingMeasurement, Schedule
 
 
 def end_step(schedule: Schedule, step: int = 1) -> None:
@@ -183,22 +183,22 @@ def test_a_new_run_starts_from_its_settings(tmp_path):
 # ---------------------------------------------------------------------- the switch by what is read
 
 # Sums of log P(y|x) in nats: bound over the group, its mean, the bound over another prompt's group, no warmup.
-UNREAD = Worth(-10.0, -11.0, -10.0, -10.5)  # warmups differ, and another prompt's are as good
-COPIES = Worth(-10.0, -10.0, -20.0, -10.5)  # all alike; another prompt's mislead
-DEPENDENT = Worth(-10.0, -12.0, -30.0, -10.1)  # misled by wrong ones, hardly helped by right ones
-READ = Worth(-4.0, -8.0, -12.0, -10.0)
-NO_ONE_STANDS_OUT = Worth(-4.0, -4.0, -12.0, -10.0)  # nearly every sample is useful
+UNREAD = ReadingMeasurement(-10.0, -11.0, -10.0, -10.5)  # warmups differ, and another prompt's are as good
+COPIES = ReadingMeasurement(-10.0, -10.0, -20.0, -10.5)  # all alike; another prompt's mislead
+DEPENDENT = ReadingMeasurement(-10.0, -12.0, -30.0, -10.1)  # misled by wrong ones, hardly helped by right ones
+READ = ReadingMeasurement(-4.0, -8.0, -12.0, -10.0)
+NO_ONE_STANDS_OUT = ReadingMeasurement(-4.0, -4.0, -12.0, -10.0)  # nearly every sample is useful
 
 
 def searching(**settings) -> Schedule:
     return Schedule(True, reading=True, threshold=0.015, updates=(8, 200), **settings)
 
 
-def looks(schedule: Schedule, *worths: Worth, start: int = 1, evaluates: str = "no") -> list[int]:
-    """One look per update; the updates after which an evaluation was asked for."""
+def measure(schedule: Schedule, *measurements: ReadingMeasurement, start: int = 1, evaluates: str = "no") -> list[int]:
+    """One measurement per update; returns the updates after which an evaluation was requested."""
     asked = []
-    for step, worth in enumerate(worths, start):
-        schedule.observe_reading(worth)
+    for step, measurement in enumerate(measurements, start):
+        schedule.observe_reading(measurement)
         state = SimpleNamespace(global_step=step, is_world_process_zero=False)
         control = SimpleNamespace(should_evaluate=False)
         schedule.on_step_end(SimpleNamespace(eval_strategy=evaluates, disable_tqdm=True), state, control)
@@ -206,144 +206,144 @@ def looks(schedule: Schedule, *worths: Worth, start: int = 1, evaluates: str = "
     return asked
 
 
-def test_what_reading_is_worth_by_hand():
+def test_shares_by_hand():
     assert READ.read == pytest.approx(1 - 4 / 8)  # the mean of the group is what it has to beat
     assert READ.helped == pytest.approx(1 - 4 / 10)  # here: no warmup
     assert UNREAD.read == UNREAD.helped == 0
     assert COPIES.read == 0
     assert COPIES.helped == pytest.approx(1 - 10 / 10.5)
     assert DEPENDENT.read == DEPENDENT.helped == pytest.approx(1 - 10 / 10.1)
-    assert Worth.over([READ, [-6, -8, -8, -8]]) == Worth(-10, -16, -20, -18)
+    assert ReadingMeasurement.sum_of([READ, [-6, -8, -8, -8]]) == ReadingMeasurement(-10, -16, -20, -18)
 
 
-@pytest.mark.parametrize("worth", [UNREAD, COPIES, DEPENDENT])
-def test_no_switch_where_content_helps_nobody(worth):
+@pytest.mark.parametrize("measurement", [UNREAD, COPIES, DEPENDENT])
+def test_no_switch_where_content_helps_nobody(measurement):
     schedule = searching()
-    looks(schedule, *[worth] * 199)
+    measure(schedule, *[measurement] * 199)
     assert (schedule.phase, schedule.switched_at) == ("reading", None)
 
 
 def test_targets_known_by_heart_take_no_reading():
     """log P(y|x) of exactly 0 without a warmup: nothing is left to take away."""
-    by_heart = Worth(-1e-8, -1e-8, -1.0, 0.0)
+    by_heart = ReadingMeasurement(-1e-8, -1e-8, -1.0, 0.0)
     assert (by_heart.read, by_heart.helped) == (0.0, 0.0)
     schedule = Schedule(True, reading=True, updates=(0, 1000), threshold=0.01)
-    schedule.looks = [by_heart] * 2 * WINDOW
+    schedule.measurements = [by_heart] * 2 * WINDOW
     assert not schedule.unsettled
 
 
-def test_the_switch_comes_once_it_is_read_and_the_rest_is_learned():
-    """24 looks fill both windows."""
+def test_the_switch_comes_after_reading_and_learning():
+    """24 measurements fill both windows."""
     schedule = searching()
-    assert looks(schedule, *[READ] * 40, evaluates="steps") == [2 * WINDOW]
+    assert measure(schedule, *[READ] * 40, evaluates="steps") == [2 * WINDOW]
     assert schedule.switched_at == 2 * WINDOW
     assert schedule.phase == "own warmups"
 
 
 def test_no_switch_while_targets_become_likelier_without_reading():
-    """Every look costs 2 % less than the one before: a window later it is a fifth less, and the KL would not hold."""
-    falling = [Worth(*(value * 0.98**i for value in READ)) for i in range(100)]
+    """Every measurement is 2 % lower than the one before: after a window a fifth lower, too much for the KL."""
+    falling = [ReadingMeasurement(*(value * 0.98**i for value in READ)) for i in range(100)]
     schedule = searching()
-    looks(schedule, *falling)
+    measure(schedule, *falling)
     assert schedule.unsettled
     assert schedule.switched_at is None
-    looks(schedule, *[falling[-1]] * 30, start=101)
+    measure(schedule, *[falling[-1]] * 30, start=101)
     assert 101 < schedule.switched_at < 131
 
 
-def read_by(share: float) -> Worth:
-    """Without reading the target costs 10 nats, whoever's warmups stand there."""
-    return Worth(-10 * (1 - share), -10.0, -10.0, -10.0)
+def read_by(share: float) -> ReadingMeasurement:
+    """Without reading the target costs 10 nats, after any warmups."""
+    return ReadingMeasurement(-10 * (1 - share), -10.0, -10.0, -10.0)
 
 
 def test_no_switch_while_what_is_read_is_being_forgotten():
     """List skills: content is read early, forgotten, and read again; at the threshold on the way down it is too early."""
     down = [read_by(0.5 - 0.01 * i) for i in range(48)]
     schedule = searching()
-    looks(schedule, *down)
-    assert schedule.worth.read > schedule.threshold
+    measure(schedule, *down)
+    assert schedule.measurement.read > schedule.threshold
     assert (schedule.unsettled, schedule.switched_at) == (True, None)
-    looks(schedule, *[down[-1]] * 30, start=49)
+    measure(schedule, *[down[-1]] * 30, start=49)
     assert 49 < schedule.switched_at <= 49 + 2 * WINDOW
 
 
 def test_warmups_that_help_more_and_more_get_more_time():
     """A twentieth of the surprise when the trial ends, below the tenth that pays, but growing; then it grows no more."""
     schedule = searching()
-    looks(schedule, *[READ] * 24)
+    measure(schedule, *[READ] * 24)
     little = [read_by(0.05 * step / TRIAL) for step in range(1, TRIAL + 21)]
-    looks(schedule, *little, start=25)
+    measure(schedule, *little, start=25)
     assert (schedule.phase, schedule.decided) == ("own warmups", False)
-    looks(schedule, *[little[-1]] * 2 * WINDOW, start=45 + TRIAL)
+    measure(schedule, *[little[-1]] * 2 * WINDOW, start=45 + TRIAL)
     assert schedule.phase == "plain"
     assert 45 + TRIAL < schedule.gave_up_at <= 45 + TRIAL + 2 * WINDOW
 
 
 def test_at_the_upper_bound_help_is_enough():
     schedule = searching()
-    looks(schedule, *[NO_ONE_STANDS_OUT] * 199)
+    measure(schedule, *[NO_ONE_STANDS_OUT] * 199)
     assert schedule.switched_at is None
-    looks(schedule, NO_ONE_STANDS_OUT, start=200)
+    measure(schedule, NO_ONE_STANDS_OUT, start=200)
     assert (schedule.switched_at, schedule.gave_up_at) == (200, None)
 
 
-@pytest.mark.parametrize("worth", [UNREAD, COPIES, DEPENDENT])
-def test_at_the_upper_bound_a_search_that_found_nothing_ends(worth):
+@pytest.mark.parametrize("measurement", [UNREAD, COPIES, DEPENDENT])
+def test_at_the_upper_bound_a_run_without_help_gives_up(measurement):
     told, warned = [], []
     schedule = searching(gave_up=lambda: told.append(1), warn=warned.append)
-    assert looks(schedule, *[worth] * 210, evaluates="steps") == [200]
+    assert measure(schedule, *[measurement] * 210, evaluates="steps") == [200]
     assert (schedule.phase, schedule.gave_up_at, schedule.switched_at) == ("plain", 200, None)
     assert len(told) == 1
     assert (warned[0]["step"], warned[0]["rule"]) == (200, "nothing_to_read")
     assert not schedule.measures_reading(200)
 
 
-def test_a_switch_that_was_not_worth_it_is_taken_back():
+def test_a_switch_that_did_not_help_is_reversed():
     schedule = searching()
-    looks(schedule, *[READ] * 24)
-    looks(schedule, *[UNREAD] * (TRIAL - 1), start=25)
+    measure(schedule, *[READ] * 24)
+    measure(schedule, *[UNREAD] * (TRIAL - 1), start=25)
     assert schedule.phase == "own warmups"
-    looks(schedule, UNREAD, start=24 + TRIAL)
+    measure(schedule, UNREAD, start=24 + TRIAL)
     assert (schedule.phase, schedule.gave_up_at) == ("plain", 24 + TRIAL)
 
 
-def test_a_switch_that_was_worth_it_stays():
+def test_a_switch_that_helped_stays():
     schedule = searching()
-    looks(schedule, *[READ] * (24 + TRIAL))
+    measure(schedule, *[READ] * (24 + TRIAL))
     assert (schedule.decided, schedule.phase) == (True, "own warmups")
-    looks(schedule, *[UNREAD] * 300, start=25 + TRIAL)
+    measure(schedule, *[UNREAD] * 300, start=25 + TRIAL)
     assert schedule.phase == "own warmups"
 
 
 def test_a_threshold_of_0_neither_waits_nor_gives_up():
     schedule = Schedule(True, reading=True, threshold=0, updates=(3, 5))
-    looks(schedule, *[UNREAD] * 300)
+    measure(schedule, *[UNREAD] * 300)
     assert (schedule.switched_at, schedule.gave_up_at) == (3, None)
 
 
 def test_without_a_switch_by_request_reading_goes_on():
     schedule = Schedule(True, reading=True, proposal_only=True, threshold=0.015, updates=(3, 5))
-    looks(schedule, *[READ] * 40)
+    measure(schedule, *[READ] * 40)
     assert schedule.phase == "reading"
     assert not schedule.measures_reading(0)
 
 
-def test_processes_look_together():
-    """The other process's prompts are read; ours alone would not do."""
+def test_processes_measure_together():
+    """The generator reads the warmups of the other process; this one alone would not switch."""
     schedule = searching(reduce=lambda mine: [a + b for a, b in zip(mine, [0, 0, 0, 0, *READ], strict=True)])
-    looks(schedule, *[UNREAD] * 24)
-    assert schedule.worth.read == pytest.approx(1 - 14 / 19)
+    measure(schedule, *[UNREAD] * 24)
+    assert schedule.measurement.read == pytest.approx(1 - 14 / 19)
     assert schedule.switched_at == 24
 
 
 @pytest.mark.parametrize("stop", [10, 24, 60])
-def test_a_search_survives_a_restart(stop):
-    worths = [READ if step % 3 else UNREAD for step in range(120)]
+def test_measurements_survive_a_restart(stop):
+    measurements = [READ if step % 3 else UNREAD for step in range(120)]
     whole, first, second = searching(), searching(), searching()
-    looks(whole, *worths)
-    looks(first, *worths[:stop])
+    measure(whole, *measurements)
+    measure(first, *measurements[:stop])
     saved = json.loads(json.dumps(first.state()))
     state = TrainerState(global_step=stop, stateful_callbacks={"Schedule": saved})
     second.on_train_begin(None, state, None)
-    looks(second, *worths[stop:], start=stop + 1)
+    measure(second, *measurements[stop:], start=stop + 1)
     assert second.state() == json.loads(json.dumps(whole.state()))

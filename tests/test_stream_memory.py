@@ -31,7 +31,7 @@ def trained(path):
     trainer.args.max_steps = 3
     trainer.train()
     stream = trainer.train_dataset
-    stream.thrown_away = rows - 2000  # as a run that is resumed near the end of its pass
+    stream.rows_to_skip = rows - 2000  # as a run that is resumed near the end of its pass
     total = sum(int(row["id"]) for row in stream)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": seconds, "total": total, "peak": peak, "loss": trainer.state.log_history[0]["loss"]}

@@ -86,7 +86,7 @@ def test_a_dropped_row_moves_no_warmup(t5, read, tmp_path):
         encoded = encoded if isinstance(encoded, list) else encoded.first(9)
         assert [row["id"] for row in encoded] == ["r0", "r1", "r2", "r3"]
         assert [row[COLUMNS[STORED]] for row in encoded] == [[Warmup(t5.ids(word), "proposal")] for word in "abcd"]
-    with pytest.raises(ValueError, match="may come in another order. Give the stream shuffle_buffer 1"):
+    with pytest.raises(ValueError, match="may give its rows in another order. Give the stream shuffle_buffer 1"):
         training_rows(encoder, Stream("rows", lambda: iter(rows)), args, read.stored)
 
 
@@ -101,17 +101,17 @@ def test_a_group_has_num_warmups_the_first_ones_or_all_again_in_turn(read):
 def test_what_a_warmup_may_not_hold_is_left_out_and_the_rest_cut(read):
     file = lines(_0={"warmups": ["a </s> nowhere b <extra_id_0> c d", "h"]})
     assert read(file)[0] == ["a b c", "h"]
-    assert read.stored.said() == (
-        f"{read.stored.path}: 3 of 17 tokens left out, as a warmup may not hold them; 1 of 8 warmups cut at max_warmup_length."
+    assert read.stored.losses() == (
+        f"{read.stored.path}: 3 of 17 tokens removed, as a warmup may not hold them; 1 of 8 warmups cut at max_warmup_length."
     )
     read(lines())
-    assert read.stored.said() == ""
+    assert read.stored.losses() == ""
 
 
 def test_what_a_model_drew_may_be_empty_among_others(read):
     drawn = [{"warmup": "", "finish": "separator"}, {"warmup": "a", "finish": "length"}]
     assert read(lines(_3={"warmups": drawn}))[3] == ["a", "a"]
-    assert "1 of 8 warmups passed over" in read.stored.said()
+    assert "1 of 8 warmups ignored" in read.stored.losses()
 
 
 def test_the_line_of_a_sample_is_read_back(t5, read):

@@ -1,7 +1,7 @@
-"""The door to the engine: whether a model's rows take the plain path or the fast one.
+"""Entry to the engine: chooses for each model between the plain path and the fast one.
 
 Knows: both paths, and what `fast.scoring.enable` found out about a model. Must not know: rewards, objectives, phases of training.
-`scoring: padded` and `sampling: generate` choose the plain path; `auto` takes the fast one where the network allows it.
+`scoring: padded` and `sampling: generate` choose the plain path; `auto` takes the fast one if the network allows it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def score(
 
     Args:
         model: scoring enabled; as the engine that trains wraps it.
-        weights: where they are known already; the fast path then forms the gradient in the forward, in `Scores.objective`.
+        weights: if they are known already; the fast path then computes the gradient in the forward, for `Scores.objective`.
     """
     if _head(model).scores_padded:
         return plain.score(model, batch, constraints)
@@ -59,10 +59,10 @@ def score(
 
 @torch.no_grad()
 def score_sampled(model: Any, batch: WarmupBatch, constraints: SamplingConstraints) -> Scores:
-    """`score` without gradient, of warmups that this model has just sampled under these constraints.
+    """`score` without gradient, for warmups that this model has just sampled under these constraints.
 
-    Log-probabilities that the sampler already computed are reused (of c the sum alone, so that `token_logps` are 0 on its
-    actions). Rows without them (proposals, empty warmups, `generate`) are scored.
+    Log-probabilities that the sampler already computed are reused. For c that is only the sum, so `token_logps` are 0 on its
+    actions. Rows without them (proposals, empty warmups, `generate`) are scored.
     """
     done = [row for row, w in enumerate(batch.warmups) if w.logprob is not None and w.target_logps is not None]
     rest = [row for row in range(len(batch.warmups)) if row not in set(done)]
@@ -99,9 +99,9 @@ def sample_warmups(
 
     Args:
         model: in eval mode.
-        targets: one per prompt, end token included; each warmup then also carries `target_logps`, for much less than
-            scoring costs. Not on the plain path.
-        prefix_cache: what `cache_prompts` computed for these prompts; they are not read again.
+        targets: one per prompt, end token included; each warmup then also gets `target_logps`, which costs much less than
+            scoring. Not on the plain path.
+        prefix_cache: the result of `cache_prompts` for these prompts, which are then not read again.
         draws: (B * num_warmups, constraints.max_length) float64 in [0, 1) that select the tokens; None takes torch's random
             state.
     """
@@ -133,7 +133,7 @@ def cache_prompts(
     prompts: Sequence[list[int]],
     targets: Sequence[list[int]],
 ) -> PrefixCache | None:
-    """Read the prompts once, with gradient, for `sample_warmups` and then for `score`; None where not both can use that.
+    """Read the prompts once, with gradient, for `sample_warmups` and then for `score`; None if not both can use the result.
 
     Args:
         model: in eval mode, scoring enabled.
@@ -153,9 +153,9 @@ def read_prompts(base: Any, layout: Layout, prompts: Sequence[list[int]]) -> Pre
 def _decoding(
     base: Any, constraints: SamplingConstraints, prompts: Sequence[list[int]], targets: Sequence[list[int]] | None
 ) -> type[T5Decoding] | type[LlamaDecoding] | None:
-    """The class that can decode these prompts and go on to their targets; None for the plain path."""
+    """The class that can decode these prompts and their targets; None for the plain path."""
     head = base._warmup_head
-    if head.samples_by_generate or not head.decodes:
+    if head.samples_by_generate or not head.can_decode:
         return None
     after = 0 if targets is None else 1 + max(map(len, targets))  # the separator too
     return decoding_for(base, max(map(len, prompts)) + constraints.max_length + after)

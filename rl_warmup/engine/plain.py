@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
+from rl_warmup.batch import Scores, Warmup, WarmupBatch
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
-from rl_warmup.models.layouts.splice import splice
+from rl_warmup.models.layouts.splice import batch_of_groups
 
 
 def step(
@@ -36,8 +36,8 @@ def step(
         A scalar, -Σ (a log P(c|x) + b log P(y|x,c)) in nats per target token.
     """
     warmups = sample(model, layout, constraints, [row["prompt_ids"] for row in rows], num_warmups)
-    places = [(i // num_warmups, RowKind.GROUP, warmup) for i, warmup in enumerate(warmups)]
-    scores = score(model, splice(layout, rows, places, num_warmups).to(model.device), constraints)
+    groups = [warmups[i : i + num_warmups] for i in range(0, len(warmups), num_warmups)]
+    scores = score(model, batch_of_groups(layout, rows, groups).to(model.device), constraints)
     rewards, logprobs = (part.detach().view(len(rows), -1) for part in (scores.target_logprob, scores.warmup_logprob))
     a, b = (weights.flatten() for weights in objective(rewards, logprobs))
     loss = -(a * scores.warmup_logprob + b * scores.target_logprob).sum()
@@ -54,7 +54,7 @@ def score(model: Any, batch: WarmupBatch, constraints: SamplingConstraints) -> S
     logits, ids = stock_logits(model, batch), batch.seq_ids
     actions, targets = batch.warmup_mask.bool(), batch.target_mask.bool()
     steps = batch.warmup_mask.cumsum(1) - 1
-    # what a warmup may not hold has no probability; tokens that were chosen always do
+    # tokens that a warmup may not hold have no probability; tokens that were chosen always do
     allowed = constraints.restrict(logits[actions].detach(), steps[actions], ids[actions]).isfinite()
     policy = (logits[actions].float() / constraints.temperature).masked_fill(~allowed, -torch.inf)
     logps = torch.zeros(ids.shape, device=ids.device)

@@ -15,18 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_warmup.batch import RowKind, Scores, Warmup, WarmupBatch
+from rl_warmup.batch import Scores, Warmup, WarmupBatch
 from rl_warmup.engine import enable_scoring, sample_warmups, score
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.method.diagnostics import token_overlap
 from rl_warmup.method.objectives import log_mean_exp
-from rl_warmup.models.layouts.splice import splice
+from rl_warmup.models.layouts.splice import batch_of_groups, empty_rows
 from rl_warmup.runtime.sharing import map_over_processes, uniforms
 
 COUNTS = (1, 2, 4, 8, 16)
-EMPTY = Warmup([], "empty")
 LITTLE_OVERLAP, ENOUGH = 0.25, 0.05  # the gain at zero overlap is given if this share of warmups has so little overlap
-Lines = list[tuple[int, RowKind, Warmup]]
 
 
 @torch.no_grad()
@@ -79,8 +77,8 @@ def rank_choices(
         encoded = warmup_generator.tokenizer(texts, add_special_tokens=False)["input_ids"]
         prompts = [{**row, "target_ids": [*target, warmup_generator.layout.tokens.eos_id]} for target in encoded]
         warmup = Warmup(list(ids), "proposal" if ids else "empty")
-        lines: Lines = [(k, RowKind.GROUP, warmup) for k in range(len(prompts))]
-        return int(_score(warmup_generator, splice(warmup_generator.layout, prompts, lines, 1)).target_logprob.argmax())
+        batch = batch_of_groups(warmup_generator.layout, prompts, [[warmup]] * len(prompts))
+        return int(_score(warmup_generator, batch).target_logprob.argmax())
 
     return map_over_processes(likeliest, range(len(rows)), warmup_generator.shared)
 
@@ -103,9 +101,8 @@ def rerank(
         own = [drawn[place] for drawn in candidates]
         targets = [[*c["prediction_ids"], warmup_generator.layout.tokens.eos_id] for c in own]
         prompts = [{**rows[place], "target_ids": target} for target in targets]
-        warmups = [Warmup(c["warmup_ids"], c["warmup_finish"]) for c in own]
-        lines: Lines = [(k, RowKind.GROUP, warmup) for k in range(len(targets)) for warmup in warmups]
-        scores = _score(warmup_generator, splice(warmup_generator.layout, prompts, lines, num_warmups))
+        group = [Warmup(c["warmup_ids"], c["warmup_finish"]) for c in own]
+        scores = _score(warmup_generator, batch_of_groups(warmup_generator.layout, prompts, [group] * len(prompts)))
         bound = log_mean_exp(scores.target_logprob.view(num_warmups, num_warmups))
         return own[int(bound.argmax())]
 
@@ -126,9 +123,8 @@ def score_samples(
     drawn = []
     if size:
         drawn = sample_warmups(w.model, w.layout, w.constraints, prompts, size, draws=draws)
-    lines: Lines = [(i // size, RowKind.GROUP, warmup) for i, warmup in enumerate(drawn)]
-    lines += [(i, RowKind.EMPTY, EMPTY) for i in range(len(rows))]
-    batch = splice(w.layout, list(rows), lines, size)
+    groups = [drawn[i * size : (i + 1) * size] for i in range(len(rows))]
+    batch = batch_of_groups(w.layout, rows, groups, empty_rows(rows))
     return batch, _score(warmup_generator, batch)
 
 

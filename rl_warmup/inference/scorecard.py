@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_warmup.batch import RowKind, Warmup, WarmupBatch
+from rl_warmup.batch import Warmup, WarmupBatch
 from rl_warmup.engine import enable_scoring, score
 from rl_warmup.inference.generation import WarmupGenerator
-from rl_warmup.method.rollout import EMPTY, follow, prediction_limit
+from rl_warmup.method.rollout import add_predictions, prediction_limit
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import HALF
 from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import make_layout
-from rl_warmup.models.layouts.splice import splice
+from rl_warmup.models.layouts.splice import batch_of_groups, empty_rows
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
 from rl_warmup.rewards import PREDICTIONS, Reward, RewardSet
@@ -166,22 +166,21 @@ class RewardTrial:
         began = time.perf_counter()
         ids = [row["prompt_ids"] for row in rows]
         limit = prediction_limit(rows, w.settings.max_target_length)
-        warmups = follow(w.model, w.layout, w.constraints, ids, warmups, limit, wanted)
+        warmups = add_predictions(w.model, w.layout, w.constraints, ids, warmups, limit, wanted)
         self.prediction_seconds += (time.perf_counter() - began) if wanted else 0.0
-        whole = splice(w.layout, rows, [(i, RowKind.GROUP, c) for i, c in enumerate(warmups)], 1)
+        whole = batch_of_groups(w.layout, rows, [[warmup] for warmup in warmups])
         scores = score(w.model, whole.to(w.model.device), w.constraints) if self.has_model else None
         if scores is not None:
             self.target_logprobs[part] = scores.target_logprob.tolist()
 
         def baseline() -> Tensor:
-            empty = splice(w.layout, rows, [(i, RowKind.EMPTY, EMPTY) for i in range(len(rows))], 0)
+            empty = batch_of_groups(w.layout, rows, [], empty_rows(rows))
             return score(w.model, empty.to(w.model.device), w.constraints).target_logprob
 
         def make(count: int | None = None) -> Arguments:
             batch: WarmupBatch = whole
             if count is not None:
-                lines = [(i, RowKind.GROUP, c) for i, c in enumerate(warmups[:count])]
-                batch = splice(w.layout, rows[:count], lines, 1)
+                batch = batch_of_groups(w.layout, rows[:count], [[warmup] for warmup in warmups[:count]])
             if scores is None:
                 return Arguments(batch, w.tokenizer, None, None, None)
             tokens = scores.token_logps[:count, : batch.seq_ids.size(1)]

@@ -18,7 +18,7 @@ from rl_warmup.batch import Warmup
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.likelihood import score_samples
 from rl_warmup.method.diagnostics import Means, Sums, rollout_metrics, variety
-from rl_warmup.method.hold import HoldingTrainer
+from rl_warmup.method.reference_trainer import ReferenceTrainer
 from rl_warmup.method.training_data import encode_sets
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.inference_settings import Inference
@@ -29,7 +29,7 @@ from rl_warmup.runtime.sharing import map_over_processes, seeded
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
-class ValidatingTrainer(HoldingTrainer):
+class ValidatingTrainer(ReferenceTrainer):
     """Predicts and evaluates with the model in training; `WarmupTrainer` adds the training."""
 
     text_metrics: TextMetrics | None

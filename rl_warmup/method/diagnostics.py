@@ -1,7 +1,7 @@
-"""What a rollout looks like in numbers: gain, effective sample size, lengths, variety.
+"""Metrics of a rollout: gain, effective sample size, lengths, variety.
 
-Knows: batches, scores and weights after the fact. Must not know: how they were made, or what will be done about them.
-Every value is a (sum, count) pair, so that means stay exact over micro-batches and processes.
+Knows: batches, scores and weights. Must not know: how they were computed, or what follows from the metrics.
+Every value is a (sum, count) pair, so means are exact over micro-batches and processes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rl_warmup.batch import RowKind, RowWeights, Scores, Warmup, WarmupBatch
 from rl_warmup.method.objectives import log_mean_exp
 
 Sums = dict[str, tuple[float, float]]
-SHOWN = 60  # letters of a text in the terminal
+MAX_LETTERS = 60  # of a text in the terminal
 
 
 class Means(TrainerCallback, ExportableState):
-    """Sums and counts by name, emptied into means at every log; a checkpoint between two logs keeps them."""
+    """Sums and counts by name, turned into means at every log; a checkpoint between two logs saves them."""
 
     def __init__(self) -> None:
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -36,11 +36,11 @@ class Means(TrainerCallback, ExportableState):
                 self.add(sums)
 
     def collect(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Get every process's sums, as the main process is going to save them for all."""
+        """Gather the sums of all processes, as the main process saves them for all."""
         self.collected = gather(dict(self.sums))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the sums of every process."""
+        """What a checkpoint saves: the sums of every process."""
         return {"args": {}, "attributes": {"sums": self.collected or [dict(self.sums)]}}
 
     def add(self, values: Mapping[str, Sequence[float]]) -> None:
@@ -66,7 +66,7 @@ def rollout_metrics(
     batch: WarmupBatch, scores: Scores, weights: RowWeights, rewards: torch.Tensor, by_name: dict[str, torch.Tensor],
     failed: dict[str, int] | None = None,
 ) -> Sums:  # fmt: skip
-    """The metrics of one micro-batch; TRL's names where TRL has the notion.
+    """The metrics of one micro-batch, under TRL's names where TRL has the same metric.
 
     `target_logprob` is log P(y|x,c) in nats, summed over the target and averaged over warmups; `target_bound` the n-sample
     bound on log P(y|x); `gain` = log P(y|x,c) - log P(y|x,∅) on the prompts that have both.
@@ -134,25 +134,24 @@ def variety(prompts: Sequence[dict[str, Any]], warmups: Sequence[Warmup], size: 
 def step_cost(batch: WarmupBatch, trained: WarmupBatch, num_parameters: int, sampled: bool) -> tuple[int, float]:
     """Tokens a micro-batch trains on, and an estimate of its floating point operations.
 
-    Six per parameter and token for the forward and backward of the rows that carry the gradient and, once each, of their
-    prompts, two for every token that was read to sample a warmup or to choose rows; a row that repeats another costs nothing.
-    Attention is left out.
+    Per parameter: six for every token of the rows with gradient and, once each, of their prompts (forward and backward), and
+    two for every token that was read to sample a warmup or to choose rows. Repeated rows cost nothing. Attention is ignored.
 
     Args:
         batch: all rows.
-        trained: the rows with gradient; `batch` itself where nothing was drawn.
+        trained: the rows with gradient; `batch` itself if no rows were drawn.
         sampled: whether the group is the policy's own.
     """
     prompts = int(batch.prompt_mask.sum())
     tokens = int(trained.seq_mask.sum()) + prompts
-    gone_through = int(trained.seq_mask[trained.distinct()[0]].sum()) + prompts
+    computed = int(trained.seq_mask[trained.distinct()[0]].sum()) + prompts
     group = batch.warmups[: batch.num_prompts * batch.group_size]
     forward = prompts + sum(len(warmup.ids) for warmup in group) if sampled else 0
     if trained is not batch:
-        ahead = [warmup.target_logps is not None for warmup in batch.warmups]  # the sampler has read prompt and warmup
-        forward += int(batch.seq_mask.sum()) + (0 if all(ahead) else prompts)
-        forward -= sum(len(warmup.ids) for warmup, known in zip(batch.warmups, ahead, strict=True) if known)
-    return tokens, float(num_parameters) * (6 * gone_through + 2 * forward)
+        scored = [warmup.target_logps is not None for warmup in batch.warmups]  # the sampler has read prompt and warmup
+        forward += int(batch.seq_mask.sum()) + (0 if all(scored) else prompts)
+        forward -= sum(len(warmup.ids) for warmup, known in zip(batch.warmups, scored, strict=True) if known)
+    return tokens, float(num_parameters) * (6 * computed + 2 * forward)
 
 
 def token_overlap(warmup: list[int], other: list[int]) -> float:
@@ -184,11 +183,11 @@ def sample_table(
 
 
 def format_sample(sample: dict[str, Any]) -> str:
-    """One group of `sample_table` for the terminal, likeliest posterior first."""
+    """One group of `sample_table` as text for the terminal, highest posterior weight first."""
 
     def short(text: str) -> str:
         text = " ".join(text.split())
-        return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+        return text if len(text) <= MAX_LETTERS else text[: MAX_LETTERS - 1] + "…"
 
     lines = [f"  prompt  {short(sample['prompt'])}\n  target  {short(sample['target'])}"]
     lines.append("  posterior  log P(y|x,c)  log P(c|x)  warmup")

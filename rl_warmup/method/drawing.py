@@ -1,7 +1,7 @@
-"""Samples of one model for many prompts, drawn once into a file that grows by whole batches.
+"""Samples warmups of one model for many prompts, once, into a file to which whole batches are appended.
 
-Knows: a model, the sampling constraints, encoded prompts, processes. Must not know: what a line of the file looks like
-(`reference.py` keeps ids for one run, `samples.py` texts for anybody), recipes, phases.
+Knows: a model, the sampling constraints, encoded prompts, processes. Must not know: the format of the file (`reference.py`
+stores ids for one run, `samples.py` texts), recipes, phases.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
 from rl_warmup.runtime.sharing import is_main, map_over_processes, seeded
 
-BATCHES_AT_ONCE = 16  # that are drawn, by all processes together, between two writes to the file
-LOOKED_AT = 1024  # numbers of every tensor that tell one model from another
+BATCHES_PER_WRITE = 16  # drawn by all processes together between two writes to the file
+HASHED_NUMBERS = 1024  # of every tensor, to identify a model
 
-Groups = dict[int, list[Warmup]]  # by the place of the prompt
+Groups = dict[int, list[Warmup]]  # by the index of the prompt
 
 
 @dataclass
 class Drawing:
-    """What is drawn: `num_warmups` samples of a model for every prompt, under these constraints and this seed."""
+    """The settings: `num_warmups` samples of a model for every prompt, under these constraints and this seed."""
 
     model: Any
     layout: Layout
@@ -39,7 +39,7 @@ class Drawing:
     batch_size: int
 
     def header(self, prompts: Sequence[list[int]]) -> dict[str, Any]:
-        """What tells one drawing from another: samples are reused only where all of it is the same."""
+        """Identifies the samples: they are reused only if all of it is equal."""
         names = ("temperature", "top_p", "min_length", "max_length", "separator_id")
         return {
             "prompts": len(prompts),
@@ -52,7 +52,7 @@ class Drawing:
         }
 
     def draw(self, prompts: Sequence[list[int]], batch: Sequence[int]) -> list[list[Warmup]]:
-        """The groups of these prompts (their places), under a random state that depends on the batch alone."""
+        """The groups of the prompts with these indices, from a random state that depends on the batch alone."""
         with seeded("reference", self.seed, batch[0]):
             ids = [prompts[place] for place in batch]
             drawn = sample_warmups(self.model, self.layout, self.constraints, ids, self.num_warmups)
@@ -62,17 +62,17 @@ class Drawing:
 def draw_missing(
     drawing: Drawing, prompts: Sequence[list[int]], done: Collection[int], keep: Callable[[Groups], None], title: str = "",
 ) -> None:  # fmt: skip
-    """Draw the groups that are not done, prompts of similar length together, batch by batch.
+    """Draw the missing groups, batch by batch, prompts of similar length together.
 
-    All processes call; each draws its share and all get everything. A batch that is done in part is drawn again as a whole,
-    so a drawing that was interrupted ends with the samples it would have had.
+    All processes have to call it; each draws its share and all get all groups. An incomplete batch is drawn again as a whole,
+    so interrupted sampling ends with the same samples as uninterrupted sampling.
 
     Args:
         drawing: `model` in any mode, whole on every process; it is sampled in eval mode.
         prompts: token ids.
-        done: places whose groups are at hand; the same on every process.
-        keep: called on every process with some more groups, whole batches of them, in the same order every time.
-        title: of the progress bar, which the main process shows; none by default.
+        done: indices of prompts whose groups exist; the same on every process.
+        keep: called on every process with the groups of some whole batches, always in the same order.
+        title: of the progress bar, which the main process shows; no bar by default.
     """
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     batches = [order[i : i + drawing.batch_size] for i in range(0, len(order), drawing.batch_size)]
@@ -84,8 +84,8 @@ def draw_missing(
         disable=not title or not is_main(), leave=False,
     )  # fmt: skip
     with bar:
-        for start in range(0, len(missing), BATCHES_AT_ONCE):
-            part = missing[start : start + BATCHES_AT_ONCE]
+        for start in range(0, len(missing), BATCHES_PER_WRITE):
+            part = missing[start : start + BATCHES_PER_WRITE]
             drawn = map_over_processes(lambda batch: drawing.draw(prompts, batch), part)
             new = {
                 place: group
@@ -98,10 +98,10 @@ def draw_missing(
 
 
 def weights_hash(model: Any, frozen_alone: bool = False) -> str:
-    """A short hash of some numbers of every tensor: the same on every device, in no time also for large models.
+    """A short hash of some numbers of every tensor: the same on every device, and fast for large models.
 
     Args:
-        frozen_alone: without what is trained.
+        frozen_alone: leave out parameters that are trained.
     """
     found = hashlib.sha256()
     trained = {name for name, weight in model.named_parameters() if frozen_alone and weight.requires_grad}
@@ -109,12 +109,12 @@ def weights_hash(model: Any, frozen_alone: bool = False) -> str:
         if name in trained:
             continue
         flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // LOOKED_AT)]
+        some = flat[:: max(1, flat.numel() // HASHED_NUMBERS)]
         found.update(name.encode() + str(tuple(tensor.shape)).encode() + some.float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
 
 
 def append(path: Path, lines: Sequence[str]) -> None:
-    """Add lines to a file in one go."""
+    """Append lines to a file in one write."""
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(lines))

@@ -1,7 +1,7 @@
-"""The collapse guard: reads the training log and says in plain words when warmups stop being warmups.
+"""The collapse guard: reads the training log and warns in plain words when warmups become useless.
 
-Knows: the metrics of one log line (`diagnostics`), the limits of the law. Must not know: how either is made.
-A rule has to hold for `PATIENCE` logs in a row before it speaks, and speaks again only after it has been false.
+Knows: the metrics of one log line (`diagnostics`), the sampling constraints. Must not know: how either is computed.
+A condition has to be true in `PATIENCE` logs in a row before the guard warns; it warns again only after the condition cleared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 PATIENCE = 3
-NOTHING = 0.02  # of the target's log-probability; a run whose shuffled warmups scored the same was at 0.003 to 0.013
+NEGLIGIBLE = 0.02  # share of the target's log-probability; a run that ignored its warmups had 0.003 to 0.013
 TEMPERATURE_STEP = 1.2
 MAX_TEMPERATURE = 3.0
 Logs = dict[str, Any]
@@ -23,10 +23,10 @@ Logs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """What is seen, what it means, what to change; `action` names what the guard may change by itself."""
+    """A condition, what it means, what to change; `action` names what the guard may change by itself."""
 
     name: str
-    holds: Callable[[Logs, int, int], bool]  # (logs, group size, minimum length)
+    condition: Callable[[Logs, int, int], bool]  # (logs, group size, minimum length)
     sees: str  # a format string over the logs
     means: str
     change: str
@@ -34,19 +34,19 @@ class Rule:
 
 
 def _share_of_target(logs: Logs, key: str) -> float:
-    """A quantity in nats against the size of the target's log-probability."""
+    """A metric in nats divided by the absolute log-probability of the target."""
     return logs[key] / max(1e-6, abs(logs["target_logprob"]))
 
 
-def _gain_is_nothing(logs: Logs) -> bool:
-    return "gain" in logs and abs(_share_of_target(logs, "gain")) < NOTHING
+def _gain_is_negligible(logs: Logs) -> bool:
+    return "gain" in logs and abs(_share_of_target(logs, "gain")) < NEGLIGIBLE
 
 
 RULES = (
     Rule(
         "ignored",
         lambda logs, n, low: (
-            _gain_is_nothing(logs) and n > 1 and _share_of_target(logs, "target_logprob_std") < NOTHING
+            _gain_is_negligible(logs) and n > 1 and _share_of_target(logs, "target_logprob_std") < NEGLIGIBLE
         ),
         "the gain over no warmup is {gain:.3g} nats of {target_logprob:.3g}, and all warmups of a group are as good",
         "the model does not read its warmup",
@@ -78,7 +78,7 @@ RULES = (
         "same_everywhere",
         lambda logs, n, low: n > 1 and logs["completions/distinct_across_prompts"] * n < 0.3,
         "only {completions/distinct_across_prompts:.0%} of a batch's warmups differ, over all its prompts",
-        "one warmup serves every prompt and can tell nothing about any of them",
+        "the same warmup is written for every prompt, so it says nothing about the prompt",
         "raise temperature",
         "temperature",
     ),
@@ -91,7 +91,7 @@ RULES = (
     ),
     Rule(
         "flat",
-        lambda logs, n, low: n > 1 and logs["ess"] > 0.995 * n and _gain_is_nothing(logs),
+        lambda logs, n, low: n > 1 and logs["ess"] > 0.995 * n and _gain_is_negligible(logs),
         "the effective sample size is {ess:.2f}: all weights are equal, and the gain is {gain:.3g} nats",
         "the reward does not tell warmups apart",
         "lower tau, raise temperature, or bootstrap with proposals",
@@ -99,8 +99,8 @@ RULES = (
     ),
     Rule(
         "copies_the_prompt",
-        lambda logs, n, low: logs["completions/prompt_overlap"] > 0.95 and _gain_is_nothing(logs),
-        "{completions/prompt_overlap:.0%} of the warmups' tokens stand in the prompt, and the gain is {gain:.3g} nats",
+        lambda logs, n, low: logs["completions/prompt_overlap"] > 0.95 and _gain_is_negligible(logs),
+        "{completions/prompt_overlap:.0%} of the warmups' tokens occur in the prompt, and the gain is {gain:.3g} nats",
         "the warmup repeats what the model has read already",
         "add the reward prompt_overlap with a negative weight",
     ),
@@ -111,11 +111,12 @@ class Guard(TrainerCallback, ExportableState):
     """Watches the log while the policy writes its own warmups.
 
     Args:
-        mode: `warn` says it; `act` also raises the temperature or the minimum length where that is the remedy; `stop` ends
-            the run, after a checkpoint, at the first warning.
+        mode: `warn` only warns; `act` also raises the temperature or the minimum length if that is the remedy; `stop` saves a
+            checkpoint and ends the run at the first warning.
         group_size: warmups per prompt.
-        min_length: of the law, tokens.
-        temperature: of the law.
+        min_length: of warmups, in tokens.
+        temperature: of the sampling constraints.
+        max_length: of warmups, in tokens.
         apply: called with `temperature` and `min_length` whenever the guard changes them.
         record: called with {step, rule, sees, means, change, done} for every warning.
     """
@@ -134,30 +135,30 @@ class Guard(TrainerCallback, ExportableState):
         self.min_length, self.temperature = min_length, temperature
         self.apply, self.record = apply, record
         self.streaks: dict[str, int] = {}
-        self.unused = {"min_length": min_length, "temperature": temperature, "streaks": {}}
+        self.initial = {"min_length": min_length, "temperature": temperature, "streaks": {}}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         if not logs or "completions/median_length" not in logs or logs.get("phase") == "cold start":
             return
         for rule in RULES:
-            held = rule.holds(logs, self.group_size, self.min_length)
-            self.streaks[rule.name] = self.streaks.get(rule.name, 0) + 1 if held else 0
+            is_true = rule.condition(logs, self.group_size, self.min_length)
+            self.streaks[rule.name] = self.streaks.get(rule.name, 0) + 1 if is_true else 0
             if self.streaks[rule.name] == PATIENCE:
-                self._speak(rule, logs, args, state, control)
+                self._warn(rule, logs, args, state, control)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = (state.stateful_callbacks or {}).get("Guard") if state.global_step else None
-        if saved or not state.global_step:  # a second training of one trainer begins anew
-            for name, value in (saved["attributes"] if saved else self.unused).items():
+        if saved or not state.global_step:  # a second training with one trainer starts anew
+            for name, value in (saved["attributes"] if saved else self.initial).items():
                 setattr(self, name, dict(value) if isinstance(value, dict) else value)
             self.apply(temperature=self.temperature, min_length=self.min_length)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """What a checkpoint saves."""
         kept = {"min_length": self.min_length, "temperature": self.temperature, "streaks": self.streaks}
         return {"args": {}, "attributes": kept}
 
-    def _speak(self, rule: Rule, logs: Logs, args: Any, state: Any, control: Any) -> None:
+    def _warn(self, rule: Rule, logs: Logs, args: Any, state: Any, control: Any) -> None:
         done = self._act(rule, control)
         warning = {
             "step": state.global_step, "rule": rule.name, "sees": rule.sees.format_map(logs), "means": rule.means,
@@ -169,7 +170,7 @@ class Guard(TrainerCallback, ExportableState):
             tqdm.write(f"Warning at update {state.global_step}: {warning['sees']}. It means: {rule.means}.{did}")
 
     def _act(self, rule: Rule, control: Any) -> str | None:
-        """Do what the mode allows; what was done, in words."""
+        """Do what the mode allows; returns a sentence about it, or None."""
         if self.mode == "stop":
             control.should_save = control.should_training_stop = True
             return "The run stops here, as guard: stop asks"
@@ -183,6 +184,6 @@ class Guard(TrainerCallback, ExportableState):
             done = f"temperature is now {self.temperature:.2f}"
         else:
             return None
-        self.streaks[rule.name] = 0  # it may speak again if that was not enough
+        self.streaks[rule.name] = 0  # warn again if that was not enough
         self.apply(temperature=self.temperature, min_length=self.min_length)
         return done

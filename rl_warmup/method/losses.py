@@ -20,7 +20,7 @@ def weighted_loss(scores: Scores, weights: RowWeights, num_target_tokens: Tensor
     Args:
         scores: log-probabilities of N rows, with gradient.
         weights: constants of the same N rows.
-        num_target_tokens: target tokens of the update, each prompt counted once, over all micro-batches and processes.
+        num_target_tokens: target tokens of the update, each prompt counted once, in all micro-batches and processes.
 
     Returns:
         Two scalars (policy part, target part), in nats per target token; their sum is the loss.
@@ -30,21 +30,20 @@ def weighted_loss(scores: Scores, weights: RowWeights, num_target_tokens: Tensor
     return policy, target
 
 
-def kl_loss(token_logps: Tensor, reference_logps: Tensor, hold: Tensor) -> Tensor:
-    """Σ_i hold_i Σ_t (e^d - d - 1), d = log P_start(c_t) - log P(c_t): how far the policy has moved from its start.
+def kl_loss(token_logps: Tensor, reference_logps: Tensor, weights: Tensor) -> Tensor:
+    """Σ_i w_i Σ_t (e^d - d - 1), d = log P_start(c_t) - log P(c_t): the distance of the policy from the starting policy.
 
     Source: the k3 estimator of KL(P || P_start) per token (Schulman 2020), as in TRL's `beta`. Every term is at least 0 and
-    its mean over c_t ~ P is the KL of that step. Its gradient with c_t held fixed, (1 - e^d) ∇log P(c_t), has the mean
-    -Σ P_start ∇log P: it pulls the policy towards the starting one at every prefix that the policy itself writes, which is the
-    gradient of the reverse KL(P_start || P) there.
+    its mean over c_t ~ P is the KL of that step. For a fixed c_t its gradient is (1 - e^d) ∇log P(c_t), with the mean
+    -Σ P_start ∇log P over c_t: the gradient of KL(P_start || P) at every prefix that the policy writes.
 
     Args:
         token_logps: (N, T) of the policy, with gradient; 0 where there is no action.
         reference_logps: (N, T) of the starting policy; 0 where there is no action.
-        hold: (N,) weights.
+        weights: (N,) w, of every row.
 
     Returns:
         A scalar, nats times weight.
     """
     distance = reference_logps - token_logps
-    return (hold[:, None] * (torch.expm1(distance) - distance)).sum()
+    return (weights[:, None] * (torch.expm1(distance) - distance)).sum()

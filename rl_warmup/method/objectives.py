@@ -21,7 +21,7 @@ GRPO_EPS = 1e-4  # as in TRL's GRPOTrainer
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """Numbers that some rules read. tau > 0; uniform_target_share and tsallis_q in [0, 1]."""
+    """Numbers that some rules use. tau > 0; uniform_target_share and tsallis_q in [0, 1]."""
 
     tau: float = 1.0
     uniform_target_share: float = 0.0
@@ -68,20 +68,20 @@ def log_mean_exp(rewards: Tensor) -> Tensor:
 
 
 def resample(a: Tensor, b: Tensor, k: int, uniforms: Tensor) -> Tensor:
-    """By how much the weights of k drawn warmups have to be multiplied, so that their sum is the whole group's on average.
+    """Draw k warmups of every group; returns factors for their weights under which the expected gradient is the whole group's.
 
-    Warmup i is drawn with the share q_i = (|a_i| + |b_i|) / Σ_j (|a_j| + |b_j|), k times by systematic resampling (points
-    (u + 0..k-1)/k on the cumulated shares), which repeats itself less than independent draws. Drawn N_i times it gets
-    N_i / (k q_i), whose expectation is 1: Σ_i m_i (a_i ∇log P(c_i|x) + b_i ∇log P(y|x,c_i)) is unbiased given the group, for
-    every objective. With a = b = p, the posterior, these are posterior draws; the share of a warmup bounds its weight, as
-    1/q_i cannot exceed Σ_j (|a_j| + |b_j|) / (|a_i| + |b_i|).
+    Warmup i is drawn with probability q_i = (|a_i| + |b_i|) / Σ_j (|a_j| + |b_j|), k times by systematic resampling (points
+    (u + 0..k-1)/k on the cumulated probabilities), which repeats warmups less often than independent draws. If it is drawn N_i
+    times, its factor is m_i = N_i / (k q_i), whose expectation is 1: Σ_i m_i (a_i ∇log P(c_i|x) + b_i ∇log P(y|x,c_i)) is
+    unbiased given the group, for every objective. With a = b = p, the posterior, these are draws from the posterior. Products
+    m_i (|a_i| + |b_i|) are bounded, as they equal N_i/k Σ_j (|a_j| + |b_j|).
 
     Args:
         a, b: (B, G) weights of an objective.
         uniforms: (B,) in [0, 1), one per prompt.
 
     Returns:
-        (B, G) multipliers m, 0 for warmups that were not drawn.
+        (B, G) factors m, 0 for warmups that were not drawn.
     """
     size = (a.abs() + b.abs()).double().clamp(min=1e-30)
     shares = size / size.sum(1, keepdim=True)
@@ -93,7 +93,7 @@ def resample(a: Tensor, b: Tensor, k: int, uniforms: Tensor) -> Tensor:
 
 
 def _others(rewards: Tensor) -> Tensor:
-    """(B, G, G): row i holds the group with its own member at -inf, so a reduction over dim 2 leaves i out."""
+    """(B, G, G): row i is the group with member i at -inf, so a reduction over dim 2 leaves i out."""
     own = torch.eye(rewards.size(1), dtype=torch.bool, device=rewards.device)
     return rewards[:, None, :].expand(-1, rewards.size(1), -1).masked_fill(own, -math.inf)
 
@@ -134,8 +134,8 @@ def marginal_loo(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSe
 def joint(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends log Σ_i P(c_i|x) e^{R_i} over the samples as if they were the whole space: a = b = softmax(R + log P(c|x)).
 
-    Source: another reading of arXiv 2502.12304's loss. It counts the prior twice, does not approach ∇log P(y|x), and is
-    here to be compared.
+    Source: another interpretation of arXiv 2502.12304's loss, for comparison. It counts the prior twice and does not approach
+    ∇log P(y|x).
     """
     q = (rewards + warmup_logprobs).softmax(1)
     return q, q
@@ -155,8 +155,8 @@ def expected_logprob(rewards: Tensor, warmup_logprobs: Tensor, settings: Objecti
 def expected_prob(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) -> Weights:
     """Ascends E_c[e^R]: a = (e^{R_i} - mean of the others)/n, b = e^{R_i}/n.
 
-    Source: VeriFree (arXiv 2505.21493). Unbiased, but its size vanishes with the target's length: empty warmups and
-    anchors keep weights near 1 and would drown it, so set `empty_share` and `anchor_weight` to 0. Needs n >= 2.
+    Source: VeriFree (arXiv 2505.21493). Unbiased, but its weights approach 0 for long targets, while those of empty warmups
+    and anchors stay near 1 and would dominate: set `empty_share` and `anchor_weight` to 0. Needs n >= 2.
     """
     return tsallis(rewards, warmup_logprobs, ObjectiveSettings(tsallis_q=0.0))
 
@@ -186,10 +186,10 @@ def grpo(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) 
 
 
 def load_objective(name: str) -> Rule:
-    """The rule of that name: one of RULES, or somebody else's, whose weights are checked at every call.
+    """The rule of that name: one of RULES, or a plugin, whose weights are checked at every call.
 
     Raises:
-        ValueError: there is none; a rule of one's own fails or returns something else than two finite (B, G) tensors.
+        ValueError: there is none; a plugin fails or returns something else than two finite (B, G) tensors.
     """
     found, short = find_plugin("objective", name, RULES)
     if name in RULES:

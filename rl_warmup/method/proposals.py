@@ -1,8 +1,8 @@
-"""Cheap warmups made from the target, for the cold start: a policy trained from scratch finds no useful warmup by itself.
+"""Simple warmups made from the target, for the cold start: a policy trained from scratch finds no useful warmup by itself.
 
 Knows: the target's words as token ids, and how often each word occurs in the corpus. Must not know: networks, rewards.
 A proposal is a function (words of the target, context) -> words of the warmup. `draft`, the model's own sample of the
-target, needs a network and is written by `rollout`; `filler` is the control that carries nothing.
+target, needs a network, so `rollout` makes it; `filler` is a control without information.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ REFERENCE, STORED = DRAWN = ("reference", "stored")
 COLUMNS = {
     REFERENCE: "reference warmups",
     STORED: "stored warmups",
-}  # of encoded rows; data may have a `reference` of its own
-ANOTHERS = "reference warmups of another prompt"  # a column too: the warmups of the start for some other row
+}  # of encoded rows; data may have a column `reference`
+OTHER_REFERENCE = "reference warmups of another prompt"  # a column too
 
 
 @dataclass
 class ProposalContext:
-    """What a proposal may look at besides the target.
+    """What a proposal may use besides the target.
 
-    max_length: tokens of a warmup; longer ones are cut. count: makes `word_counts`. decode: turns a word's ids into text.
+    max_length: tokens of a warmup; longer ones are cut. count: computes `word_counts`. decode: turns a word's ids into text.
     """
 
     max_length: int
@@ -41,8 +41,8 @@ class ProposalContext:
 
     @cached_property
     def word_counts(self) -> Counter[Word]:
-        """In how many training targets a word occurs, counted when a proposal first looks (a large data set takes its time); of
-        a stream, in how many of its first rows (`training_data.COUNTED`)."""
+        """In how many training targets a word occurs; for a stream, in how many of its first rows (`training_data.COUNTED`).
+        Counted at the first use, as a large data set takes time."""
         return self.count()
 
 
@@ -80,7 +80,7 @@ def sorted_words(words: list[Word], context: ProposalContext) -> list[Word]:
 
 @proposal("keywords")
 def keywords(words: list[Word], context: ProposalContext) -> list[Word]:
-    """The rarest words of the target against the corpus, in the target's order; at least one."""
+    """The words of the target that are rarest in the corpus, in the target's order; at least one."""
     count = max(1, round(context.keyword_share * len(words)))
     rarest = sorted(range(len(words)), key=lambda i: (context.word_counts[words[i]], i))[:count]
     return [words[i] for i in sorted(rarest)]
@@ -116,10 +116,10 @@ def propose(proposal: str | Proposal, row: dict[str, Any], context: ProposalCont
 
 
 def load_proposal(name: str) -> Proposal:
-    """The proposal of that name: one of PROPOSALS, or somebody else's, whose words are checked at every call.
+    """The proposal of that name: one of PROPOSALS, or a plugin, whose words are checked at every call.
 
     Raises:
-        ValueError: there is none; one of one's own fails or returns something else than words.
+        ValueError: there is none; a plugin fails or returns something else than words.
     """
     found, short = find_plugin("proposal", name, PROPOSALS)
     if name in PROPOSALS:

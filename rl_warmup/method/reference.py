@@ -1,8 +1,8 @@
-"""The starting policy: its samples, drawn once before the first update, and the KL that holds the policy near it afterwards.
+"""The starting policy: its samples, drawn once before the first update, and its log-probabilities for the KL afterwards.
 
-Knows: what is drawn (`drawing.py`), the run's own file of token ids. Must not know: phases, rewards, recipes.
-As the start does not change, neither do its samples: one drawing serves every update, every epoch, every process and every
-restart, and no second model is needed for them. The KL needs one (or the adapter switched off).
+Knows: `drawing.py`, the run's own file of token ids. Must not know: phases, rewards, recipes.
+The starting policy does not change, so its samples do not either: they are drawn once for all updates, epochs, processes and
+restarts, without a second model. The KL needs a second model, or an adapter that can be switched off.
 """
 
 from __future__ import annotations
@@ -33,58 +33,59 @@ def reference_warmups(
 ) -> list[list[Warmup]]:
     """A group of the starting model's samples for every prompt, from the file or drawn into it.
 
-    All processes call, and all get everything. A file of another drawing is replaced.
+    All processes have to call it, and all get all groups. A file with other settings or another model is replaced.
 
     Args:
         drawing: `model` in any mode, whole on every process; it is sampled in eval mode.
         prompts: token ids; prompts of similar length are drawn together.
-        resumed: the updates so far were made with the file's samples, so another drawing must not take their place.
+        resumed: earlier updates used the file's samples, so they must not be replaced.
 
     Returns:
         One list of `num_warmups` warmups per prompt, in the order of `prompts`.
 
     Raises:
-        ValueError: `resumed`, and the file is of another drawing.
+        ValueError: `resumed`, and the file has other settings or another model.
     """
     header = drawing.header(prompts)
     groups: Groups
-    # the main process looks for all, as it has cut what was torn and is the one that writes
-    groups, was_there = map_over_processes(lambda known: (_read(path, known), path.is_file()), [header])[0]
-    if resumed and was_there and not groups:
+    # only one process reads: it also repairs an incomplete file
+    groups, existed = map_over_processes(lambda known: (_read(path, known), path.is_file()), [header])[0]
+    if resumed and existed and not groups:
         raise ValueError(
             f"{path} holds samples of another starting model, seed, batch size or set of prompts than this run would draw, and "
-            f"the updates so far were made with them. Give the run the model and settings it was started with, or start anew in "
-            f"another output_dir."
+            f"earlier updates used them. Give the run the model and settings it was started with, or start anew in another "
+            f"output_dir."
         )
     if is_main() and not groups:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
     def keep(new: Groups) -> None:
-        # the log-probabilities were the start's, not the current policy's
+        # the sampler's log-probabilities are the starting policy's, not the current policy's
         groups.update({place: [warmup._replace(logprob=None) for warmup in group] for place, group in new.items()})
         if is_main():
-            append(path, [_line(place, groups[place]) for place in new])
+            append(path, [_record(place, groups[place]) for place in new])
 
     draw_missing(drawing, prompts, groups.keys(), keep, "Sampling the starting model" if show_progress else "")
     return [groups[place] for place in range(len(prompts))]
 
 
-def _line(place: int, group: list[Warmup]) -> str:
+def _record(place: int, group: list[Warmup]) -> str:
     cut = [i for i, warmup in enumerate(group) if warmup.finish == "length"]
     record = {"row": place, "ids": [warmup.ids for warmup in group], "cut": cut}
     return json.dumps(record, separators=(",", ":")) + "\n"
 
 
 def _read(path: Path, header: dict[str, Any]) -> Groups:
-    """The groups in a file of this very drawing, by place; nothing where it is another's."""
+    """The groups of a file with this header, by place; none if its header differs."""
     records = whole_records(path)
     if not records or records[0] != header:
         return {}
     groups = {}
     for record in records[1:]:
-        ends = ["length" if i in record["cut"] else "separator" for i in range(len(record["ids"]))]
-        groups[record["row"]] = [Warmup(ids, end) for ids, end in zip(record["ids"], ends, strict=True)]
+        groups[record["row"]] = [
+            Warmup(ids, "length" if i in record["cut"] else "separator") for i, ids in enumerate(record["ids"])
+        ]
     return groups
 
 
@@ -96,17 +97,17 @@ class StartingPolicy:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = None if _adds_nothing_yet(model) else copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = None if _has_new_adapter(model) else copy.deepcopy(model).eval().requires_grad_(False)
 
     def prepare(self, trainer: Any) -> None:
-        """Bring the copy under the engine that trains: sharded under ZeRO-3 and FSDP, whole on every process otherwise."""
+        """Shard the copy under ZeRO-3 and FSDP; otherwise move it to this process's device."""
         if self.model is None:
             return
         if trainer.is_deepspeed_enabled:
             self.model = compat.prepare_deepspeed(self.model, trainer.accelerator)
         elif trainer.is_fsdp_enabled:
             self.model = compat.prepare_fsdp(self.model, trainer.accelerator)
-        else:  # with bf16_full_eval Trainer moves its own model only when training begins
+        else:  # with bf16_full_eval Trainer moves its model only when training begins
             self.model.to(trainer.args.device)
 
     @torch.no_grad()
@@ -124,7 +125,7 @@ class StartingPolicy:
             while not hasattr(inside, "disable_adapter"):
                 inside = inside.module
             was_training = trained.training
-            trained.eval()  # or dropout, where it is left on, would make another start of every look
+            trained.eval()  # dropout would give a different starting policy at every call
             with inside.disable_adapter():
                 logps = score(trained, alone, constraints).token_logps
             trained.train(was_training)
@@ -132,8 +133,8 @@ class StartingPolicy:
 
 
 @torch.no_grad()
-def _adds_nothing_yet(model: Any) -> bool:
-    """Whether the model has an adapter without which it is the same: a new one is, one that was trained before is not."""
+def _has_new_adapter(model: Any) -> bool:
+    """Whether the model has an adapter that does not change its outputs yet."""
     if not hasattr(model, "disable_adapter"):
         return False
     ids = (
@@ -151,7 +152,7 @@ def _adds_nothing_yet(model: Any) -> bool:
 
 
 def warmups_alone(batch: WarmupBatch) -> WarmupBatch:
-    """The same rows without their targets; what the trained network made of the prompts is left behind."""
+    """The same rows without their targets and without the trained network's prefix cache."""
     ends = torch.tensor([len(warmup.ids) + 1 for warmup in batch.warmups], device=batch.seq_ids.device)
     width = int(ends.max())
     before = torch.arange(width, device=ends.device) < ends[:, None]

@@ -1,8 +1,8 @@
-"""From prompts to weighed warmups: which rows an update trains on, and how much each of them counts.
+"""From prompts to weighted warmups: which rows an update trains on, and with which weights.
 
-Knows: layouts, proposals, objectives. Must not know: how rewards are made, the optimizer, processes, files.
-One update's rollout happens before its micro-batches: `choose_rows` samples for all its prompts, `batch` lays a micro-batch
-out, and after the forward `weigh` turns log-probabilities into the constants a and b of every row.
+Knows: layouts, proposals, objectives. Must not know: how rewards are computed, the optimizer, processes, files.
+One update's rollout happens before its micro-batches: `choose_rows` samples for all its prompts, `batch` makes the tensors of
+a micro-batch, and after the forward `weigh` turns rewards into the weights a and b of every row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_warmup.batch import RowKind, RowWeights, Warmup, WarmupBatch
+from rl_warmup.batch import EMPTY_WARMUP, RowKind, RowWeights, Warmup, WarmupBatch
 from rl_warmup.engine import PrefixCache, cache_prompts, generate_targets, sample_warmups
 from rl_warmup.method.objectives import (
     ObjectiveSettings,
@@ -27,10 +27,10 @@ from rl_warmup.method.objectives import (
     resample,
 )
 from rl_warmup.method.proposals import (
-    ANOTHERS,
     COLUMNS,
     DRAFT,
     DRAWN,
+    OTHER_REFERENCE,
     REFERENCE,
     Proposal,
     ProposalContext,
@@ -41,17 +41,17 @@ from rl_warmup.method.proposals import (
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.inference_settings import LONGEST
 from rl_warmup.models.layouts import Layout
-from rl_warmup.models.layouts.splice import splice
+from rl_warmup.models.layouts.splice import batch_of_groups, empty_rows
 from rl_warmup.options import WarmupOptions
 
-EMPTY = Warmup([], "empty")
-HOLD = 0.1  # beta after reading: without it a run on sums of six to ten numbers lost everything (docs/log.md)
+# default beta after reading: without a KL a run on sums of six to ten numbers collapsed (docs/log.md)
+READING_BETA = 0.1
 PromptRows = list[tuple[RowKind, Warmup]]  # the rows of one prompt
 
 
 @dataclass
 class Rollout:
-    """The recipe's choices that shape a rollout; no state."""
+    """The settings of a rollout; no state."""
 
     layout: Layout
     constraints: SamplingConstraints
@@ -64,16 +64,16 @@ class Rollout:
     anchor_weight: float = 0.0
     settings: ObjectiveSettings = ObjectiveSettings()
     backward_samples: int | None = None
-    imitates_all: bool = False  # in the cold start the policy imitates the whole group, not its posterior
+    imitates_all: bool = False  # in the cold start the policy imitates all of a group equally, not by the posterior
     beta: float = 0.0  # weight of the KL to the starting policy while the policy writes
-    predictions: tuple[str, ...] = ()  # what rewards read besides: `predictions`, `sampled_predictions`
+    predictions: tuple[str, ...] = ()  # arguments of rewards to generate: `predictions`, `sampled_predictions`
 
     @cached_property
     def _rule(self) -> Rule:
         return load_objective(self.objective)
 
     @cached_property
-    def _makers(self) -> dict[str, Proposal]:
+    def _proposal_functions(self) -> dict[str, Proposal]:
         return {name: load_proposal(name) for name in self.proposals if name not in (DRAFT, *DRAWN)}
 
     @classmethod
@@ -81,10 +81,13 @@ class Rollout:
         cls, options: WarmupOptions, layout: Layout, constraints: SamplingConstraints, tokenizer: Any, rows: list[dict[str, Any]],
         count: Callable[[], Counter[Word]],
     ) -> Rollout:  # fmt: skip
-        """The rollout that options ask for; a proposal that cannot work on these training rows says so here.
+        """The rollout of these options. Each proposal is tried on the first training row.
 
         Args:
-            count: counts the words of the training targets, for a proposal that looks at them.
+            count: counts the words of the training targets, for proposals that need that.
+
+        Raises:
+            ValueError: a proposal fails.
         """
         context = ProposalContext(options.max_warmup_length, count=count, decode=tokenizer.decode)
         filler = tokenizer("...", add_special_tokens=False)["input_ids"]
@@ -93,15 +96,15 @@ class Rollout:
             propose(name, rows[0], context)
         settings = ObjectiveSettings(**{f.name: getattr(options, f.name) for f in fields(ObjectiveSettings)})
         reads = REFERENCE in options.proposals
-        beta = options.beta if options.beta is not None else HOLD if reads else 0.0
+        beta = options.beta if options.beta is not None else READING_BETA if reads else 0.0
         return cls(
             layout, constraints, options.objective, options.num_warmups, list(options.proposals), context,
             options.max_target_length or LONGEST, options.empty_share, options.anchor_weight, settings, options.backward_samples,
             reads and options.imitation == "all", beta,
         )  # fmt: skip
 
-    def read(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool) -> PrefixCache | None:
-        """One reading of the prompts, with gradient, to sample from and to train on; None where nothing is sampled."""
+    def cache_prompts(self, model: Any, prompts: list[dict[str, Any]], cold_start: bool) -> PrefixCache | None:
+        """Read the prompts once, with gradient, for sampling and for training; None if nothing is sampled."""
         if cold_start or self.objective == "sft":
             return None
         ids, targets = ([row[part] for row in prompts] for part in ("prompt_ids", "target_ids"))
@@ -114,63 +117,59 @@ class Rollout:
         cold_start: bool,
         prefix_cache: PrefixCache | None = None,
     ) -> list[PromptRows]:
-        """Choose the rows of every prompt of an update. Samples where the phase asks for it; `model` in eval mode.
+        """Choose the rows of every prompt of an update; samples if the policy writes. `model` is in eval mode.
 
         - `sft`: the empty warmup alone.
-        - cold start: the group is the proposals, of which `reference` and `stored` are `num_warmups` each.
-        - afterwards: the group is `num_warmups` samples of the policy; the proposals stay as anchors if they have weight.
-        A share of the prompts gets an empty warmup besides, which then takes the group's place in the target's loss.
+        - cold start: the group is the proposals; `reference` and `stored` give `num_warmups` each.
+        - afterwards: the group is `num_warmups` samples of the policy; proposals are anchors if `anchor_weight` is not 0.
+        A share of the prompts also gets an empty warmup, which then replaces the group in the target's loss.
         """
         if self.objective == "sft":
-            return [[(RowKind.EMPTY, EMPTY)] for _ in prompts]
+            return [[(RowKind.EMPTY, EMPTY_WARMUP)] for _ in prompts]
         if cold_start:
             groups = self._proposals(model, prompts)
         else:
-            targets = [p["target_ids"] for p in prompts] if self.draws_from(self.num_warmups) else None
+            targets = [p["target_ids"] for p in prompts] if self.draws_rows(self.num_warmups) else None
             ids = [p["prompt_ids"] for p in prompts]
             size = self.num_warmups
             sampled = sample_warmups(
                 model, self.layout, self.constraints, ids, size, targets=targets, prefix_cache=prefix_cache
             )
             groups = [sampled[i : i + size] for i in range(0, len(sampled), size)]
-        groups = self._followed(model, prompts, groups)
-        plans: list[PromptRows] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
-        for plan, is_empty in zip(plans, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):
+        groups = self._with_predictions(model, prompts, groups)
+        chosen: list[PromptRows] = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
+        for rows, is_empty in zip(chosen, (torch.rand(len(prompts)) < self.empty_share).tolist(), strict=True):
             if is_empty:
-                plan.append((RowKind.EMPTY, EMPTY))
+                rows.append((RowKind.EMPTY, EMPTY_WARMUP))
         if self.anchor_weight and not cold_start:
-            for plan, anchors in zip(plans, self._proposals(model, prompts), strict=True):
-                plan.extend((RowKind.ANCHOR, warmup) for warmup in anchors)
-        return plans
+            for rows, anchors in zip(chosen, self._proposals(model, prompts), strict=True):
+                rows.extend((RowKind.ANCHOR, warmup) for warmup in anchors)
+        return chosen
 
-    def batch(self, prompts: list[dict[str, Any]], plans: list[PromptRows]) -> WarmupBatch:
-        """Lay the planned rows of a micro-batch out: groups first, prompt by prompt, then the single rows."""
-        rows = [(i, kind, warmup) for i, plan in enumerate(plans) for kind, warmup in plan]
-        rows.sort(key=lambda row: row[1] != RowKind.GROUP)  # stable
-        groups = sum(kind == RowKind.GROUP for _, kind, _ in rows)
-        return splice(self.layout, prompts, rows, groups // len(prompts))
+    def batch(self, prompts: list[dict[str, Any]], chosen: list[PromptRows]) -> WarmupBatch:
+        """The chosen rows of a micro-batch: groups first, prompt by prompt, then the single rows."""
+        groups = [[warmup for kind, warmup in rows if kind == RowKind.GROUP] for rows in chosen]
+        single_rows = [(i, kind, w) for i, rows in enumerate(chosen) for kind, w in rows if kind != RowKind.GROUP]
+        return batch_of_groups(self.layout, prompts, groups, single_rows)
 
-    def against(self, prompts: list[dict[str, Any]], with_group: bool) -> WarmupBatch:
-        """These prompts with an empty warmup each; `with_group`: behind the starting model's warmups of another prompt."""
-        plans: list[PromptRows] = [
-            [*((RowKind.GROUP, warmup) for warmup in (row[ANOTHERS] if with_group else ())), (RowKind.EMPTY, EMPTY)]
-            for row in prompts
-        ]
-        return self.batch(prompts, plans)
+    def without_warmups(self, prompts: list[dict[str, Any]], other_groups: bool = False) -> WarmupBatch:
+        """An empty warmup for every prompt; before them, if `other_groups`, the starting model's warmups of another prompt."""
+        groups = [row[OTHER_REFERENCE] for row in prompts] if other_groups else []
+        return batch_of_groups(self.layout, prompts, groups, empty_rows(prompts))
 
     def weigh(
         self, batch: WarmupBatch, rewards: Tensor, warmup_logprobs: Tensor, tau: float, cold_start: bool
     ) -> RowWeights:
-        """The constants a and b of every row, without gradient.
+        """The weights a and b of every row, without gradient.
 
         Args:
-            rewards: (B*G,) the score R of every group row, in nats. Of a group of one nothing but the length is read.
-            warmup_logprobs: (N,) log P(c|x) of every row, in nats; the groups' alone where q(c|x,y) draws nothing.
+            rewards: (B*G,) the score R of every group row, in nats. In groups of one the values have no influence.
+            warmup_logprobs: (N,) log P(c|x) of every row, in nats; (B*G,) is enough.
             tau: temperature of the posterior weights.
-            cold_start: the group holds proposals. The generator learns from them by the posterior among them; the policy
-                imitates them by the posterior too, or, where they are samples of the starting model, all alike: that is
-                what the policy writes already, so it stays where it is while the generator learns to read. Both weights
-                sum to 1; no control variate, as they are no samples of the policy.
+            cold_start: the group holds proposals. The generator's weights are their posterior. The policy's weights are the
+                posterior too, or (`imitates_all`) 1/G: samples of the starting model are what the policy writes already, so
+                it does not change while the generator learns to read. Both sum to 1; there is no control variate, as
+                proposals are not samples of the policy.
         """
         size, groups = batch.group_size, batch.num_prompts * batch.group_size
         grouped = rewards.detach().view(batch.num_prompts, size)
@@ -193,49 +192,49 @@ class Rollout:
         b[:groups] = target.masked_fill(has_empty[:, None], 0.0).flatten()
         b[is_empty] = 1.0
         a[is_anchor] = b[is_anchor] = self.anchor_weight / max(1, int(is_anchor.sum()) // batch.num_prompts)
-        hold = torch.zeros_like(a)
+        kl = torch.zeros_like(a)
         if self.beta and not cold_start:
-            hold[:groups] = self.beta / max(1, size)
-        return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p), hold=hold)
+            kl[:groups] = self.beta / max(1, size)
+        return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p), kl=kl)
 
-    def draws_from(self, group_size: int) -> bool:
+    def draws_rows(self, group_size: int) -> bool:
         """Whether only some warmups of a group get a gradient."""
         return self.backward_samples is not None and self.backward_samples < group_size
 
-    def draw(self, batch: WarmupBatch, weights: RowWeights) -> tuple[WarmupBatch, RowWeights]:
+    def draw_rows(self, batch: WarmupBatch, weights: RowWeights) -> tuple[WarmupBatch, RowWeights]:
         """The rows that get a gradient, and their weights: `backward_samples` draws from every group, and all single rows.
 
-        On average over the draws the weighted sum over these rows is the one over all (`objectives.weights.resample`).
+        The expectation of their weighted sum is the weighted sum over all rows (`objectives.resample`).
         """
         size, prompts = batch.group_size, batch.num_prompts
         a, b = (values[: prompts * size].view(prompts, size) for values in (weights.policy, weights.target))
         uniforms = torch.rand(prompts, dtype=torch.float64).to(a.device)
         factor = torch.ones_like(weights.policy)
         assert self.backward_samples is not None
-        hold = weights.hold[: prompts * size].view(prompts, size)
-        factor[: prompts * size] = resample(a, b.abs() + hold, self.backward_samples, uniforms).flatten()
+        kl = weights.kl[: prompts * size].view(prompts, size)
+        factor[: prompts * size] = resample(a, b.abs() + kl, self.backward_samples, uniforms).flatten()
         rows = [row for row, times in enumerate(factor.tolist()) if times]
-        drawn = {name: (getattr(weights, name) * factor)[rows] for name in ("policy", "target", "hold")}
-        kept = replace(weights, **drawn)
-        return batch.select(rows), kept
+        drawn = {name: (getattr(weights, name) * factor)[rows] for name in ("policy", "target", "kl")}
+        return batch.select(rows), replace(weights, **drawn)
 
-    def _followed(self, model: Any, prompts: list[dict[str, Any]], groups: list[list[Warmup]]) -> list[list[Warmup]]:
+    def _with_predictions(
+        self, model: Any, prompts: list[dict[str, Any]], groups: list[list[Warmup]]
+    ) -> list[list[Warmup]]:
         """The same warmups with the predictions that rewards ask for."""
         flat = [warmup for group in groups for warmup in group]
         ids = [row["prompt_ids"] for row, group in zip(prompts, groups, strict=True) for _ in group]
         limit = prediction_limit(prompts, self.max_target_length)
-        followed = follow(model, self.layout, self.constraints, ids, flat, limit, self.predictions)
-        left = iter(followed)
-        return [[next(left) for _ in group] for group in groups]
+        rest = iter(add_predictions(model, self.layout, self.constraints, ids, flat, limit, self.predictions))
+        return [[next(rest) for _ in group] for group in groups]
 
     def _proposals(self, model: Any, prompts: list[dict[str, Any]]) -> list[list[Warmup]]:
-        """B groups of warmups: made from the targets, or at hand with the rows."""
+        """B groups of proposals: made from the targets, or stored in the rows."""
         drafts: list[Warmup] = []
         if DRAFT in self.proposals:
             ids = [p["prompt_ids"] for p in prompts]
-            nothing: list[list[int]] = [[] for _ in prompts]
+            empty: list[list[int]] = [[] for _ in prompts]
             written = generate_targets(
-                model, self.layout, self.constraints, ids, self.max_target_length, nothing, sample_target=True
+                model, self.layout, self.constraints, ids, self.max_target_length, empty, sample_target=True
             )
             drafts = [Warmup(w.target, "proposal") for w in written]
         groups: list[list[Warmup]] = []
@@ -247,37 +246,37 @@ class Rollout:
                 elif name == DRAFT:
                     groups[-1].append(self._allowed(drafts[i]))
                 else:
-                    groups[-1].append(self._allowed(propose(self._makers[name], row, self.context)))
+                    groups[-1].append(self._allowed(propose(self._proposal_functions[name], row, self.context)))
         return groups
 
     def _allowed(self, proposal: Warmup) -> Warmup:
-        """A proposal without tokens that a warmup may not hold (an unknown word, a special token of a draft)."""
-        banned = self.constraints.banned[proposal.ids].tolist()
-        ids = [i for i, no in zip(proposal.ids, banned, strict=True) if not no and i != self.constraints.separator_id]
+        """The proposal without banned tokens (an unknown word, a special token of a draft), cut at the limit."""
+        banned, separator = self.constraints.banned, self.constraints.separator_id
+        ids = [i for i in proposal.ids if not banned[i] and i != separator]
         return Warmup(ids[: self.constraints.max_length], "proposal")
 
 
 def prediction_limit(rows: list[dict[str, Any]], max_target_length: int) -> int:
-    """Tokens of a prediction: twice the longest target of these rows. A network that has not learned to end goes on to the
-    limit every time, and would make each update as long as the longest answer that is allowed."""
+    """Tokens of a prediction: twice the longest target of these rows, as a network that has not learned to end always
+    writes up to the limit, which would make every update slow."""
     return min(max_target_length, 2 * max(len(row["target_ids"]) for row in rows))
 
 
-def follow(
+def add_predictions(
     model: Any, layout: Layout, constraints: SamplingConstraints, prompts: list[list[int]], warmups: list[Warmup],
     max_target_length: int, wanted: tuple[str, ...],
 ) -> list[Warmup]:  # fmt: skip
-    """Warmups, each with the targets that the model writes after it: the likeliest, or one that is drawn.
+    """The warmups, each with targets that the model writes after it.
 
     Args:
         prompts: ids, one per warmup.
-        wanted: names of `rewards.arguments.PREDICTIONS`; the names of what is written.
+        wanted: names among `rewards.arguments.PREDICTIONS`: `predictions` is greedy, `sampled_predictions` sampled.
     """
     written: list[dict[str, list[int]]] = [{} for _ in warmups]
     for name in wanted:
         forced = [warmup.ids for warmup in warmups]
-        drawn = name == "sampled_predictions"
-        both = generate_targets(model, layout, constraints, prompts, max_target_length, forced, sample_target=drawn)
-        for kept, (_, target) in zip(written, both, strict=True):
-            kept[name] = target
-    return [w._replace(predictions=kept) for w, kept in zip(warmups, written, strict=True)] if wanted else warmups
+        sampled = name == "sampled_predictions"
+        both = generate_targets(model, layout, constraints, prompts, max_target_length, forced, sample_target=sampled)
+        for predictions, (_, target) in zip(written, both, strict=True):
+            predictions[name] = target
+    return [w._replace(predictions=p) for w, p in zip(warmups, written, strict=True)] if wanted else warmups

@@ -1,8 +1,8 @@
-"""What changes during training and must survive a restart: who writes the warmups, and τ.
+"""Decides when the policy writes the warmups, and steers τ. Both change during training and must survive a restart.
 
-Knows: a few numbers per update (how well the policy writes proposals, how well the generator tells warmups apart, the effective
-sample size). Must not know: how they were measured. Its state travels in the checkpoint's trainer_state.json, written last,
-so that it cannot be torn.
+Knows: a few numbers per update (how likely the policy writes the proposals, how much warmups help the generator, the effective
+sample size). Must not know: how they were measured. Its state is saved in the checkpoint's trainer_state.json, which is written
+last, so it is never incomplete.
 """
 
 from __future__ import annotations
@@ -16,86 +16,90 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 SMOOTHING = 0.9
-MEASURED_EVERY = 4  # updates between two looks at what warmups are worth, as a look costs a forward
-WINDOW = 12  # looks that are averaged
-STILL_LEARNING = 0.1  # share of the target's surprise that goes away within a window without any reading
-FADING = 0.9  # `read` of a window over that of the window before, below which what is read is being forgotten
-TRIAL = 200  # updates that the policy has after the switch to become worth it, or longer while its warmups help more and more
+MEASURED_EVERY = 4  # updates between two measurements of reading, as each costs a forward
+WINDOW = 12  # measurements that are averaged
+# share of the target's surprise that disappears within a window without any reading: wait above this
+STILL_LEARNING = 0.1
+FADING = 0.9  # `read` of a window divided by that of the window before: wait below this, as reading is being forgotten
+TRIAL = 200  # updates after the switch until warmups have to help; more as long as they help more than a window ago
 TAU_RATE = 0.1
 TAU_RANGE = (1e-2, 1e4)
-KEPT = ("tau", "proposal_logp", "looks", "switched_at", "gave_up_at", "decided")
+SAVED = {  # attribute -> its name in a checkpoint
+    "tau": "tau", "proposal_logp": "proposal_logp", "measurements": "looks", "switched_at": "switched_at",
+    "gave_up_at": "gave_up_at", "decided": "decided",
+}  # fmt: skip
 
-HELPS = 0.1  # of the target's surprise: what warmups have to take away by the end of the search, or it was in vain
+HELPS = 0.1  # share of the target's surprise that warmups have to take away in the end; otherwise the run gives up
 NOTHING_HELPS = (
     "nothing that the starting model writes helps this target: after {updates} updates warmups take away {helped:.1%} of the "
-    "target's surprise beyond another prompt's or none, and less than {least:.0%} does not pay"
+    "target's surprise, compared with another prompt's warmups or none; below {least:.0%} warmups do not pay"
 )
-SWITCH = "Update {step}: the samples are read ({read:.1%} of the target's surprise); from here on the policy writes the warmups."
+SWITCH = "Update {step}: the generator reads the samples ({read:.1%} of the target's surprise); now the policy writes warmups."
 PLAIN = "From here on the run is plain fine-tuning without warmups"
 CHANGE = "start from a model that has a useful habit, give `stored_warmups`, or raise max_reading_updates where the habit is rare"
 
 
-class Worth(NamedTuple):
-    """log P(y|x) of some prompts in nats, summed: what their warmups are worth while the generator learns to read them."""
+class ReadingMeasurement(NamedTuple):
+    """Log-probabilities of the targets of some prompts in nats, summed: how much the generator reads the warmups."""
 
-    bound: float = 0.0  # over the group of each prompt
-    mean: float = 0.0  # of log P(y|x,c), over the same group
+    bound: float = 0.0  # log mean_i P(y|x,c_i) over the group of each prompt
+    mean: float = 0.0  # mean of log P(y|x,c) over the same group
     other: float = 0.0  # the bound over the group of another prompt
-    none: float = 0.0  # without a warmup
+    none: float = 0.0  # log P(y|x) without a warmup
 
     @property
     def unread(self) -> float:
-        """What the target costs a reader who reads nothing."""
+        """Log-probability without the content of warmups: after another prompt's warmups or none, whichever is higher."""
         return max(self.other, self.none)
 
     @property
     def read(self) -> float:
         """The share of the target's surprise (minus its log-probability) that the content of a group takes away.
 
-        That is beyond its own average member, another prompt's group, and no warmup. Each of these stands for one way to be
-        fooled. Early on warmups differ in length and kind, which makes targets more or less likely whatever the prompt (`other`);
-        a reader may lean on copies of the prompt, which help nobody (`mean`, as copies are all alike); and a reader that
-        is misled by a wrong warmup need not be helped by a right one (`none`).
+        The group is compared with its own mean, another prompt's group, and no warmup, as each excludes an error. Early in
+        training the length and kind of warmups make targets more or less likely whatever the prompt (`other`). A generator
+        may rely on copies of the prompt, which help nothing (`mean`, as all copies are alike). A generator that wrong
+        warmups mislead may still gain nothing from right ones (`none`).
         """
-        return _taken(self.bound, max(self.mean, self.unread))
+        return _relative_drop(self.bound, max(self.mean, self.unread))
 
     @property
     def helped(self) -> float:
-        """The same share beyond another prompt's group and no warmup; also where all warmups of a group are as good."""
-        return _taken(self.bound, self.unread)
+        """The same share, but not compared with the group's own mean: above 0 even if all warmups of a group are equally good."""
+        return _relative_drop(self.bound, self.unread)
 
     @classmethod
-    def over(cls, looks: Sequence[Sequence[float]]) -> Worth:
-        """The sums over several looks."""
-        return cls(*map(sum, zip(*looks, strict=True)))
+    def sum_of(cls, measurements: Sequence[Sequence[float]]) -> ReadingMeasurement:
+        """The sums of several measurements."""
+        return cls(*map(sum, zip(*measurements, strict=True)))
 
 
 class Schedule(TrainerCallback, ExportableState):
     """Decides when the policy's own warmups take over, and steers τ towards a target effective sample size.
 
-    Three phases. *Cold start*: the group is given, by proposals or by samples of the starting model. *Own*: the policy writes.
-    *Plain*: nothing worth reading was found, so the rest of the run is SFT.
+    Three phases. *Cold start*: the group holds proposals, made from the target or sampled from the starting model. *Own
+    warmups*: the policy writes. *Plain*: warmups did not help, so the rest of the run is SFT.
 
-    With given proposals the switch waits until the policy can write them: log P(c|x) per token, smoothed over updates, has to
-    reach `readiness`. With samples of the starting model (`reading`) the policy can write them from the beginning; there the
-    switch waits, at least for the first bound in updates, until the generator begins to read them (`read` over a window reaches
-    `threshold` and does not fall) and what can be learned without reading has been learned: before that, the target's term
-    moves the policy more than a KL can hold. At the second bound it is enough that warmups help at all, as a habit that nearly
-    all samples show does not stand out. If they do not help then, or do not help some updates after the switch and do not improve
-    either, the run becomes plain fine-tuning.
+    With proposals made from the target, the switch comes when the policy can write them: when log P(c|x) per token, smoothed
+    over updates, reaches `readiness`. Samples of the starting model (`reading`) the policy can write from the beginning. There
+    the switch comes, after `updates[0]` at the earliest, when the generator reads them (`read` over a window reaches
+    `threshold` and does not fall) and has learned what it can learn without reading: before that, the gradient of the targets
+    moves the policy more than the KL can prevent. At `updates[1]` it is enough that warmups help at all (`helped`), as a habit
+    of nearly all samples does not make any of them better than the group's mean. If they do not help then, or `TRIAL` updates
+    after the switch, and do not improve either, the run becomes plain fine-tuning.
 
     Args:
         has_proposals: False starts in the main phase.
         readiness: nats per token (negative).
         proposal_only: never switch.
         reading: the group holds samples of the starting model.
-        threshold: of `read`, between 0 and 1; 0 neither waits nor gives up.
+        threshold: of `read`, between 0 and 1; with 0 the schedule neither waits for reading nor gives up.
         updates: the switch may come after the first, and comes after the second or never.
-        tau: the starting τ; it stays there when `target_ess` is None.
+        tau: the starting τ; it is constant if `target_ess` is None.
         target_ess: between 1 and the group size.
         reduce: sums a list of floats over all processes.
-        gave_up: called when the search has failed, also on the way back to a checkpoint behind that.
-        warn: called once then with {step, rule, sees, means, change, done}.
+        gave_up: called when the run gives up on warmups, and when it resumes from a checkpoint after that.
+        warn: called when the run gives up, with {step, rule, sees, means, change, done}.
     """
 
     def __init__(
@@ -118,11 +122,11 @@ class Schedule(TrainerCallback, ExportableState):
         self.target_ess, self.reduce = target_ess, reduce
         self.tau = tau
         self.proposal_logp: float | None = None  # smoothed log P(c|x) per token of the proposals
-        self.looks: list[Any] = []  # what warmups were worth, over the last two windows
+        self.measurements: list[Any] = []  # of the last two windows
         self.switched_at: int | None = None
         self.gave_up_at: int | None = None
         self.decided = False
-        self.unused = {name: getattr(self, name) for name in KEPT}
+        self.initial = {saved_name: getattr(self, name) for name, saved_name in SAVED.items()}
         self.reset_sums()
 
     @property
@@ -132,32 +136,33 @@ class Schedule(TrainerCallback, ExportableState):
         return self.has_proposals and (self.proposal_only or not ended)
 
     @property
-    def searches(self) -> bool:
-        """Whether it is still open if warmups help."""
+    def is_undecided(self) -> bool:
+        """Whether it is still unknown if warmups help."""
         return self.reading and not self.decided and not self.proposal_only
 
     @property
-    def worth(self) -> Worth | None:
-        """What warmups were worth over the last window."""
-        return Worth.over(self.looks[-WINDOW:]) if self.looks else None
+    def measurement(self) -> ReadingMeasurement | None:
+        """Sums over the last window."""
+        return ReadingMeasurement.sum_of(self.measurements[-WINDOW:]) if self.measurements else None
 
     @property
     def unsettled(self) -> bool:
-        """Whether the switch can wait for what happened since the window before: targets became much likelier without being read,
-        or what was read is being forgotten (early on a reader leans on how long or of what kind a warmup is)."""
-        if len(self.looks) < 2 * WINDOW:
+        """Whether the switch should wait: since the window before, targets became much likelier without reading, or `read` fell
+        (early in training the generator relies on the length or kind of a warmup)."""
+        if len(self.measurements) < 2 * WINDOW:
             return True
-        before, now = Worth.over(self.looks[:WINDOW]), Worth.over(self.looks[WINDOW:])
-        return _taken(now.unread, before.unread) > STILL_LEARNING or now.read < FADING * before.read
+        before, now = map(ReadingMeasurement.sum_of, (self.measurements[:WINDOW], self.measurements[WINDOW:]))
+        return _relative_drop(now.unread, before.unread) > STILL_LEARNING or now.read < FADING * before.read
 
     @property
     def improves(self) -> bool:
         """Whether warmups help more than in the window before."""
-        return Worth.over(self.looks[-WINDOW:]).helped > Worth.over(self.looks[:-WINDOW]).helped
+        before, now = map(ReadingMeasurement.sum_of, (self.measurements[:-WINDOW], self.measurements[-WINDOW:]))
+        return now.helped > before.helped
 
     @property
     def phase(self) -> str:
-        """What the log calls it."""
+        """The phase's name in the log."""
         if self.gave_up_at is not None:
             return "plain"
         if not self.in_cold_start:
@@ -165,36 +170,36 @@ class Schedule(TrainerCallback, ExportableState):
         return "reading" if self.reading else "cold start"
 
     def reset_sums(self) -> None:
-        """Forget what the current update has reported so far."""
+        """Discard the sums of the current update."""
         self.logprob = self.tokens = self.ess = self.groups = 0.0
-        self.seen = Worth()
+        self.measured = ReadingMeasurement()
 
     def observe_proposals(self, logprob: float, tokens: float) -> None:
-        """Report Σ log P(c|x) and the number of actions of a micro-batch's proposals."""
+        """Add Σ log P(c|x) and the number of actions of a micro-batch's proposals."""
         self.logprob += logprob
         self.tokens += tokens
 
     def measures_reading(self, step: int) -> bool:
-        """Whether `observe_reading` is wanted in the update after `step`."""
-        return self.searches and step % MEASURED_EVERY == 0
+        """Whether the update after `step` has to call `observe_reading`."""
+        return self.is_undecided and step % MEASURED_EVERY == 0
 
-    def observe_reading(self, reading: Worth) -> None:
-        """Report a micro-batch's."""
-        self.seen = Worth(*(a + b for a, b in zip(self.seen, reading, strict=True)))
+    def observe_reading(self, measurement: ReadingMeasurement) -> None:
+        """Add the measurement of a micro-batch."""
+        self.measured = ReadingMeasurement.sum_of([self.measured, measurement])
 
     def observe_ess(self, ess: float, groups: float) -> None:
-        """Report the summed effective sample size of a micro-batch's groups."""
+        """Add the summed effective sample size of a micro-batch's groups."""
         self.ess += ess
         self.groups += groups
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        logprob, tokens, ess, groups, *seen = self.reduce(
-            [self.logprob, self.tokens, self.ess, self.groups, *self.seen]
+        logprob, tokens, ess, groups, *measured = self.reduce(
+            [self.logprob, self.tokens, self.ess, self.groups, *self.measured]
         )
         self.reset_sums()
-        if self.searches:
-            if seen[0]:
-                self.looks = [*self.looks, seen][-2 * WINDOW :]
+        if self.is_undecided:
+            if measured[0]:
+                self.measurements = [*self.measurements, measured][-2 * WINDOW :]
             self._decide(args, state, control)
         elif self.in_cold_start and tokens:
             self.proposal_logp = _smoothed(self.proposal_logp, logprob / tokens)
@@ -205,56 +210,57 @@ class Schedule(TrainerCallback, ExportableState):
             self.tau = min(max(self.tau, TAU_RANGE[0]), TAU_RANGE[1])
 
     def _decide(self, args: Any, state: Any, control: Any) -> None:
-        """Switch, or give up, where the bounds allow it; either way the model is evaluated as it is then."""
-        worth, step = self.worth, state.global_step
-        if worth is None or step < self.updates[0]:
+        """Switch or give up if it is time for that; either way the model is evaluated at this update."""
+        now, step = self.measurement, state.global_step
+        if now is None or step < self.updates[0]:
             return
         before = self.phase
         if self.switched_at is None:
-            waits = bool(self.threshold) and (worth.read < self.threshold or self.unsettled)
-            if not waits or (step >= self.updates[1] and worth.helped >= HELPS):
+            waits = bool(self.threshold) and (now.read < self.threshold or self.unsettled)
+            if not waits or (step >= self.updates[1] and now.helped >= HELPS):
                 self.switched_at = step
                 if state.is_world_process_zero and not args.disable_tqdm:
-                    tqdm.write(SWITCH.format(step=step, read=worth.read))
+                    tqdm.write(SWITCH.format(step=step, read=now.read))
             elif step >= self.updates[1]:
-                self._give_up(state, worth)
+                self._give_up(state, now)
         elif not self.threshold:
             self.decided = True
         elif step >= self.switched_at + TRIAL:
-            self.decided = worth.helped >= HELPS
+            self.decided = now.helped >= HELPS
             if not self.decided and not self.improves:
-                self._give_up(state, worth)
+                self._give_up(state, now)
         control.should_evaluate |= self.phase != before and args.eval_strategy != "no"
 
-    def _give_up(self, state: Any, worth: Worth) -> None:
+    def _give_up(self, state: Any, now: ReadingMeasurement) -> None:
         self.gave_up_at, self.decided = state.global_step, True
         self.gave_up()
-        sees = NOTHING_HELPS.format(updates=state.global_step, helped=worth.helped, least=HELPS)
+        sees = NOTHING_HELPS.format(updates=state.global_step, helped=now.helped, least=HELPS)
         if state.is_world_process_zero:
             tqdm.write(f"Warning at update {state.global_step}: {sees}. {PLAIN}. To change it: {CHANGE}.")
         means = "warmups cannot pay from this start"
-        told = {"step": state.global_step, "rule": "nothing_to_read", "sees": sees, "means": means, "change": CHANGE}
-        self.warn({**told, "done": PLAIN})
+        warning = {"step": state.global_step, "rule": "nothing_to_read", "sees": sees, "means": means, "change": CHANGE}
+        self.warn({**warning, "done": PLAIN})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = (state.stateful_callbacks or {}).get("Schedule") if state.global_step else None
-        if saved or not state.global_step:  # a second training of one trainer begins anew
-            for name, value in (saved["attributes"] if saved else self.unused).items():
-                setattr(self, name, value)
+        if saved or not state.global_step:  # a second training with one trainer starts anew
+            values = saved["attributes"] if saved else self.initial
+            for name, saved_name in SAVED.items():
+                setattr(self, name, values[saved_name])
             self.reset_sums()
         if self.gave_up_at is not None:
             self.gave_up()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {name: getattr(self, name) for name in KEPT}}
+        """What a checkpoint saves."""
+        return {"args": {}, "attributes": {saved_name: getattr(self, name) for name, saved_name in SAVED.items()}}
 
 
-def _taken(now: float, before: float) -> float:
-    """The share of a surprise (minus log-probabilities, nats) that has gone; of none at all, a target known by heart, nothing."""
+def _relative_drop(now: float, before: float) -> float:
+    """By which share a surprise (minus log-probabilities, nats) is lower now; 0 if there was none before."""
     return 1 - now / before if before else 0.0
 
 
 def _smoothed(before: float | None, now: float) -> float:
-    """The exponential mean, begun at its first value."""
+    """Exponential mean, starting at the first value."""
     return now if before is None else SMOOTHING * before + (1 - SMOOTHING) * now

@@ -1,4 +1,4 @@
-"""The rows of a run, encoded: all of them before the first update, or a stream's as they are needed.
+"""Encodes the rows of a run: all of them before the first update, or those of a stream when they are needed.
 
 Knows: a row encoder, what Trainer and accelerate do with a torch `IterableDataset`. Must not know: files, tasks, networks.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
-from rl_warmup.method.proposals import ANOTHERS, COLUMNS, DRAFT, REFERENCE, Word, count_words, target_words
+from rl_warmup.method.proposals import COLUMNS, DRAFT, OTHER_REFERENCE, REFERENCE, Word, count_words, target_words
 from rl_warmup.method.warmup_files import StoredWarmups
 from rl_warmup.models.encoding import UNSPACED, RowEncoder
 from rl_warmup.models.positions import Positions
@@ -25,13 +25,13 @@ from rl_warmup.runtime import compat
 from rl_warmup.runtime.checkpoints import plain
 
 BLOCKS = 100
-UNCUT = 4  # letters without spaces from which on they should be more than one word
-LOOKED_AT = 1_000  # rows, spread over all, that tell how the tokenizer cuts
-COUNTED = 10_000  # rows of a stream that stand for all of it where words are counted
+LONG_WORD = 4  # so many letters of a script without spaces should be more than one word
+CHECKED = 1_000  # rows, spread over all, in which the tokenizer's words are checked
+COUNTED = 10_000  # first rows of a stream in which words are counted, instead of all
 
 
 def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArguments) -> list[dict[str, Any]]:
-    """All rows of a data set at once; says what the token limits did."""
+    """Encode all rows of a data set; prints how many the token limits changed."""
     encoded = encoder.encode_all(rows, name, show_progress=not args.disable_tqdm)
     if encoder.counts:
         print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
@@ -43,10 +43,10 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
 
 
 def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArguments) -> Any:
-    """Rows to be scored: one set, or a dict of sets (a `DatasetDict`); None stays None, and encoded rows stay as they are.
+    """Encode rows for scoring: one set, or a dict of sets (a `DatasetDict`). None and encoded rows are returned unchanged.
 
     Raises:
-        ValueError: for what is no set of rows, an empty set, or a faulty row.
+        ValueError: not a set of rows, an empty set, or a faulty row.
     """
     if rows is None:
         return None
@@ -67,7 +67,7 @@ def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
 
 
 def check_written(encoder: RowEncoder, rows: list[dict[str, Any]], positions: Positions | None) -> None:
-    """Where training lets the model write targets: room for the longest in every training row, those to come included.
+    """If training lets the model write targets, check that the longest fits after every training row, also in a stream later.
 
     Raises:
         ValueError: naming the row.
@@ -80,10 +80,10 @@ def check_written(encoder: RowEncoder, rows: list[dict[str, Any]], positions: Po
 
 
 def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, stored: StoredWarmups | None = None) -> Any:
-    """What Trainer trains on: a list of encoded rows, or an `EncodedStream` where the data set has no length.
+    """Training rows for Trainer: a list of encoded rows, or an `EncodedStream` if the data set has no length.
 
     Args:
-        stored: a file's warmups, to lie beside every row.
+        stored: a file's warmups, to be added to every row.
 
     Raises:
         ValueError: a faulty row of a list; settings under which a stream cannot be read exactly; a file of warmups that does
@@ -99,10 +99,10 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
         if streamed:
             _check_order(rows, stored.path)
         elif isinstance(rows, Iterator):
-            rows = list(rows)  # they are gone through twice
-        encoder.beside = stored.columns(rows, complete=streamed)
-        if (said := stored.said()) and not args.process_index:
-            print(said)
+            rows = list(rows)  # they are read twice
+        encoder.extra_columns = stored.columns(rows, complete=streamed)
+        if (losses := stored.losses()) and not args.process_index:
+            print(losses)
     if rows is None:
         return None
     if streamed:
@@ -118,16 +118,16 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
 
 
 def first_rows(rows: Any) -> list[dict[str, Any]]:
-    """The encoded training rows. Of a stream the first one, or as many as tell whether its proposals can work."""
+    """The encoded training rows; of a stream its first row, or enough rows to check its proposals."""
     if not isinstance(rows, EncodedStream):
         return rows or []
-    first = rows.first(LOOKED_AT if rows.proposals else 1)
+    first = rows.first(CHECKED if rows.proposals else 1)
     _refuse_words(first, rows.proposals, rows.encoder.tokenizer)
     return first
 
 
 def count_targets(rows: Any, args: TrainingArguments) -> Counter[Word]:
-    """In how many training targets each word occurs; of a stream, in how many of its `COUNTED` first rows, which is said."""
+    """In how many training targets each word occurs; for a stream, in how many of its `COUNTED` first rows (prints that)."""
     if not isinstance(rows, EncodedStream):
         return count_words(rows or [])
     first = rows.first(COUNTED)
@@ -137,14 +137,14 @@ def count_targets(rows: Any, args: TrainingArguments) -> Counter[Word]:
 
 
 def rows_digest(rows: Any) -> dict[str, Any]:
-    """What tells training rows from others: `count`, and `blocks`, a hash each of up to 100 pieces of equal length.
+    """Identifies the training rows: their `count`, and `blocks`, the hashes of up to 100 blocks of equal length.
 
-    Of a stream, `first` says that these are its first rows alone. All columns count, but not what is made of them here.
+    For a stream, `first` instead of `count`: only its first rows are hashed. Columns that encoding adds are ignored.
     """
     streamed = isinstance(rows, EncodedStream)
     known = [dict(row) for row in itertools.islice(rows.raw(0), BLOCKS)] if streamed else rows or []
     size = max(1, math.ceil(len(known) / BLOCKS))
-    made = {"prompt_ids", "target_ids", "word_lengths", COLUMNS[REFERENCE], ANOTHERS}
+    made = {"prompt_ids", "target_ids", "word_lengths", COLUMNS[REFERENCE], OTHER_REFERENCE}
     lines = (
         json.dumps({k: v for k, v in row.items() if k not in made}, default=plain, sort_keys=True) for row in known
     )
@@ -155,51 +155,53 @@ def rows_digest(rows: Any) -> dict[str, Any]:
 
 
 class EncodedStream(IterableDataset):
-    """Encoded rows for `max_steps` updates, pass after pass over a source, of which little more than a batch is held.
+    """Encoded rows for `max_steps` updates, from as many epochs of a source as needed; little more than a batch is in memory.
 
-    Passes follow each other without a gap, so no batch is ragged and no process ends before another. Every process reads and
-    encodes all rows, and accelerate deals whole batches out to them in turn: what an update trains on depends on its size
-    alone, and a faulty row stops all processes with the same words.
+    An epoch may end within a batch, so all batches are full and all processes end together. Every process reads and encodes
+    all rows, and accelerate gives whole batches to the processes in turn: the rows of an update depend on its size alone, and
+    a faulty row stops all processes with the same error.
 
     Args:
-        source: gives the rows of one pass each time it is gone through, the same ones on every process. If it has
-            `set_epoch`, the pass is announced by it, so that it may shuffle.
+        source: an iterable that gives the rows of one epoch, the same ones on every process. If it has `set_epoch`, that is
+            called before every epoch, so that it can shuffle.
     """
 
     def __init__(self, encoder: RowEncoder, source: Any, args: TrainingArguments) -> None:
-        _check(source, args)
-        args.accelerator_config.dispatch_batches = False  # the main process would send tensors alone
+        _check_stream(source, args)
+        args.accelerator_config.dispatch_batches = False  # the main process could send tensors only
         self.encoder, self.source, self.proposals = encoder, source, args.proposals
         self.rows_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.length = args.max_steps * self.rows_per_update
-        self.reference: list[tuple[Any, Any]] = []  # of the first rows: the starting model's warmups, and another row's
-        self.thrown_away = 0  # rows at the beginning that a resumed run has trained on and only counts
+        self.reference: list[
+            tuple[Any, Any]
+        ] = []  # for the first rows: the starting model's warmups, and those of another row
+        self.rows_to_skip = 0  # first rows, on which a resumed run has trained already
 
     def __len__(self) -> int:
-        """Rows of the whole run. With it Trainer knows a finished run from one that has to go on."""
+        """Rows of the whole run. From it Trainer knows whether a run is finished."""
         return self.length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for place, row in enumerate(itertools.islice(self._passes(), self.length)):
+        for place, row in enumerate(itertools.islice(self._epochs(), self.length)):
             if place < len(self.reference):
-                group, another = self.reference[place]
-                row = {**row, COLUMNS[REFERENCE]: group, ANOTHERS: another}
+                group, other = self.reference[place]
+                row = {**row, COLUMNS[REFERENCE]: group, OTHER_REFERENCE: other}
             yield row
 
     def first(self, count: int) -> list[dict[str, Any]]:
-        """The first rows of the first pass, encoded, their truncations not counted."""
+        """The first rows of the first epoch, encoded; `encoder.counts` does not change."""
         encoder = replace(self.encoder, counts=Counter())
         return list(itertools.islice(encoder.encode_each(self.raw(0), "train"), count))
 
     def raw(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """The rows of one pass as the source gives them."""
+        """The rows of one epoch as the source gives them."""
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
         return iter(self.source)
 
-    def _passes(self) -> Iterator[dict[str, Any]]:
+    def _epochs(self) -> Iterator[dict[str, Any]]:
         drops = "drop" in (self.encoder.prompt_truncation, self.encoder.target_truncation)
-        unread = 0 if drops else self.thrown_away  # nobody can tell without encoding which rows a policy drops
+        unread = 0 if drops else self.rows_to_skip  # rows that truncation drops are known only after encoding
         for epoch in itertools.count():
             rows, number, used = self.raw(epoch), 0, 0
             for row in itertools.islice(rows, unread):
@@ -216,48 +218,49 @@ class EncodedStream(IterableDataset):
 
 
 def _refuse_words(rows: list[dict[str, Any]], proposals: list[Any], tokenizer: Any) -> None:
-    """Proposals move words; where the tokenizer makes one token of a clause without spaces, they keep too much of the target.
+    """Proposals move words. If the tokenizer makes one token of a clause without spaces, they copy too much of the target.
 
     Raises:
-        ValueError: for such rows, if they are most.
+        ValueError: most rows are like that.
     """
     moving = [name for name in proposals if name not in (REFERENCE, "stored", DRAFT, "filler")]
-    looked_at = rows[:: max(1, len(rows) // LOOKED_AT)] if moving else []
-    whole = [row for row in looked_at if _in_lumps(row, tokenizer)]
-    if len(whole) > len(looked_at) / 2:
+    checked = rows[:: max(1, len(rows) // CHECKED)] if moving else []
+    whole = [row for row in checked if _has_long_words(row, tokenizer)]
+    if len(whole) > len(checked) / 2:
         raise ValueError(
             f"proposals: {moving[0]} moves the target's words, but the tokenizer makes single tokens of whole clauses without "
-            f"spaces in {len(whole)} of {len(looked_at)} training rows (id {whole[0]['id']}, {whole[0]['target'][:40]!r}), so a "
+            f"spaces in {len(whole)} of {len(checked)} training rows (id {whole[0]['id']}, {whole[0]['target'][:40]!r}), so a "
             f"proposal would be most of the target itself. Use a tokenizer of pieces (scratch: {{tokenizer: subwords}}), or "
             f"other proposals."
         )
 
 
-def _in_lumps(row: dict[str, Any], tokenizer: Any) -> bool:
-    """Whether half of the target's letters without spaces stand in lumps: words of `UNCUT` of them, a quarter of all, or more."""
+def _has_long_words(row: dict[str, Any], tokenizer: Any) -> bool:
+    """Whether half of the target's letters of scripts without spaces are in long words: `LONG_WORD` letters, a quarter of all
+    such letters, or more."""
     total = len(UNSPACED.findall(row["target"]))
-    if total < UNCUT:
+    if total < LONG_WORD:
         return False
     letters = [len(UNSPACED.findall(tokenizer.decode(list(word)))) for word in target_words(row)]
-    return 2 * sum(count for count in letters if count >= max(UNCUT, total / 4)) >= total
+    return 2 * sum(count for count in letters if count >= max(LONG_WORD, total / 4)) >= total
 
 
 def callbacks_for(rows: Any) -> list[TrainerCallback]:
-    """What has to watch the trainer for the sake of its rows."""
-    return [_Resume(rows)] if isinstance(rows, EncodedStream) else []
+    """Callbacks that these training rows need."""
+    return [_SkipUsedRows(rows)] if isinstance(rows, EncodedStream) else []
 
 
-class _Resume(TrainerCallback):
-    """Tells a stream how many of its rows Trainer will pass over, so that they need not be encoded."""
+class _SkipUsedRows(TrainerCallback):
+    """Tells a stream how many rows Trainer will skip after a restart, so that they are not encoded."""
 
     def __init__(self, stream: EncodedStream) -> None:
         self.stream = stream
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.stream.thrown_away = 0 if args.ignore_data_skip else state.global_step * self.stream.rows_per_update
+        self.stream.rows_to_skip = 0 if args.ignore_data_skip else state.global_step * self.stream.rows_per_update
 
 
-def _check(source: Any, args: TrainingArguments) -> None:
+def _check_stream(source: Any, args: TrainingArguments) -> None:
     if args.max_steps <= 0:
         raise ValueError(
             "max_steps: a stream has no length, so it cannot be trained on for a number of epochs. Give the number of updates."
@@ -269,15 +272,15 @@ def _check(source: Any, args: TrainingArguments) -> None:
         )
     if compat.is_split_over_processes(source):
         raise ValueError(
-            "train_dataset: this stream was split over processes (split_dataset_by_node), and is dealt out once more here, so "
-            "that most rows would never be used. Give every process the whole stream."
+            "train_dataset: this stream was split over processes (split_dataset_by_node) and would be split again here, so most "
+            "rows would never be used. Give every process the whole stream."
         )
 
 
 def _check_order(source: Any, path: Any) -> None:
-    """A stream's rows have no numbers once it has shuffled them, and nobody can tell whether a foreign one does."""
+    """Refuse a stream that may shuffle, as its rows then have no fixed numbers. Of other libraries' streams this is unknown."""
     if getattr(source, "shuffle_buffer", None) != 1:
         raise ValueError(
-            f"stored_warmups: {path} names training rows by their place, but these are a stream whose rows may come in another "
+            f"stored_warmups: {path} names training rows by their number, but this stream may give its rows in another "
             f"order. Give the stream shuffle_buffer 1 (in task_kwargs), which keeps their order, or train on rows in a list."
         )

@@ -14,11 +14,11 @@ from rl_warmup.batch import RowWeights, Scores, WarmupBatch
 
 @dataclass
 class Update:
-    """One update, from its rows to what the log shows of it."""
+    """One update, from its rows to its part of the log."""
 
     parts: list[list[dict[str, Any]]]  # the rows of every micro-batch
-    batches: deque[WarmupBatch] | None = None  # rolled out, not trained on yet; None until the first one is asked for
-    shown: tuple[WarmupBatch, Scores, RowWeights] | None = None  # the last micro-batch, without any graph
+    batches: deque[WarmupBatch] | None = None  # not trained on yet; None before the rollout
+    shown: tuple[WarmupBatch, Scores, RowWeights] | None = None  # the last micro-batch, without gradient
     flops: float = 0.0  # of the last micro-batch
 
     @property

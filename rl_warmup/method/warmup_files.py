@@ -1,8 +1,8 @@
 """Files of warmups as text: `proposals: [stored]` reads them, `rl-warmup sample` and anything else writes them.
 
-Knows: the format (docs/stored-warmups.md), how a line finds its row, a tokenizer. Must not know: networks, phases, processes.
-A warmup is text here because whoever wrote it may have another tokenizer, or none. Rows are numbered as the data set gives
-them, before token limits drop any.
+Knows: the format (docs/stored-warmups.md), which line belongs to which row, a tokenizer. Must not know: networks, phases,
+processes. A warmup is text here because its author may use another tokenizer, or none. Rows are numbered as the data set
+gives them, before token limits drop any.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from rl_warmup.batch import Warmup
 from rl_warmup.method.proposals import COLUMNS, STORED
 from rl_warmup.runtime.documents import records
 
-KEYS = ("row", "id", "prompt")  # what a line may be matched by; the first it has counts
+KEYS = ("row", "id", "prompt")  # name the row of a line; the first key that the line has counts
 ONE_A_LINE = (
     "Write one object a line, with `row` and `warmups`; a file that `rl-warmup sample` left unfinished is finished by the same "
     "command."
 )
-TOGETHER = 256  # lines whose texts go to the tokenizer in one call
-Columns = Callable[[int, str], dict[str, Any]]  # (number of a row, how an error calls it) -> columns to add to it
+LINES_PER_CALL = 256  # of the tokenizer
+Columns = Callable[[int, str], dict[str, Any]]  # (number of a row, its label in errors) -> columns to add
 
 
 class Line(NamedTuple):
-    """One line of a file: the row it names, and its warmups as (text, whether a model drew it)."""
+    """One line of a file: the row it names, and its warmups as (text, whether a model sampled it)."""
 
     number: int
     kind: str
@@ -37,26 +37,26 @@ class Line(NamedTuple):
     prompt: Any
     warmups: list[tuple[str, bool]]
 
-    def of(self, path: Path) -> str:
-        """How an error calls it."""
+    def at(self, path: Path) -> str:
+        """Its place in the file, for error messages."""
         return f"{path}, line {self.number}"
 
 
 def record(number: int, row: dict[str, Any], warmups: Sequence[tuple[str, Warmup]]) -> str:
-    """The line that `rl-warmup sample` writes for a row: its texts, and the warmups (`text`, drawn) with how they ended."""
-    drawn = [
+    """The line that `rl-warmup sample` writes for a row, with warmups given as (text, sampled warmup)."""
+    sampled = [
         {"warmup": text, "finish": w.finish, "logprob": None if w.logprob is None else round(w.logprob, 4)}
         for text, w in warmups
     ]
-    known = {"row": number, **{key: row[key] for key in ("id", "prompt", "target")}, "warmups": drawn}
+    known = {"row": number, **{key: row[key] for key in ("id", "prompt", "target")}, "warmups": sampled}
     return json.dumps(known, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a file, each checked by itself.
+    """The lines of a file, each checked.
 
     Raises:
-        ValueError: there is no such file or nothing in it, or a line is not of the format; names the line.
+        ValueError: the file is missing or empty, or a line has another format; names the line.
     """
     if not path.is_file():
         raise ValueError(
@@ -86,7 +86,7 @@ def _line(number: int, found: dict[str, Any], where: str) -> Line:
 
 
 def _texts(found: dict[str, Any], where: str) -> list[tuple[str, bool]]:
-    """The warmups of a line; an empty one is a mistake, unless a model drew it."""
+    """The warmups of a line. Only a model's samples may be empty."""
     given = [key for key in ("warmups", "warmup") if key in found]
     if len(given) != 1:
         what = "both `warmups` and `warmup`" if given else "neither `warmups` nor `warmup`"
@@ -109,19 +109,19 @@ def _texts(found: dict[str, Any], where: str) -> list[tuple[str, bool]]:
 
 
 def _label(value: Any) -> str:
-    """An id or a prompt as a text that can be compared; a prompt may be a list of messages."""
+    """An id or a prompt as text, to compare; a prompt may be a list of messages."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
 @dataclass
 class StoredWarmups:
-    """The warmups of a file as the group of every row: `num_warmups` of them, as ids.
+    """The warmups of a file as ids: a group of `num_warmups` for every row.
 
-    A row with more gives its first ones, a row with fewer gives them again in turn. Ids that a warmup may not hold (unknown
-    words, special tokens) are left out and the rest is cut at the limit, as of any proposal.
+    If a row has more, the first ones count; if it has fewer, they repeat. Ids that a warmup may not hold (unknown words, special
+    tokens) are removed and the rest is cut at the limit, as in every proposal.
 
     Args:
-        forbidden: ids that no warmup may hold, the separator among them.
+        forbidden: ids that no warmup may hold, including the separator.
         max_length: tokens of a warmup.
     """
 
@@ -130,11 +130,11 @@ class StoredWarmups:
     forbidden: set[int]
     num_warmups: int
     max_length: int
-    counts: Counter[str] = field(default_factory=Counter)  # tokens and warmups, for `said`
+    counts: Counter[str] = field(default_factory=Counter)  # of tokens and warmups, for `losses`
 
     @classmethod
     def of(cls, args: Any, tokenizer: Any, tokens: Any) -> StoredWarmups | None:
-        """The file that a run with these `WarmupOptions` and `LayoutTokens` trains on, if it does."""
+        """The file for a run with these `WarmupOptions` and `LayoutTokens`; None if it does not train on one."""
         if STORED not in args.proposals or args.objective == "sft":
             return None
         forbidden = {*tokens.banned.nonzero()[:, 0].tolist(), tokens.separator_id}
@@ -142,15 +142,15 @@ class StoredWarmups:
         return cls(path, tokenizer, forbidden, args.num_warmups, args.max_warmup_length)
 
     def columns(self, rows: Iterable[Any], complete: bool = False) -> Columns:
-        """What gives a row, by its number, its group under `COLUMNS[STORED]`.
+        """A function that gives a row, by its number, its group as column `COLUMNS[STORED]`.
 
         Args:
-            rows: the training rows as the data set gives them, gone through once; nothing but the file is held.
-            complete: a row without a line is a mistake now, rather than when its group is asked for.
+            rows: the training rows as the data set gives them; read once and not kept.
+            complete: refuse a row without a line now, not only when its group is needed.
 
         Raises:
-            ValueError: the file cannot be read, or does not fit these rows; names line or row, and what to do. So does the
-                function that is returned, for a row without a line.
+            ValueError: the file cannot be read, or does not fit these rows; names the line or row, and what to do. The
+                returned function raises it for a row without a line.
         """
         lines = read_lines(self.path)
         places, total = self._match(lines, rows, complete)
@@ -165,33 +165,33 @@ class StoredWarmups:
 
         return of
 
-    def said(self) -> str:
-        """What became of the texts, as a sentence; empty where nothing was lost."""
+    def losses(self) -> str:
+        """A sentence about removed tokens and cut or ignored warmups; empty if there are none."""
         lost = [
             f"{self.counts[name]} of {self.counts[total]} {words}"
             for name, total, words in (
-                ("left out", "tokens", "tokens left out, as a warmup may not hold them"),
+                ("left out", "tokens", "tokens removed, as a warmup may not hold them"),
                 ("cut", "warmups", "warmups cut at max_warmup_length"),
-                ("empty", "warmups", "warmups passed over, as the model that drew them wrote nothing"),
+                ("empty", "warmups", "warmups ignored, as the model wrote nothing"),
             )
             if self.counts[name]
         ]
         return f"{self.path}: {'; '.join(lost)}." if lost else ""
 
-    # ------------------------------------------------------------------ which line is whose
+    # ------------------------------------------------------------------ rows of the lines
 
     def _match(self, lines: list[Line], rows: Iterable[Any], complete: bool) -> tuple[dict[int, int], int]:
-        """Number of a row -> place of its line; and how many rows there are."""
+        """Number of a row -> index of its line; and the number of rows."""
         by: dict[str, dict[Any, int]] = {key: {} for key in KEYS}
         for place, line in enumerate(lines):
             first = by[line.kind].setdefault(line.value, place)
             if first != place:
                 raise ValueError(
-                    f"{line.of(self.path)}: {line.kind} {line.value!r:.60} already has line {lines[first].number}. Put all "
+                    f"{line.at(self.path)}: {line.kind} {line.value!r:.60} already has line {lines[first].number}. Put all "
                     f"warmups of a row into one list."
                 )
         places: dict[int, int] = {}
-        row_of: dict[int, int] = {}  # place of a line -> the first row it was for
+        row_of: dict[int, int] = {}  # index of a line -> its first row
         total = 0
         for number, row in enumerate(rows):
             total += 1
@@ -207,18 +207,18 @@ class StoredWarmups:
         if foreign:
             line, many = foreign[0], f"; so are {len(foreign)} of {len(lines)} lines" if len(foreign) > 1 else ""
             raise ValueError(
-                f"{line.of(self.path)}: {line.kind} {line.value!r:.60} is none of the {total} training rows{many}. Give the file "
+                f"{line.at(self.path)}: {line.kind} {line.value!r:.60} is none of the {total} training rows{many}. Give the file "
                 f"of this task and split, with the same sizes and seed, or remove such lines."
             )
         return places, total
 
     def _check(self, number: int, row: Any, found: list[Line], earlier: int | None) -> None:
-        """That this row has one line, its own."""
+        """Raise unless the row has exactly one line, which is not another row's."""
         line = found[0]
-        where = line.of(self.path)
+        where = line.at(self.path)
         if len(found) > 1:
             raise ValueError(
-                f"{found[1].of(self.path)}: {found[1].kind} {found[1].value!r:.60} is row {number}, which already has line "
+                f"{found[1].at(self.path)}: {found[1].kind} {found[1].value!r:.60} is row {number}, which already has line "
                 f"{line.number}. Put all warmups of a row into one list."
             )
         if line.kind == "id" and earlier is not None:
@@ -236,7 +236,7 @@ class StoredWarmups:
     def _groups(self, lines: list[Line]) -> list[list[Warmup]]:
         """The group of every line."""
         groups, rest = [], iter(lines)
-        while together := list(islice(rest, TOGETHER)):
+        while together := list(islice(rest, LINES_PER_CALL)):
             texts = [text for line in together for text, _ in line.warmups]
             ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
             groups += [self._group(line, [next(ids) for _ in line.warmups]) for line in together]
@@ -248,7 +248,7 @@ class StoredWarmups:
             allowed = [i for i in ids if i not in self.forbidden]
             if not allowed and not drawn:
                 raise ValueError(
-                    f"{line.of(self.path)}: {text!r:.60} has no token that a warmup may hold: to this tokenizer it is unknown or "
+                    f"{line.at(self.path)}: {text!r:.60} has no token that a warmup may hold: to this tokenizer it is unknown or "
                     f"special. Write it in words of the tokenizer, or remove it."
                 )
             self.counts["tokens"] += len(ids)
@@ -259,7 +259,7 @@ class StoredWarmups:
             kept += [Warmup(allowed[: self.max_length], "proposal")] if allowed else []
         if not kept:
             raise ValueError(
-                f"{line.of(self.path)}: all {len(written)} warmups are empty. Draw them with a min_warmup_length of 1 at least, "
+                f"{line.at(self.path)}: all {len(written)} warmups are empty. Draw them with a min_warmup_length of 1 at least, "
                 f"or write one."
             )
         return [kept[i % len(kept)] for i in range(self.num_warmups)]

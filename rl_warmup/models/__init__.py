@@ -1,1 +1,1 @@
-"""Models, tokenizers and how prompt, warmup and target are laid into them."""
+"""Models, tokenizers and how prompt, warmup and target become their input."""

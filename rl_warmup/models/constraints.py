@@ -1,8 +1,8 @@
-"""The law under which a warmup is drawn - and, exactly the same, scored.
+"""The sampling constraints: the same when a warmup is sampled and when it is scored.
 
 Knows: logits of one step, the index of that step, which tokens a warmup may hold. Must not know: models or prompts.
-If sampling and scoring disagree, every negative weight pushes mass onto tokens that are never drawn: banning the end
-token only while sampling once drove log P(c|x) to -48 within a prototype's first hundred updates.
+If sampling and scoring differ, every negative weight moves probability to tokens that are never sampled: in a prototype that
+banned the end token only while sampling, log P(c|x) fell to -48 within a hundred updates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SamplingConstraints:
-    """Temperature, nucleus, lengths and bans of the policy P(c|x)."""
+    """Temperature, nucleus, lengths and banned tokens of the policy P(c|x)."""
 
     separator_id: int
     banned: Tensor  # (V,) bool: pad, end, other special tokens, rows of the embedding without a token
@@ -27,16 +27,16 @@ class SamplingConstraints:
 
     @cached_property
     def banned_ids(self) -> Tensor:
-        """The banned tokens one by one: a few columns are filled faster than a whole row is masked."""
+        """Ids of the banned tokens: filling a few columns is faster than masking whole rows."""
         return self.banned.nonzero()[:, 0]
 
     def restrict(self, logits: Tensor, steps: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """Logits of the policy: tempered, with every impossible token at -inf.
+        """Logits of the policy: divided by the temperature, with every impossible token at -inf.
 
         Args:
-            logits: (M, V) of the network; V may exceed `banned` by nothing.
-            steps: (M,) how many warmup tokens were written before.
-            chosen: (M,) tokens that were drawn. They are never masked, so that rounding at the edge of the nucleus, or a
+            logits: (M, V) of the network; V = len(banned).
+            steps: (M,) number of warmup tokens before.
+            chosen: (M,) tokens of the warmup. They are never masked, so that rounding at the edge of the nucleus, or a
                 proposal shorter than the minimum, cannot make log P(c|x) infinite.
 
         Returns:
@@ -46,7 +46,7 @@ class SamplingConstraints:
 
     @torch.no_grad()
     def restrict_(self, logits: Tensor, steps: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """`restrict` in place, for float32 logits that nobody else needs. Returns them."""
+        """`restrict` in place, for float32 logits. Returns them."""
         if self.temperature != 1:
             logits /= self.temperature
         kept = None if chosen is None else logits.gather(1, chosen[:, None])
@@ -59,8 +59,8 @@ class SamplingConstraints:
 
 
 def _outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """(M, V) bool: outside the smallest set of likeliest tokens whose probability reaches `top_p`."""
+    """(M, V) bool: tokens outside the smallest set of likeliest tokens whose probability reaches `top_p`."""
     ordered, index = logits.sort(1, descending=True)
     probs = ordered.softmax(1)
-    outside = probs.cumsum(1) - probs >= top_p  # mass of strictly likelier tokens; the first is always kept
+    outside = probs.cumsum(1) - probs >= top_p  # probability of likelier tokens; the first is always kept
     return outside.scatter(1, index, outside)

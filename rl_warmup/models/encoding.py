@@ -1,6 +1,6 @@
 """Text -> token ids, once, before training: limits, truncation and their counts.
 
-Knows: a tokenizer and the limits. Must not know: networks, warmups. Every fault is found before the first update.
+Knows: a tokenizer and the limits. Must not know: networks, warmups. All errors are found before the first update.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from rl_warmup.models.positions import Positions
 
-# What encoding and training add to a row of data, beside its own columns.
+# Columns that encoding and training add to a row of data.
 ADDED = (
     "prompt_ids", "target_ids", "word_lengths", "reference warmups", "reference warmups of another prompt", "stored warmups",
 )  # fmt: skip
@@ -28,20 +28,20 @@ UNSPACED = re.compile(
     "\uff01-\uff0f\uff1a-\uff1f\uff5f-\uff9f\U00020000-\U0003ffff]"
 )
 HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its other half
-TOGETHER = 64  # rows whose texts go to the tokenizer in one call: a call for each text takes more than twice as long
+ROWS_PER_CALL = 64  # of the tokenizer: a call for each text takes more than twice as long
 
 
 @dataclass
 class Writable:
-    """How many targets of a data set come back from their token ids as they were, whitespace aside."""
+    """How many targets of a data set change when they are encoded and decoded, except for whitespace."""
 
     rows: int = 0
     changed: int = 0
-    unknown: int = 0  # all of the target, or of the prompt, is unknown to the tokenizer
+    unknown: int = 0  # rows whose whole target or prompt is unknown to the tokenizer
     example: str = ""
 
     def say(self, name: str) -> str | None:
-        """What a perfect model could not write, in a sentence; None where that is nothing."""
+        """A sentence about targets that no model can write; None if there are none."""
         if not self.changed:
             return None
         return (
@@ -54,11 +54,11 @@ class Writable:
 class RowEncoder:
     """Turns rows with `prompt` and `target` (or TRL's `completion`) into rows that also hold ids.
 
-    Added columns: `id` (the row's number in its data set) where a row has none, `prompt_ids`, `target_ids` (ends with the end
-    token) and `word_lengths` (tokens of each target word, so that proposals can move words, not pieces of them; where a script
-    has no spaces, a token is a word). `counts` tells what was truncated or dropped, `writable` what of the last data set the
-    tokenizer cannot write. `beside` gives further columns of a row by its number in the data set, dropped rows counted, and by
-    how an error calls it.
+    Added columns: `id` (the row's number in its data set) if a row has none, `prompt_ids`, `target_ids` (ends with the end
+    token) and `word_lengths` (tokens of each target word, so that proposals move whole words; in scripts without spaces a token
+    is a word). `counts` counts truncated and dropped rows, `writable` the targets of the last data set that the tokenizer
+    cannot write. `extra_columns` returns more columns for a row, from its number in the data set (dropped rows count) and its
+    label in errors.
     """
 
     tokenizer: Any
@@ -71,16 +71,18 @@ class RowEncoder:
     positions: Positions | None = None
     counts: Counter = field(default_factory=Counter)
     writable: Writable = field(default_factory=Writable, init=False)
-    beside: Callable[[int, str], dict[str, Any]] | None = None
-    _ahead: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False)  # (part, text) -> tokens
+    extra_columns: Callable[[int, str], dict[str, Any]] | None = None
+    _tokenized: dict[tuple[str, str], Any] = field(
+        default_factory=dict, init=False, repr=False
+    )  # (part, text) -> tokens
 
     def encode_all(
         self, rows: Iterable[dict[str, Any]], name: str, show_progress: bool = False
     ) -> list[dict[str, Any]]:
-        """All rows of a data set, those dropped by a truncation policy left out.
+        """All rows of a data set without those that a truncation policy drops.
 
         Raises:
-            ValueError: naming the first faulty row, what was found, and what to do.
+            ValueError: names the first faulty row, its fault, and what to do.
         """
         shown = tqdm(rows, desc=f"Tokenizing {name}", disable=not show_progress, leave=False)
         self.writable = Writable()
@@ -94,26 +96,26 @@ class RowEncoder:
         return encoded
 
     def encode_each(self, rows: Iterable[dict[str, Any]], name: str, first: int = 0) -> Iterator[dict[str, Any]]:
-        """The rows as they come, `TOGETHER` of them read ahead; the first is row number `first`. Raises as `encode_all`."""
+        """The rows one by one, tokenized `ROWS_PER_CALL` at a time; the first is row number `first`. Raises as `encode_all`."""
         source, index = iter(rows), first
-        while together := [dict(row) for row in islice(source, TOGETHER)]:
+        while together := [dict(row) for row in islice(source, ROWS_PER_CALL)]:
             _refuse_halves(together, name, index)
             ahead = self._read_ahead(together)
             for row in together:
-                self._ahead = ahead
+                self._tokenized = ahead
                 where = f"{name} row {index} (id {row.get('id', index)})"
                 ids = self.encode(row, where)
                 if ids is not None:
-                    self._look_back(ids, where, refuse=name == "train")
+                    self._check_tokens(ids, where, refuse=name == "train")
                     if ids.get("id") is None:
                         ids["id"] = str(index)
-                self._ahead = {}  # the next row may be taken much later, and others be encoded meanwhile
+                self._tokenized = {}  # the next row may be requested much later, after others were encoded
                 index += 1
                 if ids is not None:
-                    yield ids if self.beside is None else {**ids, **self.beside(index - 1, where)}
+                    yield ids if self.extra_columns is None else {**ids, **self.extra_columns(index - 1, where)}
 
     def encode(self, row: dict[str, Any], where: str) -> dict[str, Any] | None:
-        """One row with its ids, or None where a policy drops it."""
+        """One row with its ids, or None if a policy drops it."""
         target_column = "target" if "target" in row else "completion"
         for column in ("prompt", target_column):
             if column not in row:
@@ -145,8 +147,8 @@ class RowEncoder:
         words = _cut(word_lengths, len(limited) - 1)
         return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
 
-    def _look_back(self, row: dict[str, Any], where: str, refuse: bool) -> None:
-        """See what the tokenizer makes of a row's ids: whether it knows any of the text, and writes the target again."""
+    def _check_tokens(self, row: dict[str, Any], where: str, refuse: bool) -> None:
+        """Count whether the tokenizer knows the texts of a row and can write its target."""
         tally, target = self.writable, row["target"]
         tally.rows += 1
         unknown = next((part for part in ("prompt", "target") if self._is_unknown(row[f"{part}_ids"])), None)
@@ -175,7 +177,7 @@ class RowEncoder:
 
     @cached_property
     def _end(self) -> int:
-        return self.tokenizer.eos_token_id  # asked of every row, and slow to answer
+        return self.tokenizer.eos_token_id  # cached, as the tokenizer is slow here
 
     @cached_property
     def _begin(self) -> int | None:
@@ -183,7 +185,7 @@ class RowEncoder:
 
     @cached_property
     def _reserved(self) -> set[int]:
-        """What the layout needs for itself."""
+        """Tokens of the layout, which a target may not hold."""
         return {self.separator_id, self._end, self.tokenizer.pad_token_id}
 
     def encode_prompts(self, prompts: list[str]) -> list[dict[str, Any]]:
@@ -202,7 +204,7 @@ class RowEncoder:
         return rows
 
     def _read_ahead(self, rows: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
-        """The tokens of these rows' plain texts, for `encode` to find; it judges every row by itself."""
+        """Tokenize the texts of these rows in two calls, for `encode`."""
         ahead: dict[tuple[str, str], Any] = {}
         if not self.tokenizer.is_fast:
             return ahead
@@ -222,8 +224,8 @@ class RowEncoder:
             ids = self.tokenizer.apply_chat_template(
                 prompt, add_generation_prompt=True, tokenize=True, return_dict=False
             )
-        elif isinstance(prompt, str) and ("prompt", prompt) in self._ahead:
-            ids = self._ahead["prompt", prompt]
+        elif isinstance(prompt, str) and ("prompt", prompt) in self._tokenized:
+            ids = self._tokenized["prompt", prompt]
         else:
             ids = self.tokenizer(prompt)["input_ids"]
         begin = self._begin
@@ -241,8 +243,8 @@ class RowEncoder:
         if not self.tokenizer.is_fast:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             return ids, [1] * len(ids)
-        if ("target", text) in self._ahead:
-            ids, offsets = self._ahead["target", text]
+        if ("target", text) in self._tokenized:
+            ids, offsets = self._tokenized["target", text]
         else:
             read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             ids, offsets = read["input_ids"], read["offset_mapping"]
@@ -262,7 +264,7 @@ class RowEncoder:
         return list(ids), lengths
 
     def _limit(self, ids: list[int], part: str, where: str) -> list[int] | None:
-        """The ids within their limit; the last token (end of sequence) survives a cut on the right."""
+        """The ids cut to their limit, or None to drop the row; a cut on the right keeps the end token."""
         limit = getattr(self, f"max_{part}_length")
         policy = getattr(self, f"{part}_truncation")
         if limit is None or len(ids) <= limit:
@@ -283,7 +285,7 @@ class RowEncoder:
 
 
 def _refuse_halves(rows: list[dict[str, Any]], name: str, first: int) -> None:
-    """Raises ValueError for a text with half a character, which no tokenizer takes, naming its row."""
+    """Raises ValueError for a text with half a character (a lone surrogate), which no tokenizer accepts; names its row."""
     for number, row in enumerate(rows, first):
         for column in ("prompt", "target", "completion"):
             value = row.get(column)
@@ -297,7 +299,7 @@ def _refuse_halves(rows: list[dict[str, Any]], name: str, first: int) -> None:
 
 
 def _between_unspaced(text: str, place: int) -> bool:
-    """Whether a word may begin at this place because the script of a neighbour has no spaces."""
+    """Whether a word may begin here because this or the previous character is of a script without spaces."""
     if unicodedata.category(text[place : place + 1] or " ").startswith("M"):
         return False  # a mark belongs to the letter before it
     return any(UNSPACED.match(text, i) for i in (place, place - 1) if 0 <= i < len(text))

@@ -1,7 +1,7 @@
-"""What a trained model is fed and what it may write: one record, saved beside the weights and read by whoever loads them.
+"""The input and output settings of a trained model: one record, saved beside the weights and used whenever they are loaded.
 
-Knows: the law, limits, the encoder of rows. Must not know: training, tasks, flags. Nothing else may decide any of it: a limit
-that a later `evaluate` or `generate` does not know changes its numbers without a word.
+Knows: the sampling constraints, limits, the encoder of rows. Must not know: training, tasks, flags. These settings belong here
+alone: a limit that a later `evaluate` or `generate` does not know would change its numbers silently.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ LATER: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Inference:
-    """Everything that decides what a trained model is fed and may write.
+    """The settings that decide what a trained model reads and may write.
 
     Args:
-        law: under which warmups are drawn, scored, and taken greedily.
+        constraints: for sampled, greedy and scored warmups. The file calls them `law`.
         separator: the token that ends a warmup, as the vocabulary spells it.
         mode: `policy` writes a warmup first, `empty` answers at once (a model trained without warmups).
         max_prompt_length: tokens; None is no limit.
-        prompt_truncation: what happens to a longer prompt: `error`, or the side on which it is cut.
+        prompt_truncation: for longer prompts: `error`, or the side on which they are cut.
         max_target_length: tokens that may be written as a target, its end token included.
-        prompt_template: how training made prompts of texts, {text} standing for the text; None where it took several columns.
-        chat: training prompts were conversations, so that a text is laid into the chat template.
+        prompt_template: how training made a prompt from a text, written {text}; None if it used several columns.
+        chat: training prompts were conversations, so a text becomes a user message.
     """
 
     constraints: SamplingConstraints
@@ -58,7 +58,7 @@ class Inference:
 
     @classmethod
     def of(cls, options: Any, tokens: LayoutTokens, device: Any = None) -> Inference:
-        """As training with these options (`options.WarmupOptions`) has it. Predicted rows are cut where training drops them."""
+        """The settings of training with these options (`options.WarmupOptions`), except that rows are cut, never dropped."""
         constraints = SamplingConstraints(
             tokens.separator_id, tokens.banned.to(device), options.temperature, options.top_p,
             options.min_warmup_length, options.max_warmup_length,
@@ -70,10 +70,10 @@ class Inference:
 
     @classmethod
     def read(cls, folder: str | Path, tokens: LayoutTokens) -> Inference:
-        """What a folder declares. `tokens` are those of its model, with the separator that `read_layout` gives.
+        """The settings of a folder. `tokens` are those of its model, with the separator from `read_layout`.
 
         Raises:
-            ValueError: as `read_layout`; or the tokenizer has another id for the separator.
+            ValueError: as `read_layout`; or the tokenizer's id of the separator is another one.
         """
         found = read_layout(folder)
         if found["separator_id"] != tokens.separator_id:
@@ -102,10 +102,10 @@ class Inference:
         Path(folder, LAYOUT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
     def encoder(self, model: Any, tokenizer: Any, writes_targets: bool = True) -> RowEncoder:
-        """Encodes rows and prompts for this model. Targets stay whole, as they are only scored.
+        """An encoder of rows and prompts for this model. Targets are not cut, as they are only scored.
 
         Args:
-            writes_targets: whether positions must suffice for the longest target that may be written, too.
+            writes_targets: whether the longest target that the model may write must fit as well.
         """
         longest = self.max_target_length if writes_targets else 0
         positions = Positions.of(model, self.constraints.max_length, self.mode == "policy", longest)
@@ -115,22 +115,22 @@ class Inference:
         )  # fmt: skip
 
     def prompt(self, text: Any) -> Any:
-        """The prompt that training would have made of a text. A text that fills the template already is taken as it is, and so
-        is a conversation (a list of messages)."""
+        """The prompt that training would have made from a text. Texts that match the template already and conversations (lists
+        of messages) are returned unchanged."""
         if not isinstance(text, str):
             return text
         before, field, after = (self.prompt_template or "").partition("{text}")
         before, after = (part.replace("{{", "{").replace("}}", "}") for part in (before, after))
         filled = text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after)
-        laid = f"{before}{text}{after}" if field and not filled else text
-        return [{"role": "user", "content": laid}] if self.chat else laid
+        prompt = f"{before}{text}{after}" if field and not filled else text
+        return [{"role": "user", "content": prompt}] if self.chat else prompt
 
 
 def read_layout(folder: str | Path) -> dict[str, Any]:
-    """What a folder declares, checked; an empty dict where it declares nothing.
+    """The checked contents of a folder's `warmup_layout.json`; an empty dict if there is no such file.
 
     Raises:
-        ValueError: naming the file and the key that is missing or holds something else.
+        ValueError: names the file and the key that is missing or has a wrong value.
     """
     path = Path(folder, LAYOUT_FILE)
     if not path.is_file():
@@ -145,7 +145,7 @@ def read_layout(folder: str | Path) -> dict[str, Any]:
 
 
 def _fault(found: dict[str, Any], name: str) -> str | None:
-    """What is wrong with a key of the file."""
+    """What is wrong with a key of the file, or None."""
     if name not in found:
         return f"{name!r} is missing" if name in NEEDED else None
     value: Any = found[name]
@@ -154,7 +154,7 @@ def _fault(found: dict[str, Any], name: str) -> str | None:
         return f"{name!r} is {value!r}, not {' or '.join('null' if kind is type(None) else kind.__name__ for kind in kinds)}"
     if name == "law":
         numbers = [value.get(key) for key in CONSTRAINTS]
-        if all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers) and _possible(*numbers):
+        if all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers) and _are_valid(*numbers):
             return None
         return f"'law' is {value!r}; it holds {', '.join(CONSTRAINTS)}, numbers under which a warmup can be drawn"
     allowed: tuple[str, ...] | None = {"inference": MODES, "prompt_truncation": CUTS}.get(name)
@@ -165,7 +165,7 @@ def _fault(found: dict[str, Any], name: str) -> str | None:
     return None
 
 
-def _possible(temperature: float, top_p: float, min_length: int, max_length: int) -> bool:
+def _are_valid(temperature: float, top_p: float, min_length: int, max_length: int) -> bool:
     whole = isinstance(min_length, int) and isinstance(max_length, int)
     return (
         0 < temperature < float("inf") and 0 < top_p <= 1 and whole and 0 <= min_length <= max_length and max_length > 0

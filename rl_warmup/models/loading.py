@@ -40,11 +40,11 @@ def load_model(
     Args:
         name: a folder, a hub name, `scratch-t5` / `scratch-llama` for random weights, or `start:<name>` for a small
             pretrained model of this package.
-        texts: gives the training text from which the tokenizer of a scratch model is made.
+        texts: returns the training texts from which the tokenizer of a scratch model is made.
         scratch: sizes of a scratch model (`layouts.tiny.TinySize`).
         seed: of the random weights.
-        kwargs: passed to `from_pretrained` (dtype, revision, attn_implementation). Without a dtype the weights are float32
-            whatever the checkpoint stores, as small steps of Adam are lost in bfloat16; "auto" takes what it stores.
+        kwargs: passed to `from_pretrained` (dtype, revision, attn_implementation). The default dtype is float32, as bfloat16
+            loses small steps of Adam; "auto" keeps the dtype of the checkpoint.
 
     Raises:
         ValueError: the model cannot be found, is of another kind, lacks tensors or its tokenizer, the sizes make no sense, or
@@ -54,7 +54,7 @@ def load_model(
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
-        return _in_its_form(build_model(SCRATCH[name], tokenizer, size, seed), name, **kwargs), tokenizer
+        return _converted(build_model(SCRATCH[name], tokenizer, size, seed), name, **kwargs), tokenizer
     if "/" in str(kwargs.get("attn_implementation")):
         raise ValueError(
             f"attn_implementation: {kwargs['attn_implementation']!r} is code on the hub, which is never run. Use eager, sdpa or "
@@ -89,10 +89,10 @@ def load_model(
     return model, tokenizer
 
 
-def as_asked(model: Any, dtype: Any) -> tuple[Any, Any]:
-    """A model that was given by its name, or as it is, with weights of this dtype, and the tokenizer of a name (else None).
+def with_dtype(model: Any, dtype: Any) -> tuple[Any, Any]:
+    """A model, given by name or as an object, with weights of this dtype; with the tokenizer if it was given by name (else None).
 
-    transformers loads what a checkpoint stores if it is told nothing, and small steps of Adam are lost in 16 bits.
+    By default transformers keeps the dtype of the checkpoint, and 16 bits lose small steps of Adam.
 
     Raises:
         ValueError: there is no such dtype; or as `load_model`.
@@ -116,14 +116,14 @@ def as_asked(model: Any, dtype: Any) -> tuple[Any, Any]:
     return model, None
 
 
-def _in_its_form(
+def _converted(
     model: Any, name: str, dtype: Any, attn_implementation: str | None = None, revision: str | None = None,
     quantization_config: Any = None,
 ) -> Any:  # fmt: skip
-    """A model with random weights, in the precision and with the attention asked for.
+    """A model with random weights in the requested dtype and with the requested attention.
 
     Raises:
-        ValueError: a revision or a quantization is asked for, which random weights do not have.
+        ValueError: a revision or a quantization is requested, which random weights do not have.
     """
     if quantization_config is not None or revision not in (None, "main"):
         asked = "load_in_4bit and load_in_8bit" if quantization_config is not None else f"model_revision: {revision!r}"
@@ -134,7 +134,7 @@ def _in_its_form(
 
 
 def save_quantization(model: Any, folder: str | Path) -> None:
-    """Beside an adapter, how its base model was quantized while it was trained; nothing for other models."""
+    """Save beside an adapter how its base model was quantized in training; does nothing for other models."""
     config = getattr(model.config, "quantization_config", None)
     if hasattr(model, "peft_config") and config is not None:
         kept = {"quantization_config": config.to_dict(), "dtype": str(model.dtype).removeprefix("torch.")}
@@ -142,7 +142,7 @@ def save_quantization(model: Any, folder: str | Path) -> None:
 
 
 def _read_quantization(path: Path) -> dict[str, Any]:
-    """What `from_pretrained` has to be told for the base model to be the one that was trained on.
+    """Arguments of `from_pretrained` that load the base model as it was in training.
 
     Raises:
         ValueError: bitsandbytes is not installed, or the file cannot be read.
@@ -201,7 +201,7 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
 
 
 def _base_of(name: str) -> str:
-    """The folder or hub name that a folder of an adapter goes back to, over adapters on adapters; other names are their own."""
+    """The folder or hub name of an adapter's base model, also through several adapters; other names are returned unchanged."""
     while Path(name, ADAPTER_FILE).is_file():
         name = read_json(Path(name, ADAPTER_FILE))["base_model_name_or_path"]
     return name
@@ -217,12 +217,11 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
 
 
 def check_adapters(model: Any) -> None:
-    """Whether the adapters of a model, if it has any, can be saved and loaded again as what was trained.
+    """Refuse adapters that could not be saved and loaded again unchanged.
 
     Raises:
-        ValueError: for adapters that put tokens of their own before the prompt, change shared weights, or go by a name under
-            which nobody looks for them; and for a base model that no folder or hub holds as it is here (random weights, or a
-            vocabulary that was grown by the separator): a saved adapter alone could not be loaded again.
+        ValueError: an adapter adds tokens before the prompt, changes shared weights, or has a name other than "default"; or
+            the base model is stored nowhere (random weights, or a vocabulary grown by the separator).
     """
     adapters = getattr(model, "peft_config", None)
     if not isinstance(adapters, dict) or not hasattr(model, "get_base_model"):
@@ -251,7 +250,7 @@ def check_adapters(model: Any) -> None:
 
 
 def shared_weights(model: nn.Module) -> dict[int, list[str]]:
-    """By id, the weights that stand in several places of a model (tied embeddings), with the names of these places."""
+    """Weights that several modules share (tied embeddings): id of the weight -> names of the modules."""
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         own = dict(
@@ -263,10 +262,10 @@ def shared_weights(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _refuse_shared(adapted: nn.Module, shared: dict[int, list[str]], what: str) -> None:
-    """An adapter changes one place of a shared weight while it is trained, and all of them when it is merged.
+    """Refuse adapters on shared weights: in training they change one module, and all of them after merging.
 
     Raises:
-        ValueError: naming the places.
+        ValueError: names the modules.
     """
     for name, module in adapted.named_modules():
         base = getattr(module, "base_layer", getattr(module, "original_module", None))
@@ -280,7 +279,7 @@ def _refuse_shared(adapted: nn.Module, shared: dict[int, list[str]], what: str) 
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0, modules and the plain numbers that attention layers read."""
+    """Set every dropout of a model to 0: modules, and the numbers that attention layers use."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

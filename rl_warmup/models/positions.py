@@ -1,6 +1,6 @@
 """How many positions a network has, and whether a row fits into them.
 
-Knows: configs. Must not know: tokenizers, training. T5 and its kin count distances, and have no limit.
+Knows: configs. Must not know: tokenizers, training. T5 and its relatives use relative positions and have no limit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 CHANGES_WITH_LENGTH = (
     "dynamic",
     "longrope",
-)  # RoPE whose angles are other ones in a longer batch: scores would not be the row's
+)  # RoPE whose angles depend on the longest row of a batch, as scores then would
 TABLE = "max_position_embeddings"
 RELATIVE = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano")
 
@@ -22,12 +22,12 @@ class Positions:
     """The limits of a network.
 
     Args:
-        prompt: positions of the encoder; None where there is no encoder, or no limit.
-        sequence: positions of the decoder; in a decoder-only network the prompt stands there too. None: no limit.
+        prompt: positions of the encoder; None without an encoder, or without a limit.
+        sequence: positions of the decoder, which in a decoder-only network includes the prompt. None: no limit.
         warmup: tokens of the longest warmup.
-        name: what sets the limit.
-        written: tokens of the longest target that the model may write. 0 where none is written, and for RoPE with fixed angles,
-            which goes on beyond its limit without changing anything before it.
+        name: of the setting with the limit.
+        written: tokens of the longest target that the model may write. 0 if it writes none, and for RoPE with fixed angles, which
+            works beyond the limit without changing earlier positions.
     """
 
     prompt: int | None
@@ -39,7 +39,7 @@ class Positions:
 
     @classmethod
     def of(cls, model: Any, max_warmup_length: int, writes_warmups: bool = True, max_written: int = 0) -> Positions:
-        """Of a network, as its config says. One that is trained or used without warmups has none to leave room for.
+        """The limits of a network from its config; without warmups no room is needed for them.
 
         Args:
             max_written: tokens of the longest target that may be written.
@@ -56,13 +56,13 @@ class Positions:
         return cls(encoder, sequence, max_warmup_length, name, both, 0 if goes_on else max_written)
 
     def check(self, prompt: int, target: int, where: str) -> None:
-        """Whether a row of so many tokens fits, the longest warmup and its separator between them.
+        """Refuse a row that does not fit together with the longest warmup and the separator.
 
         Args:
-            target: tokens of the row's target; where more may be written, room for that is needed.
+            prompt, target: numbers of tokens. If the model may write a longer target, that has to fit.
 
         Raises:
-            ValueError: naming the row, its parts and the limit.
+            ValueError: names the row, its parts and the limit.
         """
         if self.prompt is not None and prompt > self.prompt:
             raise ValueError(
@@ -87,7 +87,7 @@ def _rope_of(config: Any) -> Any:
 
 
 def _limit(config: Any) -> tuple[int | None, str]:
-    """The positions of one network, and what they are called."""
+    """The positions of one network, and the setting with the limit."""
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None, ""
@@ -102,7 +102,7 @@ def _limit(config: Any) -> tuple[int | None, str]:
 
 
 def _ropes(parameters: Any) -> list[Mapping[str, Any]]:
-    """The settings of RoPE, which some networks have by kind of layer."""
+    """The settings of RoPE; some networks have several, by type of layer."""
     if not isinstance(parameters, Mapping):
         return []
     inner = [value for value in parameters.values() if isinstance(value, Mapping)]

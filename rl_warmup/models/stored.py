@@ -1,6 +1,6 @@
-"""What the weight files of a checkpoint say, to hold a loaded model against them.
+"""Compares a loaded model with the weight files of its checkpoint, of which it reads only a few rows.
 
-Knows: safetensors, PyTorch's pickles, and their indices. Must not know: how a model is built. Only a few rows are read.
+Knows: safetensors, PyTorch's pickles, and their indices. Must not know: how a model is built.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ ROWS = 64  # of the head that are compared: a tied head differs in nearly every 
 
 
 def check_head(model: Any, name: str, revision: str | None = None) -> None:
-    """The output head must be the one of the checkpoint: its own where it has one, the embeddings where it has none.
+    """Check that the output head is the checkpoint's: its stored head, or the embeddings if it stores none.
 
-    transformers decides by comparing weights while it loads them, and where they are not there yet (ZeRO-3) it ties a head
-    that is not tied, without a word: step 1 of an mT5-like model was measured at 33.4 nats in place of 12.5.
+    transformers decides by comparing weights while it loads them. If they are not there yet (ZeRO-3), it silently ties a head
+    that is not tied: the loss of an mT5-like model was 33.4 nats at step 1 instead of 12.5.
 
     Args:
         name: folder or hub name from which the model was loaded.
 
     Raises:
-        ValueError: the head is neither.
+        ValueError: the head is another one.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     key = next(f"{path}.weight" for path, module in model.named_modules(remove_duplicate=False) if module is head)
@@ -57,7 +57,7 @@ def stored_rows(name: str, key: str, revision: str | None = None) -> tuple[bool,
     """The first rows of a tensor in a checkpoint's files, as stored.
 
     Returns:
-        Whether any weight file was found, and (up to 64, ...) rows, or None where the files hold no such tensor.
+        Whether any weight file was found, and (up to 64, ...) rows, or None if the files hold no such tensor.
     """
     for single in (SAFE, PICKLED):
         index = stored_file(name, f"{single}.index.json", revision)
@@ -75,12 +75,10 @@ def stored_rows(name: str, key: str, revision: str | None = None) -> tuple[bool,
 
 
 def check_numbers(model: Any, name: str, revision: str | None = None) -> None:
-    """Refuse whole numbers stored where the model has weights: a quantization whose scales are not known.
-
-    transformers would take them for the weights themselves.
+    """Refuse integers stored in place of weights: a quantization with unknown scales. transformers would use them as weights.
 
     Raises:
-        ValueError: naming the first such tensor, and what it holds.
+        ValueError: names the first such tensor, and its dtype.
     """
     if getattr(model.config, "quantization_config", None) is not None:
         return
@@ -128,7 +126,7 @@ def _rows(path: str, key: str) -> Tensor | None:
 
 
 def _matching(stored: Iterable[str], key: str) -> str | None:
-    """The stored name of a tensor: some checkpoints have it inside a larger model."""
+    """The stored name of a tensor, which in some checkpoints is part of a larger model."""
     return next((name for name in stored if name == key or name.endswith(f".{key}")), None)
 
 

@@ -1,7 +1,7 @@
 """Small models with random weights and a tokenizer made from the training text: no hub, no download.
 
-Knows: how to build a T5 and a Llama of a given size. Must not know: tasks (it is handed texts), training.
-Both take the same sizes, so that one recipe drives either by its model line alone.
+Knows: how to build a T5 and a Llama of a given size. Must not know: tasks (it is given texts), training.
+Both take the same sizes, so a recipe switches between them by its model line alone.
 """
 
 from __future__ import annotations

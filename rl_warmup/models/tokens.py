@@ -1,8 +1,8 @@
-"""The declared token ids of a layout: separator, pad, end, and the tokens a warmup may not hold.
+"""The special token ids of a layout: separator, pad, end, and the tokens that a warmup may not hold.
 
-Knows: a tokenizer and how many rows a model's embedding has. Must not know: what a warmup is for.
-The separator is an existing reserved token where there is one. Adding a token is the last resort: growing the
-vocabulary of T5 v1.1, FLAN or mT5 re-ties and overwrites their output head.
+Knows: a tokenizer and the number of rows of a model's embedding. Must not know: what a warmup is for.
+The separator is an existing reserved token if there is one. Adding a token is the last resort: growing the vocabulary of
+T5 v1.1, FLAN or mT5 ties their output head to the embeddings again and overwrites it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class LayoutTokens:
-    """What the layouts need to know of a vocabulary. `banned` is a (V,) bool tensor, V = rows of the embedding."""
+    """The tokens that layouts need. `banned` is a (V,) bool tensor, V = rows of the embedding."""
 
     separator: str
     separator_id: int
@@ -44,12 +44,12 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
     """Choose the separator and list the tokens that a warmup may not hold.
 
     Args:
-        model: a transformers model; grown by one embedding row only when it is decoder-only and nothing else is left.
-        tokenizer: its tokenizer; gets a pad token (the end token) when it has none.
+        model: a transformers model; a decoder-only model gets one more embedding row if there is no other way.
+        tokenizer: its tokenizer; gets a pad token (the end token) if it has none.
         separator: the token to use; None searches `RESERVED`, then the tokenizer's own `sep_token`.
 
     Raises:
-        ValueError: no token can be used safely, or the one asked for cannot.
+        ValueError: no token can be used safely, or the requested one cannot.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -77,8 +77,8 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
 def end_by_separator(model: Any, tokens: LayoutTokens) -> None:
     """Make the separator as likely as the end of the sequence: give it the end token's rows in embedding and output head.
 
-    A pretrained model ends what it writes by its end token, which a warmup may not hold, and has never seen the separator. With
-    equal rows the separator takes the end token's place exactly: the same logit, hence the same lengths.
+    A pretrained model ends its texts with the end token, which a warmup may not hold, and has never seen the separator. With
+    equal rows the separator replaces the end token exactly: the same logit, hence the same lengths.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     for weight in {id(m.weight): m.weight for m in (embedding, head)}.values():
@@ -95,7 +95,7 @@ def _reserved_token(tokenizer: Any) -> str | None:
 
 
 def _added_token(model: Any, tokenizer: Any, rows: int) -> str:
-    """Add a separator where that is safe: in a spare row of the embedding, or by growing a decoder-only model."""
+    """Add a separator safely: in an unused row of the embedding, or by growing a decoder-only model."""
     if len(tokenizer) >= rows:
         if model.config.is_encoder_decoder:
             raise ValueError(
@@ -109,7 +109,7 @@ def _added_token(model: Any, tokenizer: Any, rows: int) -> str:
 
 
 def _check(name: str, model: Any, tokenizer: Any) -> int:
-    """The id of a separator that is safe to use."""
+    """The id of a separator; raises if it is unsafe."""
     vocabulary = tokenizer.get_vocab()
     if name not in vocabulary:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""What a checkpoint must bring so that the model is the checkpoint's: its kind, all of its tensors, its tokenizer.
+"""Refuses incomplete checkpoints: a model of the wrong kind, missing or surplus tensors, a missing tokenizer.
 
-Knows: transformers' loaders and what they report. Must not know: recipes, training. Whatever transformers would make up with a
-warning (random tensors, a tokenizer of `<unk>` alone) is refused here.
+Knows: transformers' loaders and their reports. Must not know: recipes, training. transformers replaces what is missing, with a
+warning only (random tensors, a tokenizer that knows `<unk>` alone).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from rl_warmup.models.stored import stored_file
 
-WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")  # how classes are called that write text
+WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")  # endings of classes that write text
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "source.spm",
     "tekken.json", "vocab.bpe",
@@ -46,10 +46,10 @@ def check_kind(config: Any, name: str) -> None:
 
 
 def load_weights(auto: Any, name: str, **kwargs: Any) -> Any:
-    """`auto.from_pretrained(name)`, if the files hold exactly the tensors of the model. Heads tied to embeddings need none.
+    """`auto.from_pretrained(name)`; the files must hold exactly the tensors of the model, except heads tied to embeddings.
 
     Raises:
-        ValueError: tensors are missing, of another shape, or superfluous; names them.
+        ValueError: tensors are missing, surplus, or have another shape; names them.
     """
     with _quietly():
         model, found = auto.from_pretrained(
@@ -101,10 +101,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def check_tokenizer(tokenizer: Any, name: str, revision: str | None = None) -> None:
-    """Refuse a tokenizer that transformers has made up because the folder has no files of one.
+    """Refuse a tokenizer that transformers made without files of a tokenizer.
 
     Raises:
-        ValueError: naming the files that are looked for.
+        ValueError: names the files that are missing.
     """
     names = {file for file in (getattr(tokenizer, "vocab_files_names", None) or {}).values() if isinstance(file, str)}
     if not names:
@@ -137,10 +137,10 @@ def check_vocabulary(tokenizer: Any, rows: int) -> None:
 
 
 def check_adapter(folder: str | Path, model: Any) -> None:
-    """Refuse an adapter folder that lacks tensors of the adapter, or has more.
+    """Refuse an adapter folder with missing or surplus tensors.
 
     Raises:
-        ValueError: naming them.
+        ValueError: names them.
     """
     from peft import get_peft_model_state_dict
 
@@ -172,7 +172,7 @@ def _few(names: list[str]) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the table that transformers prints of what this module refuses in a sentence."""
+    """Without the table that transformers prints about faults; this module raises one sentence instead."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -53,7 +53,7 @@ def test_stock_and_our_log_probabilities_agree(workload, tmp_path):
         of_warmup, of_target = row_logprobs(stock, workload.prompts, warmups, workload.targets, "cpu")
         ours = score(patched, splice(trainer.layout, prompts, rows, 1), trainer.constraints)
     torch.testing.assert_close(ours.target_logprob, of_target, atol=1e-3, rtol=1e-5)
-    # The law bans four special tokens and a separator at the first step: that renormalises by (1 - 1/16) once.
+    # The constraints ban four special tokens and a separator at the first step: that renormalises by (1 - 1/16) once.
     banned = torch.log(torch.tensor(16 / 15)) * torch.ones_like(of_warmup)
     torch.testing.assert_close(ours.warmup_logprob - of_warmup, banned, atol=0.1, rtol=0)
 

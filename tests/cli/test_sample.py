@@ -111,7 +111,7 @@ def test_a_torn_file_is_finished_with_the_same_samples(place, monkeypatch, capsy
 
 
 def test_a_killed_drawing_keeps_whole_batches(place, monkeypatch):
-    monkeypatch.setattr(drawing, "BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr(drawing, "BATCHES_PER_WRITE", 1)
     draw = drawing.Drawing.draw
 
     def dies(self, prompts, batch):

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.inference.generation import WarmupGenerator
-from rl_warmup.method.proposals import ANOTHERS, COLUMNS, REFERENCE
+from rl_warmup.method.proposals import COLUMNS, OTHER_REFERENCE, REFERENCE
 from rl_warmup.method.reference import FILE
 from rl_warmup.models.loading import load_model
 from rl_warmup.runtime.run_folder import read_jsonl
@@ -50,7 +50,7 @@ def test_first_the_starts_samples_then_the_policys_own(make_trainer, tmp_path, k
     assert all("read" in log for log in logs)
     own = ("prompt", "target", "id", "prompt_ids", "target_ids", "word_lengths")
     assert {tuple(sorted(row)) for row in trainer.train_dataset} == {
-        tuple(sorted((*own, COLUMNS[REFERENCE], ANOTHERS)))
+        tuple(sorted((*own, COLUMNS[REFERENCE], OTHER_REFERENCE)))
     }
 
 
@@ -99,7 +99,7 @@ def test_another_prompt_is_not_the_same_one_again(make_trainer):
     trainer = make_trainer(rows=rows, **READS)
     trainer.train()
     group_of = {id(row[COLUMNS[REFERENCE]]): row["prompt"] for row in trainer.train_dataset}
-    assert all(group_of[id(row[ANOTHERS])] != row["prompt"] for row in trainer.train_dataset)
+    assert all(group_of[id(row[OTHER_REFERENCE])] != row["prompt"] for row in trainer.train_dataset)
 
 
 def test_streams_bring_their_first_rows(make_trainer, tmp_path):
@@ -141,7 +141,7 @@ def test_samples_are_drawn_on_the_device_of_the_training(make_trainer, monkeypat
 
     monkeypatch.setattr(WarmupConfig, "device", torch.device("meta"))
     monkeypatch.setattr(trainer.model, "to", lambda device: told.append(str(device)))
-    monkeypatch.setattr(trainer, "_bring_reference_warmups", draw)
+    monkeypatch.setattr(trainer, "_add_reference_warmups", draw)
     with pytest.raises(InterruptedError):
         trainer.train()
     assert told == ["meta", "bf16", "cpu"]
@@ -295,7 +295,7 @@ def test_plain_updates_are_those_of_sft(make_trainer):
 
     gave_up.get_batch_samples = watched
     gave_up.train()
-    rows = [row for part in gave_up.update for row in part]
+    rows = gave_up.update.rows
     control = make_trainer(folder="two", objective="sft", rows=rows, max_steps=1, lr_scheduler_type="constant", optim="sgd",
                            learning_rate=1e-2)  # fmt: skip
     with torch.no_grad():
@@ -323,7 +323,7 @@ def test_a_run_ends_with_its_best_model(make_trainer, tmp_path, capsys):
     assert all(torch.equal(mine[name], tensor) for name, tensor in saved.items())
 
 
-def test_the_best_model_writes_under_the_law_of_its_update(make_trainer, tmp_path):
+def test_the_best_model_writes_under_the_constraints_of_its_update(make_trainer, tmp_path):
     """The guard raises the temperature after update 5; the run ends with the model of update 4."""
     worth = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.9, 5: 0.3, 6: 0.0}
     trainer = make_trainer(

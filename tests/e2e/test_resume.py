@@ -99,7 +99,7 @@ def test_sums_between_checkpoint_and_log_are_kept(make_trainer, whole, tmp_path)
     assert read_jsonl(tmp_path / "again" / "metrics.jsonl") == lines
 
 
-def test_the_law_a_guard_has_changed_is_kept(make_trainer, tmp_path):
+def test_constraints_that_a_guard_changed_are_kept(make_trainer, tmp_path):
     trainer = make_trainer(folder="guarded", **{**SETTINGS, "max_steps": 2})
     guard = next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "Guard")
 

@@ -360,7 +360,7 @@ def test_the_guard_speaks_on_a_run_whose_warmups_are_ignored(make_trainer):
     assert trainer.state.log_history[0]["gain"] == pytest.approx(0, abs=1e-3)
 
 
-def test_the_guard_changes_the_law_that_samples_and_scores(make_trainer):
+def test_the_guard_changes_the_constraints_that_sample_and_score(make_trainer):
     trainer = make_trainer(guard="act")
 
     class Acts(TrainerCallback):

@@ -1,6 +1,6 @@
 """A space of six warmups: every one can be scored, every group of them enumerated, every expectation written out.
 
-The law allows the words a and b, one or two of them: {a, b} ended by the separator, {aa, ab, ba, bb} by the limit.
+The constraints allow the words a and b, one or two of them: {a, b} ended by the separator, {aa, ab, ba, bb} by the limit.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rl_warmup.batch import RowKind
+from rl_warmup.batch import EMPTY_WARMUP, RowKind
 from rl_warmup.engine import score
 from rl_warmup.method.losses import weighted_loss
 from rl_warmup.method.proposals import ProposalContext
-from rl_warmup.method.rollout import EMPTY, Rollout
+from rl_warmup.method.rollout import Rollout
 
 DRAWS = 400
 
@@ -28,7 +28,7 @@ def make(space, objective, k):
     )
     plan = [(RowKind.GROUP, warmup) for warmup in space.warmups]
     other = space.lab.row("a b c", "d")
-    batch = rollout.batch([space.row, other], [plan, [*plan, (RowKind.EMPTY, EMPTY)]])
+    batch = rollout.batch([space.row, other], [plan, [*plan, (RowKind.EMPTY, EMPTY_WARMUP)]])
     scores = score(space.lab.model, batch, space.constraints)
     weights = rollout.weigh(batch, scores.target_logprob[:12], scores.warmup_logprob[:12], 1.0, cold_start=False)
     return rollout, batch, scores, weights
@@ -46,8 +46,8 @@ def test_it_is_unbiased(space, error, flatten, monkeypatch, objective, k):
     terms = torch.zeros(len(batch.warmups), 2)
     for draw in range(DRAWS):  # the same evenly spread point for both prompts: expectations do not ask for independence
         monkeypatch.setattr(torch, "rand", lambda *size, u=(draw + 0.5) / DRAWS, **kw: torch.full(size, u, **kw))
-        part, drawn = rollout.draw(batch, weights)
-        assert len({id(w) for w in part.warmups} - {id(EMPTY)}) <= 6
+        part, drawn = rollout.draw_rows(batch, weights)
+        assert len({id(w) for w in part.warmups} - {id(EMPTY_WARMUP)}) <= 6
         assert int((part.row_kind == RowKind.EMPTY).sum()) == 1
         rows = [find(batch, part, i) for i in range(len(part.warmups))]
         terms[rows, 0] += drawn.policy / DRAWS
@@ -67,7 +67,7 @@ def find(batch, part, row):
 def test_one_draw_is_the_weighted_gradient_of_its_rows(space, error, flatten, k):
     """Formed in the forward of the drawn rows alone, against the same rows taken out of the whole batch's graph."""
     rollout, batch, scores, weights = make(space, "marginal", k)
-    part, drawn = rollout.draw(batch, weights)
+    part, drawn = rollout.draw_rows(batch, weights)
     assert len(part.warmups) <= 2 * k + 1
     objective = score(space.lab.model, part, space.constraints, drawn).objective
     rows = [find(batch, part, i) for i in range(len(part.warmups))]

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rl_warmup.batch import RowKind
+from rl_warmup.batch import EMPTY_WARMUP, RowKind
 from rl_warmup.engine import score
 from rl_warmup.method.losses import kl_loss, weighted_loss
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import ProposalContext
 from rl_warmup.method.reference import StartingPolicy
-from rl_warmup.method.rollout import EMPTY, Rollout
+from rl_warmup.method.rollout import Rollout
 
 from .conftest import Space
 
@@ -75,12 +75,12 @@ def test_the_generator_ascends_the_bound_of_the_starts_groups(space, error, flat
 
 def test_an_empty_warmup_takes_the_groups_place_for_the_target_alone(space):
     rollout = make_rollout(space, imitates_all=True)
-    plan = [(RowKind.GROUP, space.warmups[0]), (RowKind.GROUP, space.warmups[3]), (RowKind.EMPTY, EMPTY)]
+    plan = [(RowKind.GROUP, space.warmups[0]), (RowKind.GROUP, space.warmups[3]), (RowKind.EMPTY, EMPTY_WARMUP)]
     batch = rollout.batch([space.row], [plan])
     weights = rollout.weigh(batch, torch.tensor([-1.0, -2.0]), torch.zeros(3), 1.0, cold_start=True)
     assert weights.policy.tolist() == [0.5, 0.5, 0.0]
     assert weights.target.tolist() == [0.0, 0.0, 1.0]
-    assert weights.hold.tolist() == [0.0, 0.0, 0.0]
+    assert weights.kl.tolist() == [0.0, 0.0, 0.0]
 
 
 # ---------------------------------------------------------------------- the KL
@@ -152,10 +152,10 @@ def test_rows_without_targets_are_scored_alike(moved):
 
 def test_hold_weights_are_shared_by_the_group_and_only_while_the_policy_writes(space):
     rollout = make_rollout(space, beta=0.3)
-    plan = [*((RowKind.GROUP, space.warmups[i]) for i in (0, 1)), (RowKind.EMPTY, EMPTY)]
+    plan = [*((RowKind.GROUP, space.warmups[i]) for i in (0, 1)), (RowKind.EMPTY, EMPTY_WARMUP)]
     batch = rollout.batch([space.row] * 2, [plan] * 2)
     weights = rollout.weigh(batch, torch.zeros(4), torch.zeros(6), 1.0, cold_start=False)
-    assert weights.hold.tolist() == pytest.approx([0.15] * 4 + [0.0] * 2)
+    assert weights.kl.tolist() == pytest.approx([0.15] * 4 + [0.0] * 2)
 
 
 def test_a_drawn_warmup_stands_for_the_kl_of_its_group(space):
@@ -167,9 +167,9 @@ def test_a_drawn_warmup_stands_for_the_kl_of_its_group(space):
     rewards = torch.tensor([-1.0, -3.0]).repeat(prompts)
     weights = rollout.weigh(batch, rewards, torch.zeros(2 * prompts), 1.0, cold_start=False)
     torch.manual_seed(3)
-    trained, drawn = rollout.draw(batch, weights)
+    trained, drawn = rollout.draw_rows(batch, weights)
     assert len(trained.warmups) == prompts
     for warmup in (space.warmups[0], space.warmups[4]):
         mine = torch.tensor([row.ids == warmup.ids for row in trained.warmups])
-        assert drawn.hold[mine].sum().item() / prompts == pytest.approx(0.2, rel=0.1)
-    assert F.relu(drawn.hold).equal(drawn.hold)
+        assert drawn.kl[mine].sum().item() / prompts == pytest.approx(0.2, rel=0.1)
+    assert F.relu(drawn.kl).equal(drawn.kl)

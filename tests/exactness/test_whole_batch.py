@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rl_warmup.batch import RowKind, Warmup
+from rl_warmup.batch import EMPTY_WARMUP, RowKind, Warmup
 from rl_warmup.engine import score
 from rl_warmup.method.losses import weighted_loss
 from rl_warmup.method.objectives import RULES, ObjectiveSettings
 from rl_warmup.method.proposals import ProposalContext
-from rl_warmup.method.rollout import EMPTY, Rollout
+from rl_warmup.method.rollout import Rollout
 
 
 def make_rollout(lab, constraints, objective, num_warmups=2, **settings):
@@ -76,7 +76,7 @@ def test_groups_with_an_empty_row_and_anchors(lab, error, flatten, objective):
     ]
     anchors = [[Warmup(lab.ids(c), "proposal") for c in pair] for pair in (("d", "d d"), ("f g h", "h"), ("a a", "a"))]
     plans = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
-    plans[1].append((RowKind.EMPTY, EMPTY))
+    plans[1].append((RowKind.EMPTY, EMPTY_WARMUP))
     for plan, pair in zip(plans, anchors, strict=True):
         plan += [(RowKind.ANCHOR, anchor) for anchor in pair]
     settings = ObjectiveSettings(uniform_target_share=0.2)
@@ -92,7 +92,7 @@ def test_groups_with_an_empty_row_and_anchors(lab, error, flatten, objective):
     tokens = sum(len(row["target_ids"]) for row in rows)
     got = loss_gradient(lab, sum(weighted_loss(scores, weights, tokens)), flatten)
 
-    terms = [(1, EMPTY, 0.0, 1.0)] + [(i, anchor, 0.3, 0.3) for i, pair in enumerate(anchors) for anchor in pair]
+    terms = [(1, EMPTY_WARMUP, 0.0, 1.0)] + [(i, anchor, 0.3, 0.3) for i, pair in enumerate(anchors) for anchor in pair]
     for i, group in enumerate(groups):
         alone = [lab.score(rows[i], [warmup], constraints) for warmup in group]
         rewards = torch.cat([s.target_logprob for s in alone]).detach() + extra[3 * i : 3 * i + 3]
@@ -116,12 +116,12 @@ def test_the_cold_start_imitates_proposals_by_their_posterior(lab, error, flatte
         settings=ObjectiveSettings(uniform_target_share=0.4),
     )
     plans = [[(RowKind.GROUP, warmup) for warmup in group] for group in groups]
-    plans[0].append((RowKind.EMPTY, EMPTY))
+    plans[0].append((RowKind.EMPTY, EMPTY_WARMUP))
     batch = rollout.batch(rows, plans)
     scores = score(lab.model, batch, constraints)
     weights = rollout.weigh(batch, scores.target_logprob[:4], scores.warmup_logprob[:4], 2.0, cold_start=True)
     got = loss_gradient(lab, sum(weighted_loss(scores, weights, 5)), flatten)
-    terms = [(0, EMPTY, 0.0, 1.0)]
+    terms = [(0, EMPTY_WARMUP, 0.0, 1.0)]
     for i, group in enumerate(groups):
         rewards = torch.cat([lab.score(rows[i], [warmup], constraints).target_logprob for warmup in group]).detach()
         p = (rewards / 2.0).softmax(0).tolist()
@@ -142,7 +142,7 @@ def test_the_separator_is_learned_where_it_is_an_action(lab):
     assert written - cut == pytest.approx(separator, abs=1e-5)
     assert separator < 0
     torch.testing.assert_close(scores.target_logprob[0], scores.target_logprob[2])
-    assert lab.score(row, [EMPTY], constraints).warmup_tokens.tolist() == [0]
+    assert lab.score(row, [EMPTY_WARMUP], constraints).warmup_tokens.tolist() == [0]
 
 
 def stock_cross_entropy(lab, rows):

@@ -84,7 +84,7 @@ def layout_for(model: Any) -> Layout:
     return make_layout(model, LayoutTokens("<sep>", SEPARATOR, 0, 1, banned))
 
 
-def law_with(**settings: Any) -> SamplingConstraints:
+def constraints_with(**settings: Any) -> SamplingConstraints:
     """For networks of `build`; `allowed` names the only tokens a warmup may hold."""
     allowed = settings.pop("allowed", range(4, VOCAB))
     banned = torch.ones(VOCAB, dtype=torch.bool)
@@ -132,13 +132,13 @@ def layout_of() -> Callable[..., Layout]:
 
 
 @pytest.fixture(scope="session")
-def law_of() -> Callable[..., SamplingConstraints]:
-    return law_with
+def constraints_of() -> Callable[..., SamplingConstraints]:
+    return constraints_with
 
 
 @pytest.fixture
 def warnings_of(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What the package has warned of in this test so far; what other tests were told once does not count."""
+    """Warnings of the package in this test so far; warnings that appear once per process are enabled again."""
     logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
     return lambda: [r.getMessage() for r in caplog.records if r.getMessage().startswith("rl_warmup:")]
 

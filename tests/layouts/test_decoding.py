@@ -43,7 +43,7 @@ class Reads:
 
 @pytest.fixture(params=KNOWN)
 def watched(request, build, layout_of):
-    """A network whose inside is known, its layout and what it reads."""
+    """A supported network, its layout and what it reads."""
     model = build(request.param)
     enable_scoring(model)
     return model, layout_of(model), Reads(model)
@@ -55,10 +55,10 @@ def first_step(model) -> list[int]:
 
 
 @pytest.mark.parametrize("targets", [None, TARGETS], ids=["warmups", "targets"])
-def test_prompts_are_read_once_and_ended_warmups_no_more(watched, law_of, targets):
-    """A warmup of L tokens is fed L tokens, not its separator; the last before the limit only with a target behind it."""
+def test_prompts_are_read_once_and_ended_warmups_no_more(watched, constraints_of, targets):
+    """Of a warmup all L tokens are read, not its separator; the last one before the limit only if a target follows."""
     model, layout, reads = watched
-    constraints = law_of(temperature=2.5, max_length=6)
+    constraints = constraints_of(temperature=2.5, max_length=6)
     warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=targets)
     fed = [min(len(warmup.ids), constraints.max_length - 1) for warmup in warmups]
     steps = first_step(model) + [sum(tokens > step for tokens in fed) for step in range(max(fed))]
@@ -69,17 +69,17 @@ def test_prompts_are_read_once_and_ended_warmups_no_more(watched, law_of, target
     assert reads.prompts == [sum(len(prompt) for prompt in PROMPTS)]
 
 
-def test_the_loop_stops_when_all_have_ended(watched, law_of):
+def test_the_loop_stops_when_all_have_ended(watched, constraints_of):
     """Nothing but the separator is possible: all warmups end at once, and nothing more is read, whatever the limit."""
     model, layout, reads = watched
-    warmups = sample_warmups(model, layout, law_of(allowed=(), max_length=50), PROMPTS, N)
+    warmups = sample_warmups(model, layout, constraints_of(allowed=(), max_length=50), PROMPTS, N)
     assert {(len(w.ids), w.finish, w.logprob) for w in warmups} == {(0, "separator", 0.0)}
     assert reads.steps == first_step(model)
 
 
-def test_a_limit_of_one_takes_no_step(watched, law_of):
+def test_a_limit_of_one_takes_no_step(watched, constraints_of):
     model, layout, reads = watched
-    warmups = sample_warmups(model, layout, law_of(max_length=1), PROMPTS, N)
+    warmups = sample_warmups(model, layout, constraints_of(max_length=1), PROMPTS, N)
     assert {len(w.ids) for w in warmups} <= {0, 1}
     assert reads.steps == first_step(model)
     assert len(reads.prompts) == 1
@@ -107,11 +107,11 @@ WINDOWS = {
 @pytest.mark.parametrize(
     ("name", "changes"), [("bart", {}), ("gpt2", {}), *WINDOWS.items()], ids=["bart", "gpt2", *WINDOWS]
 )
-def test_an_unknown_inside_is_left_to_generate(name, changes, build, layout_of, law_of, calls, warnings_of):
-    """Also a known one that does not look back as far as prompt and warmup are long."""
+def test_unsupported_networks_use_generate(name, changes, build, layout_of, constraints_of, calls, warnings_of):
+    """Also a supported one whose attention window is shorter than prompt and warmup."""
     model = build(name, **changes)
     enable_scoring(model)
-    constraints, layout = law_of(min_length=1, max_length=4, temperature=1.4), layout_of(model)
+    constraints, layout = constraints_of(min_length=1, max_length=4, temperature=1.4), layout_of(model)
     for count in (1, 2):
         warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
         assert len(calls) == count
@@ -124,21 +124,23 @@ def test_an_unknown_inside_is_left_to_generate(name, changes, build, layout_of, 
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_nothing_is_said_of_a_known_inside(name, build, layout_of, law_of, calls, warnings_of):
+def test_supported_networks_cause_no_warning(name, build, layout_of, constraints_of, calls, warnings_of):
     model = build(name)
     enable_scoring(model)
-    sample_warmups(model, layout_of(model), law_of(max_length=4), PROMPTS, N, targets=TARGETS)
+    sample_warmups(model, layout_of(model), constraints_of(max_length=4), PROMPTS, N, targets=TARGETS)
     assert calls == []
     assert warnings_of() == []
 
 
 @pytest.mark.parametrize("name", WINDOWS)
 @pytest.mark.parametrize("max_length", [1, 2, 3, 4])
-def test_a_window_as_long_as_everything_that_is_read_does_not_matter(name, max_length, build, layout_of, law_of, calls):
-    """Windows of 8 tokens. The longest prompt has 5, so a warmup of up to 3 fits; targets must fit too, or not be told."""
+def test_a_window_as_long_as_everything_that_is_read_does_not_matter(
+    name, max_length, build, layout_of, constraints_of, calls
+):
+    """Windows of 8 tokens. The longest prompt has 5, so a warmup of up to 3 fits; targets must fit too, or are scored later."""
     model = build(name, **WINDOWS[name])
     enable_scoring(model)
-    layout, constraints = layout_of(model), law_of(min_length=max_length, max_length=max_length)
+    layout, constraints = layout_of(model), constraints_of(min_length=max_length, max_length=max_length)
     warmups = sample_warmups(model, layout, constraints, PROMPTS, N)
     assert len(calls) == (max_length == 4)
     warmups += sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rl_warmup.method.proposals import target_words
-from rl_warmup.models.encoding import TOGETHER, RowEncoder
+from rl_warmup.models.encoding import ROWS_PER_CALL, RowEncoder
 from rl_warmup.models.tiny import TinySize, build_tokenizer
 
 WORDS = "a b c d e f g h"
@@ -97,7 +97,7 @@ def test_ids_of_rows_are_kept_or_made():
     assert [row["id"] for row in encoder.encode_prompts(["a", "b"])] == ["0", "1"]
 
 
-@pytest.mark.parametrize("rows", [1, TOGETHER, TOGETHER + 1])
+@pytest.mark.parametrize("rows", [1, ROWS_PER_CALL, ROWS_PER_CALL + 1])
 def test_rows_read_together_are_the_rows_read_one_by_one(rows):
     encoder = subword_encoder()
     texts = [{"prompt": f"sum {i} of {i % 7}", "target": f" it is  {i * i} or so", "id": str(i)} for i in range(rows)]

@@ -43,10 +43,10 @@ def gradient(model, scores):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_plain_scores_are_those_of_the_stock_model_one_row_at_a_time(name, build, layout_of, law_of, stock):
+def test_plain_scores_are_those_of_the_stock_model_one_row_at_a_time(name, build, layout_of, constraints_of, stock):
     model = build(name)
     batch = any_batch(layout_of(model), 3)
-    scores = plain.score(model, batch, law_of(max_length=5))
+    scores = plain.score(model, batch, constraints_of(max_length=5))
     for row in range(len(batch.warmups)):
         target = batch.target_mask[row, : int(batch.seq_mask[row].sum())].bool()
         expected = stock(model, batch, row)[target].sum()
@@ -55,11 +55,11 @@ def test_plain_scores_are_those_of_the_stock_model_one_row_at_a_time(name, build
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", FAMILIES)
-def test_fast_scores_and_gradients_are_the_plain_ones(name, seed, build, layout_of, law_of):
+def test_fast_scores_and_gradients_are_the_plain_ones(name, seed, build, layout_of, constraints_of):
     model = build(name)
     enable_scoring(model)
     batch = any_batch(layout_of(model), seed)
-    constraints = law_of(max_length=5, temperature=1.3, **({"top_p": 0.8} if seed % 2 else {"min_length": 2}))
+    constraints = constraints_of(max_length=5, temperature=1.3, **({"top_p": 0.8} if seed % 2 else {"min_length": 2}))
     fast = score(model, batch, constraints)
     choose_path(model, "padded", "auto")
     slow = score(model, batch, constraints)
@@ -69,10 +69,10 @@ def test_fast_scores_and_gradients_are_the_plain_ones(name, seed, build, layout_
 
 
 @pytest.mark.parametrize("name", ["t5", "mt5", "llama", "qwen3"])
-def test_both_samplers_draw_the_same_tokens_from_the_same_numbers(name, build, layout_of, law_of):
+def test_both_samplers_draw_the_same_tokens_from_the_same_numbers(name, build, layout_of, constraints_of):
     model = build(name)
     enable_scoring(model)
-    layout, constraints = layout_of(model), law_of(max_length=5, temperature=1.4, min_length=1)
+    layout, constraints = layout_of(model), constraints_of(max_length=5, temperature=1.4, min_length=1)
     prompts, draws = [[5, 6, 7], [8], [9, 10]], torch.rand(12, 5, dtype=torch.float64)
     fast = sample_warmups(model, layout, constraints, prompts, 4, draws=draws)
     choose_path(model, "auto", "generate")

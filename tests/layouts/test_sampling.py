@@ -1,4 +1,4 @@
-"""The sampler of our own: what it tells while drawing is what scoring says afterwards, and nothing is read twice."""
+"""Our own sampler: its log-probabilities equal those of scoring, and nothing is read twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KNOWN = ("t5", "t5-v1.1", "mt5", "llama", "llama-grouped", "llama-tied", "mistra
 PROMPTS = [[3, 7, 8, 9, 10], [5], [12, 13]]
 TARGETS = [[11, 12, 1], [6, 6, 6, 13, 1], [1]]
 N = 6
-LAWS = {
+CONSTRAINTS = {
     "tempered": {"temperature": 1.4, "min_length": 1, "max_length": 5},
     "from-nothing": {"top_p": 0.8, "max_length": 4},
     "nucleus": {"temperature": 1.7, "top_p": 0.9, "min_length": 1, "max_length": 6},
@@ -26,7 +26,7 @@ LAWS = {
 
 @pytest.fixture(scope="module", params=KNOWN)
 def known(request, build, layout_of):
-    """A network whose inside is known, and its layout."""
+    """A supported network and its layout."""
     model = build(request.param)
     enable_scoring(model)
     return model, layout_of(model)
@@ -48,27 +48,27 @@ def spliced(layout, warmups, extra=()):
     return splice(layout, data, [*rows, *extra], n)
 
 
-@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
-def test_what_the_sampler_tells_is_what_scoring_says(known, law_of, settings):
-    (model, layout), constraints = known, law_of(**settings)
+@pytest.mark.parametrize("settings", CONSTRAINTS.values(), ids=CONSTRAINTS)
+def test_log_probabilities_of_the_sampler_equal_scoring(known, constraints_of, settings):
+    (model, layout), constraints = known, constraints_of(**settings)
     warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     assert len(warmups) == N * len(PROMPTS)
     batch = spliced(layout, warmups)
     scores = score(model, batch, constraints)
-    told = torch.tensor([warmup.logprob for warmup in warmups])
-    torch.testing.assert_close(told, scores.warmup_logprob.detach(), rtol=0, atol=1e-4)
+    sampled = torch.tensor([warmup.logprob for warmup in warmups])
+    torch.testing.assert_close(sampled, scores.warmup_logprob.detach(), rtol=0, atol=1e-4)
     for row, warmup in enumerate(warmups):
         expected = scores.token_logps[row][batch.target_mask[row].bool()].tolist()
         assert len(expected) == len(TARGETS[row // N])
         assert warmup.target_logps == pytest.approx(expected, abs=1e-4)
     assert {warmup.finish for warmup in warmups} == {"separator", "length"}
-    if settings == LAWS["two-words"]:
+    if settings == CONSTRAINTS["two-words"]:
         assert [] in [warmup.ids for warmup in warmups]
 
 
-def test_scoring_what_was_sampled_equals_scoring(known, law_of):
-    """Beside an empty row and a proposal, of which the sampler told nothing."""
-    (model, layout), constraints = known, law_of(**LAWS["two-words"])
+def test_scoring_what_was_sampled_equals_scoring(known, constraints_of):
+    """Together with an empty row and a proposal, for which the sampler computed nothing."""
+    (model, layout), constraints = known, constraints_of(**CONSTRAINTS["two-words"])
     warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     assert {len(warmup.ids) for warmup in warmups} >= {0, constraints.max_length}
     proposal = Warmup([14, 15, 16, 17, 18], "proposal")  # longer than any sample
@@ -78,26 +78,30 @@ def test_scoring_what_was_sampled_equals_scoring(known, law_of):
         torch.testing.assert_close(getattr(cheap, name), getattr(full, name), rtol=0, atol=2e-4)
     for name in ("warmup_tokens", "target_tokens"):
         assert torch.equal(getattr(cheap, name), getattr(full, name))
-    told = torch.arange(len(batch.warmups))[:, None] < len(warmups)
-    promised = full.token_logps.masked_fill(told & batch.warmup_mask.bool(), 0)  # of sampled warmups the sum alone
+    sampled = torch.arange(len(batch.warmups))[:, None] < len(warmups)
+    promised = full.token_logps.masked_fill(sampled & batch.warmup_mask.bool(), 0)  # of sampled warmups the sum alone
     torch.testing.assert_close(cheap.token_logps, promised, rtol=0, atol=1e-4)
     assert not cheap.target_logprob.requires_grad
 
 
-@pytest.mark.parametrize("told", [{}, {"logprob": -1.0}, {"target_logps": [-1.0]}], ids=["nothing", "warmup", "target"])
-def test_half_a_word_from_the_sampler_is_not_trusted(either, law_of, told):
-    """Rows that lack one of the two numbers are scored; here all of them, as they came from `generate`."""
-    (model, layout), constraints = either, law_of(**LAWS["tempered"])
+@pytest.mark.parametrize(
+    "sampled", [{}, {"logprob": -1.0}, {"target_logps": [-1.0]}], ids=["nothing", "warmup", "target"]
+)
+def test_rows_with_one_of_two_numbers_are_scored(either, constraints_of, sampled):
+    """Here all rows, as `generate` wrote them."""
+    (model, layout), constraints = either, constraints_of(**CONSTRAINTS["tempered"])
     warmups = [w._replace(logprob=None) for w in sample_warmups(model, layout, constraints, PROMPTS, 2)]
-    batch = spliced(layout, [warmup._replace(**told) for warmup in warmups])
+    batch = spliced(layout, [warmup._replace(**sampled) for warmup in warmups])
     full, cheap = score(model, batch, constraints).detach(), score_sampled(model, batch, constraints)
     torch.testing.assert_close(cheap.warmup_logprob, full.warmup_logprob, rtol=0, atol=1e-5)
     torch.testing.assert_close(cheap.token_logps, full.token_logps, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("bound", [(passes, "NUMBERS_AT_ONCE"), (sampling, "SCORES_AT_ONCE")], ids=["tokens", "scores"])
-def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monkeypatch, bound):
-    (model, layout), constraints = known, law_of(**LAWS["tempered"])
+@pytest.mark.parametrize(
+    "bound", [(passes, "MAX_NUMBERS_PER_PASS"), (sampling, "MAX_SCORES_PER_PASS")], ids=["tokens", "scores"]
+)
+def test_scoring_targets_in_small_passes_changes_nothing(known, constraints_of, monkeypatch, bound):
+    (model, layout), constraints = known, constraints_of(**CONSTRAINTS["tempered"])
     torch.manual_seed(5)
     whole = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
     monkeypatch.setattr(*bound, 1)
@@ -108,8 +112,8 @@ def test_going_on_to_targets_in_small_parts_changes_nothing(known, law_of, monke
         assert one.target_logps == pytest.approx(other.target_logps, abs=1e-5)
 
 
-def test_logits_in_small_parts_change_nothing(either, law_of, monkeypatch):
-    (model, layout), constraints = either, law_of(**LAWS["tempered"])
+def test_logits_in_small_chunks_change_nothing(either, constraints_of, monkeypatch):
+    (model, layout), constraints = either, constraints_of(**CONSTRAINTS["tempered"])
     torch.manual_seed(5)
     whole = sample_warmups(model, layout, constraints, PROMPTS, N)
     monkeypatch.setattr(sampling, "LOGITS_PER_CHUNK", 1)
@@ -121,8 +125,8 @@ def test_logits_in_small_parts_change_nothing(either, law_of, monkeypatch):
 
 
 @pytest.mark.parametrize("targets", [None, TARGETS], ids=["warmups", "targets"])
-def test_the_same_seed_gives_the_same_numbers(either, law_of, targets):
-    (model, layout), constraints, drawn = either, law_of(temperature=1.4, max_length=5), []
+def test_the_same_seed_gives_the_same_numbers(either, constraints_of, targets):
+    (model, layout), constraints, drawn = either, constraints_of(temperature=1.4, max_length=5), []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         drawn.append(sample_warmups(model, layout, constraints, PROMPTS, N, targets=targets))
@@ -130,8 +134,8 @@ def test_the_same_seed_gives_the_same_numbers(either, law_of, targets):
     assert drawn[0] != drawn[2]
 
 
-def test_going_on_to_targets_changes_no_draw(either, law_of):
-    (model, layout), constraints = either, law_of(temperature=1.4, max_length=5)
+def test_scoring_targets_changes_no_sample(either, constraints_of):
+    (model, layout), constraints = either, constraints_of(temperature=1.4, max_length=5)
     torch.manual_seed(3)
     alone = sample_warmups(model, layout, constraints, PROMPTS, N)
     torch.manual_seed(3)
@@ -141,7 +145,7 @@ def test_going_on_to_targets_changes_no_draw(either, law_of):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["scratch-t5", "scratch-llama"])
-def test_an_adapter_is_in_effect_while_sampling_and_scoring_ahead(new_lab, kind):
+def test_an_adapter_is_active_while_sampling_and_scoring_from_the_cache(new_lab, kind):
     peft = pytest.importorskip("peft")
     lab = new_lab(kind)
     is_t5 = lab.model.config.is_encoder_decoder
@@ -159,52 +163,52 @@ def test_an_adapter_is_in_effect_while_sampling_and_scoring_ahead(new_lab, kind)
         with model.disable_adapter():
             bare = score(model, batch, constraints)
     assert (adapted.warmup_logprob - bare.warmup_logprob).abs().max() > 0.1
-    told = score_sampled(model, batch, constraints)
-    torch.testing.assert_close(told.warmup_logprob, adapted.warmup_logprob, rtol=0, atol=1e-4)
-    torch.testing.assert_close(told.target_logprob, adapted.target_logprob, rtol=0, atol=2e-4)
+    sampled = score_sampled(model, batch, constraints)
+    torch.testing.assert_close(sampled.warmup_logprob, adapted.warmup_logprob, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sampled.target_logprob, adapted.target_logprob, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, layout_of, law_of):
+def test_bf16_weights_are_sampled_as_exactly_as_they_are_scored(name, build, layout_of, constraints_of):
     """Against the same weights in float32: the mean error is that of the stock forward, measured at 0.9 to 1.2 times it."""
     model, exact = build(name, torch.bfloat16), build(name, torch.bfloat16).float()
     for network in (model, exact):
         enable_scoring(network)
-    layout, constraints = layout_of(model), law_of(**LAWS["tempered"])
+    layout, constraints = layout_of(model), constraints_of(**CONSTRAINTS["tempered"])
     warmups = sample_warmups(model, layout, constraints, PROMPTS, 60, targets=TARGETS)
     batch = spliced(layout, warmups)
-    told, stock, truth = (
+    sampled, stock, truth = (
         score_sampled(model, batch, constraints),
         score(model, batch, constraints).detach(),
         score(exact, batch, constraints).detach(),
     )
-    assert told.warmup_logprob.dtype == told.token_logps.dtype == torch.float32
+    assert sampled.warmup_logprob.dtype == sampled.token_logps.dtype == torch.float32
     for kind in ("warmup_logprob", "target_logprob"):
-        ours, theirs, right = (getattr(scores, kind) for scores in (told, stock, truth))
+        ours, theirs, right = (getattr(scores, kind) for scores in (sampled, stock, truth))
         assert (ours - right).abs().mean() < 1.4 * (theirs - right).abs().mean() < 0.2
         assert (ours - theirs).abs().mean() < 0.1
         assert (ours - theirs).abs().max() < 0.6  # nats, of a whole warmup
 
 
-def test_under_autocast(known, law_of):
+def test_under_autocast(known, constraints_of):
     """Float32 weights, bf16 products: the trainer samples under the precision that scores."""
-    (model, layout), constraints = known, law_of(**LAWS["tempered"])
+    (model, layout), constraints = known, constraints_of(**CONSTRAINTS["tempered"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         warmups = sample_warmups(model, layout, constraints, PROMPTS, N, targets=TARGETS)
         batch = spliced(layout, warmups)
-        told, stock = score_sampled(model, batch, constraints), score(model, batch, constraints).detach()
+        sampled, stock = score_sampled(model, batch, constraints), score(model, batch, constraints).detach()
     truth = score(model, batch, constraints).detach()
-    assert told.warmup_logprob.dtype == told.token_logps.dtype == torch.float32
+    assert sampled.warmup_logprob.dtype == sampled.token_logps.dtype == torch.float32
     for kind in ("warmup_logprob", "target_logprob"):
-        ours, theirs, right = (getattr(scores, kind) for scores in (told, stock, truth))
+        ours, theirs, right = (getattr(scores, kind) for scores in (sampled, stock, truth))
         assert (ours - right).abs().mean() < 1.4 * (theirs - right).abs().mean() + 0.02 < 0.2
         assert (ours - theirs).abs().max() < 0.5
 
 
-def test_lengths_are_carried_and_not_read_off_padding(known, law_of):
-    """A law that allows the pad and the end token inside a warmup."""
+def test_lengths_are_not_inferred_from_padding(known, constraints_of):
+    """Constraints that allow the pad and the end token inside a warmup."""
     model, layout = known
-    constraints = replace(law_of(temperature=3.0, max_length=5), banned=torch.zeros(20, dtype=torch.bool))
+    constraints = replace(constraints_of(temperature=3.0, max_length=5), banned=torch.zeros(20, dtype=torch.bool))
     constraints = replace(constraints, banned=(torch.arange(20) > 4))  # pad, end and three more: pads are drawn often
     warmups = sample_warmups(model, layout, constraints, PROMPTS, 20, targets=TARGETS)
     assert any(w.ids[-1:] == [0] and w.finish == "separator" for w in warmups)
@@ -221,7 +225,7 @@ def test_lengths_are_carried_and_not_read_off_padding(known, law_of):
 
 
 class OnAccelerator(torch.Tensor):
-    """Stands on a CPU and says it does not."""
+    """A device on a CPU that claims not to be one."""
 
     class Device(str):
         type = "cuda"
@@ -231,12 +235,12 @@ class OnAccelerator(torch.Tensor):
         return self.Device("cpu")
 
 
-@pytest.mark.parametrize("look_every", [1, 3, 100])
-def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, law_of, monkeypatch, look_every):
-    """Until it looks, warmups that have ended are fed on; nothing of that is told, or seen by their targets."""
+@pytest.mark.parametrize("check_every", [1, 3, 100])
+def test_an_accelerator_checks_for_ended_warmups_every_few_steps(known, constraints_of, monkeypatch, check_every):
+    """Until the check, ended warmups are extended; neither log-probabilities nor targets see that."""
     stock_draw, (model, layout) = sampling._draw_step, known
     first = paths.decoding_for(model, 0).first
-    monkeypatch.setattr(sampling, "LOOK_EVERY", look_every)
+    monkeypatch.setattr(sampling, "CHECK_EVERY", check_every)
     monkeypatch.setattr(paths.decoding_for(model, 0), "first", lambda self: first(self).as_subclass(OnAccelerator))
     rows = []
 
@@ -245,7 +249,7 @@ def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, law_of, 
         return stock_draw(head, constraints, hidden.as_subclass(torch.Tensor), step, points)
 
     monkeypatch.setattr(sampling, "_draw_step", plain)
-    constraints = law_of(temperature=2.0, max_length=12)
+    constraints = constraints_of(temperature=2.0, max_length=12)
     warmups = sample_warmups(model, layout, constraints, PROMPTS, 8, targets=TARGETS)
     batch = spliced(layout, warmups)
     full, cheap = score(model, batch, constraints).detach(), score_sampled(model, batch, constraints)
@@ -253,5 +257,5 @@ def test_an_accelerator_looks_for_the_ended_every_few_steps_only(known, law_of, 
     torch.testing.assert_close(cheap.target_logprob, full.target_logprob, rtol=0, atol=2e-4)
     assert len({len(warmup.ids) for warmup in warmups}) > 3
     drawn = [min(len(warmup.ids) + 1, constraints.max_length) for warmup in warmups]
-    looked = [step // look_every * look_every for step in range(len(rows))]  # who is left has been known since then
+    looked = [step // check_every * check_every for step in range(len(rows))]  # who is left has been known since then
     assert rows == [sum(draws > step for draws in drawn) for step in looked]

@@ -34,7 +34,7 @@ def same_gradients(one, other):
     assert (flat_one - flat_other).norm() < 2e-5 * flat_other.norm()
 
 
-def test_more_padding_moves_nothing(lab):
+def test_more_padding_changes_nothing(lab):
     batch, constraints = example(lab), lab.constraints(max_length=3, min_length=1)
     pad = lab.tokens.pad_id
     wide = replace(
@@ -53,7 +53,7 @@ def test_more_padding_moves_nothing(lab):
     assert (wide_scores.token_logps[:, -5:] == 0).all()
 
 
-def test_what_stands_in_padding_does_not_matter(lab):
+def test_tokens_in_padding_do_not_matter(lab):
     batch, constraints = example(lab), lab.constraints(max_length=3)
     other = replace(batch, seq_ids=batch.seq_ids.masked_fill(batch.seq_mask == 0, lab.ids("h")[0]))
     torch.testing.assert_close(
@@ -61,7 +61,7 @@ def test_what_stands_in_padding_does_not_matter(lab):
     )
 
 
-def test_company_does_not_matter(lab):
+def test_other_rows_do_not_matter(lab):
     constraints = lab.constraints(max_length=3)
     together = score(lab.model, example(lab), constraints).target_logprob
     alone = lab.score(lab.row("a b c d", "e f"), [Warmup(lab.ids("a a a"), "length")], constraints)

@@ -56,7 +56,7 @@ def test_equals_the_stock_model_row_by_row(name, stock, build, layout_of):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_warmups_are_scored_under_the_law(name, build, layout_of):
+def test_warmups_are_scored_under_the_constraints(name, build, layout_of):
     """The stock logits, tempered and masked by hand, renormalised."""
     untouched = build(name)
     model = copy.deepcopy(untouched)

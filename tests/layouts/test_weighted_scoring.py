@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from rl_warmup.batch import RowKind, RowWeights, Warmup
-from rl_warmup.engine import enable_scoring, logprobs, score
+from rl_warmup.engine import enable_scoring, score
+from rl_warmup.engine.fast import logprobs
 from rl_warmup.method.losses import weighted_loss
 from rl_warmup.models.layouts.splice import splice
 
@@ -35,8 +36,8 @@ TARGET = [0.25, 0.75, 0.0, 1.0, 3.0]  # the third row has no weight at all
 
 
 @pytest.fixture(params=NETWORKS)
-def network(request, build, layout_of, law_of):
-    """A model, a batch and a law."""
+def network(request, build, layout_of, constraints_of):
+    """A model, a batch and sampling constraints."""
     name, changes = NETWORKS[request.param]
     model = build(name, **changes)
     if request.param == "t5-untied":  # transformers ties them whatever the config says
@@ -45,7 +46,7 @@ def network(request, build, layout_of, law_of):
     assert tied == (request.param not in ("t5-untied", "llama-untied", "granite-scaled"))
     enable_scoring(model)
     batch = splice(layout_of(model), PROMPTS, ROWS, 2)
-    return model, batch, law_of(temperature=1.4, top_p=0.9, min_length=1, max_length=3)
+    return model, batch, constraints_of(temperature=1.4, top_p=0.9, min_length=1, max_length=3)
 
 
 def weights_of(policy=POLICY, target=TARGET) -> RowWeights:
@@ -87,7 +88,7 @@ def test_the_objective_is_the_loss(network, monkeypatch, chunk):
 
 
 def test_the_objective_under_autocast(network):
-    """In bf16 both ways see the same states and form the same gradient of them: 1e-5 of its norm is left to the order of
+    """In bf16 both methods see the same states and form the same gradient of them: 1e-5 of its norm is left to the order of
     sums, where bf16 itself is off from float32 by 2 to 3 %."""
     model, batch, constraints = network
     weights = weights_of()
@@ -111,15 +112,15 @@ def test_rows_without_weight_have_no_gradient(network):
     assert (formed.target_logprob < 0).all()
 
 
-def test_the_gradient_is_handed_out_once(network):
+def test_the_gradient_is_returned_once(network):
     model, batch, constraints = network
     formed = score(model, batch, constraints, weights_of())
     formed.objective.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="hands out its gradient once"):
+    with pytest.raises(RuntimeError, match="returns its gradient once"):
         formed.objective.backward()
 
 
-def test_detached_scores_leave_the_objective_behind(network):
+def test_detached_scores_have_no_objective(network):
     model, batch, constraints = network
     detached = score(model, batch, constraints, weights_of()).detach()
     assert detached.objective is None
@@ -154,7 +155,7 @@ def test_weights_of_selected_rows_give_the_gradient_of_all(network):
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "open"])
-def test_a_warmup_that_comes_twice_goes_through_once(network, known, layout_of, monkeypatch):
+def test_equal_warmups_are_computed_once(network, known, layout_of, monkeypatch):
     """Of eight rows three repeat others; the same ids behind another prompt, or cut by the limit, do not."""
     model, once, constraints = network
     cut = [(0, RowKind.GROUP, Warmup([14], "length")), (1, RowKind.GROUP, Warmup([14], "separator"))]

@@ -23,7 +23,7 @@ HEADS = {
 
 @dataclass(frozen=True)
 class NeverSeven:
-    """A law that also depends on the step and leaves the chosen token alone."""
+    """Constraints that also depend on the step and leave the chosen token alone."""
 
     temperature: float = 1.7
 
@@ -102,7 +102,7 @@ def test_a_gradient_formed_in_the_forward_is_handed_out_once():
     hidden, head, tokens = example()
     total, _ = weighted_logps(hidden, Tokens(**tokens, weights=torch.ones(COUNT)), head)
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="hands out its gradient once"):
+    with pytest.raises(RuntimeError, match="returns its gradient once"):
         total.backward()
 
 
@@ -131,7 +131,7 @@ def test_a_tied_matrix_gets_both_gradients():
 def test_a_chunk_never_holds_more_rows_than_allowed_nor_both_kinds(monkeypatch):
     small_chunks(monkeypatch, 3, 0)
     _, _, tokens = example()
-    pieces = list(Tokens(**tokens).pieces(VOCAB))
+    pieces = list(Tokens(**tokens).chunks(VOCAB))
     assert [(piece.start, piece.stop) for piece in pieces] == [(0, 3), (3, 4), (4, 7), (7, 9)]
 
 
@@ -145,13 +145,13 @@ def test_without_gradient_the_same_numbers():
 
 def test_without_gradient_nothing_waits_for_a_backward(monkeypatch):
     buffers = []
-    stock = logprobs._Work.probabilities
+    stock = logprobs._Chunks.probabilities
 
     def spied(work, piece, out=None):
         buffers.append(out)
         return stock(work, piece, out)
 
-    monkeypatch.setattr(logprobs._Work, "probabilities", spied)
+    monkeypatch.setattr(logprobs._Chunks, "probabilities", spied)
     hidden, head, tokens = example()
     small_chunks(monkeypatch, 100, kept=100)
     token_logps(hidden, Tokens(**tokens), head)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rl_warmup.batch import RowKind, Warmup
+from rl_warmup.batch import EMPTY_WARMUP, RowKind, Warmup
 from rl_warmup.method.proposals import ProposalContext
-from rl_warmup.method.rollout import EMPTY, Rollout
+from rl_warmup.method.rollout import Rollout
 
 GROUP, ANCHOR = RowKind.GROUP, RowKind.ANCHOR
 
@@ -27,7 +27,7 @@ def rows_of(lab):
 def test_sft_has_one_empty_warmup_each_in_every_phase(lab):
     rollout = make_rollout(lab, "sft", proposals=["head"], empty_share=0.5, anchor_weight=1.0)
     for cold_start in (True, False):
-        assert rollout.choose_rows(lab.model, rows_of(lab), cold_start) == [[(RowKind.EMPTY, EMPTY)]] * 3
+        assert rollout.choose_rows(lab.model, rows_of(lab), cold_start) == [[(RowKind.EMPTY, EMPTY_WARMUP)]] * 3
 
 
 def test_the_cold_start_is_the_proposals(lab):
@@ -61,7 +61,7 @@ def test_anchors_stay_beside_the_policys_own(lab):
 def test_a_share_of_the_prompts_also_gets_an_empty_warmup(lab, share, expected, cold_start):
     rollout = make_rollout(lab, proposals=["head"], empty_share=share)
     plans = rollout.choose_rows(lab.model, rows_of(lab), cold_start)
-    assert sum((RowKind.EMPTY, EMPTY) in plan for plan in plans) == expected
+    assert sum((RowKind.EMPTY, EMPTY_WARMUP) in plan for plan in plans) == expected
 
 
 def test_the_share_is_a_share(lab):
@@ -91,7 +91,7 @@ def test_a_model_that_knows_the_target_drafts_it(new_lab):
     optimizer = torch.optim.Adam(lab.model.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        (-lab.score(row, [EMPTY], rollout.constraints).target_logprob.sum()).backward()
+        (-lab.score(row, [EMPTY_WARMUP], rollout.constraints).target_logprob.sum()).backward()
         optimizer.step()
     ((_, draft),) = rollout.choose_rows(lab.model, [row], cold_start=True)[0]
     assert draft.ids == lab.ids("c d")

@@ -51,7 +51,7 @@ def make_model(kind: str, vocab_size: int = 16) -> Any:
 
 @dataclass
 class World:
-    """A policy with its layout and law, and a batch scored by it."""
+    """A policy with its layout and constraints, and a batch scored by it."""
 
     model: Any
     tokenizer: Any

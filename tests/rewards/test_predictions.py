@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from rl_warmup.engine import generate_targets
-from rl_warmup.method.rollout import follow, prediction_limit
+from rl_warmup.method.rollout import add_predictions, prediction_limit
 from rl_warmup.rewards.text_metrics import PredictionMetric
 
 
 def written(world, *names):
     """The world's batch with predictions on its warmups."""
     ids = [row["prompt_ids"] for row in world.batch.prompts for _ in range(2)]
-    warmups = follow(world.model, world.layout, world.constraints, ids, world.batch.warmups[:4], 3, names)
+    warmups = add_predictions(world.model, world.layout, world.constraints, ids, world.batch.warmups[:4], 3, names)
     return replace(world.batch, warmups=[*warmups, *world.batch.warmups[4:]])
 
 

@@ -1,6 +1,6 @@
-"""How rows are arranged before they go through a network: into groups of similar length, and into lines.
+"""Arranges rows before a forward: buckets of similar length, and several rows of one prompt packed into one sequence.
 
-Knows: lengths, and from when on a pass or a line pays. Must not know: tensors, models.
+Knows: lengths. Must not know: tensors, models.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from typing import NamedTuple
 
 import torch
 
-# Another pass over a network pays when it leaves out this share of all tokens, and this many. Measured on a CPU; on an
-# accelerator, which a single pass keeps busy, the share is a guess until one is at hand.
-WORTH_A_PASS, TOKENS_WORTH_A_PASS = 0.1 if torch.cuda.is_available() else 0.005, 64
-# The same of another rectangle, where only attention is padded. Measured on a CPU.
-WORTH_A_GROUP = 0.2
-# Rows of a prompt share a line (`shared_states`) of up to this many square roots of the prompt's length. A longer line costs
-# attention among its rows, which is masked; another line costs a copy of the prompt's keys and values. Measured on a CPU.
-WORTH_A_LINE = 5
+# Another forward pass is worth its cost if it saves this share of all tokens, and this many tokens. Measured on a CPU; the
+# share for an accelerator, which a single pass keeps busy, is a guess.
+MIN_SAVING_PER_PASS, MIN_TOKENS_SAVED = 0.1 if torch.cuda.is_available() else 0.005, 64
+# The same share for another bucket where only attention is padded. Measured on a CPU.
+MIN_SAVING_PER_BUCKET = 0.2
+# Rows of a prompt are packed into sequences of at most this factor times the square root of the prompt's length. Longer
+# sequences cost masked attention among their rows; more sequences cost copies of the prompt's keys and values. Measured on a CPU.
+PACKED_LENGTH_FACTOR = 5
 
 
-Groups = list[tuple[list[int], int]]  # the rows of each pass or rectangle, and how wide it is
+Buckets = list[tuple[list[int], int]]  # (indices of the rows, padded width) of every bucket
 
 
-def buckets(lengths: list[int], worth: float) -> Groups:
-    """Rows of similar length, shortest first, as (rows, width): cut where that saves the most padding, while it pays.
+def buckets(lengths: list[int], min_saving: float) -> Buckets:
+    """Split rows into buckets of similar length, shortest first: cut where that saves most padding, as long as it pays.
 
     A single bucket keeps the order of the rows.
 
     Args:
-        worth: the share of all slots that a cut has to save; infinite for a single bucket.
+        min_saving: share of all padded tokens that a cut has to save; infinite gives a single bucket.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     ordered = [lengths[i] for i in order]
     cuts = [0, len(order)]
-    enough = max(worth * len(order) * ordered[-1], TOKENS_WORTH_A_PASS, 1)
+    enough = max(min_saving * len(order) * ordered[-1], MIN_TOKENS_SAVED, 1)
     while enough < inf:
         saved, cut = max(
             ((cut - low) * (ordered[high - 1] - ordered[cut - 1]), cut)
@@ -51,57 +51,57 @@ def buckets(lengths: list[int], worth: float) -> Groups:
     return [(order[low:high], ordered[high - 1]) for low, high in pairwise(cuts)]
 
 
-def first_slots(groups: Groups) -> list[int]:
-    """The slot at which each row begins when all groups stand one behind the other."""
-    begin = [0] * sum(len(chosen) for chosen, _ in groups)
+def first_slots(buckets: Buckets) -> list[int]:
+    """Index of the first token of every row when all padded buckets are flattened and concatenated."""
+    starts = [0] * sum(len(rows) for rows, _ in buckets)
     total = 0
-    for chosen, width in groups:
-        for place, row in enumerate(chosen):
-            begin[row] = total + place * width
-        total += len(chosen) * width
-    return begin
+    for rows, width in buckets:
+        for number, row in enumerate(rows):
+            starts[row] = total + number * width
+        total += len(rows) * width
+    return starts
 
 
-def consecutive(sizes: list[int], most: int) -> list[range]:
-    """Cut into ranges of about equal sums, as few as about `most` of each allow. No range sums to 0, unless all do."""
+def split_evenly(sizes: list[int], limit: int) -> list[range]:
+    """Split into the fewest ranges with sums of about `limit` at most, of about equal sums. No range sums to 0 unless all do."""
     total = sum(sizes)
-    share = total / max(1, -(-total // most))
-    parts: list[range] = []
-    begin = before = 0
+    share = total / max(1, -(-total // limit))
+    ranges: list[range] = []
+    start = before = 0
     for i, size in enumerate(sizes):
-        if size and any(sizes[begin:i]) and before + size / 2 > share * (len(parts) + 1):
-            parts.append(range(begin, i))
-            begin = i
+        if size and any(sizes[start:i]) and before + size / 2 > share * (len(ranges) + 1):
+            ranges.append(range(start, i))
+            start = i
         before += size
-    return [*parts, range(begin, len(sizes))]
+    return [*ranges, range(start, len(sizes))]
 
 
-class PackedLines(NamedTuple):
-    """Rows behind each other in lines."""
+class PackedRows(NamedTuple):
+    """Rows packed into sequences; all rows of a sequence continue the same prompt."""
 
-    prompt: list[int]  # of each line
-    filled: list[int]  # slots that each line needs
-    row: list[tuple[int, int]]  # line and first slot of each row
+    prompt: list[int]  # of each sequence
+    length: list[int]  # tokens of each sequence
+    place: list[tuple[int, int]]  # (sequence, offset of the first token in it) of each row
 
 
-def into_lines(lengths: list[int], prompt_index: list[int], room: int) -> PackedLines:
-    """Put the rows of a prompt into one line, or into several of about equal length where one would exceed `room`.
+def pack_rows(lengths: list[int], prompt_index: list[int], max_length: int) -> PackedRows:
+    """Pack the rows of every prompt into one sequence, or into several of about equal length where one would be too long.
 
-    Attention looks at a whole line and masks most of it, which costs as much as the rest of a layer when a line is some
-    three times as long as the network is wide; hence `room`.
+    Attention computes scores for a whole sequence and masks most of them. In a sequence some three times as long as the
+    network is wide that costs as much as the rest of a layer; hence `max_length`. A longer row gets a sequence to itself.
     """
     by_prompt: dict[int, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompt_index):
         by_prompt[prompt].append(row)
-    lines = PackedLines([], [], [(0, 0)] * len(lengths))
+    packed = PackedRows([], [], [(0, 0)] * len(lengths))
     for prompt in sorted(by_prompt):
         rows = by_prompt[prompt]
-        count = -(-sum(lengths[row] for row in rows) // max(room, *(lengths[row] for row in rows)))
+        count = -(-sum(lengths[row] for row in rows) // max(max_length, *(lengths[row] for row in rows)))
         filled = [0] * count
         for row in sorted(rows, key=lambda row: -lengths[row]):
-            line = filled.index(min(filled))
-            lines.row[row] = (len(lines.prompt) + line, filled[line])
-            filled[line] += lengths[row]
-        lines.prompt.extend([prompt] * count)
-        lines.filled.extend(filled)
-    return lines
+            shortest = filled.index(min(filled))
+            packed.place[row] = (len(packed.prompt) + shortest, filled[shortest])
+            filled[shortest] += lengths[row]
+        packed.prompt.extend([prompt] * count)
+        packed.length.extend(filled)
+    return packed

@@ -1,7 +1,7 @@
-"""The output head of a stock model, able to hand out its input, to score tokens, and to give float32 logits.
+"""The output head of a stock model, patched so that it can return its input, score tokens, or return float32 logits.
 
 Knows: the module that `get_output_embeddings` names, and what known architectures do to logits after it. Must not know:
-rows, warmups. Everything goes through that module, whose hooks gather its weight under ZeRO-3.
+rows, warmups. All calls go through that module, because its hooks gather the weight under ZeRO-3.
 """
 
 from __future__ import annotations
@@ -15,51 +15,55 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from rl_warmup.engine.fast.logprobs import OutputHead, Tokens, token_logps, weighted_logps
-from rl_warmup.engine.fast.packed import PackedAttention, attending
+from rl_warmup.engine.fast.packed import PackedAttention, packed_attention
 
 LOGITS = "logits"
 
 
 class Head:
-    """Stands in front of a model's output embeddings: `capture` returns their input, a call scores tokens."""
+    """Replaces the forward of a model's output embeddings: `capture` returns their input, `score` and `logits` their results."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.stock_model = model, model.forward
+        self.model, self.stock_forward = model, model.forward
         self.module = model.get_output_embeddings()
-        self.stock_head = self.module.forward
+        self.stock_head_forward = self.module.forward
         self.after = _after_head(model.config)
         self.captured: Tensor | None = None
         self.capturing = False
-        # what `scoring.enable` finds out: whether rows may go without padding, and warmups be decoded by our own loop
-        self.packs = self.decodes = True
+        self.can_pack = self.can_decode = True  # `scoring.enable` finds out: packed rows, our own sampler
         self.scores_padded = self.samples_by_generate = False  # `engine.paths` sets them
-        self.at_hand: OutputHead | None = None
+        self.float32_head: OutputHead | None = None
 
     @property
     def sharded(self) -> bool:
-        """Whether weights live in shards (ZeRO-3, FSDP2), so that every process has to make the same calls."""
+        """Whether weights are sharded (ZeRO-3, FSDP2), so that every process has to make the same calls."""
         return isinstance(self.module, FSDPModule) or hasattr(self.module.weight, "ds_id")
 
     def forward(self, hidden: Tensor, tokens: Tokens | str | None = None) -> Any:
-        """What the head's module runs in place of its own forward."""
+        """The head module runs this instead of its own forward."""
         if self.capturing:
             self.captured = hidden
             return hidden[..., :1]
         if tokens is None:
-            return self.stock_head(hidden)
-        head = OutputHead(self.module.weight, getattr(self.module, "bias", None), **self.after)
+            return self.stock_head_forward(hidden)
         if isinstance(tokens, str):
             with torch.autocast(hidden.device.type, enabled=False):
-                return (self.at_hand or head).logits(hidden)
+                return (self.float32_head or self._weights()).logits(hidden)
         if tokens.weights is not None:
-            return weighted_logps(hidden, tokens, head)
-        return token_logps(hidden, tokens, head)
+            return weighted_logps(hidden, tokens, self._weights())
+        return token_logps(hidden, tokens, self._weights())
+
+    def _weights(self) -> OutputHead:
+        return OutputHead(self.module.weight, getattr(self.module, "bias", None), **self.after)
 
     def capture(self, packing: PackedAttention | None = None, **inputs: Any) -> Tensor:
-        """Hidden states right before the head, after whatever scaling the model applies to them.
+        """Run the stock model and return the hidden states before the head, after any scaling the model applies to them.
 
         Args:
-            packing: what tokens look at, where rows are not padded.
+            packing: the attention of packed sequences; None for padded rows.
+
+        Raises:
+            ValueError: the output head was replaced after scoring was enabled.
         """
         if self.model.get_output_embeddings() is not self.module:
             raise ValueError(
@@ -69,10 +73,10 @@ class Head:
         self.capturing = True
         try:
             if packing is None:
-                self.stock_model(**inputs)
+                self.stock_forward(**inputs)
             else:
-                with attending(self.model, packing) as extra:
-                    self.stock_model(**inputs, **extra)
+                with packed_attention(self.model, packing) as extra:
+                    self.stock_forward(**inputs, **extra)
         finally:
             self.capturing = False
         hidden, self.captured = self.captured, None
@@ -80,33 +84,32 @@ class Head:
         return hidden
 
     def score(self, hidden: Tensor, tokens: Tokens) -> Any:
-        """`token_logps`, or `weighted_logps` where the weights are known."""
-        return self._module_call(hidden, tokens)
+        """`token_logps`, or `weighted_logps` if `tokens` has weights."""
+        return self._call(hidden, tokens)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, d) -> (M, V) float32, without gradient."""
-        return self._module_call(hidden, LOGITS)
+        return self._call(hidden, LOGITS)
 
-    def _module_call(self, hidden: Tensor, tokens: Tokens | str) -> Any:
-        """Through the module, whose hooks gather its weight under ZeRO-3.
+    def _call(self, hidden: Tensor, tokens: Tokens | str) -> Any:
+        """Call the module, so that its hooks run.
 
-        FSDP2 keeps it in a group with the embeddings and the last norm, gathered since the stock forward reached them, and
-        would take a second call of one of them for another forward of all: it reduced their gradient too early.
+        Not under FSDP2: it shards the head together with the embeddings and the last norm and has gathered them since the
+        stock forward. A second call would count as another forward of all of them, and reduced their gradient too early.
         """
         if isinstance(self.module, FSDPModule):
             return self.forward(hidden, tokens)
         return self.module(hidden, tokens)
 
     @contextmanager
-    def float32_at_hand(self) -> Iterator[None]:
-        """Cast a half-precision head once for many calls of `logits`."""
-        half = self.module.weight.dtype != torch.float32
-        if half:
-            self.at_hand = OutputHead(self.module.weight, getattr(self.module, "bias", None), **self.after).in_float32()
+    def float32_weights(self) -> Iterator[None]:
+        """Cast a half-precision head once, for many calls of `logits`."""
+        if self.module.weight.dtype != torch.float32:
+            self.float32_head = self._weights().in_float32()
         try:
             yield
         finally:
-            self.at_hand = None
+            self.float32_head = None
 
 
 def _after_head(config: Any) -> dict[str, Any]:

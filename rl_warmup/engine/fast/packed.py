@@ -1,8 +1,11 @@
-"""The tokens of many rows, end to end, through a stock network; in padded rectangles only where they look at each other.
+"""Sequence packing: tokens of many sequences go through a stock network end to end; only attention sees padded batches.
 
-Knows: transformers' table of attention functions, how a T5 adds distances to scores. Must not know: prompts, warmups, heads.
-Everything in a transformer but its attention treats tokens one by one, so padding is left out there, and products are as
-large as they can be. Attention remains the network's own: it is called on rectangles of lines of similar length.
+Knows: transformers' table of attention functions, T5's relative position bias. Must not know: prompts, warmups, heads.
+All other layers of a transformer treat tokens one by one, so they need no padding, and their matrix products are as large as
+possible. Attention stays the network's own function: it is called on padded buckets of sequences of similar length.
+
+Here a *sequence* is a run of tokens that may attend to each other: a prompt, a row, or several packed rows. N tokens lie end to
+end, sequence by sequence.
 """
 
 from __future__ import annotations
@@ -18,58 +21,65 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from rl_warmup.engine.fast.buckets import WORTH_A_GROUP, buckets
+from rl_warmup.engine.fast.buckets import MIN_SAVING_PER_BUCKET, buckets
 
 NAME = "rl_warmup_packed"  # in transformers' table
-IMPLEMENTATIONS = ("sdpa", "eager")  # that take any mask
+IMPLEMENTATIONS = ("sdpa", "eager")  # they accept any mask
 
-Layers = list[tuple[Tensor, Tensor]]  # keys and values of every layer
+KeysValues = list[tuple[Tensor, Tensor]]  # keys and values of every layer
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Any]  # of transformers' table, for one module
 
 
-class PaddedGroups:
-    """Where N tokens, line after line, are once lines of similar length have been put into padded rectangles.
+class PaddedBuckets:
+    """Moves N tokens between the packed form (N, ...) and padded buckets of sequences of similar length.
 
     Args:
-        width: of a single rectangle for all lines; without it their number and widths follow from the lengths.
+        lengths: of the S sequences, in tokens.
+        width: of a single bucket for all sequences; without it number and widths of the buckets follow from the lengths.
     """
 
     def __init__(self, lengths: list[int], device: torch.device, width: int | None = None) -> None:
-        groups = buckets(lengths, WORTH_A_GROUP) if width is None else [(list(range(len(lengths))), width)]
-        self.groups = [(torch.tensor(chosen, device=device), width) for chosen, width in groups]
-        self.total, count = sum(lengths), torch.tensor(lengths, device=device)
-        self.begin = torch.tensor([0, *accumulate(lengths[:-1])], device=device)  # (lines,) tokens
-        self.line = torch.arange(len(lengths), device=device).repeat_interleave(count)  # (N,)
-        self.place = torch.arange(self.total, device=device) - self.begin[self.line]  # (N,) in their line
-        self.real = [torch.arange(width, device=device) < count[chosen, None] for chosen, width in self.groups]
-        held = [self.begin[chosen, None] + torch.arange(width, device=device) for chosen, width in self.groups]
-        token = [part.masked_fill(~real, self.total) for part, real in zip(held, self.real, strict=True)]
-        self.token = torch.cat([part.flatten() for part in token])  # of every slot; N for padding
-        self.source = self.token.clamp(max=self.total - 1)
-        slot = torch.empty(self.total + 1, dtype=torch.int64, device=device)
-        self.slot = slot.index_copy(0, self.token, torch.arange(len(self.token), device=device))[:-1]  # of every token
+        chosen = buckets(lengths, MIN_SAVING_PER_BUCKET) if width is None else [(list(range(len(lengths))), width)]
+        self.buckets = [(torch.tensor(members, device=device), width) for members, width in chosen]
+        total, count = sum(lengths), torch.tensor(lengths, device=device)
+        self.start = torch.tensor([0, *accumulate(lengths[:-1])], device=device)  # (S,) first token of each sequence
+        self.sequence = torch.arange(len(lengths), device=device).repeat_interleave(count)  # (N,) of each token
+        # (N,) of a token in its sequence
+        self.position = torch.arange(total, device=device) - self.start[self.sequence]
+        self.real = [torch.arange(width, device=device) < count[members, None] for members, width in self.buckets]
+        tokens = [
+            (self.start[members, None] + torch.arange(width, device=device)).masked_fill(~real, total)
+            for (members, width), real in zip(self.buckets, self.real, strict=True)
+        ]
+        self._token_of_slot = torch.cat([part.flatten() for part in tokens])  # N for padding
+        self._source = self._token_of_slot.clamp(max=total - 1)
+        slots = torch.arange(len(self._token_of_slot), device=device)
+        self._slot_of_token = torch.empty(total + 1, dtype=torch.int64, device=device)
+        self._slot_of_token = self._slot_of_token.index_copy(0, self._token_of_slot, slots)[:-1]
 
-    def cut(self, values: Tensor) -> list[Tensor]:
-        """(N, ...) -> (lines, width, ...) of every rectangle; padding holds something finite."""
-        parts = _Moved.apply(values, self.source, self.slot).split([real.numel() for real in self.real])
+    def pad(self, values: Tensor) -> list[Tensor]:
+        """(N, ...) -> (sequences, width, ...) of every bucket; padding holds arbitrary finite values."""
+        parts = _Select.apply(values, self._source, self._slot_of_token).split([real.numel() for real in self.real])
         return [part.unflatten(0, real.shape) for part, real in zip(parts, self.real, strict=True)]
 
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        """(N, ...), the reverse."""
+    def unpad(self, parts: list[Tensor]) -> Tensor:
+        """The reverse: (sequences, width, ...) of every bucket -> (N, ...)."""
         flat = [part.flatten(0, 1) for part in parts]
-        out: Tensor = _Moved.apply(torch.cat(flat) if len(flat) > 1 else flat[0], self.slot, self.token)
+        out: Tensor = _Select.apply(
+            torch.cat(flat) if len(flat) > 1 else flat[0], self._slot_of_token, self._token_of_slot
+        )
         return out
 
-    def of_lines(self, values: Tensor) -> list[Tensor]:
-        """(lines, ...) -> those of every rectangle."""
-        return [values.index_select(0, chosen) for chosen, _ in self.groups]
+    def by_bucket(self, values: Tensor) -> list[Tensor]:
+        """(S, ...) -> (sequences, ...) of every bucket."""
+        return [values.index_select(0, members) for members, _ in self.buckets]
 
 
-class _Moved(torch.autograd.Function):
-    """values[index], where each value goes to one place of its own, reverse[i], or past the end to none. What else `index`
-    names is padding, and its gradient is left out.
+class _Select(torch.autograd.Function):
+    """values[index] with a fast gradient: value i is used once, at `reverse[i]`, or nowhere if that is past the end.
 
-    Torch's own gradient adds every row to where it came from, which takes several times as long.
+    Other uses of a value are padding, and their gradient is dropped. Torch's own gradient of an index adds row by row, which
+    takes several times as long.
     """
 
     @staticmethod
@@ -80,103 +90,107 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (reverse,) = gradients, ctx.saved_tensors
-        if len(reverse) > len(gradient):  # what went to none has none
+        if len(reverse) > len(gradient):  # values that are used nowhere have the gradient 0
             gradient = torch.cat([gradient, torch.zeros_like(gradient[:1])])
         return gradient.index_select(0, reverse), None, None
 
 
 class PackedAttention:
-    """What the tokens of one forward look at. Calls of a network's attention come here while `attending` lasts.
+    """The attention of one forward over packed sequences. `packed_attention` sends a network's attention calls here.
 
     Args:
-        lines: which tokens look at each other.
-        seen: of every rectangle, (lines or 1, 1, width or 1, width) bool: which tokens of its line a token sees. None: those
-            before it and itself.
-        before: keys and values (P, heads, X, width) of every layer that tokens see besides.
-        owners: of lines, (lines,) which of the P they see.
-        seen_before: (P, X) bool, which of the X are tokens.
-        across: another attention of the network, to which `before` is all there is to see.
+        sequences: tokens of different sequences do not attend to each other.
+        masks: of every bucket, (sequences or 1, 1, width or 1, width) bool: the tokens of its sequence that a token attends
+            to. None: the tokens before it and itself.
+        prefix: keys and values (P, heads, X, width) of every layer, to which tokens attend besides.
+        prefix_index: (S,) which of the P prefixes belongs to each sequence.
+        prefix_mask: (P, X) bool, real tokens of the prefixes.
+        cross: the cross-attention of the network, which attends to its `prefix` alone.
     """
 
     def __init__(
         self,
-        lines: PaddedGroups,
-        seen: list[Tensor] | None = None,
-        before: Layers | None = None,
-        owners: Tensor | None = None,
-        seen_before: Tensor | None = None,
-        across: PackedAttention | None = None,
+        sequences: PaddedBuckets,
+        masks: list[Tensor] | None = None,
+        prefix: KeysValues | None = None,
+        prefix_index: Tensor | None = None,
+        prefix_mask: Tensor | None = None,
+        cross: PackedAttention | None = None,
     ) -> None:
-        self.lines, self.seen, self.across, self.before = lines, seen, across, before or []
-        self.kept: Layers = []  # keys and values (N, heads, width) of these tokens, layer by layer
-        self.masks: list[Any] = []
-        if before:
-            assert owners is not None
-            assert seen_before is not None
-            self.owners = lines.of_lines(owners)
-            self.seen_before = [seen_before[owner][:, None, None] for owner in self.owners]
-            self.in_order = len(self.owners) == 1 and owners.tolist() == list(range(len(seen_before)))
+        self.sequences, self.masks, self.cross, self.prefix = sequences, masks, cross, prefix or []
+        self.computed: KeysValues = []  # keys and values (N, heads, width) of these tokens, layer by layer
+        self.biases: list[Any] = []  # added to the attention scores, per bucket
+        if prefix:
+            assert prefix_index is not None
+            assert prefix_mask is not None
+            self.prefix_index = sequences.by_bucket(prefix_index)
+            self.prefix_masks = [prefix_mask[index][:, None, None] for index in self.prefix_index]
+            self.in_order = len(self.prefix_index) == 1 and prefix_index.tolist() == list(range(len(prefix_mask)))
 
-    def attend(
-        self, call: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, says_causal: bool
+    def self_attend(
+        self, attention: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, is_causal: bool
     ) -> Tensor:
-        """(N, heads, width) of queries, keys and values (N, heads or kv heads, width).
+        """(N, heads, width) outputs for queries, keys and values (N, heads or kv heads, width).
 
         Args:
-            says_causal: without a mask, `call` hides later tokens by itself.
+            is_causal: without a mask, `attention` hides later tokens by itself.
         """
         pairs = [
             (keys.transpose(1, 2), values.transpose(1, 2))
-            for keys, values in zip(self.lines.cut(key), self.lines.cut(value), strict=True)
+            for keys, values in zip(self.sequences.pad(key), self.sequences.pad(value), strict=True)
         ]
-        if self.before:
-            earlier = self._owned(*self.before[len(self.kept)])
+        if self.prefix:
+            earlier = self._prefix_by_bucket(*self.prefix[len(self.computed)])
             pairs = [
                 (torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2))
                 for (old_keys, old_values), (keys, values) in zip(earlier, pairs, strict=True)
             ]
-        self.kept.append((key, value))
-        has_bias = getattr(module, "has_relative_attention_bias", False)  # layers of a T5 without one take the first's
-        if not self.masks or has_bias:
-            self.masks = self._masks(query.dtype, says_causal and not has_bias)
+        self.computed.append((key, value))
+        has_bias = getattr(module, "has_relative_attention_bias", False)  # other layers of a T5 reuse the first one's
+        if not self.biases or has_bias:
+            self.biases = self._additive_masks(query.dtype, is_causal and not has_bias)
             if has_bias:
-                widest = max(width for _, width in self.lines.groups)
+                widest = max(width for _, width in self.sequences.buckets)
                 bias = module.compute_bias(widest, widest, device=query.device).to(query.dtype)
-                self.masks = [mask + bias[..., : mask.size(-1), : mask.size(-1)] for mask in self.masks]
-        return self._called(call, query, pairs)
+                self.biases = [mask + bias[..., : mask.size(-1), : mask.size(-1)] for mask in self.biases]
+        return self._attend(attention, query, pairs)
 
-    def attend_across(self, call: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The same, of keys and values that are a pair of `before`."""
-        if not self.masks:
-            self.masks = [hide(~seen, query.dtype) for seen in self.seen_before]
-        return self._called(call, query, self._owned(key, value))
+    def cross_attend(self, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(N, heads, width) outputs for queries (N, heads, width); keys and values are a pair of `prefix`."""
+        if not self.biases:
+            self.biases = [additive_mask(~mask, query.dtype) for mask in self.prefix_masks]
+        return self._attend(attention, query, self._prefix_by_bucket(key, value))
 
-    def _owned(self, keys: Tensor, values: Tensor) -> Layers:
-        """Of a layer of `before`, what the lines of every rectangle see."""
+    def _prefix_by_bucket(self, keys: Tensor, values: Tensor) -> KeysValues:
+        """The prefixes of one layer for the sequences of every bucket."""
         if self.in_order:
             return [(keys, values)]
-        return [(keys.index_select(0, owner), values.index_select(0, owner)) for owner in self.owners]
+        return [(keys.index_select(0, index), values.index_select(0, index)) for index in self.prefix_index]
 
-    def _called(self, call: Attention, query: Tensor, pairs: Layers) -> Tensor:
-        queries = [part.transpose(1, 2) for part in self.lines.cut(query)]
-        return self.lines.joined([call(q, k, v, m)[0] for q, (k, v), m in zip(queries, pairs, self.masks, strict=True)])
+    def _attend(self, attention: Attention, query: Tensor, pairs: KeysValues) -> Tensor:
+        queries = [part.transpose(1, 2) for part in self.sequences.pad(query)]
+        return self.sequences.unpad(
+            [attention(q, k, v, b)[0] for q, (k, v), b in zip(queries, pairs, self.biases, strict=True)]
+        )
 
-    def _masks(self, dtype: torch.dtype, bare: bool) -> list[Any]:
-        """What is added to the scores of every rectangle; None where `bare` and each token sees those before it alone."""
-        if self.seen is None and bare and not self.before:
-            return [None] * len(self.lines.groups)
-        seen = self.seen or [torch.ones_like(real[0]).expand(1, 1, len(real[0]), -1).tril() for real in self.lines.real]
-        if self.before:
-            seen = [
-                torch.cat([before.expand(-1, -1, own.size(2), -1), own], 3)
-                for before, own in zip(self.seen_before, seen, strict=True)
+    def _additive_masks(self, dtype: torch.dtype, is_causal: bool) -> list[Any]:
+        """Additive mask of every bucket; None where the causal mask of the attention function is all that is needed."""
+        if self.masks is None and is_causal and not self.prefix:
+            return [None] * len(self.sequences.buckets)
+        masks = self.masks or [
+            torch.ones_like(real[0]).expand(1, 1, len(real[0]), -1).tril() for real in self.sequences.real
+        ]
+        if self.prefix:
+            masks = [
+                torch.cat([prefix.expand(-1, -1, mask.size(2), -1), mask], 3)
+                for prefix, mask in zip(self.prefix_masks, masks, strict=True)
             ]
-        return [hide(~part, dtype) for part in seen]
+        return [additive_mask(~mask, dtype) for mask in masks]
 
 
 @contextmanager
-def attending(model: Any, packing: PackedAttention) -> Iterator[dict[str, Any]]:
-    """Within it, calls of a network's attention go to `packing`. Yields what its forward has to be given for that."""
+def packed_attention(model: Any, packing: PackedAttention) -> Iterator[dict[str, Any]]:
+    """Send the attention calls of a network to `packing`. Yields keyword arguments that its forward needs for that."""
     configs = list(
         {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values()
     )
@@ -190,7 +204,7 @@ def attending(model: Any, packing: PackedAttention) -> Iterator[dict[str, Any]]:
             config._attn_implementation = implementation
 
 
-def _attend(
+def _attention_function(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -201,24 +215,24 @@ def _attend(
     position_bias: Tensor | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls, for tokens (1, N) or (N, 1), whatever suits the network.
+    """What transformers calls for attention. The network sees its tokens as (1, N) or (N, 1), depending on its kind.
 
-    A T5 that believes it has one token gives the bias between that and itself; `packing` asks for that of all.
+    `position_bias` is ignored: a T5 with inputs (N, 1) computes it for a single token; `packing` computes the whole.
     """
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    call = partial(AttentionInterface().get_interface(implementation, eager), module, **rest)
+    attention = partial(AttentionInterface().get_interface(implementation, eager), module, **rest)
     queries = query.transpose(1, 2).flatten(0, 1)
-    if packing.across is not None and any(key is keys for keys, _ in packing.across.before):
-        found = packing.across.attend_across(call, queries, key, value)
+    if packing.cross is not None and any(key is keys for keys, _ in packing.cross.prefix):
+        out = packing.cross.cross_attend(attention, queries, key, value)
     else:
         keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (key, value))
-        found = packing.attend(call, module, queries, keys, values, says_causal=implementation == "sdpa")
-    return found.view(query.transpose(1, 2).shape), None
+        out = packing.self_attend(attention, module, queries, keys, values, is_causal=implementation == "sdpa")
+    return out.view(query.transpose(1, 2).shape), None
 
 
-def hide(unseen: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool tensor as what is added to attention scores: the lowest number where it is true, 0 elsewhere."""
-    return torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill(unseen, torch.finfo(dtype).min)
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as numbers to add to attention scores: the lowest number of `dtype` where it is true, 0 elsewhere."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)
 
 
-AttentionInterface.register(NAME, _attend)
+AttentionInterface.register(NAME, _attention_function)

@@ -1,8 +1,8 @@
-"""A second way through a stock model: `model.forward(warmup_scoring=True, ...)` returns log-probabilities of given tokens.
+"""Patches a stock model so that `model.forward(warmup_scoring=True, ...)` returns log-probabilities of given tokens.
 
-Knows: which way rows take through a network (`passes`), which of their tokens count. Must not know: what a warmup is for,
-or any config of ours. It is a patched *forward*, because DDP, ZeRO and FSDP act in hooks around it: computing the loss on
-the unwrapped model would skip them. The stock forward runs unchanged up to its head, which is intercepted (`head`).
+Knows: which forward pass (`passes`) suits a network, which tokens of a row count. Must not know: what a warmup is for, or any
+config of ours. It patches *forward* because DDP, ZeRO and FSDP work by hooks around it: a loss computed on the unwrapped
+model would skip them. The stock forward runs unchanged up to its head, which is replaced (`head`).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rl_warmup.batch import RowWeights, Scores, WarmupBatch
 from rl_warmup.engine.fast.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
 from rl_warmup.engine.fast.head import Head
 from rl_warmup.engine.fast.logprobs import Tokens
-from rl_warmup.engine.fast.packed import PaddedGroups
+from rl_warmup.engine.fast.packed import PaddedBuckets
 from rl_warmup.engine.fast.passes import (
     PrefixCache,
     ScoringRows,
     States,
     attention_window,
-    decoder_states,
-    drops_caches,
-    joined_states,
-    packs,
+    can_pack,
+    ignores_caches,
+    packed_concatenated_states,
+    packed_decoder_states,
+    packed_shared_states,
+    padded_concatenated_states,
     padded_decoder_states,
-    padded_joined_states,
     read_prompts,
-    shared_states,
 )
 from rl_warmup.models.constraints import SamplingConstraints
 
@@ -43,41 +43,41 @@ logger = logging.get_logger(__name__)
 
 
 def enable(model: nn.Module) -> None:
-    """Patch `forward` of a `transformers` model (in place, once) and check the result against the stock logits.
+    """Patch `forward` of a `transformers` model (in place, once) and compare its results with the stock logits.
 
-    Of a model with an adapter around it, the one inside is patched: sampling and scoring both go through that.
+    If an adapter wraps the model, the model inside is patched: sampling and scoring both go through it.
 
     Raises:
-        ValueError: if the log-probabilities differ from the stock model's, i.e. the model transforms its logits after the
-            head in a way that is not known here.
+        ValueError: the log-probabilities differ from the stock model's, i.e. the model transforms its logits after the head
+            in an unknown way.
     """
     if hasattr(model, "_warmup_head"):
         return
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()  # type: ignore[operator]
     head = Head(model)
-    stock = inspect.signature(head.stock_model)
+    stock = inspect.signature(head.stock_forward)
 
     def forward(self: Any, *args: Any, warmup_scoring: bool = False, **kwargs: Any) -> Any:
-        head = self._warmup_head  # not the one above: a deep copy of the model has its own
+        head = self._warmup_head  # not the one above: a deep copy of the model has another
         if not warmup_scoring:
-            return head.stock_model(*args, **kwargs)
+            return head.stock_forward(*args, **kwargs)
         given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT adds `labels=None` and such
         return ModelOutput(**_score(self, head, **given))
 
     # `generate` reads the signature to learn whether to pass position_ids (left-padded prompts) and logits_to_keep.
-    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    forward.__signature__ = stock.replace(parameters=[own, *stock.parameters.values()])  # type: ignore[attr-defined]
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = stock.replace(parameters=[self_parameter, *stock.parameters.values()])  # type: ignore[attr-defined]
     model._warmup_head = head  # type: ignore[assignment]
     model.forward = types.MethodType(forward, model)
     head.module.forward = head.forward
     if not all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here: nothing can be tried
-        head.packs = head.model.config.model_type in (*LLAMA_LIKE, *T5_LIKE) and packs(model)
+        head.can_pack = head.model.config.model_type in (*LLAMA_LIKE, *T5_LIKE) and can_pack(model)
     else:
         try:
             _check_against_stock(model)
         except ValueError:
-            model.forward, head.module.forward = head.stock_model, head.stock_head
+            model.forward, head.module.forward = head.stock_forward, head.stock_head_forward
             del model._warmup_head
             raise
 
@@ -87,12 +87,12 @@ def score(
 ) -> Scores:
     """log P(c|x) and log P(y|x,c) of every row of a batch, from one forward that keeps the gradient.
 
-    Prompts are read once, not once per row, wherever the network allows it; a warmup that a prompt has several times goes
-    through once. Shapes: see `batch`.
+    If the network allows it, a prompt is read once, not once per row. Equal warmups of a prompt are computed once. Shapes: see
+    `batch`.
 
     Args:
-        weights: where they are known already; the gradient is then formed in the forward and sits in `Scores.objective`,
-            which costs less time and memory than leaving it to the log-probabilities.
+        weights: if they are known already; the forward then computes the gradient, and `Scores.objective` carries it. That
+            costs less time and memory than a gradient through the log-probabilities.
     """
     chosen, repeats = batch.distinct()
     given = {"shared": batch.group_size > 1, "prefix_cache": batch.prefix_cache}
@@ -135,7 +135,10 @@ def _score(
     prefix_cache: PrefixCache | None = None,
     token_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """`token_logps` (N, T): of warmup actions under the law, of target tokens under the plain model, 0 elsewhere."""
+    """`token_logps` (N, T): of warmup actions under the constraints, of target tokens under the plain model, 0 elsewhere.
+
+    With `token_weights` (N, T) also `objective`, their weighted sum, which then carries the gradient.
+    """
     rows = ScoringRows(input_ids, attention_mask, prompt_index, seq_ids, seq_mask)
     states = _states(model, head, rows, shared, prefix_cache)
     is_action, is_target = warmup_mask.bool(), target_mask.bool()
@@ -147,8 +150,8 @@ def _score(
     steps = (warmup_mask.cumsum(1) - 1)[is_action]
     weights = None if token_weights is None else counted(token_weights).float()
     tokens = Tokens(counted(seq_ids), num_actions, steps, constraints, weights)
-    # One call of the head, also without any counted token: under ZeRO-3 every process must reach every gather.
-    out = head.score(states.hidden.index_select(0, counted(states.where)), tokens)
+    # Call the head once even if no token counts: under ZeRO-3 every process must reach every gather.
+    out = head.score(states.hidden.index_select(0, counted(states.predicting)), tokens)
     objective, flat = (None, out) if weights is None else out
     logps = torch.zeros(seq_ids.shape, dtype=torch.float32, device=seq_ids.device)
     logps = logps.masked_scatter(is_action, flat[:num_actions]).masked_scatter(is_target, flat[num_actions:])
@@ -156,31 +159,36 @@ def _score(
 
 
 def _states(model: Any, head: Head, rows: ScoringRows, shared: bool, prefix_cache: PrefixCache | None) -> States:
-    """The way through the network that fits its architecture and state."""
-    packed = head.packs
+    """Choose the forward pass that fits the network's architecture and state."""
+    packed = head.can_pack
     if isinstance(head.module, FSDPModule):
-        packed = False  # it gathers weights again for what a layer returns, not for keys and values kept from it
-    elif drops_caches(model):
+        # it gathers weights again for the outputs of a layer, not for keys and values kept from inside it
+        packed = False
+    elif ignores_caches(model):
         logger.warning_once(
             "rl_warmup: gradient checkpointing computes layers twice, so every warmup reads its prompt (a T5: projects it) "
-            "again, and rows are padded. The numbers are the same, a step is slower; switch it off where memory allows."
+            "again, and rows are padded. The numbers are the same, a step is slower; switch it off if memory allows."
         )
         packed = False
     if model.config.is_encoder_decoder:
         if packed:
-            return decoder_states(model, head, rows, prefix_cache)
+            return packed_decoder_states(model, head, rows, prefix_cache)
         return padded_decoder_states(model, head, rows, head.sharded)
     width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
     if not packed or width > attention_window(model.config):
-        return padded_joined_states(model, head, rows, head.sharded)
+        return padded_concatenated_states(model, head, rows, head.sharded)
     if shared or prefix_cache is not None:
-        return shared_states(model, head, rows, prefix_cache)
-    return joined_states(model, head, rows)
+        return packed_shared_states(model, head, rows, prefix_cache)
+    return packed_concatenated_states(model, head, rows)
 
 
 @torch.no_grad()
 def _check_against_stock(model: Any) -> None:
-    """Two rows of four tokens that part after two, scored here and by the stock forward. Costs a few small forwards."""
+    """Score two rows of four tokens, of which the first two are equal, here and by the stock forward: a few small forwards.
+
+    Raises:
+        ValueError: the decoder is not causal, or the log-probabilities differ.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -194,37 +202,37 @@ def _check_against_stock(model: Any) -> None:
     tolerance = 1e-3 if logits.dtype == torch.float32 else 0.25
     if not (logits[0, :3] - logits[1, :3]).abs().max() < tolerance:
         raise ValueError(
-            f"The decoder of {type(model).__name__} sees tokens that come later, so nothing can be scored in one forward. "
+            f"The decoder of {type(model).__name__} attends to later tokens, so nothing can be scored in one forward. "
             f"transformers 5.17 has this fault for UMT5; newer versions do not."
         )
     expected = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     head, nats = model._warmup_head, {}
-    for packed in (False, True) if packs(model) else (False,):
-        head.packs = packed
-        ways = {False, packed and not model.config.is_encoder_decoder}
-        nats[packed] = max(_difference(model, ids, expected, shared) for shared in ways)
+    for packed in (False, True) if can_pack(model) else (False,):
+        head.can_pack = packed
+        choices = {False, packed and not model.config.is_encoder_decoder}
+        nats[packed] = max(_scoring_error(model, ids, expected, shared) for shared in choices)
     model.train(was_training)
     if not nats[False] < tolerance:
         raise ValueError(
-            f"{type(model).__name__} changes its logits after the head in a way rl_warmup does not know: log-probabilities "
+            f"{type(model).__name__} changes its logits after the head in a way that rl_warmup does not know: log-probabilities "
             f"differ from the stock model's by {nats[False]:.3g} nats. Use a T5, Llama, Qwen, Gemma, Granite or Cohere style "
             f"model."
         )
-    if not nats[head.packs] < tolerance:
-        head.packs = False
+    if not nats[head.can_pack] < tolerance:
+        head.can_pack = False
         logger.warning_once(
             f"rl_warmup: {type(model).__name__} cannot read rows without padding and continue a prompt several times "
             f"(log-probabilities differ by {nats[True]:.3g} nats), so every warmup reads its prompt again: the same numbers, "
-            f"slower."
+            f"but slower."
         )
-    head.decodes = head.packs and _decoding_difference(model, ids, logits) < tolerance  # `paths.sample_warmups` warns
+    head.can_decode = head.can_pack and _decoding_error(model, ids, logits) < tolerance  # `paths.sample_warmups` warns
 
 
-def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
-    """Largest error of the logits that step by step decoding gives for two rows, relative where they are large.
+def _decoding_error(model: Any, ids: Tensor, logits: Tensor) -> float:
+    """Largest error of logits from step-by-step decoding of two rows, relative to the largest logit if that exceeds 1.
 
-    Also of those that `continued` gives at once for the first row, behind none and behind one of its tokens. 0 where the
-    architecture is not known and nothing is tried, inf where it fails.
+    Also of logits from `extend` for the first row, after none and after one of its tokens. 0 for an unknown architecture,
+    for which nothing is tried; inf if decoding fails.
     """
     first = 0 if model.config.is_encoder_decoder else 1  # a decoder-only row begins with its prompt of one token
     rows, prompt = ids[:, first:], ids[:1] if first == 0 else ids[:1, :1]
@@ -239,8 +247,8 @@ def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
         at_once = []
         for past in (0, 1):
             after = rows[:1, past:-1].expand(2, -1)
-            lines = PaddedGroups([after.size(1)] * 2, ids.device, after.size(1))
-            at_once.append(started.continued(both[:1], past * ones, after.flatten(), lines).view(*after.shape, -1))
+            sequences = PaddedBuckets([after.size(1)] * 2, ids.device, after.size(1))
+            at_once.append(started.extend(both[:1], past * ones, after.flatten(), sequences).view(*after.shape, -1))
         got = head.logits(torch.cat([torch.stack(states, 1), *at_once], 1).flatten(0, 1)).unflatten(0, (2, -1))
     except Exception:
         return float("inf")  # `generate` serves every architecture
@@ -249,12 +257,12 @@ def _decoding_difference(model: Any, ids: Tensor, logits: Tensor) -> float:
     return ((got - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
-def _difference(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> float:
-    """Largest error, in nats, of rows scored here; inf where the network cannot go this way at all."""
+def _scoring_error(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> float:
+    """Largest error of `token_logps`, in nats; inf if the packed forward fails."""
     first = 0 if model.config.is_encoder_decoder else 1  # a decoder-only row begins with its prompt of one token
     rows, prompts = ids[:, first:], ids[:1] if first == 0 else ids[:1, :1]
     ones = torch.ones_like(rows)
-    constraints = SamplingConstraints(0, torch.zeros(1, dtype=torch.bool))  # not asked: no token is an action
+    constraints = SamplingConstraints(0, torch.zeros(1, dtype=torch.bool))  # unused: no token is an action
     try:
         got = model(
             input_ids=prompts, attention_mask=torch.ones_like(prompts), warmup_scoring=True, shared=shared,
@@ -262,7 +270,7 @@ def _difference(model: Any, ids: Tensor, expected: Tensor, shared: bool) -> floa
             warmup_mask=torch.zeros_like(rows), target_mask=ones, constraints=constraints,
         )["token_logps"]  # fmt: skip
     except Exception:
-        if not model._warmup_head.packs:
+        if not model._warmup_head.can_pack:
             raise
-        return float("inf")  # an attention of its own kind; the other way serves every architecture
+        return float("inf")  # an unusual attention; padded rows work for every architecture
     return (got - expected[:, first:]).abs().max().item()

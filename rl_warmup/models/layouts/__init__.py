@@ -1,7 +1,7 @@
-"""How prompt x, warmup c and target y are laid into a network, sampled from it and scored by it.
+"""Layouts: how prompt x, warmup c and target y become the input of a network.
 
 Two layouts with the same methods: `Seq2SeqLayout` (the encoder reads x, the decoder `c [sep] y [eos]`) and
-`CausalLayout` (one row `x c [sep] y [eos]`). Token ids are spliced; text is never re-tokenised at a seam.
+`CausalLayout` (one row `x c [sep] y [eos]`). Token ids are concatenated; text is never tokenized again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sampling and scoring are one law: what is drawn has exactly the probability that is scored."""
+"""Sampling and scoring use one distribution: a warmup is sampled with exactly the probability that is scored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="module", params=["scratch-t5", "scratch-llama"])
 def hostile_lab(request, new_lab):
-    """A model whose checkpoint asks for everything that would bend the law, in both layouts."""
+    """A model whose checkpoint asks for everything that would change the distribution, in both layouts."""
     lab = new_lab(request.param)
     lab.model.generation_config = GenerationConfig(**HOSTILE)
     return lab
@@ -33,7 +33,7 @@ def key(warmup: Warmup) -> tuple:
     return tuple(warmup.ids), warmup.finish
 
 
-def naive_law(lab, row, constraints) -> dict[tuple, float]:
+def naive_distribution(lab, row, constraints) -> dict[tuple, float]:
     """Every warmup and its probability, token by token with the stock model; a plain loop, no shared code."""
     found: dict[tuple, float] = {}
 
@@ -80,23 +80,23 @@ def chi_square_p_value(counts: Counter, constraints: dict[tuple, float]) -> floa
             rest, expected_rest = rest + counts[outcome], expected_rest + total * probability
     if expected_rest >= 1:
         cells.append((rest, expected_rest))
-    assert len(cells) > 1, "a law with one outcome tests nothing"
+    assert len(cells) > 1, "a distribution with one outcome tests nothing"
     statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells)
     return 1 - torch.special.gammainc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)).item()
 
 
-LAWS = {
+CONSTRAINTS = {
     "plain": {"min_length": 0, "max_length": 2},
     "tempered": {"min_length": 1, "max_length": 2, "temperature": 1.7},
     "nucleus": {"min_length": 1, "max_length": 2, "temperature": 2.0, "top_p": 0.8},
 }
 
 
-@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("settings", CONSTRAINTS.values(), ids=CONSTRAINTS)
 def test_scored_probability_of_every_warmup_is_the_naive_one(hostile_lab, settings):
     lab = hostile_lab
     constraints, row = lab.constraints("a b c", **settings), lab.row("d e f", "g")
-    exact = naive_law(lab, row, constraints)
+    exact = naive_distribution(lab, row, constraints)
     assert sum(exact.values()) == pytest.approx(1, abs=1e-6)
     if constraints.top_p == 1:
         assert set(exact) == {key(warmup) for warmup in lab.all_warmups(constraints)}
@@ -105,9 +105,9 @@ def test_scored_probability_of_every_warmup_is_the_naive_one(hostile_lab, settin
 
 
 @pytest.mark.parametrize("writer", [sample_warmups, plain.sample], ids=["own", "generate"])
-@pytest.mark.parametrize("settings", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("settings", CONSTRAINTS.values(), ids=CONSTRAINTS)
 def test_frequencies_are_the_scored_probabilities(hostile_lab, settings, writer):
-    """Two prompts of different length in one call, so that padding would show too. Both samplers draw from one law."""
+    """Two prompts of different length in one call, so that padding would show too. Both samplers draw from one distribution."""
     lab, draws = hostile_lab, 3000
     constraints, rows = lab.constraints("a b c", **settings), [lab.row("d e f g h", "g"), lab.row("h", "g")]
     sampled = writer(lab.model, lab.layout, constraints, [row["prompt_ids"] for row in rows], draws)
@@ -115,12 +115,12 @@ def test_frequencies_are_the_scored_probabilities(hostile_lab, settings, writer)
     assert all((warmup.logprob is None) == (writer is plain.sample) for warmup in sampled)
     for i, row in enumerate(rows):
         counts = Counter(map(key, sampled[i * draws : (i + 1) * draws]))
-        exact = naive_law(lab, row, constraints)
+        exact = naive_distribution(lab, row, constraints)
         assert set(counts) <= set(exact)
         assert chi_square_p_value(counts, exact) > 1e-4, (counts, exact)
 
 
-def test_surprise_averages_to_the_entropy_of_an_enumerated_law(hostile_lab):
+def test_surprise_averages_to_the_entropy_of_an_enumerated_distribution(hostile_lab):
     lab, draws = hostile_lab, 4000
     constraints, row = lab.constraints("a b c", min_length=1, max_length=2, temperature=1.3), lab.row("d e f", "g")
     space = lab.all_warmups(constraints)
@@ -158,7 +158,7 @@ def test_surprise_averages_to_the_summed_entropy_of_its_steps(hostile_lab, setti
     assert abs(difference.mean().item()) < 4 * difference.std().item() / draws**0.5
 
 
-def test_inference_samples_from_the_same_law(hostile_lab):
+def test_inference_samples_from_the_same_distribution(hostile_lab):
     lab, draws = hostile_lab, 3000
     constraints, row = (
         lab.constraints("a b c", min_length=1, max_length=2, temperature=1.7, top_p=0.9),
@@ -166,7 +166,7 @@ def test_inference_samples_from_the_same_law(hostile_lab):
     )
     points = torch.rand(draws, constraints.max_length, dtype=torch.float64)
     written = generate_targets(lab.model, lab.layout, constraints, [row["prompt_ids"]] * draws, 2, draws=points)
-    exact = naive_law(lab, row, constraints)
+    exact = naive_distribution(lab, row, constraints)
     assert chi_square_p_value(Counter(key(w.warmup) for w in written), exact) > 1e-4
     assert len({key(w.warmup) for w in written}) > 3
 
@@ -183,7 +183,7 @@ def test_generates_default_of_50_likeliest_tokens_is_off(kind, lab_of):
 
 
 def test_a_draw_at_the_edge_of_the_nucleus_or_short_of_the_minimum_stays_finite(hostile_lab):
-    """Chosen tokens are never masked: a proposal is no sample of the law, yet the policy can learn it."""
+    """Chosen tokens are never masked: a proposal may violate the constraints, yet the policy can learn it."""
     lab = hostile_lab
     constraints, row = lab.constraints("a b c", min_length=2, max_length=3, top_p=0.1), lab.row("d e", "g")
     proposals = [Warmup(lab.ids(words), "proposal") for words in ("a", "b c a", "a b", "c c c")] + [

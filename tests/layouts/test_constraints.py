@@ -1,4 +1,4 @@
-"""The policy's law on logits one can read: temperature, nucleus, minimum, bans - in this order."""
+"""The sampling constraints on readable logits: temperature, nucleus, minimum, bans - in this order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_chosen_token_is_never_masked():
     assert probabilities(chosen=torch.tensor([2]), top_p=0.3) == pytest.approx([0, 0, 2 / 6, 0, 4 / 6])
 
 
-def test_rows_have_their_own_steps_and_the_law_is_unchanged():
+def test_rows_have_their_own_steps_and_the_constraints_are_unchanged():
     constraints = SamplingConstraints(SEPARATOR, BANNED, min_length=1)
     out = constraints.restrict(LOGITS.expand(2, -1), torch.tensor([0, 1]))
     assert (out[:, SEPARATOR] == -torch.inf).tolist() == [True, False]

@@ -1,8 +1,8 @@
-"""A Trainer that remembers the policy it started from: its samples for the first updates, a KL to it, and the best model seen.
+"""A Trainer that samples the starting policy for the first updates, keeps it for the KL, and ends with the best model.
 
-Knows: transformers' Trainer, the starting policy (`reference.py`), when the policy takes over (`schedule.py`). Must not know: how
-a group is weighed, rewards. The order matters: the generator first learns to read warmups that keep their variety, and only
-then may the policy move. Both trained at once, the policy drifts into drafts of the target before anybody reads it.
+Knows: transformers' Trainer, the starting policy (`reference.py`), when the policy takes over (`schedule.py`). Must not know:
+how a group is weighted, rewards. The order matters: first the generator learns to read varied warmups, then the policy may
+change. If both learn at once, the policy's warmups become drafts of the target before the generator reads them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from rl_warmup.batch import Warmup
 from rl_warmup.method.drawing import Drawing, weights_hash
-from rl_warmup.method.proposals import ANOTHERS, COLUMNS, REFERENCE
+from rl_warmup.method.proposals import COLUMNS, OTHER_REFERENCE, REFERENCE
 from rl_warmup.method.reference import FILE, StartingPolicy, reference_warmups
 from rl_warmup.method.rollout import Rollout
 from rl_warmup.method.schedule import Schedule
@@ -33,10 +33,10 @@ from rl_warmup.runtime.resumable import ResumableTrainer
 from rl_warmup.runtime.run_folder import RunFolder, clock
 
 
-class HoldingTrainer(ResumableTrainer):
-    """Draws the starting model's samples before the first update, keeps it for the KL, and ends with the best model.
+class ReferenceTrainer(ResumableTrainer):
+    """Samples the starting policy before the first update, keeps it for the KL, and ends with the best model.
 
-    `WarmupTrainer` sets what is declared here, and calls `keep_start` once its model is in place.
+    `WarmupTrainer` sets the attributes declared here, and calls `keep_start` when it has its model.
     """
 
     rollout: Rollout
@@ -45,38 +45,38 @@ class HoldingTrainer(ResumableTrainer):
     run_folder: RunFolder
     start: StartingPolicy | None = None
     began_with: str  # the hash of the starting model
-    plugins: list[Any]  # names of what may be code: objective, proposals, rewards
+    plugins: list[Any]  # names of objective, proposals and rewards, which may be plugins
     has_trained = False
     train_dataset: Any
 
     @property
     def constraints(self) -> SamplingConstraints:
-        """Under which warmups are sampled and scored; the guard may change them."""
+        """The sampling constraints; the guard may change them."""
         return self.rollout.constraints
 
     def keep_start(self) -> None:
-        """Remember which model the run starts from, and its policy where a KL to it is asked for."""
+        """Keep a hash of the starting model and, for the KL, its policy."""
         if self.rollout.beta and self.rollout.objective != "sft":
             self.start = StartingPolicy(self.model)
-        # what a new adapter begins with is drawn, and comes back with a checkpoint; its base does not
+        # a new adapter's random weights are restored from a checkpoint, so only its base has to be the same
         adapted = hasattr(self.model, "peft_config") and (self.start is None or self.start.model is None)
         self.began_with = weights_hash(self.model, frozen_alone=adapted)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Trainer's, after the starting model's samples are at hand; at the end says which model the run ends with."""
+        """Trainer's `train`, after the starting policy was sampled; prints which model the run ends with."""
         if resume_from_checkpoint is None and kwargs.get("trial") is None:
-            resume_from_checkpoint = self.args.resume_from_checkpoint  # which Trainer itself does not read
-        if self.has_trained and self.checkpoint(resume_from_checkpoint) is None:  # anew, from the present weights
-            self.rollout = replace(self.rollout, objective=self.args.objective)  # an earlier search may have given up
+            resume_from_checkpoint = self.args.resume_from_checkpoint  # Trainer itself does not read it
+        if self.has_trained and self.checkpoint(resume_from_checkpoint) is None:  # anew, from the current weights
+            self.rollout = replace(self.rollout, objective=self.args.objective)  # the earlier run may have given up
             self.keep_start()
         self.has_trained = True
         with self.own_folder(resume_from_checkpoint):
-            return self._train_held(resume_from_checkpoint, **kwargs)
+            return self._train_with_reference(resume_from_checkpoint, **kwargs)
 
     def describe(self) -> dict[str, Any]:
-        """With the training rows, the model that the run starts from, and the files of its plugins."""
+        """Adds the training rows, the starting model, and the files of plugins."""
         rows = rows_digest(self.train_dataset)
-        tasks = [self.recipe.get("task")] if "first" in rows else []  # of whose rows not all are compared
+        tasks = [self.recipe.get("task")] if "first" in rows else []  # its code, as not all rows are compared
         code = code_hashes([*self.plugins, *tasks])
         described = {**super().describe(), "rows": rows, "start": self.began_with, "code": code}
         if self.args.load_best_model_at_end:  # these rows choose the model
@@ -84,32 +84,32 @@ class HoldingTrainer(ResumableTrainer):
             described["eval_rows"] = {name: rows_digest(rows) for name, rows in sets.items()}
         return described
 
-    def _train_held(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
+    def _train_with_reference(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":
             began = clock()
             with self._on_its_device():
-                self._bring_reference_warmups(self.checkpoint(resume_from_checkpoint) is not None)
+                self._add_reference_warmups(self.checkpoint(resume_from_checkpoint) is not None)
             self.run_folder.spent_before = clock() - began
         if self.start is not None:
             self.start.prepare(self)
         output = super().train(resume_from_checkpoint, **kwargs)
         gave_up, best = self.schedule.gave_up_at, self.best_at()
         if gave_up is not None and best is not None and best < gave_up:
-            self.rollout = replace(self.rollout, objective=self.args.objective)  # that model writes warmups
-        if best is not None:  # under the law of its update, which the guard may have changed since
+            self.rollout = replace(self.rollout, objective=self.args.objective)  # the best model writes warmups
+        if best is not None:  # under the constraints of its update, which the guard may have changed since
             declared = read_layout(str(self.state.best_model_checkpoint))
             self.rollout.constraints = replace(self.constraints, **declared["law"])
         self._say_which_model()
         return output
 
     def best_at(self) -> int | None:
-        """The update whose model the run ends with, where it is not the last one's."""
+        """The update whose model the run ends with, if it is not the last one."""
         state = self.state
         loaded = self.args.load_best_model_at_end and state.best_model_checkpoint is not None
         return state.best_global_step if loaded and state.best_global_step != state.global_step else None
 
     def _best_by(self) -> str:
-        """The metric that tells the best model: the one asked for, or the loss once that is gone with the warmups (`gain`)."""
+        """The metric that selects the best model: the requested one, or the loss if that ended with the warmups (`gain`)."""
         asked, gave_up = _plain_name(self.args.metric_for_best_model), self.schedule.gave_up_at
         logs = self.state.log_history if gave_up is not None else []
         plain = [log for log in logs if "eval_loss" in log and log["step"] >= gave_up]
@@ -127,13 +127,13 @@ class HoldingTrainer(ResumableTrainer):
         )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Trainer's; a new best model is saved whatever the save strategy, as the run may have to end with it."""
+        """Trainer's, but always saves a new best model, as the run may have to end with it."""
         args = self.args
         asked = args.metric_for_best_model, args.greater_is_better
         if asked[0] is not None and self._best_by() != _plain_name(asked[0]):
             args.metric_for_best_model, args.greater_is_better = self._best_by(), False
             if (self.state.best_global_step or 0) < (self.schedule.gave_up_at or 0):
-                self.state.best_metric = None  # another metric's
+                self.state.best_metric = None  # of another metric
         try:
             best = super()._determine_best_metric(metrics, trial)
         finally:
@@ -142,13 +142,13 @@ class HoldingTrainer(ResumableTrainer):
             self.control.should_save = True
         return best
 
-    # ------------------------------------------------------------------ samples of the start
+    # ------------------------------------------------------------------ samples of the starting policy
 
     @contextmanager
     def _on_its_device(self) -> Iterator[None]:
-        """The model on this process's device, in the precision that scores.
+        """The model on this process's device, with the autocast precision of training.
 
-        Trainer leaves a model that DeepSpeed or FSDP will shard on the CPU until training begins, and so do we afterwards.
+        Trainer keeps a model that DeepSpeed or FSDP will shard on the CPU until training begins, so it is moved back.
         """
         home, device = self.model.device, self.args.device
         if home != device:
@@ -160,36 +160,36 @@ class HoldingTrainer(ResumableTrainer):
             if home != device:
                 self.model.to(home)
 
-    def _bring_reference_warmups(self, resumed: bool) -> None:
-        """Lay a group of the starting model's samples beside every row that the reading phase can come to."""
+    def _add_reference_warmups(self, resumed: bool) -> None:
+        """Add a group of the starting policy's samples to every row that the reading phase may use."""
         args, rows = self.args, self.train_dataset
         drawing = Drawing(
             self.model, self.layout, self.constraints, self.rollout.num_warmups, args.seed, args.eval_batch_size
         )
-        path = self.run_folder.folder / FILE  # of a trial in a search, its own
+        path = self.run_folder.folder / FILE  # every trial of a search has another
         shown = not args.disable_tqdm
         if isinstance(rows, EncodedStream):
             limit = rows.length if self._reads_to_the_end() else args.max_reading_updates * rows.rows_per_update
             prompts = [row["prompt_ids"] for row in islice(rows, limit)]
             groups = reference_warmups(drawing, prompts, path, shown, resumed)
-            rows.reference = list(zip(groups, _anothers(prompts, groups), strict=True))
+            rows.reference = list(zip(groups, _other_groups(prompts, groups), strict=True))
             return
         places = self._places_read(args.max_reading_updates)
         prompts = [rows[place]["prompt_ids"] for place in places]
         groups = reference_warmups(drawing, prompts, path, shown, resumed)
-        for place, group, another in zip(places, groups, _anothers(prompts, groups), strict=True):
-            rows[place] |= {COLUMNS[REFERENCE]: group, ANOTHERS: another}
+        for place, group, other in zip(places, groups, _other_groups(prompts, groups), strict=True):
+            rows[place] |= {COLUMNS[REFERENCE]: group, OTHER_REFERENCE: other}
 
     def _reads_to_the_end(self) -> bool:
-        """Whether the samples are trained on after the reading phase as well."""
+        """Whether training uses the samples after the reading phase too."""
         return bool(self.rollout.anchor_weight) or self.args.proposal_only
 
     def _places_read(self, updates: int) -> list[int]:
-        """The training rows that the first updates come to, on any process; all of them where the proposals stay as anchors."""
+        """Indices of the training rows that the first updates use, on any process; all if the proposals stay as anchors."""
         rows = self.train_dataset
         everything = list(range(len(rows)))
         if self._reads_to_the_end() or not self.args.accelerator_config.use_seedable_sampler:
-            return everything  # torch's own sampler draws its order when training begins, and nobody can tell it before
+            return everything  # torch's own sampler chooses its order when training begins
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             self.train_dataset = everything
             try:
@@ -203,13 +203,14 @@ class HoldingTrainer(ResumableTrainer):
         return sorted(set(gather_object(own)))
 
 
-def _anothers(prompts: list[list[int]], groups: list[list[Warmup]]) -> list[list[Warmup]]:
-    """For every prompt the group of the next other one, to see whether a group's content is read at all.
+def _other_groups(prompts: list[list[int]], groups: list[list[Warmup]]) -> list[list[Warmup]]:
+    """For every prompt the group of the next different prompt, to measure whether the generator reads a group's content.
 
-    Rows of one prompt often follow each other (a target each), and a second group of the same prompt helps as much as the first.
+    Consecutive rows often share a prompt (with one target each), and a second group of the same prompt helps as much as the
+    first.
     """
     found = [*groups[1:], *groups[:1]]
-    for turn in reversed(range(2 * len(prompts))):  # the second time around, the row after the last one is settled
+    for turn in reversed(range(2 * len(prompts))):  # in the second round the row after the last one is known
         place, after = turn % len(prompts), (turn + 1) % len(prompts)
         found[place] = found[after] if prompts[after] == prompts[place] else groups[after]
     return found
@@ -220,9 +221,9 @@ def _plain_name(metric: Any) -> str:
 
 
 def end_with_the_best(args: Any, eval_rows: Any) -> None:
-    """Settings under which a run that searches warmups never ends with a wreck: the best model on validation rows is kept.
+    """Set options so that a run with samples of the starting model ends with the best model on the validation rows.
 
-    Of several sets of validation rows the first one decides.
+    If there are several validation sets, the first one counts.
     """
     if args.load_best_model_at_end or args.eval_strategy == "no":
         return
@@ -237,10 +238,10 @@ def end_with_the_best(args: Any, eval_rows: Any) -> None:
 
 
 def starts_separator_as_end(args: Any, model: Any, peft_config: Any) -> bool:
-    """Whether the separator starts with the end token's weights; an adapter alone could not carry them.
+    """Whether the separator starts with the end token's weights. An adapter alone cannot store them.
 
     Raises:
-        ValueError: it is asked for all the same.
+        ValueError: the options ask for it with an adapter.
     """
     adapted = peft_config is not None or hasattr(model, "disable_adapter")
     if args.separator_init == "end_token" and adapted and not getattr(peft_config, "modules_to_save", None):
