@@ -67,7 +67,7 @@ def test_operations_within_10_and_the_peak_within_25_percent(shape, way, recipe)
 def test_constants_are_those_of_the_code_they_describe():
     for name in ("KEPT_LOGITS", "LOGITS_PER_CHUNK", "ROWS_PER_CHUNK"):
         assert getattr(cost, name) == getattr(logprobs, name)
-    assert (cost.TOKENS_AT_ONCE, cost.PAIRS_AT_ONCE) == (passes.TOKENS_AT_ONCE, sampling.SCORES_AT_ONCE)
+    assert (cost.TOKENS_AT_ONCE, cost.PAIRS_AT_ONCE) == (passes.MAX_TOKENS_PER_PASS, sampling.MAX_SCORES_PER_PASS)
 
 
 PAPER = {

@@ -11,9 +11,9 @@ from rl_warmup.experiments.plan.work import Work
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 MAX_LIVE = 1_000_000_000  # stage3_max_live_parameters of the shipped configurations
-# Of objectives.logprobs; more logits than the first do not wait for the weights of their rows, but are made again.
+# Of engine.fast.logprobs; more logits than the first do not wait for the weights of their rows, but are made again.
 KEPT_LOGITS, LOGITS_PER_CHUNK, ROWS_PER_CHUNK = 1 << 26, 1 << 21, 256
-TOKENS_AT_ONCE, PAIRS_AT_ONCE = 1 << 14, 1 << 26  # of layouts.passes and layouts.sampling
+TOKENS_AT_ONCE, PAIRS_AT_ONCE = 1 << 14, 1 << 26  # of engine.fast.passes and engine.fast.sampling
 
 
 def count_flops(work: Work, alone: bool = True) -> dict[str, float]:
