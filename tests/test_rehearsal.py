@@ -16,6 +16,10 @@ from rl_warmup.experiments.demo import run_demo
 from rl_warmup.runtime.run_folder import json_line, read_jsonl, write_json, write_jsonl
 
 ROWS = [{"prompt": f"a b c w{i}", "target": f"w{i} c b a"} for i in range(6)]
+VALIDATES = {
+    "eval_strategy": "steps", "eval_steps": 1,
+    "task_kwargs": {"train": "rows.jsonl", "validation": "rows.jsonl", "test": "test.jsonl"},
+}  # fmt: skip
 PLUGINS = """
 import datetime
 from rl_warmup.tasks import Task
@@ -26,6 +30,7 @@ def nothing(predictions, targets, rows): return {}
 def digits(predictions, targets, rows): return "0.5"
 def not_a_number(predictions, targets, rows): return float("nan")
 def endless(predictions, targets, rows): return {"x": 1.0, "y": 1e999 if "" in predictions else 0.0}
+def numbered(predictions, targets, rows): return {1: 2}
 def only_validation(predictions, targets, rows): return 1 / (0 if "v" in rows[0]["prompt"] else 1)
 ROWS = [{"id": str(i), "prompt": f"a b w{i}", "target": f"w{i} b"} for i in range(4)]
 def task(kind):
@@ -94,6 +99,13 @@ def test_a_single_test_row_cannot_be_shuffled(run, tmp_path):
         ({"metrics": ["own.py:digits"]}, ["own.py:digits", "str"]),
         ({"metrics": ["own.py:not_a_number"]}, ["own.py:not_a_number", "nan"]),
         ({"metrics": ["own.py:endless"]}, ["own.py:endless", "inf"]),
+        ({"metrics": ["own.py:numbered"]}, ["own.py:numbered", "1"]),
+        ({"metric_for_best_model": "bogus", **VALIDATES}, ["metric_for_best_model", "bogus", "exact_match", "gain"]),
+        (
+            {"metric_for_best_model": "eval_bleu", "lr_scheduler_type": "reduce_lr_on_plateau", **VALIDATES},
+            ["metric_for_best_model", "bleu"],
+        ),
+        ({"metric_for_best_model": "bogus", "save_strategy": "best", **VALIDATES}, ["metric_for_best_model", "bogus"]),
         ({"test": [{**row, "prediction": "x"} for row in ROWS]}, ["test row 0", "prediction"]),
         ({"test": [*ROWS, {**ROWS[0], "warmup": "x"}]}, ["test row 6", "warmup"]),
         ({"metrics": [{"name": "bleu", "kwargs": {"tokenise": "13a"}}]}, ["bleu"]),
