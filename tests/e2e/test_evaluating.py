@@ -178,7 +178,7 @@ def test_what_is_no_set_of_rows_is_refused_by_name(trainer, rows, named):
     found = named
     for measure in (trainer.evaluate, trainer.predict):
         if isinstance(rows, str) and measure == trainer.evaluate:
-            named = "none of the trainer's sets"  # a name, as in transformers
+            named = "no set of the trainer"  # a name, as in transformers
         with pytest.raises(ValueError, match=named):
             measure(rows)
         named = found
