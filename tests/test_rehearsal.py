@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
 
 from rl_warmup.cli.main import main
@@ -42,6 +43,7 @@ def task(kind):
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transformers.Trainer, "init_hf_repo", lambda self: 1 / 0)  # no test asks the hub
     (tmp_path / "own.py").write_text(PLUGINS)
     paths = {"train": "rows.jsonl", "test": "rows.jsonl"}
 
@@ -99,6 +101,8 @@ def test_a_single_test_row_cannot_be_shuffled(run, tmp_path):
         ({"metrics": ["own.py:digits"]}, ["own.py:digits", "str"]),
         ({"metrics": ["own.py:not_a_number"]}, ["own.py:not_a_number", "nan"]),
         ({"metrics": ["own.py:endless"]}, ["own.py:endless", "inf"]),
+        ({"report_to": "clearml"}, ["report_to", "clearml"]),
+        ({"push_to_hub": True}, ["push_to_hub", "ZeroDivisionError"]),
         ({"metrics": ["own.py:numbered"]}, ["own.py:numbered", "1"]),
         ({"metric_for_best_model": "bogus", **VALIDATES}, ["metric_for_best_model", "bogus", "exact_match", "gain"]),
         (
