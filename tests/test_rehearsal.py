@@ -142,11 +142,15 @@ def test_half_characters_in_unused_columns_come_back(run, tmp_path):
     written = read_jsonl(tmp_path / "run" / "predictions.jsonl")
     assert {row["note"] for row in written} == {"cut \ud83d"}
     assert main(["evaluate", "run", "--controls", "empty_warmup"]) == 0
+    assert main(["report", "run"]) == 0
 
 
 def test_what_a_tokenizer_cannot_write_is_said_before_training(run, tmp_path):
+    unread = {"prompt": "\u0436\u0443\u043a", "target": "w1"}
+    assert "test row 6" in run(test=[*ROWS, unread], output_dir="other")[1]
     code, out, _ = run(test=[{"prompt": "a b", "target": "unheard of"}, *ROWS], max_steps=1, logging_steps=1)
     assert code == 0
+    assert "knows nothing" not in out
     assert "1 of 7 targets" in out
     assert out.count("1 of 7 targets") == 1
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["ceiling"]["exact_match"] == pytest.approx(6 / 7)
