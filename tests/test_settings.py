@@ -129,7 +129,10 @@ def test_refused_values_and_void_pairs():
         assert keys_of(faults_of(accelerator_config=config)) == ["accelerator_config"]
         with pytest.raises(ValueError, match="^accelerator_config: "):
             WarmupConfig(output_dir="run", use_cpu=True, accelerator_config=config)
-    assert keys_of(faults_of(controls=["shuffled", "shuffled"], metrics=["bleu", "rouge", "bleu"])) == ["metrics", "controls"]
+    assert keys_of(faults_of(controls=["shuffled", "shuffled"], metrics=["bleu", "rouge", "bleu"])) == [
+        "metrics",
+        "controls",
+    ]
     given = {"non_blocking": True, "gradient_accumulation_kwargs": {"sync_each_batch": True}}
     build_recipe({**BASE, "accelerator_config": given})
     build_recipe({**BASE, "use_peft": True, "lora_dropout": 0.1, "disable_dropout": False})

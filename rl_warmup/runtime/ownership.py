@@ -29,7 +29,8 @@ MODEL = (
     *WEIGHTS, "*.safetensors.index.json", "*.bin.index.json", "config.json", "generation_config.json",
     "adapter_config.json", "warmup_layout.json", "tokenizer*.json", "added_tokens.json",
     "tokenizer.model", "spiece.model", "sentencepiece*.model", "spm*.model", "source.spm", "target.spm", "tiktoken.model",
-    "*.tiktoken", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.*", "additional_chat_templates/*.jinja",
+    "*.tiktoken", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.*", "additional_chat_templates/*.jinja",
     "training_args.bin",
 )  # fmt: skip
 STATE = (
@@ -183,9 +184,9 @@ def refuse_folder(
                 f"output_dir: {folder} holds {source}, which the run reads ({name}) and would replace. Give another output_dir."
             )
     place = folder.resolve()
-    if inside := next((above for above in place.parents if (above / MARKS[0]).is_file()), None) or run_around(folder):
-        if not (place.parent == inside and fnmatch(place.name, TRIAL)):
-            raise ValueError(f"output_dir: {folder} lies in the run {inside}. Give a folder outside of it.")
+    inside = next((above for above in place.parents if (above / MARKS[0]).is_file()), None) or run_around(folder)
+    if inside and not (place.parent == inside and fnmatch(place.name, TRIAL)):
+        raise ValueError(f"output_dir: {folder} lies in the run {inside}. Give a folder outside of it.")
     if not is_run(folder):
         found = [
             str(path.relative_to(folder))

@@ -107,7 +107,10 @@ def test_swapped_rows_keep_their_classes():
     )  # fmt: skip
     gaps = []
     for swaps in itertools.product((0, 1), repeat=3):
-        sides = zip(*(pair[::-1] if swap else pair for swap, pair in zip(swaps, zip(one, other), strict=False)), strict=True)
+        sides = zip(
+            *(pair[::-1] if swap else pair for swap, pair in zip(swaps, zip(one, other, strict=True), strict=True)),
+            strict=True,
+        )
         mine, theirs = (compute(["macro_f1"], side, wanted)["macro_f1"] for side in sides)
         gaps.append(abs(theirs - mine))
     observed = abs(found.other - found.one)
