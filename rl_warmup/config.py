@@ -21,7 +21,7 @@ from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.runtime import compat
 from rl_warmup.runtime.launched import initialize_distributed_on_cpu
 from rl_warmup.runtime.recipe_file import masked, read_values
-from rl_warmup.runtime.settings import RANGES, number_fault, scratch_faults, setting_faults, shown
+from rl_warmup.runtime.settings import RANGES, accelerator_faults, number_fault, scratch_faults, setting_faults, shown
 from rl_warmup.runtime.values import defaults_of, typed, unknown
 
 REMOTE_CODE = (
@@ -59,6 +59,8 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
             raise ValueError(_report(faults))
         initialize_distributed_on_cpu(self)
         super().__post_init__()
+        if faults := accelerator_faults(self.accelerator_config):  # from a file
+            raise ValueError(_report(faults))
         if self.lr_scheduler_kwargs:
             _try_scheduler(self)
 
@@ -132,6 +134,10 @@ def build_recipe(values: dict[str, Any]) -> Recipe:
     reported = {fault.partition(":")[0] for fault in faults}
     more = option_faults(WarmupOptions(**_pick(WarmupOptions, coerced)))
     more += setting_faults(coerced, _inherited([WarmupConfig, model_class]))
+    for key in ("metrics", "controls"):
+        listed = coerced.get(key) or []
+        if twice := [spec for place, spec in enumerate(listed) if spec in listed[:place]]:
+            more.append(f"{key}: {shown(twice[0])} is listed twice. List it once.")
     faults += [fault for fault in more if fault.partition(":")[0] not in reported]
     parts: dict[str, Any] = {}
     for name, cls in (("task", TaskOptions), ("config", WarmupConfig), ("model", model_class)):
@@ -280,7 +286,8 @@ def without_effect(*parts: Any) -> dict[str, str]:
     defaults = defaults_of([type(part) for part in parts])
     objective, proposals = values["objective"], values["proposals"]
     sft, reference = objective == "sft", "reference" in proposals
-    evaluates, schedule = (getattr(values[key], "value", values[key]) for key in ("eval_strategy", "lr_scheduler_type"))
+    strategies = ("eval_strategy", "lr_scheduler_type", "save_strategy", "logging_strategy")
+    evaluates, schedule, saves, logs = (getattr(values[key], "value", values[key]) for key in strategies)
     compares = evaluates != "no" or schedule == "reduce_lr_on_plateau"
     named = str(values.get("model_name_or_path") or "scratch-")
     rules = [
@@ -291,6 +298,12 @@ def without_effect(*parts: Any) -> dict[str, str]:
          "proposals is not [reference]"),
         (("beta", "readiness"), values["proposal_only"], "with proposal_only the policy never writes"),
         (("eval_steps",), evaluates in ("no", "epoch"), f"eval_strategy is {evaluates}"),
+        (("save_steps",), saves != "steps", f"save_strategy is {saves}"),
+        (("save_total_limit",), saves == "no" and not (reference and not sft and evaluates != "no"), "save_strategy is no"),
+        (("logging_steps",), logs != "steps" and not (evaluates == "steps" and values["eval_steps"] == values["logging_steps"]),
+         f"logging_strategy is {logs}"),
+        (("num_train_epochs",), values["max_steps"] > 0, f"max_steps is {values['max_steps']}"),
+        (("hub_token", "hub_private_repo"), not values["push_to_hub"], "push_to_hub is off"),
         (("metric_for_best_model", "greater_is_better"), not compares, "eval_strategy is no"),
         (("scratch",), not named.startswith("scratch-"), f"the model is {named}"),
     ]  # fmt: skip

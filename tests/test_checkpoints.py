@@ -62,6 +62,10 @@ def test_what_was_being_written_has_another_name_and_is_cleared(tmp_path):
     checkpoints.clear_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == []
     checkpoints.clear_unfinished(tmp_path)  # nothing there is fine as well
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "draft.txt").touch()
+    checkpoints.clear_unfinished(tmp_path)
+    assert (tmp_path / "unfinished" / "draft.txt").is_file()
 
 
 def test_a_process_that_wrote_to_another_disk_is_missed(tmp_path):

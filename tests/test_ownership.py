@@ -26,7 +26,7 @@ RUN = (
     "predictions.shuffled.jsonl", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
     "config.json", "tokenizer.json", "tokenizer_config.json", "spiece.model", "training_args.bin", "warmup_layout.json",
     "checkpoint-3/model.safetensors", "checkpoint-3/optimizer.pt", "checkpoint-3/rng_state_1.pth", "checkpoint-3/latest",
-    "checkpoint-3/global_step3/zero_pp_rank_0.pt", "checkpoint-3/pytorch_model_fsdp_0/__0_0.distcp", "unfinished/x/y/z",
+    "checkpoint-3/global_step3/zero_pp_rank_0.pt", "checkpoint-3/pytorch_model_fsdp_0/__0_0.distcp", "unfinished/checkpoint-6/z",
     "logs/rank1.log", "heartbeats/process-0.json", "evaluation/test/metrics.json", "evaluation/test/predictions.jsonl",
     "evaluation/validation/predictions.filler.jsonl", "report/report.html", "report/a-b.png", "metrics.jsonl.part",
     "drawn.jsonl", "drawn.jsonl.drawing.json", "elsewhere/metrics.json", "elsewhere/predictions.jsonl", "flags.json",
@@ -36,7 +36,7 @@ RUN = (
 FOREIGN = (
     "notes.txt", "rows.jsonl", "checkpoint-3/notes.txt", "evaluation/test/mine.csv", "report/essay.txt", "logs/mine.log",
     "data/metrics.jsonl", "README.md", "models/model.safetensors", "predictions.old/x.jsonl", "download.part", "runs/x/a.txt",
-    "checkpoint-3/deep/model.safetensors", "elsewhere/predictions.jsonl",
+    "checkpoint-3/deep/model.safetensors", "elsewhere/predictions.jsonl", "unfinished/draft.txt", "mine.model", "vocab.csv",
 )  # fmt: skip
 
 
@@ -77,7 +77,14 @@ def test_a_foreign_file_is_named_and_stays(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "names", [("notes.txt",), ("config.json", "model.safetensors", "tokenizer.json"), ("a/b/c.py",)]
+    "names",
+    [
+        ("notes.txt",),
+        ("config.json", "model.safetensors", "tokenizer.json"),
+        ("a/b/c.py",),
+        ("unfinished/draft.txt",),
+        ("mine.model", "vocab.csv"),
+    ],
 )
 def test_a_folder_without_a_run_is_somebody_elses(tmp_path, names):
     place = put(tmp_path / "mine", *names)
@@ -113,6 +120,10 @@ def test_a_part_of_a_run_is_no_place_for_another(tmp_path):
     for part in ("checkpoint-3", "checkpoint-3/deep", "evaluation/test", "unfinished", "logs"):
         assert str(run) in refused(run / part, overwrite=True)
     ownership.refuse_folder(run / "run-0", False, False)  # a trial of a search
+    for inner in ("sub", "deep/down", "run-0/deep"):
+        assert str(run) in refused(run / inner)
+    put(tmp_path / "project", "recipe.yaml")
+    ownership.refuse_folder(tmp_path / "project" / "out", False, False)  # beside a recipe is in no run
 
 
 def test_what_a_run_reads_is_not_written_over(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
 
 from rl_warmup.cli.main import main
@@ -16,6 +17,10 @@ from rl_warmup.experiments.demo import run_demo
 from rl_warmup.runtime.run_folder import json_line, read_jsonl, write_json, write_jsonl
 
 ROWS = [{"prompt": f"a b c w{i}", "target": f"w{i} c b a"} for i in range(6)]
+VALIDATES = {
+    "eval_strategy": "steps", "eval_steps": 1,
+    "task_kwargs": {"train": "rows.jsonl", "validation": "rows.jsonl", "test": "test.jsonl"},
+}  # fmt: skip
 PLUGINS = """
 import datetime
 from rl_warmup.tasks import Task
@@ -26,6 +31,7 @@ def nothing(predictions, targets, rows): return {}
 def digits(predictions, targets, rows): return "0.5"
 def not_a_number(predictions, targets, rows): return float("nan")
 def endless(predictions, targets, rows): return {"x": 1.0, "y": 1e999 if "" in predictions else 0.0}
+def numbered(predictions, targets, rows): return {1: 2}
 def only_validation(predictions, targets, rows): return 1 / (0 if "v" in rows[0]["prompt"] else 1)
 ROWS = [{"id": str(i), "prompt": f"a b w{i}", "target": f"w{i} b"} for i in range(4)]
 def task(kind):
@@ -37,6 +43,7 @@ def task(kind):
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transformers.Trainer, "init_hf_repo", lambda self: 1 / 0)  # no test asks the hub
     (tmp_path / "own.py").write_text(PLUGINS)
     paths = {"train": "rows.jsonl", "test": "rows.jsonl"}
 
@@ -94,6 +101,15 @@ def test_a_single_test_row_cannot_be_shuffled(run, tmp_path):
         ({"metrics": ["own.py:digits"]}, ["own.py:digits", "str"]),
         ({"metrics": ["own.py:not_a_number"]}, ["own.py:not_a_number", "nan"]),
         ({"metrics": ["own.py:endless"]}, ["own.py:endless", "inf"]),
+        ({"report_to": "clearml"}, ["report_to", "clearml"]),
+        ({"push_to_hub": True}, ["push_to_hub", "ZeroDivisionError"]),
+        ({"metrics": ["own.py:numbered"]}, ["own.py:numbered", "1"]),
+        ({"metric_for_best_model": "bogus", **VALIDATES}, ["metric_for_best_model", "bogus", "exact_match", "gain"]),
+        (
+            {"metric_for_best_model": "eval_bleu", "lr_scheduler_type": "reduce_lr_on_plateau", **VALIDATES},
+            ["metric_for_best_model", "bleu"],
+        ),
+        ({"metric_for_best_model": "bogus", "save_strategy": "best", **VALIDATES}, ["metric_for_best_model", "bogus"]),
         ({"test": [{**row, "prediction": "x"} for row in ROWS]}, ["test row 0", "prediction"]),
         ({"test": [*ROWS, {**ROWS[0], "warmup": "x"}]}, ["test row 6", "warmup"]),
         ({"metrics": [{"name": "bleu", "kwargs": {"tokenise": "13a"}}]}, ["bleu"]),
@@ -126,11 +142,15 @@ def test_half_characters_in_unused_columns_come_back(run, tmp_path):
     written = read_jsonl(tmp_path / "run" / "predictions.jsonl")
     assert {row["note"] for row in written} == {"cut \ud83d"}
     assert main(["evaluate", "run", "--controls", "empty_warmup"]) == 0
+    assert main(["report", "run"]) == 0
 
 
 def test_what_a_tokenizer_cannot_write_is_said_before_training(run, tmp_path):
+    unread = {"prompt": "\u0436\u0443\u043a", "target": "w1"}
+    assert "test row 6" in run(test=[*ROWS, unread], output_dir="other")[1]
     code, out, _ = run(test=[{"prompt": "a b", "target": "unheard of"}, *ROWS], max_steps=1, logging_steps=1)
     assert code == 0
+    assert "knows nothing" not in out
     assert "1 of 7 targets" in out
     assert out.count("1 of 7 targets") == 1
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["ceiling"]["exact_match"] == pytest.approx(6 / 7)

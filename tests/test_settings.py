@@ -13,11 +13,22 @@ import pytest
 import transformers
 import trl
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from rl_warmup.config import WarmupConfig, build_recipe, without_effect
 from rl_warmup.options import CONTROLS, TaskOptions, WarmupOptions
 from rl_warmup.runtime import compat, settings
-from rl_warmup.runtime.settings import ACCELERATOR, EFFECTIVE, NEEDS, RANGES, REFUSED, REFUSED_VALUES, SCRATCH, Range
+from rl_warmup.runtime.settings import (
+    ACCELERATOR,
+    ACCELERATOR_KEYS,
+    EFFECTIVE,
+    NEEDS,
+    RANGES,
+    REFUSED,
+    REFUSED_VALUES,
+    SCRATCH,
+    Range,
+)
 from rl_warmup.runtime.values import defaults_of
 
 BASE = {"model_name_or_path": "scratch-t5", "output_dir": "run", "use_cpu": True}
@@ -111,6 +122,19 @@ def test_refused_values_and_void_pairs():
     assert keys_of(faults_of(optim_target_modules=["q"])) == ["optim_target_modules"]
     for key, (allowed, _) in ACCELERATOR.items():
         assert keys_of(faults_of(accelerator_config={key: not allowed})) == ["accelerator_config"]
+    for config in (
+        {"bogus": 1}, {"gradient_accumulation_kwargs": {"num_steps": 4}}, {"gradient_accumulation_kwargs": {"bogus": 4}},
+        {"gradient_accumulation_kwargs": 3}, {"non_blocking": "x"},
+    ):  # fmt: skip
+        assert keys_of(faults_of(accelerator_config=config)) == ["accelerator_config"]
+        with pytest.raises(ValueError, match="^accelerator_config: "):
+            WarmupConfig(output_dir="run", use_cpu=True, accelerator_config=config)
+    assert keys_of(faults_of(controls=["shuffled", "shuffled"], metrics=["bleu", "rouge", "bleu"])) == [
+        "metrics",
+        "controls",
+    ]
+    given = {"non_blocking": True, "gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    build_recipe({**BASE, "accelerator_config": given})
     build_recipe({**BASE, "use_peft": True, "lora_dropout": 0.1, "disable_dropout": False})
     build_recipe({**BASE, "optim": "sgd", "optim_args": "momentum=0.9"})
     build_recipe({**BASE, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3, "eval_strategy": "no"})
@@ -129,12 +153,28 @@ def test_refused_values_and_void_pairs():
         ({"readiness": -1.0, "reading_threshold": 0.1, "proposals": ["reference"]}, {"readiness"}),
         ({"beta": 0.1, "readiness": -1.0, "proposals": ["head"], "proposal_only": True}, {"beta", "readiness"}),
         ({"beta": 0.1, "tau": 2.0, "num_warmups": 1, "objective": "sft"}, {"beta", "tau", "num_warmups"}),
+        ({"save_strategy": "no", "save_steps": 3, "save_total_limit": 2}, {"save_steps", "save_total_limit"}),
+        ({"save_strategy": "epoch", "save_steps": 3, "save_total_limit": 2}, {"save_steps"}),
+        ({"save_steps": 3, "save_total_limit": 2, "logging_steps": 3, "num_train_epochs": 7}, set()),
+        ({"save_strategy": "no", "save_total_limit": 2, "proposals": ["reference"], "eval_strategy": "epoch"}, set()),
+        ({"logging_strategy": "no", "logging_steps": 3}, {"logging_steps"}),
+        ({"logging_strategy": "epoch", "logging_steps": 3, "eval_strategy": "steps"}, set()),  # eval_steps become 3
+        ({"max_steps": 2, "num_train_epochs": 7}, {"num_train_epochs"}),
+        ({"hub_token": "x", "hub_private_repo": True}, {"hub_token", "hub_private_repo"}),
+        ({"hub_token": "x", "hub_private_repo": True, "push_to_hub": True}, set()),
         ({"model_name_or_path": "t5-small", "scratch": {"width": 16}}, {"scratch"}), ({"scratch": {"width": 16}}, set()),
     ],
 )  # fmt: skip
 def test_settings_without_effect_are_known(given, void):
     recipe = build_recipe({**BASE, **given})
     assert set(without_effect(recipe.config, recipe.model, recipe.task)) == void
+
+
+def test_the_keys_of_an_accelerator_config_are_known(tmp_path):
+    assert set(ACCELERATOR_KEYS) == {f.name for f in dataclasses.fields(AcceleratorConfig)}
+    (tmp_path / "a.json").write_text('{"gradient_accumulation_kwargs": {"num_steps": 4}}')
+    with pytest.raises(ValueError, match="num_steps"):
+        WarmupConfig(output_dir="run", use_cpu=True, accelerator_config=str(tmp_path / "a.json"))
 
 
 def test_an_unknown_new_setting_is_refused(monkeypatch):

@@ -122,7 +122,7 @@ def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping
         _plot(name, arms[name], gold.get(who["task"]), output)
     parts = [text for name, who in named for text in _part(name, who["task"], arms[name])]
     page = "\n".join(["# Demo results", *parts]) + "\n"
-    (output / "RESULTS.md").write_text(page, encoding="utf-8")
+    (output / "RESULTS.md").write_text(page, encoding="utf-8", errors="backslashreplace")
     report = write_report([output], output / "report")[0]
     minutes = (time.perf_counter() - began) / 60
     return (

@@ -27,7 +27,7 @@ from rl_warmup.runtime import compat
 # The policy writes every warmup, as a plan counts it; nothing is evaluated, saved or shown.
 LEFT_OUT = (
     "proposals", "stored_", "anchor_", "eval_", "save_", "logging_", "load_best_", "metric", "greater_is_", "push_", "hub_",
-    "resume_", "deepspeed", "fsdp",
+    "resume_", "deepspeed", "fsdp", "num_train_epochs",
 )  # fmt: skip
 CHANGED = {
     "max_steps": 3, "save_strategy": "no", "logging_strategy": "no", "log_warmups": 0, "report_to": "none", "guard": "off",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from rl_warmup.inference.likelihood import score_samples
 from rl_warmup.method.diagnostics import Means, Sums, rollout_metrics, variety
 from rl_warmup.method.reference_trainer import ReferenceTrainer
 from rl_warmup.method.training_data import encode_sets
+from rl_warmup.metrics import scores_of
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.inference_settings import Inference
 from rl_warmup.runtime.launched import whole_weights
 from rl_warmup.runtime.run_folder import clock
 from rl_warmup.runtime.sharing import map_over_processes, seeded
 
+FEW = 8  # rows of each set on which validation is tried before training
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
@@ -47,6 +50,33 @@ class ValidatingTrainer(ReferenceTrainer):
                 yield self.accelerator.unwrap_model(self.model)
         finally:
             self.model.train(was_training)
+
+    @contextmanager
+    def own_folder(self, asked: str | bool | None) -> Iterator[None]:
+        """As for every run, after validation was tried on a few rows.
+
+        Raises:
+            ValueError: also where `compute_metrics` fails, or validation does not give `metric_for_best_model`.
+        """
+        if not self.owns:
+            self._try_validation()
+        with super().own_folder(asked):
+            yield
+
+    def _try_validation(self) -> None:
+        asked, own = self.args.metric_for_best_model, self.text_metrics is not None and "task" not in self.recipe
+        if self.args.eval_strategy == "no" or not self.eval_dataset or not (asked or own):
+            return  # of a recipe, `rehearsal` tries the metrics
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        found: dict[str, float] = {}
+        with self._on_its_device():
+            for name, rows in sets.items():
+                loader = DataLoader(rows[:FEW], FEW, collate_fn=list)
+                prefix = f"eval_{name}" if name else "eval"
+                found |= self.evaluation_loop(loader, "Evaluation", metric_key_prefix=prefix).metrics or {}
+        if asked and f"eval_{asked.removeprefix('eval_')}" not in found:
+            names = ", ".join(sorted(name.removeprefix("eval_") for name in found))
+            raise ValueError(f"metric_for_best_model: validation gives no {asked!r}. Give one of {names}.")
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -115,7 +145,7 @@ class ValidatingTrainer(ReferenceTrainer):
                 if self.text_metrics is not None or description == "Prediction":
                     predicted = warmup_generator.predict(rows, self.args.per_device_eval_batch_size)
             if self.text_metrics is not None:
-                means |= self.text_metrics(predicted or [])
+                means |= scores_of("compute_metrics", partial(self.text_metrics, predicted or []))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.run_folder.pause(clock() - began)
         kept: Any = predicted  # rows with texts; transformers has arrays here

@@ -21,7 +21,7 @@ from rl_warmup.metrics.registry import METRICS, Metric, Rows
 from rl_warmup.metrics.segments import Segments
 from rl_warmup.plugins import ProcessExit, build_plugin, contained, find_plugin
 
-__all__ = ["METRICS", "Metric", "Segments", "Spec", "compute", "row_statistics", "signatures"]
+__all__ = ["METRICS", "Metric", "Segments", "Spec", "compute", "row_statistics", "scores_of", "signatures"]
 
 Spec = str | Mapping[str, Any]  # a name, or {"name": ..., "kwargs": {...}}
 
@@ -54,6 +54,16 @@ def row_statistics(
         ValueError, ImportError: as `compute`, and ValueError for a metric that has no such statistics.
     """
     return _gather(names, predictions, targets, rows, lambda metric: metric.segments, lambda name, found: found)
+
+
+def scores_of(name: str, function: Callable[[], Any]) -> dict[str, float]:
+    """What a function of one's own gives, as `compute` reads a metric's; here it may give nothing, as {}.
+
+    Raises:
+        ValueError: it fails, or gives something else than finite numbers.
+    """
+    found = _called(name, function)
+    return {} if found == {} else _checked(name, found)
 
 
 def signatures(names: Iterable[Spec] | Spec) -> dict[str, str]:
@@ -126,10 +136,12 @@ def _listed(names: Iterable[Spec] | Spec) -> list[Spec]:
 def _checked(name: str, scores: Any) -> dict[str, float]:
     """The numbers that a metric's function gave, all of them finite: one that is not has no place in a table or in JSON."""
     given = scores if isinstance(scores, dict) else {name.rpartition(":")[2]: scores}
+    if odd := [key for key in given if not isinstance(key, str)]:
+        raise ValueError(f"metric '{name}' calls a number {odd[0]!r}; let the keys of its dict be texts")
     try:
         if not given or any(isinstance(value, str | bytes) for value in given.values()):
             raise TypeError
-        found = {str(key): value if type(value) is int else float(value) for key, value in given.items()}
+        found = {key: value if type(value) is int else float(value) for key, value in given.items()}
     except (TypeError, ValueError):
         kinds = (
             {key: type(value).__name__ for key, value in given.items()} if given is scores else type(scores).__name__

@@ -30,9 +30,8 @@ def accuracy(predictions: Sequence[str], targets: Sequence[str], rows: Rows | No
 def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
     """`macro_f1`: F1 of each pick, averaged with equal weight, 0 to 1; `unparsed` as for `accuracy`.
 
-    A class is a letter (or a label) that occurs among targets or predictions, as in scikit-learn. Where letters are asked for, a
-    prediction without one belongs to no class, and so is a miss for the class of its target; where labels are, any other text is
-    a class of its own, with F1 0.
+    A class is a letter (or a label) that occurs among targets or predictions, as in scikit-learn. Where letters are asked for,
+    all predictions without one are one class more; where labels are, any other text is one of its own. Their F1 is 0.
 
     Raises:
         ValueError: if a target picks none of its row's choices.
@@ -54,15 +53,14 @@ def macro_f1_segments(
 ) -> dict[str, Segments]:
     """`macro_f1` from counts: for each label, how often it was hit, said and wanted."""
     picked, wanted = _picks(predictions, targets, rows)
-    # every letter gets its columns, so that two lists of predictions have the same ones whatever they pick; labels that no
-    # target has come last, where `significance` fills the shorter list up
-    known = {*wanted, *ascii_uppercase}
-    labels = [*sorted(known), *sorted({pick for pick in picked if pick is not None} - known)]
+    said = ["" if pick is None else pick for pick in picked]
+    labels = sorted({*wanted, *said})
     counts: list[Sequence[float]] = [
         [float(count) for label in labels for count in (pick == want == label, pick == label, want == label)]
-        for pick, want in zip(picked, wanted, strict=True)
+        for pick, want in zip(said, wanted, strict=True)
     ]
-    return {"macro_f1": Segments(counts, _macro_f1_of_counts)}
+    columns = tuple(f"{label}\n{kind}" for label in labels for kind in range(3))
+    return {"macro_f1": Segments(counts, _macro_f1_of_counts, columns)}
 
 
 def _macro_f1_of_counts(sums: Sequence[float]) -> float:

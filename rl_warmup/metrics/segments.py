@@ -10,11 +10,13 @@ from typing import NamedTuple
 class Segments(NamedTuple):
     """The statistics of each row, all of one length, and the function from their sum over rows to the metric's value.
 
-    Two systems that predict the same rows have the same columns, so their rows may also be swapped.
+    Two systems that predict the same rows have the same columns, so their rows may also be swapped; where the columns depend on
+    what is predicted, they have names, and one that a system lacks is 0.
     """
 
     rows: list[Sequence[float]]
     score: Callable[[Sequence[float]], float]
+    columns: tuple[str, ...] = ()  # sorted
 
     def value(self) -> float:
         """The metric over all rows."""

@@ -188,14 +188,24 @@ def compare_runs(
     return [replace(item, p_holm=adjusted[item.metric], family=len(found)) for item in found]
 
 
+def _with_columns(rows: Any, columns: Sequence[str], names: list[str]) -> Any:
+    """Statistics of rows with all columns of `names`, in their order; without names they stay as they are."""
+    import numpy as np
+
+    if not names:
+        return rows
+    found = np.zeros((len(rows), len(names)))
+    found[:, np.searchsorted(names, columns)] = rows
+    return found
+
+
 def _compare(method: str, key: str, one: Segments, other: Segments, samples: int, seed: int) -> Comparison:
     import numpy as np
 
     if samples < 1:
         raise ValueError(f"samples={samples}; give 1000 or so")
-    first, second = np.asarray(one.rows, dtype=float), np.asarray(other.rows, dtype=float)
-    wide = max(first.shape[1], second.shape[1])  # macro_f1 has columns for labels that one side alone has said
-    first, second = (np.pad(side, ((0, 0), (0, wide - side.shape[1]))) for side in (first, second))
+    names = sorted({*one.columns, *other.columns})
+    first, second = (_with_columns(np.asarray(side.rows, dtype=float), side.columns, names) for side in (one, other))
     values = one.value(), other.value()
     observed = values[1] - values[0]
     rng = np.random.default_rng(seed)

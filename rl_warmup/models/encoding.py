@@ -39,12 +39,14 @@ class Writable:
     changed: int = 0
     unknown: int = 0  # rows whose whole target or prompt is unknown to the tokenizer
     example: str = ""
+    unread: str = ""  # an example of an unknown prompt
 
     def say(self, name: str) -> str | None:
-        """A sentence about targets that no model can write; None if there are none."""
+        """Sentences about prompts that a model cannot read and targets that it cannot write; None if there are none."""
+        unread = f"{name}: the tokenizer knows nothing of some prompts, such as {self.unread}." if self.unread else None
         if not self.changed:
-            return None
-        return (
+            return unread
+        return (f"{unread} " if unread else "") + (
             f"{name}: {self.changed} of {self.rows} targets ({self.changed / self.rows:.1%}) cannot be written by the tokenizer "
             f"and a perfect model would match {1 - self.changed / self.rows:.1%} of them: {self.example}."
         )
@@ -154,6 +156,8 @@ class RowEncoder:
         unknown = next((part for part in ("prompt", "target") if self._is_unknown(row[f"{part}_ids"])), None)
         if unknown is not None:
             tally.unknown += 1
+            if unknown == "prompt":
+                tally.unread = tally.unread or f"{where}, {str(row[unknown])[:60]!r}"
             if refuse:
                 raise ValueError(
                     f"{where}: the tokenizer knows nothing of the {unknown} ({str(row[unknown])[:60]!r}): all of it becomes "

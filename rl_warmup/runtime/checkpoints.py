@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,12 @@ def discard(checkpoint: Path) -> None:
 
 
 def clear_unfinished(run: Path) -> None:
-    """Remove what earlier kills left."""
-    shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+    """Remove what earlier kills left, and nothing else."""
+    for name in (PREFIX, f"removed-{PREFIX}"):
+        for left in (run / UNFINISHED).glob(f"{name}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    with suppress(OSError):  # not there, or not empty
+        (run / UNFINISHED).rmdir()
 
 
 def contents(checkpoint: Path) -> dict[str, Any] | None:

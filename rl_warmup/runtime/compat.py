@@ -69,6 +69,24 @@ def without_deepspeed_config() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = config
 
 
+def check_reporters(names: Sequence[str]) -> None:
+    """Each one's package is there; transformers 5.23.0 has no list of all packages, and a callback says what it lacks when made.
+
+    Raises:
+        ValueError: naming what cannot be reported to.
+    """
+    from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
+    names = [names] if isinstance(names, str) else names
+    known = {"none", "all", *(get_available_reporting_integrations() if set(names) - {"none"} else ())}
+    for name in names:
+        try:
+            if name not in known:
+                get_reporting_integration_callbacks([name])[0]()
+        except Exception as error:
+            raise ValueError(f"report_to: {name!r} cannot be used ({error}). Install it, or leave it out.") from None
+
+
 @contextmanager
 def without_remote_code() -> Iterator[None]:
     """Have code beside a model refused, where transformers 5.23.0 would ask at the terminal: it has 0 seconds for an answer."""

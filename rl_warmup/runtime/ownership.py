@@ -27,8 +27,10 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
 EVALUATED = (RESULT, "predictions.jsonl", "predictions.*.jsonl", LOCK)
 MODEL = (
     *WEIGHTS, "*.safetensors.index.json", "*.bin.index.json", "config.json", "generation_config.json",
-    "adapter_config.json", "warmup_layout.json", "tokenizer*.json", "*.model", "*.spm", "*.tiktoken", "added_tokens.json",
-    "special_tokens_map.json", "vocab.*", "merges.txt", "chat_template.*", "additional_chat_templates/*.jinja",
+    "adapter_config.json", "warmup_layout.json", "tokenizer*.json", "added_tokens.json",
+    "tokenizer.model", "spiece.model", "sentencepiece*.model", "spm*.model", "source.spm", "target.spm", "tiktoken.model",
+    "*.tiktoken", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.*", "additional_chat_templates/*.jinja",
     "training_args.bin",
 )  # fmt: skip
 STATE = (
@@ -36,7 +38,10 @@ STATE = (
     "zero_to_fp32.py", "global_step*/**", "pytorch_model_fsdp*/**", "pytorch_model_fsdp*", "optimizer*/**",
 )  # fmt: skip
 REPORT = ("report.html", "summary.md", "*.png")
-BEFORE = ("asked.yaml", "train.log", "run.lock", LOCK, "logs/rank*.log", "heartbeats/process-*", "unfinished/**")
+BEFORE = (
+    "asked.yaml", "train.log", "run.lock", LOCK, "logs/rank*.log", "heartbeats/process-*",
+    "unfinished/checkpoint-*/**", "unfinished/removed-checkpoint-*/**",
+)  # fmt: skip
 OWN = (
     *MARKS, *BEFORE, *EVALUATED, *MODEL, "metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl", "resumes.jsonl",
     "reference_warmups.jsonl.*", "flags.json", "trainer_state.json", "all_results.json", "train_results.json",
@@ -47,6 +52,7 @@ OWN = (
 )  # fmt: skip
 PATHLESS = ("output_dir", "run_name", "logging_dir", "resume_from_checkpoint", "hub_model_id")
 PARTS = ("checkpoint-*", "evaluation", "unfinished", "logs", "heartbeats")  # folders inside a run
+TRIAL = "run-*"  # a run of a search, in the folder of the search
 
 
 # ---------------------------------------------------------------------- locks
@@ -177,8 +183,10 @@ def refuse_folder(
             raise ValueError(
                 f"output_dir: {folder} holds {source}, which the run reads ({name}) and would replace. Give another output_dir."
             )
-    if inside := run_around(folder):
-        raise ValueError(f"output_dir: {folder} is a part of the run {inside}. Give a folder of its own.")
+    place = folder.resolve()
+    inside = next((above for above in place.parents if (above / MARKS[0]).is_file()), None) or run_around(folder)
+    if inside and not (place.parent == inside and fnmatch(place.name, TRIAL)):
+        raise ValueError(f"output_dir: {folder} lies in the run {inside}. Give a folder outside of it.")
     if not is_run(folder):
         found = [
             str(path.relative_to(folder))
@@ -308,7 +316,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """All files below, without hidden ones and those of a search's trials (`run-0`, ...). Links are not followed."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
-            yield from _files(path) if not (fnmatch(path.name, "run-*") and is_run(path)) else ()
+            yield from _files(path) if not (fnmatch(path.name, TRIAL) and is_run(path)) else ()
         elif not path.name.startswith("."):
             yield path
 

@@ -30,6 +30,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         compat.check_trainer(Trainer)
+        compat.check_reporters(kwargs["args"].report_to or ())
         super().__init__(*args, **kwargs)
         self.saving_in: Path | None = None
         self.changed_makers: str | None = None
@@ -61,6 +62,21 @@ class ResumableTrainer(Trainer):
             finally:
                 self.watchdog.close()
                 self.interruption.close()
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Extends Trainer's, which it calls before training.
+
+        Raises:
+            ValueError: the hub cannot be reached, or refuses.
+        """
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"push_to_hub: the hub cannot be used ({type(error).__name__}: {said}). Check the connection, hub_token and "
+                f"hub_model_id, or leave push_to_hub out."
+            ) from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Extends Trainer's: refuses to replace the model of another run.

@@ -128,6 +128,10 @@ REFUSED_VALUES: dict[tuple[str, str], str] = {
        for kind in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")},
     ("debug", "tpu_metrics_debug"): "it is for TPUs, which are not supported",
 }  # fmt: skip
+ACCELERATOR_KEYS = (
+    "split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking", "gradient_accumulation_kwargs",
+    "use_configured_state",
+)  # fmt: skip
 ACCELERATOR = {  # keys of accelerator_config that may not be changed
     "split_batches": (False, "batches belong to one process"),
     "dispatch_batches": (False, "rows are no tensors, and every process reads its own"),
@@ -240,11 +244,31 @@ def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> l
             for name in names
             if name in given and given[name] != defaults.get(name) and optimizer.startswith(optimizers) != only
         ]
-    config = all_values.get("accelerator_config")
+    return faults + accelerator_faults(all_values.get("accelerator_config"))
+
+
+def accelerator_faults(config: Any) -> list[str]:
+    """A sentence for every key of accelerator_config that is unknown or may not be changed.
+
+    Args:
+        config: a mapping or transformers' AcceleratorConfig; the name of a file has no faults yet.
+    """
+    values = config if isinstance(config, dict) else {key: getattr(config, key, None) for key in ACCELERATOR_KEYS}
+    faults = [
+        f"accelerator_config: {shown(key)} is no key of it. Allowed: {', '.join(ACCELERATOR_KEYS)}."
+        for key in values if key not in ACCELERATOR_KEYS
+    ]  # fmt: skip
     for key, (allowed, why) in ACCELERATOR.items():
-        value = config.get(key) if isinstance(config, dict) else getattr(config, key, None)
+        value = values.get(key)
         if value is not None and value != allowed:
             faults.append(f"accelerator_config: {key} {shown(value)} cannot be used: {why}.")
+    for key in ("use_seedable_sampler", "non_blocking", "use_configured_state"):
+        if values.get(key) is not None and not isinstance(values[key], bool):
+            faults.append(f"accelerator_config: {key} {shown(values[key])} is not true or false.")
+    inner = values.get("gradient_accumulation_kwargs")
+    if inner is not None and not (isinstance(inner, dict) and inner.keys() <= {"sync_each_batch"}):
+        why = "updates are as long as the setting gradient_accumulation_steps says; of its keys only sync_each_batch is allowed"
+        faults.append(f"accelerator_config: gradient_accumulation_kwargs {shown(inner)} cannot be used: {why}.")
     return faults
 
 

@@ -182,6 +182,14 @@ class ColumnMap:
     template: Template
     choices: ChoiceMap | None = None
 
+    def __post_init__(self) -> None:
+        named = {f"{part}_column": getattr(self, part) for part in ("prompt", "target", "id")}
+        if self.choices is not None:
+            named |= {"choices_column": self.choices.choices, "answer_column": self.choices.answer}
+        for setting, column in named.items():
+            if not isinstance(column, str) and (column is not None or setting == "prompt_column"):
+                raise ValueError(f"{setting}={column!r}; give the name of a column, a text")
+
     def row(self, record: Record, number: int, where: str) -> dict[str, Any]:
         """The record as a row; its other columns stay as extras.
 

@@ -123,7 +123,7 @@ def _table(path: Path, text: TextIO, separator: str, table: Table, quoted: bool)
         where = f"{path}:{number}"
         if header is None:
             header = cells
-            if (again := _duplicate(header)) is not None:
+            if (again := _duplicate([name.strip() for name in header])) is not None:
                 raise ValueError(f"{where}: {twice(again, 'column')}")
             continue
         if len(cells) != len(header):

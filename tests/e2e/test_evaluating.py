@@ -73,6 +73,28 @@ def test_sets_of_validation_rows_are_measured_while_training(make_trainer):
     assert trainer.state.best_metric == min(log["eval_three_loss"] for log in logs if "eval_three_loss" in log)
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"load_best_model_at_end": True}, ["metric_for_best_model", "'loss'", "five_loss"]),
+        ({"metric_for_best_model": "three_bogus"}, ["metric_for_best_model", "three_rows"]),
+        ({"compute_metrics": lambda predictions: None}, ["compute_metrics", "NoneType"]),
+        ({"compute_metrics": lambda predictions: {}["x"]}, ["compute_metrics", "KeyError"]),
+        ({"compute_metrics": lambda predictions: {1: 2.0}}, ["compute_metrics", "1"]),
+    ],
+)  # fmt: skip
+def test_what_validation_cannot_give_is_known_before_training(make_trainer, tmp_path, settings, named):
+    sets = {"five": VALIDATION, "three": OTHER}
+    given = {"compute_metrics": told, **settings}
+    trainer = make_trainer(
+        eval_dataset=sets, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, **given
+    )
+    with pytest.raises(ValueError, match=named[0]) as error:
+        trainer.train()
+    assert all(word in str(error.value) for word in named)
+    assert not list((tmp_path / "run").glob("*"))
+
+
 def test_a_search_ends_with_the_best_model_of_the_first_set(make_trainer):
     trainer = make_trainer(
         eval_dataset={"five": VALIDATION, "three": OTHER}, eval_strategy="steps", eval_steps=1, max_steps=2,
@@ -156,7 +178,7 @@ def test_what_is_no_set_of_rows_is_refused_by_name(trainer, rows, named):
     found = named
     for measure in (trainer.evaluate, trainer.predict):
         if isinstance(rows, str) and measure == trainer.evaluate:
-            named = "none of the trainer's sets"  # a name, as in transformers
+            named = "no set of the trainer"  # a name, as in transformers
         with pytest.raises(ValueError, match=named):
             measure(rows)
         named = found

@@ -308,7 +308,7 @@ def test_plain_updates_are_those_of_sft(make_trainer):
 
 def test_a_run_ends_with_its_best_model(make_trainer, tmp_path, capsys):
     """The metric is made up: best after update 4, then worse."""
-    worth = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.9, 5: 0.3, 6: 0.0}
+    worth = {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.5, 4: 0.9, 5: 0.3, 6: 0.0}
     trainer = make_trainer(
         eval_dataset=ledger_rows(8, 1), eval_strategy="steps", eval_steps=1, metric_for_best_model="worth",
         compute_metrics=lambda predictions: {"worth": worth[trainer.state.global_step]}, **READS,
@@ -325,7 +325,7 @@ def test_a_run_ends_with_its_best_model(make_trainer, tmp_path, capsys):
 
 def test_the_best_model_writes_under_the_constraints_of_its_update(make_trainer, tmp_path):
     """The guard raises the temperature after update 5; the run ends with the model of update 4."""
-    worth = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.9, 5: 0.3, 6: 0.0}
+    worth = {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.5, 4: 0.9, 5: 0.3, 6: 0.0}
     trainer = make_trainer(
         eval_dataset=ledger_rows(8, 1), eval_strategy="steps", eval_steps=1, metric_for_best_model="worth", guard="act",
         compute_metrics=lambda predictions: {"worth": worth[trainer.state.global_step]}, **READS,

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from rl_warmup.metrics import compute, row_statistics
@@ -33,11 +35,12 @@ def test_targets_as_text_are_read_the_same_way():
 
 
 def test_macro_f1_by_hand():
+    assert compute(["macro_f1"], ["Paris", "B", "Rome", "Paris"], ["A", "B", "C", "B"])["macro_f1"] == 2 / 3 / 4
     targets = ["A", "A", "A", "B", "B", "C"]
     predictions = ["A", "A", "B", "B", "nonsense", "A"]
-    # A: 2 hits, 3 said, 3 wanted -> 2*2/6. B: 1 hit, 2 said, 2 wanted -> 2*1/4. C: never said -> 0.
+    # A: 2 hits, 3 said, 3 wanted -> 2*2/6. B: 1 hit, 2 said, 2 wanted -> 2*1/4. C: never said -> 0, nonsense: never wanted -> 0.
     scores = compute(["accuracy", "macro_f1"], predictions, targets)
-    assert scores["macro_f1"] == pytest.approx((4 / 6 + 2 / 4 + 0) / 3)
+    assert scores["macro_f1"] == pytest.approx((4 / 6 + 2 / 4 + 0 + 0) / 4)
     assert scores["accuracy"] == pytest.approx(3 / 6)
     assert scores["unparsed"] == 1.0
 
@@ -70,6 +73,7 @@ def test_labels_other_than_letters():
     [
         ("pos neg pos", "pos neg neutral"),
         ("a b c a", "a d e f"),
+        ("A B C", "A B paris"),
         ("yes no", "maybe maybe"),
         ("x1 x2 x1 x3", "x2 x9 x1 x8"),
     ],
@@ -92,6 +96,25 @@ def test_lists_with_other_unseen_labels_can_be_compared(method):
     assert (found.one, found.other) == tuple(
         compute(["macro_f1"], [r["prediction"] for r in s], wanted)["macro_f1"] for s in sides
     )
+
+
+def test_swapped_rows_keep_their_classes():
+    """The naive twin: all swaps of two rows, each scored from its texts."""
+    wanted, one, other = ["pos", "neg", "pos"], ["pos", "paris", "x y"], ["rome", "neg", "x y"]
+    found = approximate_randomization(
+        "macro_f1", *([{"target": t, "prediction": p} for t, p in zip(wanted, s, strict=True)] for s in (one, other)),
+        samples=4000,
+    )  # fmt: skip
+    gaps = []
+    for swaps in itertools.product((0, 1), repeat=3):
+        sides = zip(
+            *(pair[::-1] if swap else pair for swap, pair in zip(swaps, zip(one, other, strict=True), strict=True)),
+            strict=True,
+        )
+        mine, theirs = (compute(["macro_f1"], side, wanted)["macro_f1"] for side in sides)
+        gaps.append(abs(theirs - mine))
+    observed = abs(found.other - found.one)
+    assert found.p_value == pytest.approx(sum(gap >= observed - 1e-12 for gap in gaps) / 8, abs=0.05)
 
 
 def test_a_target_outside_the_choices_is_an_error():

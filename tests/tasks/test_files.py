@@ -109,6 +109,8 @@ def test_missing_columns(tmp_path):
     path = write_jsonl(tmp_path / "r.jsonl", [{"promt": "x", "target": "y"}])
     message = fault(train=path)
     assert f"{path}:1: no column 'prompt' (did you mean 'promt'?); available: promt, target" in message
+    for setting in ("prompt_column", "target_column", "id_column"):
+        assert f"{setting}=0; give the name" in fault(train=path, **{setting: 0})
     assert "no column 'hint'" in fault(train=path, prompt_column="promt", prompt_template="{hint} {text}")
     assert "no column 'target'" in fault(train=write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x"}]))
 

@@ -32,6 +32,7 @@ def rows(path: Path, text: str | bytes, **kwargs):
         ("r.txt", '{"prompt": "a", "pr\\u006fmpt": "x", "target": "b"}', "r.txt:1", "prompt"),
         ("r.json", '[{"target": "b",\n"prompt": "a"},\n{"prompt": "{\\"", "target": [],\n "target": "c"}]', "r.json:4", "target"),
         ("r.csv", "prompt,target,prompt\na,b,c\n", "r.csv:1", "prompt"),
+        ("r.csv", "prompt,target, prompt\na,b,c\n", "r.csv:1", "prompt"),
         ("r.tsv", "prompt\ttarget\ttarget\na\tb\tc\n", "r.tsv:1", "target"),
     ],
 )  # fmt: skip

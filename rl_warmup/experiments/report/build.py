@@ -47,8 +47,10 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [_pictures(part, folder) for part in parts]
     html, text = folder / "report.html", folder / "summary.md"
-    html.write_text(page(parts, examples.example_data(found, limit), skipped), encoding="utf-8")
-    text.write_text(summary(parts, skipped, pictures), encoding="utf-8")
+    html.write_text(
+        page(parts, examples.example_data(found, limit), skipped), encoding="utf-8", errors="backslashreplace"
+    )
+    text.write_text(summary(parts, skipped, pictures), encoding="utf-8", errors="backslashreplace")
     return [html, text, *(folder / name for names in pictures for name in names)]
 
 

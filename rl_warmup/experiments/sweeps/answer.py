@@ -54,7 +54,7 @@ def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     results = compare_with_control(sweep, arms)
     table = _table(results)
     verdicts = _verdicts(sweep, results)
-    files[1].write_text(_page(sweep, variants, table, [*verdicts, *notes]), encoding="utf-8")
+    files[1].write_text(_page(sweep, variants, table, [*verdicts, *notes]), encoding="utf-8", errors="backslashreplace")
     try:
         control = results.control_arm.name if results.control_arm else None
         files.insert(0, write_report([sweep.output], sweep.output / "report", control)[0])
@@ -77,7 +77,7 @@ def csv_lines(arms: Iterable[Arm], **named: str) -> Iterator[dict[str, Any]]:
 
 def write_csv(path: Path, columns: Sequence[str], lines: Iterable[dict[str, Any]]) -> None:
     """These columns of the lines."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(lines)
