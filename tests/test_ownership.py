@@ -155,6 +155,7 @@ def test_what_a_run_reads_is_not_written_over(tmp_path, monkeypatch):
     found = ownership.sources(recipe)
     assert found == {name: Path(path) for name, path in (
         ("model_name_or_path", "run"), ("rewards", "run/p.py"), ("task_kwargs", "run/drawn.jsonl"))}  # fmt: skip
+    assert ownership.sources({"rewards": [{"name": "x", "kwargs": {"model": "run"}}]}) == {"rewards": Path("run")}
     put(tmp_path / "adapter", "adapter_config.json", text=json.dumps({"base_model_name_or_path": str(run)}))
     found = ownership.sources({"model_name_or_path": "adapter"})
     assert run in found.values()

@@ -52,6 +52,7 @@ OWN = (
 )  # fmt: skip
 PATHLESS = ("output_dir", "run_name", "logging_dir", "resume_from_checkpoint", "hub_model_id")
 PARTS = ("checkpoint-*", "evaluation", "unfinished", "logs", "heartbeats")  # folders inside a run
+HOLDERS = ("rewards", "metrics", "task_kwargs")  # settings whose texts may be folders, without a slash too
 TRIAL = "run-*"  # a run of a search, in the folder of the search
 
 
@@ -292,7 +293,8 @@ def sources(values: Mapping[str, Any]) -> dict[str, Path]:
         for text in _texts(value) if key not in PATHLESS else ():
             for name in (text, text.partition(":")[0]):  # path.py:function
                 with suppress(OSError, ValueError):
-                    if Path(name).exists() and (key == "model_name_or_path" or "/" in name or "." in name):
+                    plain = key == "model_name_or_path" or (key in HOLDERS and is_run(Path(name)))
+                    if Path(name).exists() and (plain or "/" in name or "." in name):
                         found[key if key not in found else f"{key}, {name}"] = Path(name)
                         break
     if base := _base(Path(str(values.get("model_name_or_path")))):
