@@ -157,6 +157,7 @@ def test_what_a_run_reads_is_not_written_over(tmp_path, monkeypatch):
         ("model_name_or_path", "run"), ("rewards", "run/p.py"), ("task_kwargs", "run/drawn.jsonl"))}  # fmt: skip
     inside = {"rewards": ["gain", {"name": "target_logprob", "kwargs": {"model_name_or_path": "run"}}]}
     assert ownership.sources(inside) == {"rewards": Path("run")}
+    assert ownership.sources({"rewards": [{"name": "x", "kwargs": {"model": "run"}}]}) == {"rewards": Path("run")}
     put(tmp_path / "adapter", "adapter_config.json", text=json.dumps({"base_model_name_or_path": str(run)}))
     found = ownership.sources({"model_name_or_path": "adapter"})
     assert run in found.values()

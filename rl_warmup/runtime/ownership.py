@@ -52,6 +52,7 @@ OWN = (
 )  # fmt: skip
 PATHLESS = ("output_dir", "run_name", "logging_dir", "resume_from_checkpoint", "hub_model_id")
 PARTS = ("checkpoint-*", "evaluation", "unfinished", "logs", "heartbeats")  # folders inside a run
+HOLDERS = ("rewards", "metrics", "task_kwargs")  # settings whose texts may be folders, without a slash too
 TRIAL = "run-*"  # a run of a search, in the folder of the search
 
 
@@ -289,10 +290,11 @@ def sources(values: Mapping[str, Any]) -> dict[str, Path]:
     """The paths that a recipe reads, by setting: every text that names an existing file or folder."""
     found = {}
     for key, value in values.items():
-        for name_of, text in _texts(value, key) if key not in PATHLESS else ():
+        for text in _texts(value) if key not in PATHLESS else ():
             for name in (text, text.partition(":")[0]):  # path.py:function
                 with suppress(OSError, ValueError):
-                    if Path(name).exists() and (name_of == "model_name_or_path" or "/" in name or "." in name):
+                    plain = key == "model_name_or_path" or (key in HOLDERS and is_run(Path(name)))
+                    if Path(name).exists() and (plain or "/" in name or "." in name):
                         found[key if key not in found else f"{key}, {name}"] = Path(name)
                         break
     if base := _base(Path(str(values.get("model_name_or_path")))):
@@ -300,16 +302,12 @@ def sources(values: Mapping[str, Any]) -> dict[str, Path]:
     return found
 
 
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """All texts inside a value, each with the key that it has."""
+def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _texts(item, str(name))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item, key)
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def _files(folder: Path) -> Iterator[Path]:
