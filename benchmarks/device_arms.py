@@ -124,7 +124,7 @@ def _found(schedule: Any, folder: Path) -> list[str]:
     from rl_warmup.runtime.run_folder import read_jsonl
 
     steps = {"switch at": schedule.switched_at, "gave up at": schedule.gave_up_at}
-    told = [f"{what} {step or 'none'}" for what, step in steps.items()] if schedule.prefix_cache else []
+    told = [f"{what} {step or 'none'}" for what, step in steps.items()] if schedule.reading else []
     rows = [row for row in read_jsonl(folder / "predictions.jsonl") if "worked" in row and row["warmup"]]
     if rows and not schedule.proposal_only:
         right = sum(row["warmup"] == row["worked"] for row in rows) / len(rows)

@@ -15,8 +15,8 @@ from rl_warmup.runtime.recipe_file import read_yaml
 PACKAGE = Path(rl_warmup.__file__).parent
 # What still parses by itself: the runs of a sweep, a plan and a report; and lines that a command of other people printed.
 OPEN = {
-    "experiments/demo.py", "experiments/plan/shapes.py", "experiments/report/collect.py", "experiments/run.py",
-    "experiments/sweeps/answer.py", "experiments/sweeps/arms.py", "experiments/sweeps/worker.py", "metrics/comet.py",
+    "experiments/collect.py", "experiments/plan/shapes.py", "experiments/run.py", "experiments/sweeps/jobs.py",
+    "experiments/sweeps/worker.py", "metrics/comet.py",
 }  # fmt: skip
 
 

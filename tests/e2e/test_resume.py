@@ -154,7 +154,7 @@ def test_a_folder_that_vanishes_ends_the_run_with_a_sentence(make_trainer, tmp_p
         return [0.0] * len(completions)
 
     trainer = make_trainer(folder="gone", reward_funcs=["target_logprob", vandal], **SETTINGS)
-    with pytest.raises(OSError, match="gone vanished during trained"):
+    with pytest.raises(OSError, match="gone vanished during training"):
         trainer.train()
     assert not (tmp_path / "gone").exists()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl_warmup.config import SINGLE_GROUP_OBJECTIVES
+from rl_warmup.config import SINGLE_WARMUP_OBJECTIVES
 from rl_warmup.method.objectives import (
     GRPO_EPS,
     RULES,
@@ -223,7 +223,7 @@ def test_rules_that_need_two_say_so(rule):
         works = all(w.isfinite().all() for w in weigh(rule, torch.tensor([[-3.0]])))
     except ValueError:  # the mean of no others
         works = False
-    assert works == (rule in SINGLE_GROUP_OBJECTIVES)
+    assert works == (rule in SINGLE_WARMUP_OBJECTIVES)
 
 
 # ---------------------------------------------------------------------- naive twins
