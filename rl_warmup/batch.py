@@ -113,6 +113,13 @@ class Scores:
     target_tokens: Tensor  # (N,) number of target tokens
     objective: Tensor | None = None  # scalar: Σ (a·log P(c|x) + b·log P(y|x,c)), see `RowWeights`
 
+    @classmethod
+    def of(cls, batch: WarmupBatch, token_logps: Tensor, objective: Tensor | None = None) -> Scores:
+        """Sum (N, T) log-probabilities per token over warmup and target of every row."""
+        actions, targets = batch.warmup_mask, batch.target_mask
+        sums = (token_logps * actions).sum(1), (token_logps * targets).sum(1)
+        return cls(*sums, token_logps, actions.sum(1), targets.sum(1), objective)
+
     def detach(self) -> Scores:
         """The same log-probabilities without gradient."""
         return Scores(**{f.name: getattr(self, f.name).detach() for f in fields(self) if f.name != "objective"})

@@ -7,6 +7,7 @@ Knows: both paths, and what `fast.scoring.enable` found out about a model. Must 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,8 +79,7 @@ def score_sampled(model: Any, batch: WarmupBatch, constraints: SamplingConstrain
         scores = score(model, batch.select(rest) if done else batch, constraints)
         logps[rest, : scores.token_logps.size(1)] = scores.token_logps
         warmup_logprob[rest] = scores.warmup_logprob
-    actions, tokens = batch.warmup_mask.sum(1), batch.target_mask.sum(1)
-    return Scores(warmup_logprob, (logps * batch.target_mask).sum(1), logps, actions, tokens)
+    return replace(Scores.of(batch, logps), warmup_logprob=warmup_logprob)
 
 
 @torch.no_grad()

@@ -60,13 +60,7 @@ def score(model: Any, batch: WarmupBatch, constraints: SamplingConstraints) -> S
     logps = torch.zeros(ids.shape, device=ids.device)
     logps[actions] = _chosen(policy, ids[actions])
     logps[targets] = _chosen(logits[targets].float(), ids[targets])
-    return Scores(
-        warmup_logprob=(logps * batch.warmup_mask).sum(1),
-        target_logprob=(logps * batch.target_mask).sum(1),
-        token_logps=logps,
-        warmup_tokens=batch.warmup_mask.sum(1),
-        target_tokens=batch.target_mask.sum(1),
-    )
+    return Scores.of(batch, logps)
 
 
 def _chosen(logits: Tensor, ids: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from rl_warmup.runtime.documents import Unreadable, parse_yaml, read_json
 from rl_warmup.runtime.ownership import fingerprint
 from rl_warmup.runtime.run_folder import read_jsonl
 
@@ -198,15 +197,15 @@ def read_run(folder: Path) -> Run:
         ValueError: a file of it cannot be read.
     """
     try:
-        result = _json(folder / "metrics.json")
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
-        environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
+        result = read_json(folder / "metrics.json")
+        recipe = parse_yaml((folder / "recipe.yaml").read_bytes()) or {}
+        environment = read_json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
         run = Run(folder, {"metrics": {}, **result}, recipe, environment)
         if said := other_weights(folder, result.get("weights"), fingerprint(folder)):
             run.left_out.append(said)
         for later in sorted(folder.glob("evaluation/*/metrics.json")):
-            _join(run, _json(later), later.parent)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+            _join(run, read_json(later), later.parent)
+    except Unreadable as error:
         raise ValueError(f"{folder} cannot be read: {error}. Remove the folder or repeat the run.") from error
     return run
 
@@ -223,10 +222,6 @@ def other_weights(folder: Path, measured: str | None, there: str | None) -> str 
         f"{folder} holds another model ({there}) than the one its metrics.json is about ({measured}): the weights, an adapter's "
         f"settings or its base model were changed since. What metrics.json says is not true of it."
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _join(run: Run, later: dict[str, Any], folder: Path) -> None:

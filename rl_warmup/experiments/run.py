@@ -6,7 +6,6 @@ Knows: tasks, the trainer, evaluation and the run folder. Must not know: flags, 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from rl_warmup.metrics import signatures
 from rl_warmup.models.loading import load_model
 from rl_warmup.runtime import compat
 from rl_warmup.runtime.checkpoints import disk_faults, newest, require
+from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.launched import refuse_quantized
 from rl_warmup.runtime.ownership import RESULT, fingerprint, reading, refuse_folder, sources
 from rl_warmup.runtime.recipe_file import masked
@@ -205,4 +205,4 @@ def read_result(folder: str | Path) -> dict[str, Any]:
     path = Path(folder, RESULT)
     if not path.is_file():
         raise ValueError(f"{folder} holds no {RESULT}: the run is not finished, or this is not a run folder.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, "Repeat the run.")

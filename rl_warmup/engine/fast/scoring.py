@@ -109,14 +109,7 @@ def score(
         **given,
     )
     logps = out["token_logps"].index_select(0, repeats)
-    return Scores(
-        warmup_logprob=(logps * batch.warmup_mask).sum(1),
-        target_logprob=(logps * batch.target_mask).sum(1),
-        token_logps=logps,
-        warmup_tokens=batch.warmup_mask.sum(1),
-        target_tokens=batch.target_mask.sum(1),
-        objective=out.get("objective"),
-    )
+    return Scores.of(batch, logps, out.get("objective"))
 
 
 def _score(

@@ -7,10 +7,11 @@ alone takes three seconds), recipes.
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rl_warmup.runtime.documents import read_json
 
 T5_KINDS = ("t5", "mt5")
 LLAMA_KINDS = ("llama", "mistral", "qwen2", "qwen3")
@@ -128,7 +129,7 @@ def read_shape(name: str, scratch: dict[str, Any] | None = None, scratch_vocab: 
     if name in ("scratch-t5", "scratch-llama"):
         return _scratch(name, {**SCRATCH, **(scratch or {})}, scratch_vocab)
     if Path(name, "config.json").is_file():
-        return _from_config(name, json.loads(Path(name, "config.json").read_text(encoding="utf-8")))
+        return _from_config(name, read_json(Path(name, "config.json")))
     wanted = name.lower().removesuffix("-instruct").removesuffix("-it")
     for known, shape in WELL_KNOWN.items():
         if wanted in (known.lower(), known.lower().partition("/")[2]):

@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rl_warmup.config import Recipe, build_recipe, effective
 from rl_warmup.experiments.collect import Arm, Run
 from rl_warmup.experiments.compare import better, updates_at_equal_compute
 from rl_warmup.experiments.sweeps.question import OWN, Question, read_question
 from rl_warmup.metrics import METRICS, compute, signatures
+from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.ownership import RESULT
-from rl_warmup.runtime.recipe_file import read_values
+from rl_warmup.runtime.recipe_file import read_values, read_yaml
 from rl_warmup.tasks import load_task
 
 ASKED = "asked.yaml"  # beside the run's own recipe.yaml, which holds every default too
@@ -80,7 +79,7 @@ class Job:
         for path in (self.folder / ASKED, self.folder / "recipe.yaml"):  # the second may be there without the first
             if not path.is_file():
                 continue
-            before, now = yaml.safe_load(path.read_text(encoding="utf-8")), self.recipe.resolved()
+            before, now = read_yaml(path, "recipe"), self.recipe.resolved()
             known = {**before, **self.recipe.values}  # a default that came with a newer version changes nothing
             keys = [k for k in known if k not in INCIDENTAL and before.get(k) != now.get(k)]
             if keys:
@@ -149,9 +148,7 @@ class Sweep:
         for variant in self.variants if variants is None else variants:
             folders = [self.folder(variant.name, seed) for seed in self.question.seeds_of(variant.name)]
             runs = [
-                Run(folder, json.loads((folder / RESULT).read_text(encoding="utf-8")), {}, {})
-                for folder in folders
-                if (folder / RESULT).is_file()
+                Run(folder, read_json(folder / RESULT), {}, {}) for folder in folders if (folder / RESULT).is_file()
             ]
             found += [Arm(variant.name, runs)] if runs else []
         return found
@@ -220,7 +217,7 @@ class Sweep:
 
 def _equal_compute(job: Job) -> dict[str, int]:
     """How long a job trains to take at least the seconds of the second run that it depends on, at the speed of the first."""
-    like, other = (json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in job.after)
+    like, other = (read_json(folder / RESULT) for folder in job.after)
     updates = updates_at_equal_compute(like, other["train_seconds"])
     values = {"max_steps": updates}
     if job.recipe.config.eval_strategy.value == "steps":

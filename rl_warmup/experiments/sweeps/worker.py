@@ -7,7 +7,6 @@ lives, so that the process of a killed worker is waited for and not started a se
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 from rl_warmup.experiments.sweeps.answer import Answer, write_answer
 from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, read_sweep, suggest
 from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
+from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import RESULT, file_lock, run_of
 from rl_warmup.runtime.run_folder import read_jsonl
@@ -182,7 +182,7 @@ class Worker:
             begun = (job.folder / "environment.json").is_file()
             if not job.done:
                 self._process(queue, job, trial, slot, offset, lock)
-            result = json.loads((job.folder / RESULT).read_text(encoding="utf-8"))
+            result = read_json(job.folder / RESULT, "Remove the folder; the run is repeated then.")
         metric, warmups = queue.sweep.question.metric, queue.sweep.question.warmups[0]
         scored = result["metrics"].get(warmups, result["metrics"][""])
         if metric not in scored:
