@@ -60,7 +60,8 @@ def test_each_collapse_is_named_in_plain_words(rule):
 
 
 def test_the_cold_start_and_runs_without_warmups_are_left_alone():
-    assert Run().log(9, phase="cold start", **SICK["short"]) == []
+    for phase in ("cold start", "reading"):
+        assert Run().log(9, phase=phase, **SICK["short"]) == []
     run = Run()
     run.guard.on_log(None, SimpleNamespace(global_step=1), run.control, {"loss": 1.0})
     assert run.warnings == []

@@ -1,1 +1,1 @@
-"""Thin commands over `run`, `generation` and `report`. Nobody imports them."""
+"""Thin commands over the rooms `experiments` and `inference`. No other room imports them."""

@@ -10,7 +10,8 @@ from rl_warmup.cli.main import OptionParser, count, quick_imports
 
 PARTS = """\
 parts:
-  quick    legs with a Llama (3 seeds of reading and SFT, one of the other arms) and one seed of the ledger; the default
+  quick    legs with a Llama (3 seeds of reading, SFT and SFT at equal compute, one of the other arms)
+           and one seed of the ledger; the default
   legs     questions about legs, all arms, 3 seeds: a useful warmup is found among the start's habits
   legs-t5  the same with a T5
   skills   list skills, Llama and T5, all arms, 3 seeds

@@ -102,7 +102,9 @@ def run_command(name: str, args: list[str]) -> int:
     except SystemExit as error:
         if error.code or {"-h", "--help"} & set(args):
             raise
-        print(f"rl-warmup {name}: code that was called ended it by sys.exit before it was finished.", file=sys.stderr)
+        print(
+            f"rl-warmup {name}: a plugin or a library called sys.exit before the command was finished.", file=sys.stderr
+        )
         return 2
     except (ValueError, ImportError, OSError, ArithmeticError) as error:
         if os.environ.get("RL_WARMUP_TRACEBACK"):

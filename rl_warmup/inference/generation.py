@@ -34,7 +34,6 @@ class WarmupGenerator:
     Args:
         settings: templates, limits and sampling constraints of the model.
         shared: whether the processes share the rows; all of them have to call.
-        generate: further arguments of every call of `generate`.
     """
 
     model: Any

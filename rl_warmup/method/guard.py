@@ -48,9 +48,9 @@ RULES = (
         lambda logs, n, low: (
             _gain_is_negligible(logs) and n > 1 and _share_of_target(logs, "target_logprob_std") < NEGLIGIBLE
         ),
-        "the gain over no warmup is {gain:.3g} nats of {target_logprob:.3g}, and all warmups of a group are as good",
+        "the gain over no warmup is {gain:.3g} nats of {target_logprob:.3g}, and all warmups of a group are equally good",
         "the model does not read its warmup",
-        "bootstrap with proposals, lower empty_share, or set uniform_target_share to 0",
+        "start with proposals, lower empty_share, or set uniform_target_share to 0",
     ),
     Rule(
         "harmful",
@@ -72,7 +72,7 @@ RULES = (
         lambda logs, n, low: logs["completions/clipped_ratio"] > 0.9 and logs["completions/mean_length"] > 1,
         "{completions/clipped_ratio:.0%} of the warmups run into max_warmup_length",
         "the policy does not end its warmups, so the separator is learned from proposals alone or not at all",
-        "raise max_warmup_length, or bootstrap with proposals that are shorter than it",
+        "raise max_warmup_length, or start with proposals that are shorter than it",
     ),
     Rule(
         "same_everywhere",
@@ -85,7 +85,7 @@ RULES = (
     Rule(
         "one_hot",
         lambda logs, n, low: n > 2 and logs["ess"] < 1.05,
-        "the effective sample size is {ess:.2f} of the group",
+        "the effective sample size of a group is {ess:.2f}",
         "one warmup takes all the weight, so the others teach nothing",
         "set target_ess (a third of num_warmups), or raise tau",
     ),
@@ -94,7 +94,7 @@ RULES = (
         lambda logs, n, low: n > 1 and logs["ess"] > 0.995 * n and _gain_is_negligible(logs),
         "the effective sample size is {ess:.2f}: all weights are equal, and the gain is {gain:.3g} nats",
         "the reward does not tell warmups apart",
-        "lower tau, raise temperature, or bootstrap with proposals",
+        "lower tau, raise temperature, or start with proposals",
         "temperature",
     ),
     Rule(
@@ -138,7 +138,7 @@ class Guard(TrainerCallback, ExportableState):
         self.initial = {"min_length": min_length, "temperature": temperature, "streaks": {}}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
-        if not logs or "completions/median_length" not in logs or logs.get("phase") == "cold start":
+        if not logs or "completions/median_length" not in logs or logs.get("phase") in ("cold start", "reading"):
             return
         for rule in RULES:
             is_true = rule.condition(logs, self.group_size, self.min_length)

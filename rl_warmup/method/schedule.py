@@ -89,7 +89,7 @@ class Schedule(TrainerCallback, ExportableState):
     after the switch, and do not improve either, the run becomes plain fine-tuning.
 
     Args:
-        has_proposals: False starts in the main phase.
+        has_proposals: False starts with the policy's own warmups.
         readiness: nats per token (negative).
         proposal_only: never switch.
         reading: the group holds samples of the starting model.

@@ -41,7 +41,7 @@ def load_model(
         name: a folder, a hub name, `scratch-t5` / `scratch-llama` for random weights, or `start:<name>` for a small
             pretrained model of this package.
         texts: returns the training texts from which the tokenizer of a scratch model is made.
-        scratch: sizes of a scratch model (`layouts.tiny.TinySize`).
+        scratch: sizes of a scratch model (`models.tiny.TinySize`).
         seed: of the random weights.
         kwargs: passed to `from_pretrained` (dtype, revision, attn_implementation). The default dtype is float32, as bfloat16
             loses small steps of Adam; "auto" keeps the dtype of the checkpoint.
@@ -101,7 +101,7 @@ def with_dtype(model: Any, dtype: Any) -> tuple[Any, Any]:
     wanted = model.dtype if dtype == "auto" and not isinstance(model, str) else getattr(torch, dtype, None)
     if dtype != "auto" and not isinstance(wanted, torch.dtype):
         raise ValueError(
-            f"dtype: {dtype!r} is none of weights. Give float32, bfloat16, float16, or auto to change nothing."
+            f"dtype: {dtype!r} is not a dtype of weights. Give float32, bfloat16, float16, or auto to change nothing."
         )
     if isinstance(model, str):
         return load_model(model, dtype=dtype)

@@ -170,7 +170,7 @@ RANGES: dict[str, Range] = {
     "lora_r": Range(1, 1e5), "lora_alpha": COUNT, "lora_dropout": Range(0, 1, below=True),
 }  # fmt: skip
 ONLY_ALLOWED = {"max_steps": (-1,)}  # besides the range
-# `scratch`, by the names of `layouts.tiny.TinySize`
+# `scratch`, by the names of `models.tiny.TinySize`
 SCRATCH: dict[str, Range | tuple[str, ...]] = {
     "width": Range(1, 65_536), "layers": Range(1, 1024), "encoder_layers": Range(1, 1024, also=EMPTY), "heads": Range(1, 1024),
     "feed_forward": Range(1, 1e6, also=EMPTY), "vocab_size": Range(8, 1e7), "tokenizer": ("words", "digits", "subwords"),

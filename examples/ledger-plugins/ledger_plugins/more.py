@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def best_of_group(rewards: Any, warmup_logprobs: Any, knobs: Any) -> tuple[Any, Any]:
+def best_of_group(rewards: Any, warmup_logprobs: Any, settings: Any) -> tuple[Any, Any]:
     """Imitate the best warmup of the group and train the target on it alone: a = [i is best] - 1/n, b = [i is best].
 
     Args:
         rewards: (B, G) tensor of scores R, nats.
         warmup_logprobs: (B, G) tensor of log P(c|x).
-        knobs: tau and the like.
+        settings: `ObjectiveSettings`: tau, uniform_target_share, tsallis_q.
 
     Returns:
         (a, b), both (B, G).

@@ -28,7 +28,8 @@ def plan_text(plan: Plan, recipe: str, flags: list[str], unread: list[str]) -> s
         "Lower num_warmups or the token limits, set backward_samples, or take larger devices.",
     ]
     if option := plan.choice:
-        best = f"Cheapest of what fits: {option.strategy}, peak {option.memory['peak'] / GIB:.2f} GiB"
+        fits = "fits" if option.surely else "may fit"
+        best = f"First way that {fits}: {option.strategy}, peak {option.memory['peak'] / GIB:.2f} GiB"
         advice = [best, f"  {launch_line(plan, option, recipe, flags)}"]
     notes = {"Not counted": plan.work.not_counted, "Not looked at": unread}
     said = [f"{what}: {', '.join(names)}" for what, names in notes.items() if names]
@@ -90,7 +91,7 @@ def launch_line(plan: Plan, option: Option, recipe: str, flags: list[str]) -> st
 
 
 def plan_mapping(plan: Plan, recipe: str, flags: list[str]) -> dict[str, Any]:
-    """The plan for other programs: bytes, operations, seconds."""
+    """The plan for other programs: bytes, operations and launch lines."""
 
     def option(o: Option) -> dict[str, Any]:
         return {

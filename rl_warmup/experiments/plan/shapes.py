@@ -15,7 +15,7 @@ from rl_warmup.runtime.documents import read_json
 
 T5_KINDS = ("t5", "mt5")
 LLAMA_KINDS = ("llama", "mistral", "qwen2", "qwen3")
-# What `layouts.tiny.TinySize` falls back on; a test keeps the two alike, as importing that one means importing transformers.
+# What `models.tiny.TinySize` falls back on; a test keeps the two alike, as importing that one means importing transformers.
 SCRATCH = {"width": 128, "layers": 2, "encoder_layers": None, "heads": 4, "feed_forward": None, "vocab_size": 4000,
            "tokenizer": "subwords", "max_positions": 1024}  # fmt: skip
 

@@ -18,7 +18,7 @@ BETTER, WORSE, UNCLEAR, UNTESTED = "better", "worse", "no difference shown", "no
 HEADER = ("arm", "warmup", "seeds", "mean ± sd", "95% interval", "difference", "its 95% interval", "p (Holm)")
 LIKELIHOOD = (
     "log P(y|x) in nats per target, mean over rows ± standard error: exact without a warmup, else the bound from n sampled "
-    "warmups, which grows towards it. Gain: with a sampled warmup minus without; no overlap: what a straight entry "
+    "warmups, which grows towards it. Gain: with a sampled warmup minus without; no overlap: what a straight line "
     "leaves of it where no token of the target stands in the warmup, a guess where no such warmup was seen."
 )
 COST_HEADER = ("arm", "seeds", "updates", "seconds", "tokens", "FLOPs", "seconds per update", "time, control = 1")
