@@ -96,6 +96,7 @@ def run_command(name: str, args: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import_module(f"rl_warmup.cli.{name}").command(args)
+        _leave_processes()
     except KeyboardInterrupt as error:
         print("rl-warmup: interrupted.", file=sys.stderr)
         return getattr(error, "code", 130)
@@ -115,6 +116,14 @@ def run_command(name: str, args: list[str]) -> int:
         print(f"rl-warmup {name}{which}: {error}{where}", file=sys.stderr)
         return 2
     return 0
+
+
+def _leave_processes() -> None:
+    """Close the connections to the other processes of a launch. Left to the end of the interpreter, this aborted some runs that
+    were finished ("terminate called without an active exception")."""
+    distributed = sys.modules.get("torch.distributed")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and distributed and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager
