@@ -51,6 +51,11 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub, upload the model after training."})
     logging_steps: float = field(default=10, metadata={"help": "Updates between two logs."})
 
+    def __repr__(self) -> str:
+        """The settings without secrets."""
+        values = masked({one.name: getattr(self, one.name) for one in fields(self)})
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
     def __post_init__(self) -> None:
         faults = self._read_numbers()
         inherited = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if f.name != "do_eval"}

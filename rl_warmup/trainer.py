@@ -109,6 +109,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         dtype: str = "float32",
     ) -> None:
         args = args or WarmupConfig(output_dir="warmup-run")
+        if not isinstance(args, WarmupConfig):
+            raise ValueError(f"args: is a {type(args).__name__}; give a WarmupConfig, which takes the same settings.")
         model, loaded = with_dtype(first_model(model, model_init, args.seed), dtype)
         processing_class = processing_class or loaded
         if processing_class is None:

@@ -133,6 +133,7 @@ def test_tokens_are_masked_in_what_is_written(tmp_path):
                            "task_kwargs": {"api_token": "SECRET", "eos_token": "</s>", "max_token": 3},
                            "rewards": [{"name": "gain", "kwargs": {"api_key": "SECRET"}}]})  # fmt: skip
     assert recipe.config.hub_token == copy.deepcopy(recipe.config).hub_token == "hf_SECRET"
+    assert "SECRET" not in repr(recipe.config)
     written = yaml.safe_load(recipe.save(tmp_path).read_text())
     assert "SECRET" not in str(written)
     assert (written["hub_token"], written["task_kwargs"]["eos_token"], written["task_kwargs"]["max_token"]) == (

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
+from rl_warmup import WarmupTrainer
 from rl_warmup.runtime.run_folder import read_jsonl
 
 from .conftest import ledger_rows, tiny_model
@@ -90,6 +92,13 @@ def test_resume_from_checkpoint_among_the_settings_resumes_and_overwrites_nothin
     again.train()
     assert again.state.global_step == 3
     assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").stat().st_mtime_ns == first
+
+
+def test_settings_of_transformers_alone_are_refused(tiny, rows, tmp_path):
+    model, tokenizer = tiny()
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=r"TrainingArguments.*WarmupConfig"):
+        WarmupTrainer(model=model, args=args, train_dataset=rows(4), processing_class=tokenizer)
 
 
 def test_validation_rows_that_choose_the_model_are_compared(make_trainer):
