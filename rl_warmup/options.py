@@ -63,11 +63,13 @@ class WarmupOptions:
         None, "Warmups of a group that get a gradient, sampled by their weights (unbiased, cheaper); empty means all."
     )
     scoring: str = _option(
-        "auto", "Forwards: padded is the stock forward over padded rows; auto avoids padding.", ("auto", "padded")
+        "auto",
+        "Log-probabilities: padded takes the stock forward over padded rows; auto avoids padding.",
+        ("auto", "padded"),
     )
     sampling: str = _option(
         "auto",
-        "Warmups: sampled with generate, or auto, our own sampler where it knows the model.",
+        "Sampling of warmups: generate is that of transformers; auto is our own sampler where it knows the model.",
         ("auto", "generate"),
     )
     rewards: list = _option(

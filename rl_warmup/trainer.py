@@ -357,9 +357,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         """Schedule and run folder, and a readable line per log in the place of Trainer's dictionaries."""
         proposals = args.proposals if args.objective != "sft" else []
         self.schedule = Schedule(
-            bool(proposals), args.readiness, args.proposal_only, args.tau,
-            args.target_ess, self._sum_over_processes, REFERENCE in proposals, args.reading_threshold,
-            (args.min_reading_updates, args.max_reading_updates), self._train_plainly, self._warn,
+            has_proposals=bool(proposals), readiness=args.readiness, proposal_only=args.proposal_only, tau=args.tau,
+            target_ess=args.target_ess, reduce=self._sum_over_processes, reading=REFERENCE in proposals,
+            threshold=args.reading_threshold, updates=(args.min_reading_updates, args.max_reading_updates),
+            gave_up=self._train_plainly, warn=self._warn,
         )  # fmt: skip
         self.run_folder = RunFolder(args.output_dir)
         self.pop_callback(PrinterCallback)

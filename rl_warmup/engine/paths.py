@@ -105,7 +105,7 @@ def sample_warmups(
         draws: (B * num_warmups, constraints.max_length) float64 in [0, 1) that select the tokens; None takes torch's random
             state.
     """
-    base = _inside(model)
+    base = plain.inside(model)
     enable_scoring(base)
     decoding = _decoding(base, constraints, prompts, targets)
     if decoding is None:
@@ -138,7 +138,7 @@ def cache_prompts(
     Args:
         model: in eval mode, scoring enabled.
     """
-    base = _inside(model)
+    base = plain.inside(model)
     if base._warmup_head.scores_padded or _decoding(base, constraints, prompts, targets) is None:
         return None
     return read_prompts(base, layout, prompts)
@@ -159,11 +159,6 @@ def _decoding(
         return None
     after = 0 if targets is None else 1 + max(map(len, targets))  # the separator too
     return decoding_for(base, max(map(len, prompts)) + constraints.max_length + after)
-
-
-def _inside(model: Any) -> Any:
-    """The transformers model inside an adapter's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _head(model: Any) -> Head:

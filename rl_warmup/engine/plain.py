@@ -147,7 +147,7 @@ def constrained_generate(
     model: Any, layout: Layout, prompts: Sequence[list[int]], processor: LogitsProcessor, **settings: Any
 ) -> Tensor:
     """`generate` under nothing but `processor`: no top-k, no penalties, nothing of the checkpoint's generation_config."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = inside(model)
     ids, mask = layout.prompt_inputs(list(prompts))
     call: dict[str, Any] = {"synced_gpus": False}  # every weight is whole, so processes may stop at different lengths
     if settings["do_sample"]:
@@ -167,6 +167,11 @@ def constrained_generate(
             logits_processor=LogitsProcessorList([processor]),
             **call,
         )
+
+
+def inside(model: Any) -> Any:
+    """The transformers model inside an adapter's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager

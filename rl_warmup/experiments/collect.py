@@ -196,17 +196,18 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: a file of it cannot be read.
     """
+    remedy, environment = "Remove the folder or repeat the run.", folder / "environment.json"
     try:
-        result = read_json(folder / "metrics.json")
         recipe = parse_yaml((folder / "recipe.yaml").read_bytes()) or {}
-        environment = read_json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
-        run = Run(folder, {"metrics": {}, **result}, recipe, environment)
-        if said := other_weights(folder, result.get("weights"), fingerprint(folder)):
-            run.left_out.append(said)
-        for later in sorted(folder.glob("evaluation/*/metrics.json")):
-            _join(run, read_json(later), later.parent)
     except Unreadable as error:
-        raise ValueError(f"{folder} cannot be read: {error}. Remove the folder or repeat the run.") from error
+        raise ValueError(f"{error.at(str(folder / 'recipe.yaml'))}. {remedy}") from None
+    result = read_json(folder / "metrics.json", remedy)
+    found = read_json(environment, remedy) if environment.is_file() else {}
+    run = Run(folder, {"metrics": {}, **result}, recipe, found)
+    if said := other_weights(folder, result.get("weights"), fingerprint(folder)):
+        run.left_out.append(said)
+    for later in sorted(folder.glob("evaluation/*/metrics.json")):
+        _join(run, read_json(later, "Remove its folder or repeat the evaluation."), later.parent)
     return run
 
 

@@ -138,15 +138,26 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
     anchors = sum(n if proposal in ("reference", "stored") else 1 for proposal in said["proposals"])
     half, optim = str(said["dtype"]) in ("bfloat16", "bf16"), said["optim"]
     return Work(
-        shape, said["per_device_train_batch_size"], said["gradient_accumulation_steps"], n, k,
-        0.0 if sft else float(said["empty_share"]), 0 if sft or not said["anchor_weight"] else anchors,
-        mean, longest, origin, "bfloat16" if half else "autocast" if said["bf16"] else "float32",
-        bool(said["gradient_checkpointing"]), bool(said["disable_dropout"]),
+        shape=shape,
+        prompts=said["per_device_train_batch_size"],
+        micro_batches=said["gradient_accumulation_steps"],
+        warmups=n,
+        trained=k,
+        empty_share=0.0 if sft else float(said["empty_share"]),
+        anchors=0 if sft or not said["anchor_weight"] else anchors,
+        mean=mean,
+        longest=longest,
+        lengths_from=origin,
+        precision="bfloat16" if half else "autocast" if said["bf16"] else "float32",
+        checkpointing=bool(said["gradient_checkpointing"]),
+        reading_can_be_shared=bool(said["disable_dropout"]),
         # Adam keeps two float32 numbers per parameter; what is not known here is taken for Adam
-        0.0 if optim in ("sgd", "adafactor") else 2.0 if "8bit" in optim else 8.0,
-        said["max_steps"] if said["max_steps"] > 0 else None, len(rows) or None,
-        float(said["num_train_epochs"]), tuple(uncounted),
-    )  # fmt: skip
+        optimizer_bytes=0.0 if optim in ("sgd", "adafactor") else 2.0 if "8bit" in optim else 8.0,
+        updates=said["max_steps"] if said["max_steps"] > 0 else None,
+        train_rows=len(rows) or None,
+        epochs=float(said["num_train_epochs"]),
+        not_counted=tuple(uncounted),
+    )
 
 
 def unread(values: Mapping[str, Any]) -> list[str]:

@@ -69,7 +69,7 @@ def findings(section: Section, results: MetricResults) -> list[Finding]:
     own = sorted(
         (entry for entry in results.entries if not entry.control), key=lambda entry: _rank(entry, results.metric)
     )
-    against = [_against_control(section, entry, results) for entry in own if entry.difference]
+    against = [_against_control(entry, results) for entry in own if entry.difference]
     read = [_is_read(entry, results) for entry in results.entries if entry.control == "shuffled" and entry.difference]
     read += _warnings(section)
     if not against and not read:
@@ -192,7 +192,7 @@ def _other_data(sections: Sequence[Section]) -> Iterator[str]:
                 yield f"Different metric settings: {title(one)} was scored with {other.signatures} and {one.signatures}."
 
 
-def _against_control(section: Section, entry: Entry, results: MetricResults) -> Finding:
+def _against_control(entry: Entry, results: MetricResults) -> Finding:
     d = entry.difference
     assert d is not None
     assert results.control_arm is not None
