@@ -13,7 +13,8 @@ from typing import Any
 from rl_warmup.inference.generation import CONTROLS, WarmupGenerator, control_warmups
 from rl_warmup.inference.likelihood import rank_choices, rerank, target_likelihood
 from rl_warmup.metrics import METRICS, compute, signatures
-from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
+from rl_warmup.runtime.documents import read_jsonl
+from rl_warmup.runtime.run_folder import write_jsonl
 from rl_warmup.runtime.sharing import is_main
 from rl_warmup.tasks import Task, rows_hash
 from rl_warmup.tasks.columns import CHOICES_STYLE
@@ -23,20 +24,13 @@ COSTLY = ("bertscore", "comet")
 
 @dataclass
 class Evaluation:
-    """The settings of an evaluation.
+    """The settings of an evaluation."""
 
-    Args:
-        controls: of `inference.generation.CONTROLS`, besides the model's warmups; ignored for a model without warmups.
-        likelihood: also measure log P(y|x) (`likelihood.target_likelihood`).
-        num_warmups: candidates of `rerank`.
-        other_run: folder with the predictions.jsonl whose warmups the control `other_run` uses.
-    """
-
-    controls: Sequence[str] = ()
-    likelihood: bool = False
+    controls: Sequence[str] = ()  # of `generation.CONTROLS`, besides the model's warmups; ignored for a model without
+    likelihood: bool = False  # also measure log P(y|x) (`likelihood.target_likelihood`)
     batch_size: int = 32
-    num_warmups: int = 8
-    other_run: str | None = None
+    num_warmups: int = 8  # candidates of `rerank`
+    other_run: str | None = None  # folder with the predictions.jsonl whose warmups the control `other_run` uses
     show_progress: bool = False
 
     def check(self) -> None:
@@ -81,8 +75,12 @@ class Evaluation:
             out["truncation"] = dict(encoder.counts)
         if unwritable:
             out["ceiling"] = ceiling(task, rows, warmup_generator.tokenizer)
-        scores = {name: {**self._score(task, predictions[name], name, folder), **ranked[name]} for name in predictions}
-        return {**out, **likelihood, "metrics": scores}
+        out |= {**likelihood, "metrics": {}}
+        for name, found in predictions.items():
+            kept = [{k: v for k, v in p.items() if k != "prediction_ids"} for p in found]
+            write_jsonl(folder / f"predictions{'.' if name else ''}{name}.jsonl", kept)
+            out["metrics"][name] = {**score_predictions(task, found), **ranked[name]}
+        return out
 
     def applicable(self, writes_warmups: bool, rows: int) -> list[str]:
         """The controls that can be measured: none without warmups; not `shuffled` for one row, with a message."""
@@ -117,13 +115,6 @@ class Evaluation:
         ranked = rank_choices(warmup_generator, rows, [p["warmup_ids"] for p in predictions])
         return {"ranked_accuracy": sum(k == row["answer"] for k, row in zip(ranked, rows, strict=True)) / len(rows)}
 
-    def _score(self, task: Task, predictions: list[dict[str, Any]], control: str, folder: Path) -> dict[str, float]:
-        """Write one kind of predictions and score it."""
-        name = f"predictions.{control}.jsonl" if control else "predictions.jsonl"
-        kept = [{k: v for k, v in p.items() if k != "prediction_ids"} for p in predictions]
-        write_jsonl(folder / name, kept)
-        return score_predictions(task, predictions)
-
 
 def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str, float]:
     """The task's metrics over predictions."""
@@ -134,8 +125,7 @@ def score_predictions(task: Task, predictions: list[dict[str, Any]]) -> dict[str
 def others_warmups(folder: Path, warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
     """The warmups that another run wrote for these rows.
 
-    Raises:
-        ValueError: the folder holds predictions for other rows, or by another tokenizer.
+    Raises ValueError: the folder holds predictions for other rows, or by another tokenizer.
     """
     other = read_jsonl(folder / "predictions.jsonl")
     if [row["prompt"] for row in other] != [row["prompt"] for row in rows]:

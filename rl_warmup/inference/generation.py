@@ -46,8 +46,7 @@ class WarmupGenerator:
     def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> WarmupGenerator:
         """Load a folder that training wrote: weights, tokenizer and warmup_layout.json.
 
-        Raises:
-            ValueError: no such model, or warmup_layout.json is missing or damaged.
+        Raises ValueError: no such model, or warmup_layout.json is missing or damaged.
         """
         declared = read_layout(folder)
         if not declared:
@@ -128,8 +127,7 @@ class WarmupGenerator:
     def check_room(self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None) -> None:
         """Check that forced warmups, which may be longer than the model's, fit its positions.
 
-        Raises:
-            ValueError: naming the row that needs more positions than there are.
+        Raises ValueError: naming the row that needs more positions than there are.
         """
         longest = max(map(len, forced or ()), default=0)
         positions = self.encoder().positions
@@ -156,10 +154,7 @@ class WarmupGenerator:
 
 
 def control_warmups(
-    control: str,
-    own: Sequence[dict[str, Any]],
-    filler: Sequence[int] = (),
-    seed: int = 0,
+    control: str, own: Sequence[dict[str, Any]], filler: Sequence[int] = (), seed: int = 0
 ) -> list[list[int]]:
     """The warmups that a control forces, one per row.
 
@@ -169,7 +164,6 @@ def control_warmups(
 
     Args:
         own: predictions with the policy's warmups, in the order of the rows.
-        filler: ids of the filler.
 
     Raises:
         ValueError: unknown control, or `shuffled` with fewer than two rows.

@@ -56,8 +56,7 @@ class RewardResult:
 def read_warmups(path: str | Path) -> list[Row]:
     """Rows with `prompt`, `target` and `warmup`: one object a line, or a run's warmups.jsonl, one row for each warmup.
 
-    Raises:
-        ValueError: no such file, a line that is no JSON object, or one whose values cannot be scored; names the line.
+    Raises ValueError: no such file, a line that is no JSON object, or one whose values cannot be scored; names the line.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist. Give JSON lines with {', '.join(NEEDED)}, or a run's warmups.jsonl.")
@@ -92,11 +91,7 @@ def open_model(name: str | None, rows: Sequence[Row]) -> WarmupGenerator:
 
 
 class RewardTrial:
-    """Rows of a file, encoded, and scored by a model if there is one.
-
-    Args:
-        has_model: False for the tiny random model: then log-probabilities and predictions are not available to rewards.
-    """
+    """Rows of a file, encoded, and scored by a model; under the tiny random one (`has_model` False) rewards get no numbers."""
 
     def __init__(
         self, warmup_generator: WarmupGenerator, rows: Sequence[Row], has_model: bool, batch_size: int = 32
@@ -236,16 +231,12 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _centred(values: Sequence[float | None], prompts: Sequence[Any]) -> dict[int, float]:
     """By row, the difference to the mean of the prompt's scored rows; without prompts of one scored row."""
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for i, value in enumerate(values):
+    groups: dict[Any, dict[int, float]] = defaultdict(dict)
+    for i, (value, prompt) in enumerate(zip(values, prompts, strict=True)):
         if value is not None:
-            groups[prompts[i]].append(i)
-    out: dict[int, float] = {}
-    for members in groups.values():
-        if len(members) > 1:
-            mean = statistics.fmean(values[i] or 0.0 for i in members)
-            out |= {i: (values[i] or 0.0) - mean for i in members}
-    return out
+            groups[prompt][i] = value
+    means = [(members, statistics.fmean(members.values())) for members in groups.values() if len(members) > 1]
+    return {i: value - mean for members, mean in means for i, value in members.items()}
 
 
 def within(values: Sequence[float | None], prompts: Sequence[Any]) -> float | None:
@@ -259,6 +250,7 @@ def correlation(values: Sequence[float | None], others: Sequence[float | None], 
     both = list(zip(values, others, strict=True))
     left = _centred([None if other is None else value for value, other in both], prompts)
     right = _centred([None if value is None else other for value, other in both], prompts)
-    pairs = [(left[i], right[i]) for i in left]
-    xx, yy = sum(x * x for x, _ in pairs), sum(y * y for _, y in pairs)
-    return sum(x * y for x, y in pairs) / math.sqrt(xx * yy) if xx and yy else None
+    try:
+        return statistics.correlation(list(left.values()), [right[i] for i in left])
+    except statistics.StatisticsError:  # too few rows, or a constant
+        return None

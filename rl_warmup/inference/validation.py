@@ -55,8 +55,7 @@ class ValidatingTrainer(ReferenceTrainer):
     def own_folder(self, asked: str | bool | None) -> Iterator[None]:
         """As for every run, after validation was tried on a few rows.
 
-        Raises:
-            ValueError: also where `compute_metrics` fails, or validation does not give `metric_for_best_model`.
+        Raises ValueError: also where `compute_metrics` fails, or validation does not give `metric_for_best_model`.
         """
         if not self.owns:
             self._try_validation()

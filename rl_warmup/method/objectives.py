@@ -188,8 +188,7 @@ def grpo(rewards: Tensor, warmup_logprobs: Tensor, settings: ObjectiveSettings) 
 def load_objective(name: str) -> Rule:
     """The rule of that name: one of RULES, or a plugin, whose weights are checked at every call.
 
-    Raises:
-        ValueError: there is none; a plugin fails or returns something else than two finite (B, G) tensors.
+    Raises ValueError: there is none; a plugin fails or returns something else than two finite (B, G) tensors.
     """
     found, short = find_plugin("objective", name, RULES)
     if name in RULES:

@@ -118,8 +118,7 @@ def propose(proposal: str | Proposal, row: dict[str, Any], context: ProposalCont
 def load_proposal(name: str) -> Proposal:
     """The proposal of that name: one of PROPOSALS, or a plugin, whose words are checked at every call.
 
-    Raises:
-        ValueError: there is none; a plugin fails or returns something else than words.
+    Raises ValueError: there is none; a plugin fails or returns something else than words.
     """
     found, short = find_plugin("proposal", name, PROPOSALS)
     if name in PROPOSALS:

@@ -240,8 +240,7 @@ def end_with_the_best(args: Any, eval_rows: Any) -> None:
 def starts_separator_as_end(args: Any, model: Any, peft_config: Any) -> bool:
     """Whether the separator starts with the end token's weights. An adapter alone cannot store them.
 
-    Raises:
-        ValueError: the options ask for it with an adapter.
+    Raises ValueError: the options ask for it with an adapter.
     """
     adapted = peft_config is not None or hasattr(model, "disable_adapter")
     if args.separator_init == "end_token" and adapted and not getattr(peft_config, "modules_to_save", None):

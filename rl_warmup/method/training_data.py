@@ -45,8 +45,7 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
 def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArguments) -> Any:
     """Encode rows for scoring: one set, or a dict of sets (a `DatasetDict`). None and encoded rows are returned unchanged.
 
-    Raises:
-        ValueError: not a set of rows, an empty set, or a faulty row.
+    Raises ValueError: not a set of rows, an empty set, or a faulty row.
     """
     if rows is None:
         return None
@@ -69,8 +68,7 @@ def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
 def check_written(encoder: RowEncoder, rows: list[dict[str, Any]], positions: Positions | None) -> None:
     """If training lets the model write targets, check that the longest fits after every training row, also in a stream later.
 
-    Raises:
-        ValueError: naming the row.
+    Raises ValueError: naming the row.
     """
     encoder.positions = positions
     if positions is None or not (positions.sequence or positions.prompt):
@@ -220,8 +218,7 @@ class EncodedStream(IterableDataset):
 def _refuse_words(rows: list[dict[str, Any]], proposals: list[Any], tokenizer: Any) -> None:
     """Proposals move words. If the tokenizer makes one token of a clause without spaces, they copy too much of the target.
 
-    Raises:
-        ValueError: most rows are like that.
+    Raises ValueError: most rows are like that.
     """
     moving = [name for name in proposals if name not in (REFERENCE, "stored", DRAFT, "filler")]
     checked = rows[:: max(1, len(rows) // CHECKED)] if moving else []

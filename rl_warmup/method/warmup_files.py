@@ -55,8 +55,7 @@ def record(number: int, row: dict[str, Any], warmups: Sequence[tuple[str, Warmup
 def read_lines(path: Path) -> list[Line]:
     """The lines of a file, each checked.
 
-    Raises:
-        ValueError: the file is missing or empty, or a line has another format; names the line.
+    Raises ValueError: the file is missing or empty, or a line has another format; names the line.
     """
     if not path.is_file():
         raise ValueError(

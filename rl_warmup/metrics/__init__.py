@@ -50,8 +50,7 @@ def row_statistics(
 ) -> dict[str, Segments]:
     """The same metrics as statistics per row, for resampling; `row_statistics(...)[key].value()` equals `compute(...)[key]`.
 
-    Raises:
-        ValueError, ImportError: as `compute`, and ValueError for a metric that has no such statistics.
+    Raises ValueError, ImportError: as `compute`, and ValueError for a metric that has no such statistics.
     """
     return _gather(names, predictions, targets, rows, lambda metric: metric.segments, lambda name, found: found)
 
@@ -59,8 +58,7 @@ def row_statistics(
 def scores_of(name: str, function: Callable[[], Any]) -> dict[str, float]:
     """What a function of one's own gives, as `compute` reads a metric's; here it may give nothing, as {}.
 
-    Raises:
-        ValueError: it fails, or gives something else than finite numbers.
+    Raises ValueError: it fails, or gives something else than finite numbers.
     """
     found = _called(name, function)
     return {} if found == {} else _checked(name, found)

@@ -28,15 +28,12 @@ def bertscore_signature(
 ) -> str:
     """Model, layer, settings and versions.
 
-    Raises:
-        ImportError, ValueError: as for `bertscore`, save that the model is not loaded.
+    Raises ImportError, ValueError: as for `bertscore`, save that the model is not loaded.
     """
     from importlib.metadata import version
 
     layer = _layer(model, num_layers)
-    _library()
-    if _is_path(model) and not Path(model).is_dir():
-        raise ValueError(_missing(model, "there is no such folder"))
+    _library(model)
     versions = f"version:bert-score-{version('bert-score')}|transformers:{version('transformers')}"
     return f"measure:f|model:{model}|layer:{layer}|idf:no|rescaled:no|{versions}"
 
@@ -69,9 +66,7 @@ def bertscore(
 
 @lru_cache(maxsize=1)  # an evaluation scores own warmups and every control with the same model
 def _scorer(model: str, layer: int) -> Any:
-    library = _library()
-    if _is_path(model) and not Path(model).is_dir():
-        raise ValueError(_missing(model, "there is no such folder"))
+    library = _library(model)
     try:
         with compat.without_remote_code():
             scorer = library.BERTScorer(model_type=model, num_layers=layer)
@@ -92,19 +87,19 @@ def _layer(model: str, num_layers: int | None) -> int:
     return int(known[model])
 
 
-def _is_path(model: str) -> bool:
-    """Whether `model` can only be a local folder: hub ids are `name` or `owner/name`."""
-    return model.startswith((".", "/", "~")) or model.count("/") > 1
-
-
 def _missing(model: str, why: str) -> str:
     return f"metric 'bertscore': cannot load model '{model}' ({why}); give a local folder, or a hub id with the hub in reach"
 
 
-def _library() -> Any:
+def _library(model: str | None = None) -> Any:
     try:
         import bert_score
         import bert_score.utils
     except ImportError as error:
         raise ImportError("BERTScore needs the package bert-score; pip install bert-score") from error
+    is_path = model is not None and (
+        model.startswith((".", "/", "~")) or model.count("/") > 1
+    )  # of the hub: owner/name
+    if is_path and not Path(str(model)).is_dir():
+        raise ValueError(_missing(str(model), "there is no such folder"))
     return bert_score

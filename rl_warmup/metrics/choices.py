@@ -6,7 +6,8 @@ the letter counts. Anything else is unparsed: it counts as wrong, and `unparsed`
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from string import ascii_uppercase
 from typing import Any
 
@@ -17,41 +18,19 @@ PREAMBLE = re.compile(r"^(the )?(correct |right )?answer( is)?:? ")
 LETTER = re.compile(r"\(?([a-z])([).:].*)?")
 
 
-def accuracy(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
-    """`accuracy`: share of right picks, 0 to 1; `unparsed`: number of predictions that pick nothing.
-
-    Raises:
-        ValueError: if a target picks none of its row's choices.
-    """
-    picked, wanted = _picks(predictions, targets, rows)
-    return {**values_of(accuracy_segments)(predictions, targets, rows), "unparsed": _unparsed(picked, wanted)}
-
-
-def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, float]:
-    """`macro_f1`: F1 of each pick, averaged with equal weight, 0 to 1; `unparsed` as for `accuracy`.
-
-    A class is a letter (or a label) that occurs among targets or predictions, as in scikit-learn. Where letters are asked for,
-    all predictions without one are one class more; where labels are, any other text is one of its own. Their F1 is 0.
-
-    Raises:
-        ValueError: if a target picks none of its row's choices.
-    """
-    picked, wanted = _picks(predictions, targets, rows)
-    return {**values_of(macro_f1_segments)(predictions, targets, rows), "unparsed": _unparsed(picked, wanted)}
-
-
-def accuracy_segments(
-    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
-) -> dict[str, Segments]:
-    """`accuracy` as the mean of 1 (right pick) and 0 over rows."""
+def accuracy(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, Segments]:
+    """`accuracy`: share of right picks, 0 to 1. Raises ValueError if a target picks none of its row's choices."""
     picked, wanted = _picks(predictions, targets, rows)
     return {"accuracy": mean_segments(pick == want for pick, want in zip(picked, wanted, strict=True))}
 
 
-def macro_f1_segments(
-    predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None
-) -> dict[str, Segments]:
-    """`macro_f1` from counts: for each label, how often it was hit, said and wanted."""
+def macro_f1(predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None) -> dict[str, Segments]:
+    """`macro_f1`: F1 of each pick, averaged with equal weight, 0 to 1, from counts of how often each was hit, said and wanted.
+
+    A class is a letter (or a label) that occurs among targets or predictions, as in scikit-learn. Where letters are asked for,
+    all predictions without one are one class more; where labels are, any other text is one of its own. Their F1 is 0. Raises
+    as `accuracy`.
+    """
     picked, wanted = _picks(predictions, targets, rows)
     said = ["" if pick is None else pick for pick in picked]
     labels = sorted({*wanted, *said})
@@ -96,11 +75,18 @@ def _listed(choices: Any) -> Sequence[str] | None:
     return choices if fine else None
 
 
-def _unparsed(picked: Sequence[str | None], wanted: Sequence[str]) -> float:
-    """Predictions that pick nothing: no letter, or none of the labels that occur among the targets."""
-    labels = set(wanted)
-    letters = all(len(label) == 1 and label in ascii_uppercase for label in labels)
-    return float(sum(pick is None or (not letters and pick not in labels) for pick in picked))
+def _and_unparsed(segments: Callable[..., dict[str, Segments]]) -> Callable[..., dict[str, float]]:
+    """The metric, and `unparsed`: predictions that pick no letter, or none of the labels that occur among the targets."""
+
+    @wraps(segments)
+    def function(*texts: Any) -> dict[str, float]:
+        picked, wanted = _picks(*texts)
+        labels = set(wanted)
+        letters = all(len(label) == 1 and label in ascii_uppercase for label in labels)
+        unparsed = sum(pick is None or (not letters and pick not in labels) for pick in picked)
+        return {**values_of(segments)(*texts), "unparsed": float(unparsed)}
+
+    return function
 
 
 def _letter(text: str, choices: Sequence[str] | None) -> str | None:
@@ -119,5 +105,4 @@ def _normal(text: str) -> str:
     return " ".join(text.split()).removesuffix(".").strip().casefold()
 
 
-METRICS["accuracy"] = Metric(accuracy, segments=accuracy_segments)
-METRICS["macro_f1"] = Metric(macro_f1, segments=macro_f1_segments)
+METRICS |= {one.__name__: Metric(_and_unparsed(one), segments=one) for one in (accuracy, macro_f1)}

@@ -38,8 +38,7 @@ def comet_label(*, checkpoint: str, label: str | None = None, **other: Any) -> s
 def comet_signature(*, checkpoint: str, command: Command = COMMAND, source: str = "prompt", **other: Any) -> str:
     """Checkpoint, source column and command.
 
-    Raises:
-        ImportError, ValueError: the command is not there, or names no {hypothesis}.
+    Raises ImportError, ValueError: the command is not there, or names no {hypothesis}.
     """
     words = _words(command)
     return f"checkpoint:{checkpoint}|source:{source}|command:{shlex.join(words)}"

@@ -21,11 +21,7 @@ BY_EVAL = (
 
 
 def reasoning_gym_signature(allow_eval: bool = False) -> str:
-    """The version of reasoning-gym.
-
-    Raises:
-        ImportError: it is missing.
-    """
+    """The version of reasoning-gym. Raises ImportError: it is missing."""
     _scorers()
     return f"reasoning-gym:{version('reasoning-gym')}"
 

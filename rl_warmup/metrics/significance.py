@@ -107,8 +107,7 @@ def approximate_randomization(
 def over_seeds(values: Sequence[float]) -> SeedSummary:
     """Mean, standard deviation (n - 1) and 95 % Student interval of one value per seed.
 
-    Raises:
-        ValueError: no values, or one is missing (None) or not finite.
+    Raises ValueError: no values, or one is missing (None) or not finite.
     """
     import numpy as np
 

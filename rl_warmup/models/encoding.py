@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -74,17 +74,14 @@ class RowEncoder:
     counts: Counter = field(default_factory=Counter)
     writable: Writable = field(default_factory=Writable, init=False)
     extra_columns: Callable[[int, str], dict[str, Any]] | None = None
-    _tokenized: dict[tuple[str, str], Any] = field(
-        default_factory=dict, init=False, repr=False
-    )  # (part, text) -> tokens
+    _tokenized: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # (part, text) -> tokens
 
     def encode_all(
         self, rows: Iterable[dict[str, Any]], name: str, show_progress: bool = False
     ) -> list[dict[str, Any]]:
         """All rows of a data set without those that a truncation policy drops.
 
-        Raises:
-            ValueError: names the first faulty row, its fault, and what to do.
+        Raises ValueError: names the first faulty row, its fault, and what to do.
         """
         shown = tqdm(rows, desc=f"Tokenizing {name}", disable=not show_progress, leave=False)
         self.writable = Writable()
@@ -146,7 +143,10 @@ class RowEncoder:
             )
         if self.positions is not None:
             self.positions.check(len(prompt_ids), len(limited), where)
-        words = _cut(word_lengths, len(limited) - 1)
+        total, starts = len(limited) - 1, accumulate(word_lengths, initial=0)
+        words = [
+            min(length, total - start) for length, start in zip(word_lengths, starts, strict=False) if start < total
+        ]
         return {**row, "target": target, "prompt_ids": prompt_ids, "target_ids": limited, "word_lengths": words}
 
     def _check_tokens(self, row: dict[str, Any], where: str, refuse: bool) -> None:
@@ -171,9 +171,7 @@ class RowEncoder:
 
     def _is_unknown(self, ids: list[int]) -> bool:
         unknown = self.tokenizer.unk_token_id
-        if unknown is None or unknown not in ids:
-            return False
-        return all(i == unknown or i in self._special for i in ids)
+        return unknown is not None and unknown in ids and all(i == unknown or i in self._special for i in ids)
 
     @cached_property
     def _special(self) -> set[int]:
@@ -256,9 +254,8 @@ class RowEncoder:
         begin = until = 0  # of the current word; a lone space (`▁`, `Ġ`) belongs to the word that follows it
         for start, end in offsets:
             at_edge = text[start : start + 1].isspace() or text[max(start - 1, 0) : start].isspace()
-            at_edge = at_edge or (
-                start >= until and _between_unspaced(text, start)
-            )  # some tokens are a part of a character
+            # some tokens are a part of a character
+            at_edge = at_edge or (start >= until and _between_unspaced(text, start))
             until = max(until, end)
             if not lengths or (at_edge and text[begin:start].strip()):
                 lengths.append(1)
@@ -314,14 +311,3 @@ def _target_text(value: Any) -> Any:
     if isinstance(value, list) and all(isinstance(message, dict) and "content" in message for message in value):
         return "".join(message["content"] for message in value)
     return value
-
-
-def _cut(lengths: list[int], total: int) -> list[int]:
-    """The word lengths of the first `total` tokens."""
-    kept: list[int] = []
-    for length in lengths:
-        if total <= 0:
-            break
-        kept.append(min(length, total))
-        total -= length
-    return kept

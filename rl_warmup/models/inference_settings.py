@@ -72,8 +72,7 @@ class Inference:
     def read(cls, folder: str | Path, tokens: LayoutTokens) -> Inference:
         """The settings of a folder. `tokens` are those of its model, with the separator from `read_layout`.
 
-        Raises:
-            ValueError: as `read_layout`; or the tokenizer's id of the separator is another one.
+        Raises ValueError: as `read_layout`; or the tokenizer's id of the separator is another one.
         """
         found = read_layout(folder)
         if found["separator_id"] != tokens.separator_id:
@@ -129,8 +128,7 @@ class Inference:
 def read_layout(folder: str | Path) -> dict[str, Any]:
     """The checked contents of a folder's `warmup_layout.json`; an empty dict if there is no such file.
 
-    Raises:
-        ValueError: names the file and the key that is missing or has a wrong value.
+    Raises ValueError: names the file and the key that is missing or has a wrong value.
     """
     path = Path(folder, LAYOUT_FILE)
     if not path.is_file():

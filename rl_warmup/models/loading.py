@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
+from rl_warmup.models.pretrained import check_adapter, check_kind, load_tokenizer, load_weights
 from rl_warmup.models.starts import PREFIX, resolve
-from rl_warmup.models.stored import check_head, check_numbers
 from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
-from rl_warmup.models.whole import check_adapter, check_kind, load_tokenizer, load_weights
+from rl_warmup.models.weight_files import check_head, check_numbers
 from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.sharing import is_main, whole_on_every_process
 
@@ -54,7 +54,7 @@ def load_model(
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
-        return _converted(build_model(SCRATCH[name], tokenizer, size, seed), name, **kwargs), tokenizer
+        return _converted(build_model(SCRATCH[name], tokenizer, size, seed), name, kwargs), tokenizer
     if "/" in str(kwargs.get("attn_implementation")):
         raise ValueError(
             f"attn_implementation: {kwargs['attn_implementation']!r} is code on the hub, which is never run. Use eager, sdpa or "
@@ -116,20 +116,18 @@ def with_dtype(model: Any, dtype: Any) -> tuple[Any, Any]:
     return model, None
 
 
-def _converted(
-    model: Any, name: str, dtype: Any, attn_implementation: str | None = None, revision: str | None = None,
-    quantization_config: Any = None,
-) -> Any:  # fmt: skip
-    """A model with random weights in the requested dtype and with the requested attention.
+def _converted(model: Any, name: str, asked: dict[str, Any]) -> Any:
+    """A model with random weights in the requested dtype and with the requested attention (`kwargs` of `load_model`).
 
-    Raises:
-        ValueError: a revision or a quantization is requested, which random weights do not have.
+    Raises ValueError: a revision or a quantization is requested, which random weights do not have.
     """
-    if quantization_config is not None or revision not in (None, "main"):
-        asked = "load_in_4bit and load_in_8bit" if quantization_config is not None else f"model_revision: {revision!r}"
-        raise ValueError(f"{asked} cannot be used with {name}, whose weights are random. Leave it out.")
-    if attn_implementation:
-        model.set_attn_implementation(attn_implementation)
+    quantized, revision = asked.get("quantization_config") is not None, asked.get("revision")
+    if quantized or revision not in (None, "main"):
+        what = "load_in_4bit and load_in_8bit" if quantized else f"model_revision: {revision!r}"
+        raise ValueError(f"{what} cannot be used with {name}, whose weights are random. Leave it out.")
+    if asked.get("attn_implementation"):
+        model.set_attn_implementation(asked["attn_implementation"])
+    dtype = asked["dtype"]
     return model if dtype == "auto" else model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 
@@ -144,8 +142,7 @@ def save_quantization(model: Any, folder: str | Path) -> None:
 def _read_quantization(path: Path) -> dict[str, Any]:
     """Arguments of `from_pretrained` that load the base model as it was in training.
 
-    Raises:
-        ValueError: bitsandbytes is not installed, or the file cannot be read.
+    Raises ValueError: bitsandbytes is not installed, or the file cannot be read.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
@@ -253,20 +250,14 @@ def shared_weights(model: nn.Module) -> dict[int, list[str]]:
     """Weights that several modules share (tied embeddings): id of the weight -> names of the modules."""
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        own = dict(
-            module.named_parameters(recurse=False)
-        )  # an adapter's layer shows its base layer's weight as its own
+        own = dict(module.named_parameters(recurse=False))  # not `module.weight`: an adapter's is its base layer's
         if "weight" in own:
             places.setdefault(id(own["weight"]), []).append(name)
     return {key: names for key, names in places.items() if len(names) > 1}
 
 
 def _refuse_shared(adapted: nn.Module, shared: dict[int, list[str]], what: str) -> None:
-    """Refuse adapters on shared weights: in training they change one module, and all of them after merging.
-
-    Raises:
-        ValueError: names the modules.
-    """
+    """Raises ValueError for adapters on shared weights: they would change one module in training, and all after merging."""
     for name, module in adapted.named_modules():
         base = getattr(module, "base_layer", getattr(module, "original_module", None))
         names = shared.get(id(getattr(base, "weight", None)))
@@ -289,10 +280,6 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def refuse_fp16(model_type: str, dtype_name: str) -> None:
-    """T5 overflows in float16.
-
-    Raises:
-        ValueError: for the T5 family in float16.
-    """
+    """Raises ValueError for the T5 family in float16, in which it overflows."""
     if model_type in NO_FP16 and dtype_name in ("fp16", "float16", "torch.float16"):
         raise ValueError(f"{model_type} overflows in float16. Use bf16 (`bf16: true`, `dtype: bfloat16`) or float32.")

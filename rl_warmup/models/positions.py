@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-CHANGES_WITH_LENGTH = (
-    "dynamic",
-    "longrope",
-)  # RoPE whose angles depend on the longest row of a batch, as scores then would
+CHANGES_WITH_LENGTH = ("dynamic", "longrope")  # RoPE whose angles, hence scores, depend on a batch's longest row
 TABLE = "max_position_embeddings"
 RELATIVE = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano")
 
@@ -39,11 +36,7 @@ class Positions:
 
     @classmethod
     def of(cls, model: Any, max_warmup_length: int, writes_warmups: bool = True, max_written: int = 0) -> Positions:
-        """The limits of a network from its config; without warmups no room is needed for them.
-
-        Args:
-            max_written: tokens of the longest target that may be written.
-        """
+        """The limits of a network from its config; without warmups no room is needed for them. `max_written`: as `written`."""
         max_warmup_length = max_warmup_length if writes_warmups else 0
         config = model.config
         if config.model_type in RELATIVE:
@@ -52,7 +45,7 @@ class Positions:
         encoder = _limit(config.get_text_config(encoder=True))[0] if both else None
         decoder = config.get_text_config(decoder=True)
         sequence, name = _limit(decoder)
-        goes_on = name == TABLE and bool(_ropes(_rope_of(decoder)))
+        goes_on = name == TABLE and bool(_ropes(decoder))
         return cls(encoder, sequence, max_warmup_length, name, both, 0 if goes_on else max_written)
 
     def check(self, prompt: int, target: int, where: str) -> None:
@@ -82,27 +75,22 @@ class Positions:
             )
 
 
-def _rope_of(config: Any) -> Any:
-    return getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-
-
 def _limit(config: Any) -> tuple[int | None, str]:
     """The positions of one network, and the setting with the limit."""
-    limit = getattr(config, "max_position_embeddings", None)
+    limit, key = getattr(config, TABLE, None), f"original_{TABLE}"
     if not isinstance(limit, int) or limit < 1:
         return None, ""
-    for rope in _ropes(_rope_of(config)):
-        if rope.get("rope_type", rope.get("type")) in CHANGES_WITH_LENGTH:
-            original = rope.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            kind = rope.get("rope_type", rope.get("type"))
-            return min(limit, original or limit), f"beyond them its {kind} RoPE turns all positions by other angles"
+    for rope in _ropes(config):
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind in CHANGES_WITH_LENGTH:
+            original = rope.get(key) or getattr(config, key, None) or limit
+            return min(limit, original), f"beyond them its {kind} RoPE turns all positions by other angles"
     return limit, TABLE
 
 
-def _ropes(parameters: Any) -> list[Mapping[str, Any]]:
+def _ropes(config: Any) -> list[Mapping[str, Any]]:
     """The settings of RoPE; some networks have several, by type of layer."""
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if not isinstance(parameters, Mapping):
         return []
     inner = [value for value in parameters.values() if isinstance(value, Mapping)]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_warmup.models.whole import check_vocabulary
+from rl_warmup.models.pretrained import check_vocabulary
 
 ADDED_SEPARATOR = "<|warmup_end|>"
 RESERVED = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -24,10 +23,11 @@ PREDICTIONS = ("predictions", "sampled_predictions")
 ON_REQUEST = ("baseline_target_logps", *PREDICTIONS, "batch")  # only for functions that name them, never in **kwargs
 OF_A_MODEL = ("target_logps", "target_token_logps", "warmup_logps", "baseline_target_logps", *PREDICTIONS, "batch")
 NOT_COLUMNS = ("prompt", "completion", "target", *ADDED)
+OF_A_ROW = {"prompts": "prompt", "prompt_ids": "prompt_ids", "target": "target", "target_ids": "target_ids"}
 
 
 class Arguments:
-    """All arguments for one micro-batch: the names above, and the other columns of the data rows.
+    """All arguments for one micro-batch: the names above (`protocol.RewardArguments` describes them), and columns of the rows.
 
     Args:
         batch: only its group rows are used.
@@ -47,9 +47,12 @@ class Arguments:
     ) -> None:  # fmt: skip
         self.batch = group_rows(batch)
         self.trainer_state = trainer_state
-        self._tokenizer = tokenizer
-        self._target_logps, self._target_token_logps = target_logps, target_token_logps
-        self._warmup_logps, self._baseline = warmup_logps, baseline_target_logps
+        self._tokenizer, self._baseline, self._made = tokenizer, baseline_target_logps, dict[str, Any]()
+        self._logps: dict[str, Any] = {
+            "target_logps": target_logps,
+            "target_token_logps": target_token_logps,
+            "warmup_logps": warmup_logps,
+        }
         self.absent = OF_A_MODEL if target_logps is None else ()
         self.names = [name for name in (*CHEAP, *ON_REQUEST) if name not in self.absent]
         self.columns = list(dict.fromkeys(key for row in batch.prompts for key in row if key not in NOT_COLUMNS))
@@ -60,90 +63,47 @@ class Arguments:
             )
 
     def __getitem__(self, name: str) -> Any:
-        return self._per_warmup(name) if name in self.columns else getattr(self, name)
+        """The value of an argument or a column; an argument is made once."""
+        if name in self.columns:
+            return self._per_warmup(name)
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def _make(self, name: str) -> Any:
+        if name in OF_A_ROW:
+            return self._per_warmup(OF_A_ROW[name])
+        if name in PREDICTIONS:
+            return self._written(name)
+        if name in ("batch", "trainer_state"):
+            return getattr(self, name)
+        if name == "completion_ids":
+            return [warmup.ids for warmup in self.batch.warmups]
+        if name == "warmup_finish":
+            return [warmup.finish for warmup in self.batch.warmups]
+        if name == "completions":  # one assistant message where the prompt is a list of messages
+            pairs = zip(self["prompts"], self._decoded(self["completion_ids"]), strict=True)
+            return [as_messages([text], "assistant")[0] if isinstance(x, list) else text for x, text in pairs]
+        if name == "baseline_target_logps":
+            return self._baseline_target_logps()
+        values = self._logps[name]
+        if name == "target_token_logps":
+            counts = self.batch.target_mask.bool().cpu()
+            return [row[count].tolist() for row, count in zip(values.cpu(), counts, strict=True)]
+        return values.tolist()
 
     def _per_warmup(self, column: str) -> list[Any]:
         return [row.get(column) for row in self.batch.prompts for _ in range(self.batch.group_size)]
 
-    @cached_property
-    def prompts(self) -> list[Any]:
-        """The prompt of every row, as in the data: text, or a list of messages."""
-        return self._per_warmup("prompt")
-
-    @cached_property
-    def prompt_ids(self) -> list[list[int]]:
-        """Its token ids."""
-        return self._per_warmup("prompt_ids")
-
-    @cached_property
-    def completions(self) -> list[Any]:
-        """The warmups as text; as one assistant message if the prompt is a list of messages."""
-        texts = self._decoded(self.completion_ids)
-        return [
-            [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
-            for prompt, text in zip(self.prompts, texts, strict=True)
-        ]
-
-    @cached_property
-    def completion_ids(self) -> list[list[int]]:
-        """Token ids of the warmups, without the separator."""
-        return [warmup.ids for warmup in self.batch.warmups]
-
-    @cached_property
-    def target(self) -> list[str]:
-        """The target of every row, as text."""
-        return self._per_warmup("target")
-
-    @cached_property
-    def target_ids(self) -> list[list[int]]:
-        """Its token ids, the end token included."""
-        return self._per_warmup("target_ids")
-
-    @cached_property
-    def target_logps(self) -> list[float]:
-        """log P(y|x,c), summed, nats."""
-        assert self._target_logps is not None
-        return self._target_logps.tolist()
-
-    @cached_property
-    def target_token_logps(self) -> list[list[float]]:
-        """log P(y_t|x,c,y_<t) of every target token, nats; lists as long as `target_ids`."""
-        assert self._target_token_logps is not None
-        counts = self.batch.target_mask.bool().cpu()
-        return [row[count].tolist() for row, count in zip(self._target_token_logps.cpu(), counts, strict=True)]
-
-    @cached_property
-    def warmup_logps(self) -> list[float]:
-        """log P(c|x), summed, nats."""
-        assert self._warmup_logps is not None
-        return self._warmup_logps.tolist()
-
-    @cached_property
-    def warmup_finish(self) -> list[str]:
-        """How every warmup ended: one of `batch.FINISHES`."""
-        return [warmup.finish for warmup in self.batch.warmups]
-
-    @cached_property
-    def baseline_target_logps(self) -> list[float]:
-        """log P(y|x,∅), summed, nats. Costs a forward."""
+    def _baseline_target_logps(self) -> list[float]:
         if self._baseline is None:
             raise ValueError("A reward needs baseline_target_logps, but the caller has none: give it a function.")
-        assert self._target_logps is not None
-        values = self._baseline()
-        if values.shape != self._target_logps.shape:
-            wanted = tuple(self._target_logps.shape)
-            raise ValueError(f"baseline_target_logps returned the shape {tuple(values.shape)}; it must be {wanted}.")
+        values, wanted = self._baseline(), self._logps["target_logps"].shape
+        if values.shape != wanted:
+            raise ValueError(
+                f"baseline_target_logps returned the shape {tuple(values.shape)}; it must be {tuple(wanted)}."
+            )
         return values.detach().float().tolist()
-
-    @cached_property
-    def predictions(self) -> list[str]:
-        """The likeliest target after every warmup, token by token. Costs a generation of B*G targets."""
-        return self._written("predictions")
-
-    @cached_property
-    def sampled_predictions(self) -> list[str]:
-        """A target sampled from P(y|x,c) after every warmup. Costs the same."""
-        return self._written("sampled_predictions")
 
     def _written(self, name: str) -> list[str]:
         written = [(warmup.predictions or {}).get(name) for warmup in self.batch.warmups]

@@ -54,11 +54,10 @@ class RewardSet:
         cls, specs: list[Any], *, tokenizer: Any, layout: Layout, constraints: SamplingConstraints, device: torch.device | str,
         report: Report | None = None,
     ) -> RewardSet:  # fmt: skip
-        """Load every reward and prepare those that need it.
+        """Load every reward and give those with `prepare` the policy's tokenizer, layout, constraints and device.
 
         Args:
             specs: see `load_reward`; [] means `target_logprob` alone.
-            tokenizer, layout, constraints, device: of the policy; passed to functions with `prepare`.
             report: called with a warning, in the form of `guard`'s, for every failure that does not stop the run.
 
         Raises:
@@ -88,14 +87,7 @@ class RewardSet:
         self, batch: WarmupBatch, *, target_logps: Tensor, target_token_logps: Tensor, warmup_logps: Tensor,
         baseline_target_logps: Callable[[], Tensor] | None = None, trainer_state: Any = None,
     ) -> RewardScores:  # fmt: skip
-        """Score the group rows: the first M = B*G rows of the batch.
-
-        Args:
-            target_logps: (M,) log P(y|x,c) summed, nats.
-            target_token_logps: (M, T) per token; read only where `batch.target_mask` counts.
-            warmup_logps: (M,) log P(c|x) summed, nats.
-            baseline_target_logps: returns (M,) log P(y|x,∅); called only if some function names it.
-            trainer_state: passed on, as in TRL.
+        """Score the group rows: the first M = B*G rows of the batch. Arguments as for `Arguments`.
 
         Returns:
             The scores, on the device of `target_logps`. A function adds nothing to a row it leaves unscored (None).

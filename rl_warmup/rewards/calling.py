@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
@@ -58,13 +59,11 @@ def start(reward: Reward, arguments: dict[str, Any], offered: Arguments) -> Call
         nothing = Outcome(torch.full((size,), math.nan), torch.ones(size, dtype=torch.bool))
         try:
             found = result()
-        except TimeLimit as error:
-            nothing.fault, nothing.cause = f"Reward {reward.name!r} {error}.", error
         except Exception as error:
-            nothing.fault, nothing.cause = f"Reward {reward.name!r} failed with {type(error).__name__}: {error}", error
-        else:
-            return _checked(reward, found, offered, nothing)
-        return nothing
+            what = f"{error}." if isinstance(error, TimeLimit) else f"failed with {type(error).__name__}: {error}"
+            nothing.fault, nothing.cause = f"Reward {reward.name!r} {what}", error
+            return nothing
+        return _checked(reward, found, offered, nothing)
 
     return outcome
 
@@ -156,25 +155,22 @@ def _call_in_thread(reward: Reward, arguments: dict[str, Any]) -> Any:
         raise TimeLimit(
             f"was not called: {MAX_ABANDONED} earlier calls of rewards are still running after their timeout"
         )
-    answer: list[Any] = []
+    answer: Future[Any] = Future()
 
     @torch.no_grad()  # a new thread starts with gradients on
     def work() -> None:
         try:
-            answer.append((_call_contained(reward, arguments), None))
+            answer.set_result(_call_contained(reward, arguments))
         except BaseException as error:
-            answer.append((None, error))
+            answer.set_exception(error)
 
     thread = threading.Thread(target=work, name=f"rl_warmup-reward-{reward.name}", daemon=True)
     thread.start()
     thread.join(reward.timeout)
-    if not answer:
+    if not answer.done():
         _abandoned.append(thread)
         raise _time_limit(reward, "outside the main thread it cannot be stopped and was abandoned")
-    result, error = answer[0]
-    if error is not None:
-        raise error
-    return result
+    return answer.result()
 
 
 def _scheduled(reward: Reward, arguments: dict[str, Any]) -> Callable[[], Any]:

@@ -10,6 +10,7 @@ import string
 from typing import Any
 
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rl_warmup.runtime.sharing import whole_on_every_process
 
@@ -47,8 +48,6 @@ class Classifier:
 
     def prepare(self, device: torch.device | str, **kwargs: Any) -> None:
         """Load network and tokenizer. Raises ValueError if they cannot be used."""
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
         path = self.model_name_or_path
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -63,17 +62,12 @@ class Classifier:
                 f"{path!r} is no sequence-classification model: it has no weights for {', '.join(missing[:3])}. Give a "
                 f"classifier or a reward model."
             )
-        self.index = self._index(model.config)
+        labels, asked = {index: str(name) for index, name in model.config.id2label.items()}, self.label
+        known = [index for index, name in labels.items() if asked in (index, name) and not isinstance(asked, bool)]
+        if not known and (asked is not None or len(labels) > 1):
+            raise ValueError(f"label is {asked!r}; {path!r} has {', '.join(labels.values())}.")
+        self.index = known[0] if known else 0
         self.model = model.requires_grad_(False).eval().to(device)
-
-    def _index(self, config: Any) -> int:
-        labels = {index: str(name) for index, name in config.id2label.items()}
-        if self.label is None and len(labels) == 1:
-            return 0
-        for index, name in labels.items():
-            if self.label in (index, name) and not isinstance(self.label, bool):
-                return index
-        raise ValueError(f"label is {self.label!r}; {self.model_name_or_path!r} has {', '.join(labels.values())}.")
 
     @torch.no_grad()
     def __call__(self, prompts: list[Any], completions: list[Any], target: list[str]) -> list[float]:
@@ -81,12 +75,10 @@ class Classifier:
             raise RuntimeError("The classifier is not loaded yet: call prepare() first, as RewardSet.load does.")
         rows = zip(map(_text, prompts), map(_text, completions), target, strict=True)
         texts = [self.template.format(prompt=x, completion=c, target=y) for x, c, y in rows]
+        settings = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": self.max_length}
         scores: list[float] = []
         for begin in range(0, len(texts), self.batch_size):
-            inputs = self.tokenizer(
-                texts[begin : begin + self.batch_size], return_tensors="pt", padding=True, truncation=True,
-                max_length=self.max_length,
-            ).to(self.model.device)  # fmt: skip
+            inputs = self.tokenizer(texts[begin : begin + self.batch_size], **settings).to(self.model.device)
             with torch.autocast(device_type=self.model.device.type, enabled=False):
                 logits = self.model(**inputs).logits.float()
             scores += (logits if logits.size(1) == 1 else logits.log_softmax(1))[:, self.index].tolist()

@@ -49,23 +49,19 @@ class Reward:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"A reward's name has to be a non-empty string, not {self.name!r}.")
-        name, timed = self.name, self.timeout is None or (_is_number(self.timeout) and self.timeout > 0)
-        if not _is_number(self.weight):
-            raise ValueError(
-                f"The weight of reward {name!r} is {self.weight!r}; give a finite number (negative: penalty)."
-            )
         if not callable(self.function):
-            raise ValueError(f"Reward {name!r} is {self.function!r}, which cannot be called; give a function or class.")
-        if self.on_failure not in POLICIES:
             raise ValueError(
-                f"on_failure of reward {name!r} is {self.on_failure!r}; allowed are {', '.join(POLICIES)}."
+                f"Reward {self.name!r} is {self.function!r}, which cannot be called; give a function or class."
             )
-        if not timed:
-            raise ValueError(
-                f"The timeout of reward {name!r} is {self.timeout!r}; give seconds above 0, or null for none."
-            )
-        if not isinstance(self.messages, bool):
-            raise ValueError(f"messages of reward {name!r} is {self.messages!r}; give true or false.")
+        timed = self.timeout is None or (_is_number(self.timeout) and self.timeout > 0)
+        for what, value, fine, remedy in (
+            ("The weight", self.weight, _is_number(self.weight), "give a finite number (negative: penalty)"),
+            ("on_failure", self.on_failure, self.on_failure in POLICIES, f"allowed are {', '.join(POLICIES)}"),
+            ("The timeout", self.timeout, timed, "give seconds above 0, or null for none"),
+            ("messages", self.messages, isinstance(self.messages, bool), "give true or false"),
+        ):
+            if not fine:
+                raise ValueError(f"{what} of reward {self.name!r} is {value!r}; {remedy}.")
 
     @cached_property
     def is_async(self) -> bool:
@@ -98,8 +94,7 @@ class Reward:
     def arguments(self, offered: Arguments) -> dict[str, Any]:
         """The keyword arguments of one call: those in the signature; with **kwargs also all cheap ones.
 
-        Raises:
-            ValueError: a parameter without a default that no argument fills.
+        Raises ValueError: a parameter without a default that no argument fills.
         """
         on_offer = [name for name in (*offered.names, *offered.columns) if name not in self._fixed]
         for p in self.parameters:

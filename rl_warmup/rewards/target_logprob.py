@@ -13,8 +13,8 @@ import torch
 from rl_warmup.batch import WarmupBatch
 from rl_warmup.engine import enable_scoring, score
 from rl_warmup.models.constraints import SamplingConstraints
-from rl_warmup.models.layouts import Layout, Seq2SeqLayout
-from rl_warmup.models.whole import load_weights
+from rl_warmup.models.layouts import Layout
+from rl_warmup.models.pretrained import load_weights
 from rl_warmup.runtime.sharing import whole_on_every_process
 
 DTYPES = ("float32", "bfloat16")
@@ -58,14 +58,12 @@ class TargetLogProb:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         except Exception as error:
             raise ValueError(f"No model configuration can be read from {path!r} ({error}). Check the name.") from error
-        is_encoder_decoder = isinstance(layout, Seq2SeqLayout)
-        if bool(config.is_encoder_decoder) != is_encoder_decoder:
-            kinds = {True: "encoder-decoder", False: "decoder-only"}
+        own, other = ("encoder-decoder", "decoder-only")[:: 1 if layout.encoder_decoder else -1]
+        if bool(config.is_encoder_decoder) != layout.encoder_decoder:
             raise ValueError(
-                f"The generator {path!r} is {kinds[not is_encoder_decoder]}, the policy is {kinds[is_encoder_decoder]}"
-                f". Give a generator of the policy's kind."
+                f"The generator {path!r} is {other}, the policy is {own}. Give a generator of the policy's kind."
             )
-        auto = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+        auto = AutoModelForSeq2SeqLM if layout.encoder_decoder else AutoModelForCausalLM
         try:
             with whole_on_every_process():
                 model = load_weights(auto, path, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True)

@@ -6,7 +6,6 @@ Knows: metrics by name. Must not know: how predictions are made.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 from rl_warmup.metrics import compute
 
@@ -21,7 +20,7 @@ class PredictionMetric:
     """
 
     def __init__(self, metric: str) -> None:
-        self.score = _sentence_bleu() if metric == "bleu" else functools.partial(_row_score, metric)
+        self.score = functools.partial(_row_score, metric)
         self.score("a", "a")  # raises for an unknown metric or a missing library before training
 
     def __call__(self, predictions: list[str], target: list[str]) -> list[float]:
@@ -36,17 +35,14 @@ class SampledPredictionMetric(PredictionMetric):
 
 
 def _row_score(metric: str, prediction: str, target: str) -> float:
+    if metric == "bleu":
+        try:
+            from sacrebleu import sentence_bleu  # with effective_order
+        except ImportError as error:
+            raise ImportError("BLEU needs the package sacrebleu; pip install 'rl_warmup[metrics]'") from error
+        return sentence_bleu(prediction, [target]).score / 100
     scores = compute([metric], [prediction], [target])
     if len(scores) != 1:
         raise ValueError(f"The metric {metric!r} gives {', '.join(scores)}; give a metric of one number.")
     is_percent = metric == "chrf++" or metric.startswith("rouge")
     return next(iter(scores.values())) / (100.0 if is_percent else 1.0)
-
-
-def _sentence_bleu() -> Callable[[str, str], float]:
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise ImportError("BLEU needs the package sacrebleu; pip install 'rl_warmup[metrics]'") from error
-    bleu = BLEU(effective_order=True)
-    return lambda prediction, target: bleu.sentence_score(prediction, [target]).score / 100

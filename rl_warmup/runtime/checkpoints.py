@@ -137,11 +137,7 @@ def contents(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def require(checkpoint: Path) -> dict[str, Any]:
-    """`contents` of a checkpoint to resume from.
-
-    Raises:
-        ValueError: it is incomplete, or holds the model alone.
-    """
+    """`contents` of a checkpoint to resume from. Raises ValueError: it is incomplete, or holds the model alone."""
     inside = contents(checkpoint)
     if inside is None or not inside["resumable"]:
         raise ValueError(
@@ -199,8 +195,7 @@ def later_than(checkpoint: Path, run: Path) -> list[Path]:
 def refuse_other_makers(checkpoint: Path, now: Makers) -> str | None:
     """A sentence about what a resume by these processes changes, or None.
 
-    Raises:
-        ValueError: they cannot resume it, or would read other rows; with the remedy.
+    Raises ValueError: they cannot resume it, or would read other rows; with the remedy.
     """
     inside = require(checkpoint)
     before = Makers(inside["processes"], inside["sharding"], inside["rows_per_update"])

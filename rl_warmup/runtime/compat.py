@@ -37,8 +37,7 @@ TRAINER: dict[str, tuple[str, ...]] = {
 def check_trainer(trainer: type) -> None:
     """That transformers' `Trainer` still has the methods of TRAINER, with the parameters that are relied on.
 
-    Raises:
-        ImportError: naming what is gone.
+    Raises ImportError: naming what is gone.
     """
     gone = []
     for name, parameters in TRAINER.items():
@@ -72,8 +71,7 @@ def without_deepspeed_config() -> Iterator[None]:
 def check_reporters(names: Sequence[str]) -> None:
     """Each one's package is there; transformers 5.23.0 has no list of all packages, and a callback says what it lacks when made.
 
-    Raises:
-        ValueError: naming what cannot be reported to.
+    Raises ValueError: naming what cannot be reported to.
     """
     from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
@@ -97,6 +95,29 @@ def without_remote_code() -> Iterator[None]:
         yield
     finally:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
+
+
+def attention_implementation(model: Any) -> str:
+    """The name of a model's attention function. transformers 5.23.0 documents how to set it, but not how to ask for it."""
+    return model.config._attn_implementation
+
+
+@contextmanager
+def attention_replaced(model: Any, name: str) -> Iterator[None]:
+    """Every part of a model calls this function of `AttentionInterface`; afterwards each its own again.
+
+    The documented `set_attn_implementation` of transformers 5.23.0 checks and looks functions up at every call, and gives the
+    parts of a model one implementation.
+    """
+    parts = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values()
+    before = [config._attn_implementation for config in parts]
+    for config in parts:
+        config._attn_implementation = name
+    try:
+        yield
+    finally:
+        for config, implementation in zip(parts, before, strict=True):
+            config._attn_implementation = implementation
 
 
 def leave_out_shared_memory() -> None:
@@ -218,8 +239,7 @@ def peft_config(model_config: Any) -> Any:
 def quantization(model_config: Any) -> dict[str, Any]:
     """What `from_pretrained` has to be told for `load_in_4bit` and `load_in_8bit`, by TRL's own helpers; empty without them.
 
-    Raises:
-        ValueError: bitsandbytes is not installed.
+    Raises ValueError: bitsandbytes is not installed.
     """
     asked = next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(model_config, name)), None)
     if asked is None:

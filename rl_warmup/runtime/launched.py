@@ -73,11 +73,7 @@ def refuse_quantized(args: Any, quantized: bool) -> None:
 
 
 def refuse_launch(args: Any, model: Any) -> None:
-    """Check the launch before the model is wrapped.
-
-    Raises:
-        ValueError: with one sentence per fault.
-    """
+    """Check the launch before the model is wrapped. Raises ValueError: with one sentence per fault."""
     refuse_quantized(args, getattr(model, "is_quantized", False))
     faults = [*_process_faults(args), *_fsdp_faults(args, model)]
     json, by_launcher = args.deepspeed, os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")

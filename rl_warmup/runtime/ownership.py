@@ -106,11 +106,7 @@ def writing(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def reading(folder: Path, what: str) -> Iterator[None]:
-    """Lock the folder against writing; several processes may read.
-
-    Raises:
-        ValueError: another process writes to it.
-    """
+    """Lock the folder against writing; several processes may read. Raises ValueError: another process writes to it."""
     with ExitStack() as held:
         with suppress(OSError):  # no lock file, so no writer; or a disk without locks
             file = held.enter_context((folder / LOCK).open("rb"))

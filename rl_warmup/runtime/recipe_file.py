@@ -59,11 +59,7 @@ def _is_secret(name: str, inside: bool) -> bool:
 
 
 def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ValueError: there is no such file, it is no YAML, or no mapping.
-    """
+    """The mapping in a YAML file. Raises ValueError: there is no such file, it is no YAML, or no mapping."""
     if not path.is_file():
         raise ValueError(f"The {what} {path} does not exist. Shipped {what}s are in {shipped}.")
     try:
@@ -91,11 +87,7 @@ def _read_flags(flags: list[str]) -> dict[str, Any]:
 
 
 def flag_value(key: str, text: str) -> Any:
-    """What a flag gives, read as YAML.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """What a flag gives, read as YAML. Raises ValueError: it is none."""
     try:
         return parse_yaml(text)
     except Unreadable as error:

@@ -64,11 +64,7 @@ class ResumableTrainer(Trainer):
                 self.interruption.close()
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Extends Trainer's, which it calls before training.
-
-        Raises:
-            ValueError: the hub cannot be reached, or refuses.
-        """
+        """Extends Trainer's, which it calls before training. Raises ValueError: the hub cannot be reached, or refuses."""
         try:
             super().init_hf_repo(*args, **kwargs)
         except Exception as error:
@@ -81,8 +77,7 @@ class ResumableTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Extends Trainer's: refuses to replace the model of another run.
 
-        Raises:
-            ValueError: the folder is, or lies in, a run that this trainer has not written.
+        Raises ValueError: the folder is, or lies in, a run that this trainer has not written.
         """
         place = Path(output_dir or self.args.output_dir)
         run = ownership.run_of(place)

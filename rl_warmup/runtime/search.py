@@ -82,8 +82,7 @@ class SearchTrainer(Trainer):
 def validation_loss(metrics: dict[str, float]) -> float:
     """Minus the bound on log P(y|x) per target token, nats; to be minimized.
 
-    Raises:
-        ValueError: there are several sets of validation rows, or none.
+    Raises ValueError: there are several sets of validation rows, or none.
     """
     if "eval_loss" not in metrics:
         raise ValueError(
@@ -94,11 +93,7 @@ def validation_loss(metrics: dict[str, float]) -> float:
 
 
 def first_model(model: Any, model_init: Callable[..., Any] | None, seed: int) -> Any:
-    """The model of a new trainer.
-
-    Raises:
-        ValueError: neither or both of `model` and `model_init` are given.
-    """
+    """The model of a new trainer. Raises ValueError: neither or both of `model` and `model_init` are given."""
     if (model is None) == (model_init is None):
         raise ValueError("WarmupTrainer needs either a model or a model_init, a function that makes one.")
     if model_init is None:

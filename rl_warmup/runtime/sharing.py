@@ -25,8 +25,7 @@ Result = TypeVar("Result")
 def initialize_distributed() -> torch.device:
     """Connect to the other processes of this launch, if any; returns the device of this process.
 
-    Raises:
-        ValueError: the launcher started several processes, but they are not connected.
+    Raises ValueError: the launcher started several processes, but they are not connected.
     """
     on_cpu = not torch.cuda.is_available()
     asked = int(os.environ.get("WORLD_SIZE") or 1)

@@ -99,8 +99,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _coerce(value: Any, hint: Any, key: str) -> Any:
     """A YAML value as the field's type: YAML reads 1e-4 as text, and a flag may give one item for a list.
 
-    Raises:
-        TypeError, ValueError, OverflowError: it does not fit the type.
+    Raises TypeError, ValueError, OverflowError: it does not fit the type.
     """
     options = _options(hint)
     bases = [typing.get_origin(option) or option for option in options]

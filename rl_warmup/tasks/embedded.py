@@ -10,7 +10,8 @@ from importlib.resources import files
 from typing import Any
 
 from rl_warmup.runtime.documents import records
-from rl_warmup.tasks.rows import take
+from rl_warmup.tasks.columns import Template
+from rl_warmup.tasks.rows import Row, take
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +22,21 @@ def read(folder: str, split: str) -> list[dict[str, Any]]:
     return [record for _, record in records(gzip.decompress(packed).split(b"\n"), f"{folder}, line ", "Install again.")]
 
 
-def read_splits(
-    folder: str, sizes: dict[str, int | None], *, columns: Sequence[str], min_words: int = 0, max_words: int | None, seed: int
-) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
-    """Every split of `sizes`, cut to size, without records that have fewer or more words than these in one of `columns`.
+def text_rows(
+    folder: str,
+    sizes: dict[str, int | None],
+    columns: Sequence[str],
+    kept: Sequence[str],
+    template: Template,
+    seed: int,
+    min_words: int = 0,
+    max_words: int | None = None,
+) -> dict[str, list[Row]]:
+    """Every split of `sizes` as rows, cut to size, without records that have fewer or more words than these in a column.
 
-    The number of dropped records is logged.
+    Args:
+        columns: of the prompt's text, which the template frames, and of the target.
+        kept: further columns of the rows.
 
     Raises:
         ValueError: if `max_words` is not positive or below `min_words`, or a size exceeds the number of remaining rows.
@@ -43,12 +53,17 @@ def read_splits(
                 continue
             lengths = [[len(record[c].split()) for c in columns] for record in records]
             fits = [min(words) >= limit if few else max(words) <= limit for words in lengths]
-            kept = [record for record, fit in zip(records, fits, strict=True) if fit]
-            logger.info(
-                "%s, %s: dropped %d of %d rows with %s than %d words in %s",
-                folder, split, len(records) - len(kept), len(records), "fewer" if few else "more", limit,
-                " or ".join(columns),
-            )  # fmt: skip
-            records = kept
-        splits[split] = take(records, size, seed, split)
+            fitting = [record for record, fit in zip(records, fits, strict=True) if fit]
+            lost, what = f"{len(records) - len(fitting)} of {len(records)} rows", "fewer" if few else "more"
+            logger.info(f"{folder}, {split}: dropped {lost} with {what} than {limit} words in {' or '.join(columns)}")
+            records = fitting
+        splits[split] = [
+            {
+                "id": one["id"],
+                "prompt": template.fill({"text": one[columns[0]]}, f"{folder} {one['id']}"),
+                "target": one[columns[1]],
+                **{name: one[name] for name in kept},
+            }
+            for one in take(records, size, seed, split)
+        ]
     return splits

@@ -89,9 +89,7 @@ def _jsonl(path: Path, text: TextIO) -> Iterator[Located]:
 
 def _text(path: Path, text: TextIO) -> Iterator[Located]:
     """JSON lines, as in some published data sets (LogiQA 2); other text has no columns."""
-    first = text.readline()
-    while first and not first.strip():
-        first = text.readline()
+    first = next((line for line in iter(text.readline, "") if line.strip()), "")
     if first and not first.lstrip().startswith("{"):
         raise ValueError(
             f"file {path}: a .txt file must be JSON lines, one object per line, but begins with {first.strip()[:40]!r}; give "

@@ -6,10 +6,9 @@ Code of a data set is never run (`trust_remote_code=False`). The name may be a l
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rl_warmup.tasks.columns import ColumnMap, Template, choice_map, nearest
 from rl_warmup.tasks.filters import RowFilter
@@ -74,7 +73,12 @@ def load(
         if key not in sources:
             sources[key] = _load_dataset(**place.source, cache_dir=cache_dir, stream=stream)
         columns = ColumnMap(*place.columns, template, choices)
-        records = _records(place, ours, sources[key])
+        if place.split not in sources[key]:
+            raise ValueError(
+                f"data set '{place.source['dataset_name']}' has no split '{place.split}'{nearest(place.split, sources[key])}; "
+                f"available: {', '.join(sources[key])}; set {ours} to one of them or to null"
+            )
+        records = sources[key][place.split]
         if stream and ours == "train":
             splits[ours] = Stream(place.label, partial(_each, records, columns, rules, place.label), shuffle_buffer)
             continue
@@ -88,8 +92,7 @@ def load(
     return Task(f"hub {dataset_name}", splits, tuple(metrics), template.of_text(prompt_column))
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """The source of one of our splits."""
 
     split: str
@@ -98,7 +101,6 @@ class _Place:
 
     @property
     def label(self) -> str:
-        """Label in error messages."""
         return f"data set '{self.source['dataset_name']}', split '{self.split}'"
 
 
@@ -114,19 +116,8 @@ def _place(ours: str, theirs: str | Mapping[str, Any], shared: dict[str, Any]) -
     if own.get("dataset_name", shared["dataset_name"]) != shared["dataset_name"]:
         inherited |= dict.fromkeys(SET_KEYS)
     values = {**inherited, **own}
-    return _Place(
-        values["split"], {key: values[key] for key in SET_KEYS}, tuple(values[key] for key in COLUMN_KEYS)
-    )  # fmt: skip
-
-
-def _records(place: _Place, ours: str, source: dict[str, Any]) -> Any:
-    name, theirs = place.source["dataset_name"], place.split
-    if theirs not in source:
-        raise ValueError(
-            f"data set '{name}' has no split '{theirs}'{nearest(theirs, source)}; "
-            f"available: {', '.join(source)}; set {ours} to one of them or to null"
-        )
-    return source[theirs]
+    prompt, target, label = (values[key] for key in COLUMN_KEYS)
+    return _Place(values["split"], {key: values[key] for key in SET_KEYS}, (prompt, target, label))
 
 
 def _only(records: Any, wanted: list[str]) -> Any:
@@ -171,12 +162,10 @@ def _load_dataset(
         import datasets
     except ImportError as error:
         raise ImportError("task 'hub' needs the package datasets; install it, or use the task 'file'") from error
-    settings: dict[str, Any] = {"name": dataset_config, "revision": revision}
-    settings |= {"data_files": data_files, "cache_dir": cache_dir}
-    settings |= {"streaming": True} if stream else {}
-    settings |= {"quoting": csv.QUOTE_NONE} if _is_tsv(dataset_name, data_files) else {}  # as the task file reads them
+    quoting = {"quoting": csv.QUOTE_NONE} if _is_tsv(dataset_name, data_files) else {}  # as the task file reads them
+    settings = {"data_files": data_files, "cache_dir": cache_dir, "revision": revision, "streaming": stream, **quoting}
     try:
-        return dict(datasets.load_dataset(dataset_name, trust_remote_code=False, **settings))
+        return dict(datasets.load_dataset(dataset_name, name=dataset_config, trust_remote_code=False, **settings))
     except Exception as error:
         if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
             error = error.__cause__  # it has the details

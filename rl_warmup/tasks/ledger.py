@@ -10,7 +10,7 @@ task tests whether a warmup can carry computation, not whether a policy discover
 """
 
 import random
-from itertools import product
+from itertools import count, islice, product
 from string import ascii_lowercase
 
 from rl_warmup.tasks.rows import Row, Task
@@ -53,38 +53,33 @@ def load(
     return Task("ledger", splits, ("exact_match",))
 
 
-def _distinct_codes(possible: int, count: int, rng: random.Random) -> list[int]:
-    """`count` different numbers below `possible`; the first k do not depend on `count`."""
+def _distinct_codes(possible: int, wanted: int, rng: random.Random) -> list[int]:
+    """`wanted` different numbers below `possible`; the first k do not depend on `wanted`."""
     if possible <= SHUFFLE_LIMIT:
         codes = list(range(possible))
         rng.shuffle(codes)
-        return codes[:count]
+        return codes[:wanted]
     drawn: dict[int, None] = {}  # a set that keeps its order
-    while len(drawn) < count:
+    while len(drawn) < wanted:
         drawn[rng.randrange(possible)] = None
     return list(drawn)
 
 
 def _names(length: int) -> list[str]:
     """a, b, ..., z, aa, ab, ...: one name per amount, oldest first."""
-    names: list[str] = []
-    while len(names) < length:
-        letters = 1 if not names else len(names[-1]) + 1
-        names += ["".join(name) for name in product(ascii_lowercase, repeat=letters)]
-    return names[:length]
+    names = ("".join(letters) for size in count(1) for letters in product(ascii_lowercase, repeat=size))
+    return list(islice(names, length))
 
 
 def _rows(codes: list[int], split: str, names: list[str], modulus: int) -> list[Row]:
     """The digits of a code, base modulus, are the amounts, oldest first."""
-    amount_words = [[f"{name}+{value}" for value in range(modulus)] for name in names]
-    total_words = [[f"{name}={value}" for value in range(modulus)] for name in names]
     rows: list[Row] = []
     for number, code in enumerate(codes):
         prompt, target, total = [], [], 0
-        for amounts, totals in zip(amount_words, total_words, strict=True):
+        for name in names:
             code, amount = divmod(code, modulus)
             total = (total + amount) % modulus
-            prompt.append(amounts[amount])
-            target.append(totals[total])
+            prompt.append(f"{name}+{amount}")
+            target.append(f"{name}={total}")
         rows.append({"id": f"{split}-{number}", "prompt": " ".join(prompt), "target": " ".join(reversed(target))})
     return rows

@@ -49,8 +49,7 @@ def load(
 def animals(prompt: str) -> list[tuple[int, str]]:
     """(how many, animal in the singular) in the order of the question.
 
-    Raises:
-        ValueError: if the prompt is no question of this task.
+    Raises ValueError: if the prompt is no question of this task.
     """
     if not (prompt.startswith(BEFORE) and prompt.endswith(AFTER)):
         raise ValueError(f"{prompt!r} is no question of legs; it should read '{BEFORE}4 beetles , 1 shrimp{AFTER}'.")
@@ -67,8 +66,7 @@ def animals(prompt: str) -> list[tuple[int, str]]:
 def worked(prompt: str) -> str:
     """The worked-out warmup: the legs of each kind and the running sum, `24 ; 24 ; 10 ; 34`; the last number is the target.
 
-    Raises:
-        ValueError: if the prompt is no question of this task.
+    Raises ValueError: if the prompt is no question of this task.
     """
     numbers, total = [], 0
     for count, animal in animals(prompt):

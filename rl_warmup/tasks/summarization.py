@@ -5,8 +5,8 @@ are too few to measure quality; use the task `file` or `hub` for that.
 """
 
 from rl_warmup.tasks.columns import Template
-from rl_warmup.tasks.embedded import read_splits
-from rl_warmup.tasks.rows import Row, Task
+from rl_warmup.tasks.embedded import text_rows
+from rl_warmup.tasks.rows import Task
 
 
 def load(
@@ -26,11 +26,5 @@ def load(
     template = Template.parse(prompt_template, allowed=["text"])
     sizes = {"train": train_size, "validation": validation_size, "test": test_size}
     columns = ("document", "summary")
-    splits: dict[str, list[Row]] = {}
-    for split, records in read_splits("gnome-sum-en", sizes, columns=columns, max_words=max_words, seed=seed).items():
-        prompts = [template.fill({"text": one["document"]}, f"gnome-sum-en {one['id']}") for one in records]
-        splits[split] = [
-            {"id": one["id"], "prompt": prompt, "target": one["summary"], "page": one["page"]}
-            for one, prompt in zip(records, prompts, strict=True)
-        ]
+    splits = text_rows("gnome-sum-en", sizes, columns, ("page",), template, seed, max_words=max_words)
     return Task("summarization", splits, ("rougeL", "rouge1", "rouge2"), template.of_text())

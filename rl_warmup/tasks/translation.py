@@ -5,8 +5,8 @@ Real text: the GNOME user documentation and the Debian Administrator's Handbook,
 """
 
 from rl_warmup.tasks.columns import Template
-from rl_warmup.tasks.embedded import read_splits
-from rl_warmup.tasks.rows import Row, Task
+from rl_warmup.tasks.embedded import text_rows
+from rl_warmup.tasks.rows import Task
 
 LANGUAGES = ("en", "de")
 
@@ -34,12 +34,6 @@ def load(
         )
     template = Template.parse(prompt_template, allowed=["text"])
     sizes = {"train": train_size, "validation": validation_size, "test": test_size}
-    splits: dict[str, list[Row]] = {}
-    read = read_splits("docs-en-de", sizes, columns=LANGUAGES, min_words=min_words, max_words=max_words, seed=seed)
-    for split, records in read.items():
-        prompts = [template.fill({"text": one[source]}, f"docs-en-de {one['id']}") for one in records]
-        splits[split] = [
-            {"id": one["id"], "prompt": prompt, "target": one[target], "origin": one["origin"], "page": one["page"]}
-            for one, prompt in zip(records, prompts, strict=True)
-        ]
+    kept = ("origin", "page")
+    splits = text_rows("docs-en-de", sizes, (source, target), kept, template, seed, min_words, max_words)
     return Task(f"translation {source}-{target}", splits, ("chrf++", "bleu"), template.of_text())

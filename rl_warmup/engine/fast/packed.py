@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from rl_warmup.engine.fast.buckets import MIN_SAVING_PER_BUCKET, buckets
+from rl_warmup.runtime import compat
 
 NAME = "rl_warmup_packed"  # in transformers' table
 IMPLEMENTATIONS = ("sdpa", "eager")  # they accept any mask
@@ -65,9 +66,8 @@ class PaddedBuckets:
     def unpad(self, parts: list[Tensor]) -> Tensor:
         """The reverse: (sequences, width, ...) of every bucket -> (N, ...)."""
         flat = [part.flatten(0, 1) for part in parts]
-        out: Tensor = _Select.apply(
-            torch.cat(flat) if len(flat) > 1 else flat[0], self._slot_of_token, self._token_of_slot
-        )
+        joined = torch.cat(flat) if len(flat) > 1 else flat[0]
+        out: Tensor = _Select.apply(joined, self._slot_of_token, self._token_of_slot)
         return out
 
     def by_bucket(self, values: Tensor) -> list[Tensor]:
@@ -191,17 +191,9 @@ class PackedAttention:
 @contextmanager
 def packed_attention(model: Any, packing: PackedAttention) -> Iterator[dict[str, Any]]:
     """Send the attention calls of a network to `packing`. Yields keyword arguments that its forward needs for that."""
-    configs = list(
-        {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values()
-    )
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = NAME
-    try:
-        yield {"packing": packing, "implementation": before[0]}
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
+    implementation = compat.attention_implementation(model)
+    with compat.attention_replaced(model, NAME):
+        yield {"packing": packing, "implementation": implementation}
 
 
 def _attention_function(

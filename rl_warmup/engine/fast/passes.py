@@ -28,13 +28,8 @@ from rl_warmup.engine.fast.buckets import (
     split_evenly,
 )
 from rl_warmup.engine.fast.head import Head
-from rl_warmup.engine.fast.packed import (
-    IMPLEMENTATIONS,
-    KeysValues,
-    PackedAttention,
-    PaddedBuckets,
-    packed_attention,
-)
+from rl_warmup.engine.fast.packed import IMPLEMENTATIONS, KeysValues, PackedAttention, PaddedBuckets, packed_attention
+from rl_warmup.runtime import compat
 
 # Limits of one pass. On a CPU: numbers of the widest tensor, 16 MiB of float32; malloc returns blocks above 32 MiB to the
 # system, so each new one costs page faults. On an accelerator: tokens, a guess.
@@ -111,11 +106,7 @@ def _read_embedded(model: Any, head: Head, prompt_mask: Tensor, embedded: Tensor
 
 
 def packed_decoder_states(model: Any, head: Head, rows: ScoringRows, prefix_cache: PrefixCache | None = None) -> States:
-    """T5: every prompt is read and projected once, whatever the number of its rows.
-
-    Args:
-        prefix_cache: of the prompts, if they have been read already.
-    """
+    """T5: every prompt is read and projected once (unless `prefix_cache` is given), whatever the number of its rows."""
     if prefix_cache is None:
         prefix_cache = read_prompts(model, head, rows.prompt_ids, rows.prompt_mask)
     device, prompts, lengths = rows.seq_ids.device, rows.prompt_index.tolist(), rows.seq_mask.sum(1).tolist()
@@ -136,9 +127,7 @@ def packed_decoder_states(model: Any, head: Head, rows: ScoringRows, prefix_cach
         sequences = PaddedBuckets([lengths[row] for row in order if prompts[row] in part], device)
         states = head.capture(
             PackedAttention(sequences, cross=cross),
-            encoder_outputs=BaseModelOutput(
-                last_hidden_state=prefix.states[:1]
-            ),  # unused: the cache has its projections
+            encoder_outputs=BaseModelOutput(prefix.states[:1]),  # unused: the cache has its projections
             decoder_inputs_embeds=inputs,
             past_key_values=EncoderDecoderCache(Cache(layer_class_to_replicate=_LastOnly), _cache_of(prefix.layers)),
         )
@@ -152,9 +141,7 @@ def packed_shared_states(model: Any, head: Head, rows: ScoringRows, prefix_cache
     """Decoder-only: every prompt is read once and its rows follow, several packed into one sequence where that is cheaper.
 
     A row's tokens attend to the prompt's keys and values and to their own row, at the positions they would have alone.
-
-    Args:
-        prefix_cache: of the prompts, if they have been read already.
+    `prefix_cache`: of the prompts, if they have been read already.
     """
     device, embedding = rows.prompt_ids.device, model.get_input_embeddings()
     inputs = rows.seq_mask.sum(1) - 1  # nothing is predicted from a row's last token
@@ -254,13 +241,8 @@ def padded_decoder_states(model: Any, head: Head, rows: ScoringRows, one_pass: b
     chosen, inputs = _bucketed(_decoder_inputs(model, rows), rows.seq_mask.sum(1), embedding, one_pass)
     for (members, _), inputs_embeds in zip(chosen, inputs, strict=True):
         prompts = rows.prompt_index[members]
-        states = BaseModelOutput(last_hidden_state=encoded.index_select(0, prompts))
-        hidden = head.capture(
-            encoder_outputs=states,
-            attention_mask=rows.prompt_mask[prompts],
-            decoder_inputs_embeds=inputs_embeds,
-            use_cache=False,
-        )
+        given = {"encoder_outputs": BaseModelOutput(encoded.index_select(0, prompts)), "use_cache": False}
+        hidden = head.capture(**given, attention_mask=rows.prompt_mask[prompts], decoder_inputs_embeds=inputs_embeds)
         passes.append(hidden.flatten(0, 1))
     return _states_from(passes, torch.tensor(first_slots(chosen), device=encoded.device), rows)
 
@@ -360,4 +342,4 @@ def _cross_projections(model: Any, encoded: Tensor) -> KeysValues:
 def can_pack(model: Any) -> bool:
     """Whether the network may be able to run on packed rows; `scoring.enable` then tries it."""
     known = not model.config.is_encoder_decoder or _cross_attentions(model) is not None
-    return known and model.config._attn_implementation in IMPLEMENTATIONS
+    return known and compat.attention_implementation(model) in IMPLEMENTATIONS

@@ -19,24 +19,11 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from rl_warmup.batch import RowWeights, Scores, WarmupBatch
+from rl_warmup.engine.fast import passes
 from rl_warmup.engine.fast.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
 from rl_warmup.engine.fast.head import Head
 from rl_warmup.engine.fast.logprobs import Tokens
 from rl_warmup.engine.fast.packed import PaddedBuckets
-from rl_warmup.engine.fast.passes import (
-    PrefixCache,
-    ScoringRows,
-    States,
-    attention_window,
-    can_pack,
-    ignores_caches,
-    packed_concatenated_states,
-    packed_decoder_states,
-    packed_shared_states,
-    padded_concatenated_states,
-    padded_decoder_states,
-    read_prompts,
-)
 from rl_warmup.models.constraints import SamplingConstraints
 
 logger = logging.get_logger(__name__)
@@ -72,7 +59,7 @@ def enable(model: nn.Module) -> None:
     model.forward = types.MethodType(forward, model)
     head.module.forward = head.forward
     if not all(p.numel() for p in model.parameters()):  # ZeRO-3 holds empty shards here: nothing can be tried
-        head.can_pack = head.model.config.model_type in (*LLAMA_LIKE, *T5_LIKE) and can_pack(model)
+        head.can_pack = head.model.config.model_type in (*LLAMA_LIKE, *T5_LIKE) and passes.can_pack(model)
     else:
         try:
             _check_against_stock(model)
@@ -125,14 +112,14 @@ def _score(
     target_mask: Tensor,
     constraints: SamplingConstraints,
     shared: bool,
-    prefix_cache: PrefixCache | None = None,
+    prefix_cache: Any = None,
     token_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """`token_logps` (N, T): of warmup actions under the constraints, of target tokens under the plain model, 0 elsewhere.
 
     With `token_weights` (N, T) also `objective`, their weighted sum, which then carries the gradient.
     """
-    rows = ScoringRows(input_ids, attention_mask, prompt_index, seq_ids, seq_mask)
+    rows = passes.ScoringRows(input_ids, attention_mask, prompt_index, seq_ids, seq_mask)
     states = _states(model, head, rows, shared, prefix_cache)
     is_action, is_target = warmup_mask.bool(), target_mask.bool()
 
@@ -151,13 +138,15 @@ def _score(
     return {"token_logps": logps} if objective is None else {"token_logps": logps, "objective": objective}
 
 
-def _states(model: Any, head: Head, rows: ScoringRows, shared: bool, prefix_cache: PrefixCache | None) -> States:
+def _states(
+    model: Any, head: Head, rows: passes.ScoringRows, shared: bool, prefix_cache: passes.PrefixCache | None
+) -> passes.States:
     """Choose the forward pass that fits the network's architecture and state."""
     packed = head.can_pack
     if isinstance(head.module, FSDPModule):
         # it gathers weights again for the outputs of a layer, not for keys and values kept from inside it
         packed = False
-    elif ignores_caches(model):
+    elif passes.ignores_caches(model):
         logger.warning_once(
             "rl_warmup: gradient checkpointing computes layers twice, so every warmup reads its prompt (a T5: projects it) "
             "again, and rows are padded. The numbers are the same, a step is slower; switch it off if memory allows."
@@ -165,22 +154,21 @@ def _states(model: Any, head: Head, rows: ScoringRows, shared: bool, prefix_cach
         packed = False
     if model.config.is_encoder_decoder:
         if packed:
-            return packed_decoder_states(model, head, rows, prefix_cache)
-        return padded_decoder_states(model, head, rows, head.sharded)
+            return passes.packed_decoder_states(model, head, rows, prefix_cache)
+        return passes.padded_decoder_states(model, head, rows, head.sharded)
     width = rows.prompt_ids.size(1) + rows.seq_ids.size(1)
-    if not packed or width > attention_window(model.config):
-        return padded_concatenated_states(model, head, rows, head.sharded)
+    if not packed or width > passes.attention_window(model.config):
+        return passes.padded_concatenated_states(model, head, rows, head.sharded)
     if shared or prefix_cache is not None:
-        return packed_shared_states(model, head, rows, prefix_cache)
-    return packed_concatenated_states(model, head, rows)
+        return passes.packed_shared_states(model, head, rows, prefix_cache)
+    return passes.packed_concatenated_states(model, head, rows)
 
 
 @torch.no_grad()
 def _check_against_stock(model: Any) -> None:
     """Score two rows of four tokens, of which the first two are equal, here and by the stock forward: a few small forwards.
 
-    Raises:
-        ValueError: the decoder is not causal, or the log-probabilities differ.
+    Raises ValueError: the decoder is not causal, or the log-probabilities differ.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -200,7 +188,7 @@ def _check_against_stock(model: Any) -> None:
         )
     expected = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     head, nats = model._warmup_head, {}
-    for packed in (False, True) if can_pack(model) else (False,):
+    for packed in (False, True) if passes.can_pack(model) else (False,):
         head.can_pack = packed
         choices = {False, packed and not model.config.is_encoder_decoder}
         nats[packed] = max(_scoring_error(model, ids, expected, shared) for shared in choices)
@@ -234,7 +222,7 @@ def _decoding_error(model: Any, ids: Tensor, logits: Tensor) -> float:
         return 0.0
     head, both, ones = model._warmup_head, torch.arange(2, device=ids.device), torch.ones_like(ids[:, 0])
     try:
-        started = decoding(model, read_prompts(model, head, prompt, torch.ones_like(prompt)), 2, rows.size(1))
+        started = decoding(model, passes.read_prompts(model, head, prompt, torch.ones_like(prompt)), 2, rows.size(1))
         states = [started.first().expand(2, -1)]
         states += [started.next(rows[:, step - 1], both, step) for step in range(1, rows.size(1))]
         at_once = []

@@ -14,11 +14,7 @@ def names() -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """The folder behind `start:<name>`; any other name as it is.
-
-    Raises:
-        ValueError: for a start that does not exist.
-    """
+    """The folder behind `start:<name>`; any other name as it is. Raises ValueError: for a start that does not exist."""
     if not name.startswith(PREFIX):
         return name
     start = name.removeprefix(PREFIX)

@@ -6,7 +6,7 @@ warning only (random tensors, a tokenizer that knows `<unk>` alone).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
-from rl_warmup.models.stored import stored_file
+from rl_warmup.models.weight_files import open_tensors, stored_file
 
 WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")  # endings of classes that write text
 TOKENIZER_FILES = (
@@ -23,15 +23,12 @@ TOKENIZER_FILES = (
     "tekken.json", "vocab.bpe",
 )  # fmt: skip
 SAVE = "Save the model's tokenizer into that folder: tokenizer.save_pretrained({name!r})."
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 SHOWN = 4  # names in an error
 
 
 def check_kind(config: Any, name: str) -> None:
-    """Refuse a network that was not trained to write text.
-
-    Raises:
-        ValueError: naming the class of the checkpoint.
-    """
+    """Raises ValueError for a network that was not trained to write text; names the class of the checkpoint."""
     known = {
         *map(str, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()),
         *map(str, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()),
@@ -48,8 +45,7 @@ def check_kind(config: Any, name: str) -> None:
 def load_weights(auto: Any, name: str, **kwargs: Any) -> Any:
     """`auto.from_pretrained(name)`; the files must hold exactly the tensors of the model, except heads tied to embeddings.
 
-    Raises:
-        ValueError: tensors are missing, surplus, or have another shape; names them.
+    Raises ValueError: tensors are missing, surplus, or have another shape; names them.
     """
     with _quietly():
         model, found = auto.from_pretrained(
@@ -77,11 +73,7 @@ class NoTokenizer(ValueError):
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The tokenizer of a folder or a hub name.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
+    """The tokenizer of a folder or a hub name. Raises ValueError where there is none, or it cannot be read."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -101,11 +93,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def check_tokenizer(tokenizer: Any, name: str, revision: str | None = None) -> None:
-    """Refuse a tokenizer that transformers made without files of a tokenizer.
-
-    Raises:
-        ValueError: names the files that are missing.
-    """
+    """Raises NoTokenizer for a tokenizer that transformers made without files of a tokenizer; names the missing ones."""
     names = {file for file in (getattr(tokenizer, "vocab_files_names", None) or {}).values() if isinstance(file, str)}
     if not names:
         return  # bytes need no files
@@ -117,14 +105,7 @@ def check_tokenizer(tokenizer: Any, name: str, revision: str | None = None) -> N
 
 
 def check_vocabulary(tokenizer: Any, rows: int) -> None:
-    """Refuse a tokenizer with ids beyond the embedding.
-
-    Args:
-        rows: of the embedding.
-
-    Raises:
-        ValueError: naming the first such token.
-    """
+    """Raises ValueError for a tokenizer with ids beyond the `rows` of the embedding; names the first such token."""
     vocabulary = tokenizer.get_vocab()
     beyond = [(index, token) for token, index in vocabulary.items() if index >= rows]
     if beyond:
@@ -137,14 +118,12 @@ def check_vocabulary(tokenizer: Any, rows: int) -> None:
 
 
 def check_adapter(folder: str | Path, model: Any) -> None:
-    """Refuse an adapter folder with missing or surplus tensors.
-
-    Raises:
-        ValueError: names them.
-    """
+    """Raises ValueError for an adapter folder with missing or surplus tensors; names them."""
     from peft import get_peft_model_state_dict
 
-    stored = set(_stored_names(Path(folder)))
+    path = next(file for file in ADAPTER_WEIGHTS if file.endswith(".bin") or Path(folder, file).is_file())
+    with open_tensors(str(Path(folder, path))) as tensors:
+        stored = set(tensors)
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing, surplus = sorted(wanted - stored), sorted(key for key in stored - wanted if "lora_" in key)
     if missing or surplus:
@@ -152,17 +131,6 @@ def check_adapter(folder: str | Path, model: Any) -> None:
         raise ValueError(
             f"model_name_or_path: the adapter in {folder} {what}. Give a whole adapter and its own config."
         )
-
-
-def _stored_names(folder: Path) -> Iterable[str]:
-    if (folder / "adapter_model.safetensors").is_file():
-        from safetensors import safe_open
-
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-            return list(file.keys())
-    import torch
-
-    return list(torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True))
 
 
 def _few(names: list[str]) -> str:

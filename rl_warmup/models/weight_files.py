@@ -6,6 +6,7 @@ Knows: safetensors, PyTorch's pickles, and their indices. Must not know: how a m
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,70 +60,54 @@ def stored_rows(name: str, key: str, revision: str | None = None) -> tuple[bool,
     Returns:
         Whether any weight file was found, and (up to 64, ...) rows, or None if the files hold no such tensor.
     """
-    for single in (SAFE, PICKLED):
-        index = stored_file(name, f"{single}.index.json", revision)
-        if index is None:
-            path = stored_file(name, single, revision)
-        else:
-            parts = read_json(index)["weight_map"]
-            stored = _matching(parts, key)
-            if stored is None:
-                return True, None
-            path = stored_file(name, parts[stored], revision)
-        if path is not None:
-            return True, _rows(path, key)
-    return False, None
+    paths = _weight_files(name, revision)
+    for path in paths:
+        with open_tensors(path) as tensors:
+            if (stored := _matching(tensors, key)) is not None:
+                return True, tensors[stored][:ROWS]
+    return bool(paths), None
 
 
 def check_numbers(model: Any, name: str, revision: str | None = None) -> None:
     """Refuse integers stored in place of weights: a quantization with unknown scales. transformers would use them as weights.
 
-    Raises:
-        ValueError: names the first such tensor, and its dtype.
+    Raises ValueError: names the first such tensor, and its dtype.
     """
     if getattr(model.config, "quantization_config", None) is not None:
         return
     weights = {key for key, weight in model.named_parameters(remove_duplicate=False)}
-    for key, kind in _kinds(name, revision):
-        if kind not in FLOATS and (
-            key in weights or _matching(weights, key) or any(_matching([key], w) for w in weights)
-        ):
-            raise ValueError(
-                f"model_name_or_path: {name} stores {key} as {kind}, which is no kind of weight without a quantization_config in "
-                f"its config.json. Give the checkpoint as it was before it was quantized, or its own config."
-            )
+    for path in _weight_files(name, revision):
+        with open_tensors(path) as tensors:
+            for key, tensor in tensors.items():
+                kind = str(tensor.get_dtype() if hasattr(tensor, "get_dtype") else tensor.dtype)
+                if kind not in FLOATS and (_matching(weights, key) or any(_matching([key], w) for w in weights)):
+                    raise ValueError(
+                        f"model_name_or_path: {name} stores {key} as {kind}, which is no kind of weight without a "
+                        f"quantization_config in its config.json. Give the checkpoint as it was before it was quantized, or its "
+                        f"own config."
+                    )
 
 
-def _kinds(name: str, revision: str | None) -> Iterator[tuple[str, str]]:
-    """Name and dtype of every stored tensor."""
+def _weight_files(name: str, revision: str | None) -> list[str]:
+    """The files that hold the weights: safetensors if there are any, else pickles."""
     for single in (SAFE, PICKLED):
-        index, parts = stored_file(name, f"{single}.index.json", revision), [single]
-        if index is not None:
-            parts = sorted(set(read_json(index)["weight_map"].values()))
-        found = [path for part in parts if (path := stored_file(name, part, revision))]
-        for path in found:
-            if path.endswith(".safetensors"):
-                from safetensors import safe_open
-
-                with safe_open(path, framework="pt") as stored:
-                    yield from ((key, stored.get_slice(key).get_dtype()) for key in stored.keys())  # noqa: SIM118
-            else:
-                tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-                yield from ((key, str(tensor.dtype)) for key, tensor in tensors.items())
-        if found:
-            return
+        index = stored_file(name, f"{single}.index.json", revision)
+        parts = [single] if index is None else sorted(set(read_json(index)["weight_map"].values()))
+        if found := [path for part in parts if (path := stored_file(name, part, revision))]:
+            return found
+    return []
 
 
-def _rows(path: str, key: str) -> Tensor | None:
+@contextmanager
+def open_tensors(path: str) -> Iterator[dict[str, Any]]:
+    """The tensors of a weight file by name, read only when they are indexed (of safetensors: slices)."""
     if path.endswith(".safetensors"):
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            stored = _matching(file.keys(), key)
-            return None if stored is None else file.get_slice(stored)[:ROWS]
-    tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    stored = _matching(tensors, key)
-    return None if stored is None else tensors[stored][:ROWS]
+            yield {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+    else:
+        yield torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
 def _matching(stored: Iterable[str], key: str) -> str | None:

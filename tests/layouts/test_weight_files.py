@@ -11,8 +11,8 @@ from torch import nn
 from transformers.integrations import deepspeed
 
 from rl_warmup.models.loading import load_model
-from rl_warmup.models.stored import ROWS, check_head, stored_rows
 from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
+from rl_warmup.models.weight_files import ROWS, check_head, stored_rows
 
 SIZE = TinySize(width=16, layers=1, heads=2, tokenizer="words")
 
