@@ -121,7 +121,7 @@ def run_arm(options: argparse.Namespace) -> list[DeviceRow]:
 
 def _found(schedule: Any, folder: Path) -> list[str]:
     """At which updates the search ended, and how many of the warmups for the test rows are worked out to the letter."""
-    from rl_warmup.runtime.run_folder import read_jsonl
+    from rl_warmup.runtime.documents import read_jsonl
 
     steps = {"switch at": schedule.switched_at, "gave up at": schedule.gave_up_at}
     told = [f"{what} {step or 'none'}" for what, step in steps.items()] if schedule.reading else []

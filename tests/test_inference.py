@@ -13,7 +13,8 @@ from rl_warmup.cli.main import main
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.models.inference_settings import LAYOUT_FILE, read_layout
 from rl_warmup.models.loading import load_model
-from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
+from rl_warmup.runtime.documents import read_jsonl
+from rl_warmup.runtime.run_folder import write_jsonl
 
 WORDS = ["alpha", "beta", "gamma", "delta", "omega", "sigma", "kappa", "theta"]
 SIZE = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}

@@ -14,7 +14,8 @@ import yaml
 
 from rl_warmup.cli.main import main
 from rl_warmup.experiments.demo import run_demo
-from rl_warmup.runtime.run_folder import json_line, read_jsonl, write_json, write_jsonl
+from rl_warmup.runtime.documents import read_jsonl
+from rl_warmup.runtime.run_folder import json_line, write_json, write_jsonl
 
 ROWS = [{"prompt": f"a b c w{i}", "target": f"w{i} c b a"} for i in range(6)]
 VALIDATES = {

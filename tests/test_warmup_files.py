@@ -14,7 +14,8 @@ from rl_warmup.method.training_data import training_rows
 from rl_warmup.method.warmup_files import StoredWarmups, record
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.loading import load_model
-from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
+from rl_warmup.runtime.documents import read_jsonl
+from rl_warmup.runtime.run_folder import write_jsonl
 from rl_warmup.tasks.stream import Stream
 
 SIZE = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -111,11 +112,13 @@ def sample(
     return [read_warmup(row, constraints) for row in written[:, start:].tolist()]
 
 
+@dataclass
 class _Constrained(LogitsProcessor):
     """Applies the sampling constraints at every step."""
 
-    def __init__(self, constraints: SamplingConstraints, start: int, draws: Tensor | None) -> None:
-        self.constraints, self.start, self.draws = constraints, start, draws
+    constraints: SamplingConstraints
+    start: int
+    draws: Tensor | None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.size(1) - self.start
@@ -160,13 +163,8 @@ def constrained_generate(
         # transformers sizes a T5's decoder cache by its number of *encoder* layers; an unsized cache grows as needed
         call["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
     with _neutral_generation_config(base):
-        return base.generate(
-            input_ids=ids.to(base.device),
-            attention_mask=mask.to(base.device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([processor]),
-            **call,
-        )
+        call |= {"generation_config": config, "logits_processor": LogitsProcessorList([processor])}
+        return base.generate(input_ids=ids.to(base.device), attention_mask=mask.to(base.device), **call)
 
 
 def inside(model: Any) -> Any:

@@ -6,6 +6,7 @@ Everything forced or random happens in the logits processor, so `generate` itsel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -56,20 +57,15 @@ def generate_targets(
     return [_read_both(row, constraints, layout.tokens.eos_id, ids, max_target_length) for row, ids in rows]
 
 
+@dataclass
 class _WarmupThenTarget(LogitsProcessor):
     """The constraints (or the given warmup) up to the separator, the plain model after it."""
 
-    def __init__(
-        self,
-        constraints: SamplingConstraints,
-        start: int,
-        forced: Sequence[list[int]] | None,
-        draws: Tensor | None,
-        sample_target: bool,
-    ) -> None:
-        self.constraints, self.start = constraints, start
-        self.forced = None if forced is None else [[*ids, constraints.separator_id] for ids in forced]
-        self.draws, self.sample_target = draws, sample_target
+    constraints: SamplingConstraints
+    start: int
+    forced: Sequence[list[int]] | None
+    draws: Tensor | None
+    sample_target: bool
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         written = input_ids[:, self.start :]
@@ -81,7 +77,7 @@ class _WarmupThenTarget(LogitsProcessor):
     def _in_target(self, written: Tensor) -> Tensor:
         if self.forced is None:
             return (written == self.constraints.separator_id).any(1)
-        ends = torch.tensor([len(ids) for ids in self.forced], device=written.device)
+        ends = torch.tensor([len(ids) + 1 for ids in self.forced], device=written.device)  # with the separator
         return written.size(1) >= ends
 
     def _warmup_scores(self, scores: Tensor, step: int) -> Tensor:

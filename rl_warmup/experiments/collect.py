@@ -14,9 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.runtime.documents import Unreadable, parse_yaml, read_json
+from rl_warmup.runtime.documents import Unreadable, parse_yaml, read_json, read_jsonl
 from rl_warmup.runtime.ownership import fingerprint
-from rl_warmup.runtime.run_folder import read_jsonl
 
 Predictions = dict[str, list[dict[str, Any]]]
 

@@ -49,7 +49,20 @@ def target_likelihood(
     largest = max(counts) if warmup_generator.inference == "policy" else 0
     if any(largest % n for n in counts):
         raise ValueError(f"counts: {list(counts)}: each must divide the largest.")
-    grouped, empty, overlap = _score_all(warmup_generator, rows, largest, batch_size, seed, show_progress)
+
+    def score_batch(start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, n) and (B,) log P(y|x,c) with sampled warmups and without; (B, n) overlap with the target."""
+        places = range(start, min(start + batch_size, len(rows)))
+        batch, scores = score_samples(warmup_generator, [rows[place] for place in places], places, largest, seed)
+        logprob, drawn = scores.target_logprob.cpu(), batch.warmups[: len(places) * largest]
+        targets = [rows[start + i // largest]["target_ids"] for i in range(len(drawn))]
+        shares = [token_overlap(w.ids, target) if w.ids else 0.0 for w, target in zip(drawn, targets, strict=True)]
+        shape = (len(places), largest)
+        return logprob[: len(drawn)].view(shape), logprob[len(drawn) :], torch.tensor(shares).view(shape)
+
+    starts = range(0, len(rows), batch_size)
+    batches = map_over_processes(score_batch, starts, warmup_generator.shared, "Likelihood" if show_progress else "")
+    grouped, empty, overlap = (torch.cat(parts) for parts in zip(*batches, strict=True))
     tokens = sum(len(row["target_ids"]) for row in rows)
     out: dict[str, Any] = {"rows": len(rows), "tokens": tokens, "without_warmup": _summary(empty, tokens)}
     if largest:
@@ -130,28 +143,6 @@ def score_samples(
 
 def _score(warmup_generator: WarmupGenerator, batch: WarmupBatch) -> Scores:
     return score(warmup_generator.model, batch.to(warmup_generator.model.device), warmup_generator.constraints)
-
-
-def _score_all(
-    warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], size: int, batch_size: int, seed: int,
-    show_progress: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(rows, size) and (rows,) log P(y|x,c) with sampled warmups and without; (rows, size) overlap with the target."""
-
-    def score_batch(start: int) -> tuple[Tensor, Tensor, Tensor]:
-        places = range(start, min(start + batch_size, len(rows)))
-        batch, scores = score_samples(warmup_generator, [rows[place] for place in places], places, size, seed)
-        logprob, drawn = scores.target_logprob.cpu(), batch.warmups[: len(places) * size]
-        shares = [
-            token_overlap(w.ids, rows[start + i // size]["target_ids"]) if w.ids else 0.0 for i, w in enumerate(drawn)
-        ]
-        shape = (len(places), size)
-        return logprob[: len(drawn)].view(shape), logprob[len(drawn) :], torch.tensor(shares).view(shape)
-
-    starts = range(0, len(rows), batch_size)
-    batches = map_over_processes(score_batch, starts, warmup_generator.shared, "Likelihood" if show_progress else "")
-    groups, empties, overlaps = zip(*batches, strict=True)
-    return torch.cat(groups), torch.cat(empties), torch.cat(overlaps)
 
 
 def _summary(values: Tensor, tokens: int) -> dict[str, float | None]:

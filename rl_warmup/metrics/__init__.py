@@ -17,8 +17,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from rl_warmup.metrics.registry import METRICS, Metric, Rows
-from rl_warmup.metrics.segments import Segments
+from rl_warmup.metrics.registry import METRICS, Metric, Rows, Segments
 from rl_warmup.plugins import ProcessExit, build_plugin, contained, find_plugin
 
 __all__ = ["METRICS", "Metric", "Segments", "Spec", "compute", "row_statistics", "scores_of", "signatures"]

@@ -11,8 +11,7 @@ from functools import wraps
 from string import ascii_uppercase
 from typing import Any
 
-from rl_warmup.metrics.registry import METRICS, Metric, Rows, values_of
-from rl_warmup.metrics.segments import Segments, mean_segments
+from rl_warmup.metrics.registry import METRICS, Metric, Rows, Segments, mean_segments, values_of
 
 PREAMBLE = re.compile(r"^(the )?(correct |right )?answer( is)?:? ")
 LETTER = re.compile(r"\(?([a-z])([).:].*)?")

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from rl_warmup.metrics.registry import METRICS, Metric, Rows, values_of
-from rl_warmup.metrics.segments import Segments, mean_segments
+from rl_warmup.metrics.registry import METRICS, Metric, Rows, Segments, mean_segments, values_of
 from rl_warmup.runtime import compat
 
 INSTALL = "pip install 'rl_warmup[metrics]'"

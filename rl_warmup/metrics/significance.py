@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.metrics import METRICS, Segments, Spec, row_statistics
-from rl_warmup.metrics.segments import mean_segments
+from rl_warmup.metrics.registry import mean_segments
 from rl_warmup.runtime.documents import read_json, read_jsonl
 
 LEVEL = 0.95

@@ -11,11 +11,15 @@ from typing import Any
 from rl_warmup.plugins import OWN, build_plugin, find_plugin, nearest, short_name
 from rl_warmup.rewards.arguments import CHEAP, ON_REQUEST
 from rl_warmup.rewards.classifier import Classifier
-from rl_warmup.rewards.reasoning_gym import ReasoningGymScore, SampledReasoningGymScore
+from rl_warmup.rewards.prediction_metrics import (
+    PredictionMetric,
+    ReasoningGymScore,
+    SampledPredictionMetric,
+    SampledReasoningGymScore,
+)
 from rl_warmup.rewards.reward import TIMEOUT, Reward
 from rl_warmup.rewards.shaping import FormatRegex, LengthPenalty, Repetition, prompt_overlap, target_overlap
 from rl_warmup.rewards.target_logprob import TargetLogProb, gain, target_logprob_per_token
-from rl_warmup.rewards.text_metrics import PredictionMetric, SampledPredictionMetric
 
 BUILT_IN: dict[str, Callable[..., Any]] = {
     "target_logprob": TargetLogProb,

@@ -147,20 +147,16 @@ def require(checkpoint: Path) -> dict[str, Any]:
     return inside
 
 
-def _complete(run: Path) -> dict[Path, dict[str, Any]]:
-    """The complete checkpoints of a run with their `contents`, oldest first."""
+def whole_checkpoints(run: Path, resumable: bool = True) -> list[Path]:
+    """The complete checkpoints of a run, oldest first; if not `resumable`, also those that hold the model alone."""
     found = [path for path in run.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return {path: inside for path in sorted(found, key=step_of) if (inside := contents(path))}
-
-
-def whole_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run that can be resumed, oldest first."""
-    return [path for path, inside in _complete(run).items() if inside["resumable"]]
+    known = {path: contents(path) for path in sorted(found, key=step_of)}
+    return [path for path, inside in known.items() if inside and (inside["resumable"] or not resumable)]
 
 
 def newest(run: Path) -> Path | None:
     """The complete checkpoint with the most updates, or None."""
-    return max(whole_checkpoints(run), key=step_of, default=None)
+    return next(reversed(whole_checkpoints(run)), None)
 
 
 def beside(checkpoint: Path, step: int) -> Path | None:
@@ -178,7 +174,7 @@ def rotate(run: Path, limit: int | None, best: str | None) -> None:
     """Remove the oldest complete checkpoints until `limit` are left; never the newest, nor the `best`."""
     if not limit or limit < 1:
         return
-    whole = list(_complete(run))
+    whole = whole_checkpoints(run, resumable=False)
     spare = [path for path in whole[:-1] if best is None or path.resolve() != Path(best).resolve()]
     for path in spare[: max(0, len(whole) - limit)]:
         discard(path)
@@ -282,13 +278,6 @@ def _other_rows(before: dict[str, Any], now: dict[str, Any]) -> str:
     return f"training {where}{more} have other contents"
 
 
-def is_disk_fault(run: Path, error: BaseException) -> bool:
-    """Whether the disk is the cause: full, gone, or read-only."""
-    if not run.is_dir() and any(word in str(error) for word in GONE_WORDS):
-        return True
-    return (isinstance(error, OSError) and error.errno in DISK_ERRORS) or any(word in str(error) for word in DISK_WORDS)
-
-
 @contextmanager
 def disk_faults(run: Path) -> Iterator[None]:
     """Raise an error of the disk as a DiskFault that names the last good checkpoint."""
@@ -297,7 +286,8 @@ def disk_faults(run: Path) -> Iterator[None]:
     except DiskFault:
         raise
     except Exception as error:  # SafetensorError is an Exception and nothing more
-        if not is_disk_fault(run, error):
+        words = DISK_WORDS if run.is_dir() else (*DISK_WORDS, *GONE_WORDS)
+        if getattr(error, "errno", None) not in DISK_ERRORS and not any(word in str(error) for word in words):
             raise
         raise DiskFault(_disk_sentence(run, error)) from error
 
@@ -306,10 +296,8 @@ def _disk_sentence(run: Path, error: Exception) -> str:
     what = str(error).strip().splitlines()[0]
     if not run.is_dir():
         return f"The run's folder {run} vanished during training, with its checkpoints ({what})."
-    last = newest(run)
-    free = shutil.disk_usage(run).free / 2**20
-    remedy = "There is no checkpoint yet: make room and start again."
-    if last:
+    free, remedy = shutil.disk_usage(run).free / 2**20, "There is no checkpoint yet: make room and start again."
+    if last := newest(run):
         remedy = f"{last} is the last good checkpoint: make room, then resume with `--resume_from_checkpoint auto`."
     return f"The run's files cannot be written to {run} ({what}; {free:,.0f} MiB are free there). {remedy}"
 

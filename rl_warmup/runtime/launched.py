@@ -26,11 +26,6 @@ SHARDED_STAGE = 3  # the ZeRO stage that shards the parameters
 LAUNCHED_DEEPSPEED = "ACCELERATE_CONFIG_DS_FIELDS"
 
 
-def asked_processes() -> int:
-    """The number of processes that the launcher started, by WORLD_SIZE."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
 def asks_deepspeed(args: Any) -> bool:
     """Whether the settings or the launcher request DeepSpeed."""
     return bool(args.deepspeed) or _is_on("ACCELERATE_USE_DEEPSPEED")
@@ -75,7 +70,12 @@ def refuse_quantized(args: Any, quantized: bool) -> None:
 def refuse_launch(args: Any, model: Any) -> None:
     """Check the launch before the model is wrapped. Raises ValueError: with one sentence per fault."""
     refuse_quantized(args, getattr(model, "is_quantized", False))
-    faults = [*_process_faults(args), *_fsdp_faults(args, model)]
+    faults = _process_faults(args)
+    if asks_fsdp(args) and model.config.is_encoder_decoder:
+        faults.append(
+            f"FSDP cannot train {model.config.model_type}: encoder and decoder share their embeddings, and accelerate's "
+            f"FSDP2 stops at parameters that belong to two groups. Use ZeRO (deepspeed_configs/zero2.yaml or zero3.yaml)."
+        )
     json, by_launcher = args.deepspeed, os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if json and LAUNCHED_DEEPSPEED in os.environ:
         faults.append(
@@ -175,26 +175,20 @@ def whole_weights(engine: nn.Module) -> Iterator[None]:
         with compat.whole_fsdp2(engine):
             yield
     elif stage is not None and stage() == SHARDED_STAGE:
-        with _whole_zero3(engine):
+        import deepspeed
+
+        # the engine's hooks would release weights after each forward, and `generate` synchronizes processes whenever it finds a
+        # ZeRO-3 configuration
+        whole = deepspeed.zero.GatheredParameters(list(engine.parameters()))
+        with whole, whole_on_every_process(), compat.zero3_hooks_off(engine):
             yield
     else:
         yield
 
 
-@contextmanager
-def _whole_zero3(engine: Any) -> Iterator[None]:
-    """Gather every weight, and remove the engine's hooks, which would release them after each forward."""
-    import deepspeed
-
-    # `generate` synchronizes processes whenever it finds a ZeRO-3 configuration
-    whole = deepspeed.zero.GatheredParameters(list(engine.parameters()))
-    with whole, whole_on_every_process(), compat.zero3_hooks_off(engine):
-        yield
-
-
 def _process_faults(args: Any) -> list[str]:
     """A fault where the processes are not connected."""
-    asked, found = asked_processes(), args.world_size
+    asked, found = int(os.environ.get("WORLD_SIZE") or 1), args.world_size
     rank = int(os.environ.get("RANK") or 0)
     if asked != found or rank != args.process_index:
         return [
@@ -209,15 +203,6 @@ def _process_faults(args: Any) -> list[str]:
             "Several processes were requested of `accelerate launch`, but it started one: --cpu and the distributed types NO "
             "and MULTI_CPU ignore --num_processes. Launch with `rl-warmup train --launch cpu --num_processes N`, or unset "
             "MASTER_PORT if you want one process."
-        ]
-    return []
-
-
-def _fsdp_faults(args: Any, model: Any) -> list[str]:
-    if asks_fsdp(args) and model.config.is_encoder_decoder:
-        return [
-            f"FSDP cannot train {model.config.model_type}: encoder and decoder share their embeddings, and accelerate's "
-            f"FSDP2 stops at parameters that belong to two groups. Use ZeRO (deepspeed_configs/zero2.yaml or zero3.yaml)."
         ]
     return []
 

@@ -87,14 +87,7 @@ def file_lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[in
 
 @contextmanager
 def writing(folder: Path, what: str) -> Iterator[None]:
-    """Lock the folder for writing.
-
-    Args:
-        what: begins the message.
-
-    Raises:
-        ValueError: another process writes to it or reads it.
-    """
+    """Lock the folder for writing. Raises ValueError, which begins with `what`, where another process writes to or reads it."""
 
     def refuse() -> None:
         raise ValueError(f"{what}: {_busy(folder)}, or reads it. Give another folder, or wait for it to end.")
@@ -135,7 +128,11 @@ def is_run(folder: Path) -> bool:
 def run_of(folder: Path) -> Path | None:
     """The run in this folder, or a run above it that has begun to train (a recipe.yaml alone does not count)."""
     place = folder.resolve()
-    return place if is_run(place) else next((above for above in place.parents if (above / MARKS[0]).is_file()), None)
+    return place if is_run(place) else _run_above(place)
+
+
+def _run_above(place: Path) -> Path | None:
+    return next((above for above in place.parents if (above / MARKS[0]).is_file()), None)
 
 
 def is_finished(folder: Path) -> bool:
@@ -156,7 +153,7 @@ def run_around(folder: Path) -> Path | None:
 
 def is_free(folder: Path) -> bool:
     """Whether the folder holds only files that may exist before a run."""
-    return all(_fits(path.relative_to(folder), BEFORE) for path in _files(folder))
+    return not _others(folder, BEFORE)
 
 
 def refuse_folder(
@@ -176,20 +173,17 @@ def refuse_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir: {folder} is a file. Give a folder that is empty or not there yet.")
     for name, source in (sources or {}).items():
-        if folder.exists() and source.exists() and _holds(folder, source):
+        above = (source, *source.resolve().parents) if folder.exists() and source.exists() else ()
+        if any(place.samefile(folder) for place in above):
             raise ValueError(
                 f"output_dir: {folder} holds {source}, which the run reads ({name}) and would replace. Give another output_dir."
             )
     place = folder.resolve()
-    inside = next((above for above in place.parents if (above / MARKS[0]).is_file()), None) or run_around(folder)
+    inside = _run_above(place) or run_around(folder)
     if inside and not (place.parent == inside and fnmatch(place.name, TRIAL)):
         raise ValueError(f"output_dir: {folder} lies in the run {inside}. Give a folder outside of it.")
     if not is_run(folder):
-        found = [
-            str(path.relative_to(folder))
-            for path in _files(folder)
-            if not _fits(path.relative_to(folder), BEFORE) and not (was_free and _is_own(path, folder))
-        ]
+        found = [name for name in _others(folder, BEFORE) if not (was_free and _is_own(folder / name, folder))]
         if found:
             raise ValueError(
                 f"output_dir: {folder} holds no run, but other files ({_first(found)}). Give an empty or a new folder."
@@ -205,10 +199,6 @@ def refuse_folder(
             f"output_dir: {folder} holds an earlier run, and files that no run writes ({_first(foreign)}), which might be lost. "
             f"Move them, or give another output_dir."
         )
-
-
-def _holds(folder: Path, path: Path) -> bool:
-    return any(place.samefile(folder) for place in (path, *path.resolve().parents))
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -237,14 +227,7 @@ def clear_results(folder: Path) -> None:
 
 
 def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
-    """Raise unless an evaluation of `run` may be written to the folder.
-
-    Args:
-        others: folders that the evaluation reads.
-
-    Raises:
-        ValueError: it is a run, a folder that is read, or holds what no evaluation writes.
-    """
+    """Raises ValueError unless an evaluation of `run`, which also reads the folders `others`, may be written to the folder."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is a file. Give a folder for the results.")
     read = [place for place in (run, *others) if place.exists() and output.exists() and place.samefile(output)]
@@ -256,7 +239,7 @@ def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
     owner = run_around(output)
     if owner is not None and not (run.exists() and owner.samefile(run)):
         raise ValueError(f"--output: {output} is a part of another run, {owner}. Give another folder.")
-    if foreign := [str(p.relative_to(output)) for p in _files(output) if not _fits(p.relative_to(output), EVALUATED)]:
+    if foreign := _others(output, EVALUATED):
         raise ValueError(f"--output: {output} holds other files than an evaluation's ({_first(foreign)}). Empty it.")
 
 
@@ -315,6 +298,12 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _others(folder: Path, patterns: Iterable[str]) -> list[str]:
+    """Paths in the folder that match none of the patterns."""
+    inside = [path.relative_to(folder) for path in _files(folder)]
+    return [str(path) for path in inside if not _fits(path, patterns)]
+
+
 def _is_own(path: Path, folder: Path) -> bool:
     """Whether a run in the folder wrote this file, or an evaluation, report or drawing of it."""
     inside, name = path.relative_to(folder), path.name
@@ -352,7 +341,10 @@ def fingerprint(folder: Path) -> str | None:
 
     None where the folder holds no weights.
     """
-    digest, base = hashlib.sha256(json.dumps(_adapter(folder), sort_keys=True).encode()), _base(folder)
+    # lists sorted, as peft writes sets in any order
+    adapter = {key: sorted(v, key=str) if isinstance(v, list) else v for key, v in _adapter(folder).items()}
+    adapter.pop("base_model_name_or_path", None)
+    digest, base = hashlib.sha256(json.dumps(adapter, sort_keys=True).encode()), _base(folder)
     for place in (folder, base) if base else (folder,):
         files = sorted({path for name in WEIGHTS for path in place.glob(name)})
         if not files:
@@ -364,17 +356,15 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    """An adapter's settings, without the path of its base; lists sorted, as peft writes sets in any order."""
+    """The adapter_config.json of a folder; empty where there is none."""
     with suppress(OSError, ValueError):
-        found = read_json(folder / "adapter_config.json")
-        ordered = {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in found.items()}
-        return {key: value for key, value in ordered.items() if key != "base_model_name_or_path"}
+        return read_json(folder / "adapter_config.json")
     return {}
 
 
 def _base(folder: Path) -> Path | None:
     """The folder of an adapter's base model, or None."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        base = Path(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
-        return base if base.is_dir() and not base.samefile(folder) else None
+    name = _adapter(folder).get("base_model_name_or_path")
+    with suppress(OSError, ValueError):
+        return Path(name) if isinstance(name, str) and Path(name).is_dir() and not Path(name).samefile(folder) else None
     return None

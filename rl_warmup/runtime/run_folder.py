@@ -11,6 +11,7 @@ import math
 import platform
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
-from rl_warmup.runtime.documents import read_jsonl as read_jsonl  # whoever reads a run finds it here
 from rl_warmup.runtime.documents import whole_records
 
 CLOCK_KEYS = ("runtime", "per_second", "total_flos", "train_loss")  # Trainer's train_loss covers only this session
@@ -65,8 +65,7 @@ class RunFolder(TrainerCallback, ExportableState):
         rest = {k: v for k, v in logs.items() if k not in clock}
         if rest.keys() - {"epoch"}:
             append_jsonl(self.folder / "metrics.jsonl", [{"step": state.global_step, **rest}])
-        spent = {"train_seconds": self.seconds(), "train_tokens": self.train_tokens, "train_flops": self.train_flops}
-        append_jsonl(self.folder / "timing.jsonl", [{"step": state.global_step, **spent, **clock}])
+        append_jsonl(self.folder / "timing.jsonl", [{"step": state.global_step, **self._spent(), **clock}])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.train_seconds, self.started = self.seconds(), 0.0
@@ -82,13 +81,14 @@ class RunFolder(TrainerCallback, ExportableState):
 
     def seconds(self) -> float:
         """Seconds spent on updates so far."""
-        running = clock() - self.started - self.paused if self.started else 0.0
-        return self.train_seconds + running
+        return self.train_seconds + (clock() - self.started - self.paused if self.started else 0.0)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores."""
-        kept = {"train_seconds": self.seconds(), "train_tokens": self.train_tokens, "train_flops": self.train_flops}
-        return {"args": {"folder": str(self.folder)}, "attributes": kept}
+        return {"args": {"folder": str(self.folder)}, "attributes": self._spent()}
+
+    def _spent(self) -> dict[str, float]:
+        return {"train_seconds": self.seconds(), "train_tokens": self.train_tokens, "train_flops": self.train_flops}
 
 
 class ProgressBar(ProgressCallback):
@@ -158,12 +158,10 @@ def environment(processes: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a result depends on besides its recipe: versions, processes, threads, processor."""
     import torch
 
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),

@@ -10,7 +10,7 @@ import yaml
 
 from rl_warmup.cli.main import main
 from rl_warmup.inference.generation import CONTROLS
-from rl_warmup.runtime.run_folder import read_jsonl
+from rl_warmup.runtime.documents import read_jsonl
 
 TINY = {
     "model_name_or_path": "scratch-t5",

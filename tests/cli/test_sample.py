@@ -11,8 +11,9 @@ import yaml
 from rl_warmup.cli.main import main
 from rl_warmup.method import drawing
 from rl_warmup.models.loading import load_model
+from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.ownership import file_lock
-from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
+from rl_warmup.runtime.run_folder import write_jsonl
 
 LEDGER = "{length: 8, modulus: 5, train_size: 20, validation_size: 3, test_size: 3}"
 START = [

@@ -8,8 +8,9 @@ import pytest
 
 from rl_warmup.cli.main import main
 from rl_warmup.inference.scorecard import correlation, read_warmups, within
+from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.ownership import foreign_files
-from rl_warmup.runtime.run_folder import read_jsonl, write_jsonl
+from rl_warmup.runtime.run_folder import write_jsonl
 
 ROWS = [
     {"prompt": "a+1 b+2", "target": "b=0 a=1", "warmup": "a=1 b=0", "colour": "red"},

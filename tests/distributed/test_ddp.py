@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.runtime.run_folder import read_jsonl
+from rl_warmup.runtime.documents import read_jsonl
 
 pytestmark = pytest.mark.distributed
 

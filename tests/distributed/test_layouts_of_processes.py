@@ -19,7 +19,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rl_warmup.cli.launch import configurations, launch_command
-from rl_warmup.runtime.run_folder import read_jsonl
+from rl_warmup.runtime.documents import read_jsonl
 
 from .conftest import read_ranks, run_to_end, some_rows
 

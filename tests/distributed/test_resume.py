@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from rl_warmup.runtime import checkpoints
+from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.interruptions import EXIT_SIGNALLED
-from rl_warmup.runtime.run_folder import read_jsonl
 
 from .resume_worker import READING, UPDATES, logits, make_trainer
 

@@ -18,8 +18,8 @@ import pytest
 from safetensors.torch import load_file
 
 from rl_warmup.cli.main import main
+from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.ownership import LOCK
-from rl_warmup.runtime.run_folder import read_jsonl
 
 pytestmark = pytest.mark.distributed
 ROWS = [{"id": f"row-{i}", "prompt": f"a+{i % 3} b+{i % 2}", "target": f"b={i % 2} a={i % 3}"} for i in range(10)]

@@ -20,7 +20,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rl_warmup.cli.main import main
-from rl_warmup.runtime.run_folder import read_jsonl
+from rl_warmup.runtime.documents import read_jsonl
 
 from .conftest import ledger_rows, tiny_model
 

@@ -14,7 +14,7 @@ from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.method.proposals import COLUMNS, OTHER_REFERENCE, REFERENCE
 from rl_warmup.method.reference import FILE
 from rl_warmup.models.loading import load_model
-from rl_warmup.runtime.run_folder import read_jsonl
+from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.tasks.stream import Stream
 
 from .conftest import ledger_rows

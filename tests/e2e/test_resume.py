@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 
 from rl_warmup.cli.main import main
 from rl_warmup.runtime import checkpoints
+from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.interruptions import EXIT_SIGNALLED
-from rl_warmup.runtime.run_folder import read_jsonl
 
 from .conftest import ledger_rows
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from rl_warmup.cli.main import main
 from rl_warmup.experiments.collect import find_runs
 from rl_warmup.runtime import ownership
+from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.ownership import fingerprint, foreign_files
-from rl_warmup.runtime.run_folder import read_jsonl
 
 from .conftest import SIZE, ledger_rows
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainingArguments
 
 from rl_warmup import WarmupTrainer
-from rl_warmup.runtime.run_folder import read_jsonl
+from rl_warmup.runtime.documents import read_jsonl
 
 from .conftest import ledger_rows, tiny_model
 

@@ -7,7 +7,7 @@ import torch
 
 from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.method.reference import FILE
-from rl_warmup.runtime.run_folder import read_jsonl
+from rl_warmup.runtime.documents import read_jsonl
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from rl_warmup import WarmupConfig, WarmupGenerator, WarmupTrainer
 from rl_warmup.method.objectives import RULES
-from rl_warmup.runtime.run_folder import read_jsonl
+from rl_warmup.runtime.documents import read_jsonl
 
 from .conftest import ledger_rows, tiny_model
 

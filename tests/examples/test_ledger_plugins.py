@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rl_warmup.cli.main import main
-from rl_warmup.runtime.run_folder import read_jsonl
+from rl_warmup.runtime.documents import read_jsonl
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ledger-plugins"
 

@@ -9,7 +9,7 @@ import torch
 
 from rl_warmup.engine import generate_targets
 from rl_warmup.method.rollout import add_predictions, prediction_limit
-from rl_warmup.rewards.text_metrics import PredictionMetric
+from rl_warmup.rewards.prediction_metrics import PredictionMetric
 
 
 def written(world, *names):

@@ -27,10 +27,9 @@ from tqdm.auto import tqdm
 from rl_warmup.experiments.sweeps.answer import Answer, write_answer
 from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, read_sweep, suggest
 from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
-from rl_warmup.runtime.documents import read_json
+from rl_warmup.runtime.documents import read_json, read_jsonl
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import RESULT, file_lock, run_of
-from rl_warmup.runtime.run_folder import read_jsonl
 
 POLL = 0.1  # seconds between two looks at a run's process
 PATIENT = 30.0  # seconds a run's process is given to end when asked to
