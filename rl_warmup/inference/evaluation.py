@@ -69,8 +69,9 @@ class Evaluation:
             likelihood = {"likelihood": measured}
         if warmup_generator.shared and not is_main():
             return {}
-        out = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows), "signatures": signatures(task.metrics)}
-        out |= {"metric_specs": list(task.metrics), "inference": warmup_generator.inference}
+        out: dict[str, Any] = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows)}
+        out |= {"signatures": signatures(task.metrics), "metric_specs": list(task.metrics)}
+        out["inference"] = warmup_generator.inference
         if encoder.counts:
             out["truncation"] = dict(encoder.counts)
         if unwritable:

@@ -29,18 +29,13 @@ WRITTEN = ("warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_id
 
 @dataclass
 class WarmupGenerator:
-    """A model ready to write warmups and targets.
-
-    Args:
-        settings: templates, limits and sampling constraints of the model.
-        shared: whether the processes share the rows; all of them have to call.
-    """
+    """A model ready to write warmups and targets."""
 
     model: Any
     tokenizer: Any
     layout: Layout
-    settings: Inference
-    shared: bool = False
+    settings: Inference  # templates, limits and sampling constraints of the model
+    shared: bool = False  # whether the processes share the rows; all of them have to call
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> WarmupGenerator:

@@ -106,9 +106,8 @@ def rerank(
     only after its own warmup does not win. Ties go to the first.
     """
     enable_scoring(warmup_generator.model)
-    candidates = [
-        warmup_generator.predict(rows, batch_size, sample_warmup=True, seed=seed + k) for k in range(num_warmups)
-    ]
+    seeds = range(seed, seed + num_warmups)
+    candidates = [warmup_generator.predict(rows, batch_size, sample_warmup=True, seed=one) for one in seeds]
 
     def best(place: int) -> dict[str, Any]:
         own = [drawn[place] for drawn in candidates]

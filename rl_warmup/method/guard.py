@@ -107,35 +107,26 @@ RULES = (
 )
 
 
+@dataclass(eq=False)
 class Guard(TrainerCallback, ExportableState):
     """Watches the log while the policy writes its own warmups.
 
     Args:
         mode: `warn` only warns; `act` also raises the temperature or the minimum length if that is the remedy; `stop` saves a
             checkpoint and ends the run at the first warning.
-        group_size: warmups per prompt.
-        min_length: of warmups, in tokens.
-        temperature: of the sampling constraints.
-        max_length: of warmups, in tokens.
-        apply: called with `temperature` and `min_length` whenever the guard changes them.
-        record: called with {step, rule, sees, means, change, done} for every warning.
     """
 
-    def __init__(
-        self,
-        mode: str,
-        group_size: int,
-        min_length: int,
-        temperature: float,
-        max_length: int,
-        apply: Callable[..., None],
-        record: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self.mode, self.group_size, self.max_length = mode, group_size, max_length
-        self.min_length, self.temperature = min_length, temperature
-        self.apply, self.record = apply, record
+    mode: str
+    group_size: int  # warmups per prompt
+    min_length: int  # of warmups, in tokens
+    temperature: float  # of the sampling constraints
+    max_length: int  # of warmups, in tokens
+    apply: Callable[..., None]  # called with `temperature` and `min_length` whenever the guard changes them
+    record: Callable[[dict[str, Any]], None]  # called with {step, rule, sees, means, change, done} for every warning
+
+    def __post_init__(self) -> None:
         self.streaks: dict[str, int] = {}
-        self.initial = {"min_length": min_length, "temperature": temperature, "streaks": {}}
+        self.initial = {"min_length": self.min_length, "temperature": self.temperature, "streaks": {}}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Logs | None = None, **kwargs: Any) -> None:
         if not logs or "completions/median_length" not in logs or logs.get("phase") in ("cold start", "reading"):

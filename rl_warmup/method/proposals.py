@@ -19,10 +19,8 @@ from rl_warmup.plugins import build_plugin, contained, find_plugin
 Word = tuple[int, ...]
 DRAFT = "draft"
 REFERENCE, STORED = DRAWN = ("reference", "stored")
-COLUMNS = {
-    REFERENCE: "reference warmups",
-    STORED: "stored warmups",
-}  # of encoded rows; data may have a column `reference`
+# of encoded rows; data may have a column `reference`
+COLUMNS = {REFERENCE: "reference warmups", STORED: "stored warmups"}
 OTHER_REFERENCE = "reference warmups of another prompt"  # a column too
 
 

@@ -81,12 +81,12 @@ def _read(path: Path, header: dict[str, Any]) -> Groups:
     records = whole_records(path)
     if not records or records[0] != header:
         return {}
-    groups = {}
-    for record in records[1:]:
-        groups[record["row"]] = [
+    return {
+        record["row"]: [
             Warmup(ids, "length" if i in record["cut"] else "separator") for i, ids in enumerate(record["ids"])
         ]
-    return groups
+        for record in records[1:]
+    }
 
 
 class StartingPolicy:
@@ -137,10 +137,8 @@ def _has_new_adapter(model: Any) -> bool:
     """Whether the model has an adapter that does not change its outputs yet."""
     if not hasattr(model, "disable_adapter"):
         return False
-    ids = (
-        torch.tensor([[3, 5, 4, 6]], device=next(model.parameters()).device)
-        % model.get_input_embeddings().num_embeddings
-    )
+    ids = torch.tensor([[3, 5, 4, 6]], device=next(model.parameters()).device)
+    ids = ids % model.get_input_embeddings().num_embeddings
     given = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
     was_training = model.training
     model.eval()

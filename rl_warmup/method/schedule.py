@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
@@ -74,6 +75,7 @@ class ReadingMeasurement(NamedTuple):
         return cls(*map(sum, zip(*measurements, strict=True)))
 
 
+@dataclass(eq=False)
 class Schedule(TrainerCallback, ExportableState):
     """Decides when the policy's own warmups take over, and steers τ towards a target effective sample size.
 
@@ -88,39 +90,23 @@ class Schedule(TrainerCallback, ExportableState):
     of nearly all samples does not make any of them better than the group's mean. If they do not help then, or `TRIAL` updates
     after the switch, and do not improve either, the run becomes plain fine-tuning.
 
-    Args:
-        has_proposals: False starts with the policy's own warmups.
-        readiness: nats per token (negative).
-        proposal_only: never switch.
-        reading: the group holds samples of the starting model.
-        threshold: of `read`, between 0 and 1; with 0 the schedule neither waits for reading nor gives up.
-        updates: the switch may come after the first, and comes after the second or never.
-        tau: the starting τ; it is constant if `target_ess` is None.
-        target_ess: between 1 and the group size.
-        reduce: sums a list of floats over all processes.
-        gave_up: called when the run gives up on warmups, and when it resumes from a checkpoint after that.
-        warn: called when the run gives up, with {step, rule, sees, means, change, done}.
     """
 
-    def __init__(
-        self,
-        has_proposals: bool = False,
-        readiness: float = -0.1,
-        proposal_only: bool = False,
-        tau: float = 1.0,
-        target_ess: float | None = None,
-        reduce: Callable[[list[float]], list[float]] = lambda values: values,
-        reading: bool = False,
-        threshold: float = 0.05,
-        updates: tuple[int, int] = (100, 600),
-        gave_up: Callable[[], None] = lambda: None,
-        warn: Callable[[dict[str, Any]], None] = lambda warning: None,
-    ) -> None:
-        self.has_proposals, self.readiness, self.proposal_only = has_proposals, readiness, proposal_only
-        self.reading, self.threshold, self.updates = reading, threshold, updates
-        self.gave_up, self.warn = gave_up, warn
-        self.target_ess, self.reduce = target_ess, reduce
-        self.tau = tau
+    has_proposals: bool = False  # False starts with the policy's own warmups
+    readiness: float = -0.1  # nats per token (negative)
+    proposal_only: bool = False  # never switch
+    tau: float = 1.0  # the starting τ; it is constant if `target_ess` is None
+    target_ess: float | None = None  # between 1 and the group size
+    reduce: Callable[[list[float]], list[float]] = lambda values: values  # sums a list of floats over all processes
+    reading: bool = False  # the group holds samples of the starting model
+    threshold: float = 0.05  # of `read`, 0 to 1; with 0 the schedule neither waits for reading nor gives up
+    updates: tuple[int, int] = (100, 600)  # the switch may come after the first, and comes after the second or never
+    gave_up: Callable[[], None] = lambda: None  # called when the run gives up on warmups, and on a resume after that
+    warn: Callable[[dict[str, Any]], None] = lambda warning: (
+        None
+    )  # called then, with {step, rule, sees, means, change, done}
+
+    def __post_init__(self) -> None:
         self.proposal_logp: float | None = None  # smoothed log P(c|x) per token of the proposals
         self.measurements: list[Any] = []  # of the last two windows
         self.switched_at: int | None = None

@@ -170,9 +170,8 @@ class EncodedStream(IterableDataset):
         self.encoder, self.source, self.proposals = encoder, source, args.proposals
         self.rows_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.length = args.max_steps * self.rows_per_update
-        self.reference: list[
-            tuple[Any, Any]
-        ] = []  # for the first rows: the starting model's warmups, and those of another row
+        # for the first rows: the starting model's warmups, and those of another row
+        self.reference: list[tuple[Any, Any]] = []
         self.rows_to_skip = 0  # first rows, on which a resumed run has trained already
 
     def __len__(self) -> int:

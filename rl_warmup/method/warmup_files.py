@@ -118,17 +118,13 @@ class StoredWarmups:
 
     If a row has more, the first ones count; if it has fewer, they repeat. Ids that a warmup may not hold (unknown words, special
     tokens) are removed and the rest is cut at the limit, as in every proposal.
-
-    Args:
-        forbidden: ids that no warmup may hold, including the separator.
-        max_length: tokens of a warmup.
     """
 
     path: Path
     tokenizer: Any
-    forbidden: set[int]
+    forbidden: set[int]  # ids that no warmup may hold, including the separator
     num_warmups: int
-    max_length: int
+    max_length: int  # tokens of a warmup
     counts: Counter[str] = field(default_factory=Counter)  # of tokens and warmups, for `losses`
 
     @classmethod

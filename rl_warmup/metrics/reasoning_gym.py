@@ -40,9 +40,8 @@ def row_scores(
         ValueError: rows that are not the task's, or a generator that does not take its own answers.
     """
     scores = []
-    for number, (prediction, target, row) in enumerate(
-        zip(predictions, targets, rows or [{}] * len(targets), strict=True)
-    ):
+    texts = zip(predictions, targets, rows or [{}] * len(targets), strict=True)
+    for number, (prediction, target, row) in enumerate(texts):
         if missing := [column for column in COLUMNS if not isinstance(row.get(column), str)]:
             raise ValueError(
                 f"reasoning_gym_score: row {number} has no text in the column {missing[0]!r}; it scores rows of "

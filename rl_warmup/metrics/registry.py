@@ -34,17 +34,13 @@ def mean_segments(values: Iterable[float]) -> Segments:
 
 
 class Metric(NamedTuple):
-    """What a name stands for. Functions take (predictions, targets, rows) and the spec's kwargs.
+    """What a name stands for. Functions take (predictions, targets, rows) and the spec's kwargs."""
 
-    function: gives {key: number}; keys: which of its keys this name stands for (None: all); signature: describes the
-    settings; segments: gives {key: Segments}, for resampling; label: the key where it depends on kwargs.
-    """
-
-    function: Callable[..., dict[str, float]]
-    keys: tuple[str, ...] | None = None
-    signature: Callable[..., str] | None = None
-    segments: Callable[..., dict[str, Segments]] | None = None
-    label: Callable[..., str] | None = None
+    function: Callable[..., dict[str, float]]  # gives {key: number}
+    keys: tuple[str, ...] | None = None  # which of the function's keys this name stands for (None: all)
+    signature: Callable[..., str] | None = None  # describes the settings
+    segments: Callable[..., dict[str, Segments]] | None = None  # gives {key: Segments}, for resampling
+    label: Callable[..., str] | None = None  # the key where it depends on kwargs
     higher_is_better: bool = True
 
 

@@ -29,25 +29,18 @@ Predictions = Sequence[Mapping[str, Any]] | Sequence[float]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of two lists of predictions for the same rows.
-
-    Attributes:
-        difference: other - one, in the metric's unit.
-        interval: 95 % percentile interval of the difference (bootstrap; None for randomization, which has none).
-        p_value: two-sided, of the hypothesis that both are equally good; at least 1 / (samples + 1).
-        p_holm: p_value adjusted for `family` comparisons made together, where they were.
-    """
+    """One metric of two lists of predictions for the same rows."""
 
     metric: str
     one: float
     other: float
-    difference: float
-    interval: tuple[float, float] | None
-    p_value: float
+    difference: float  # other - one, in the metric's unit
+    interval: tuple[float, float] | None  # 95 % percentile interval of the difference; None for randomization
+    p_value: float  # two-sided, of the hypothesis that both are equally good; at least 1 / (samples + 1)
     method: str
     samples: int
     rows: int
-    p_holm: float | None = None
+    p_holm: float | None = None  # p_value adjusted for `family` comparisons made together, where they were
     family: int | None = None
 
 

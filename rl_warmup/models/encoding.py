@@ -10,7 +10,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate, islice
 from typing import Any
 
@@ -43,13 +42,13 @@ class Writable:
 
     def say(self, name: str) -> str | None:
         """Sentences about prompts that a model cannot read and targets that it cannot write; None if there are none."""
-        unread = f"{name}: the tokenizer knows nothing of some prompts, such as {self.unread}." if self.unread else None
-        if not self.changed:
-            return unread
-        return (f"{unread} " if unread else "") + (
-            f"{name}: {self.changed} of {self.rows} targets ({self.changed / self.rows:.1%}) cannot be written by the tokenizer "
-            f"and a perfect model would match {1 - self.changed / self.rows:.1%} of them: {self.example}."
-        )
+        said = [f"{name}: the tokenizer knows nothing of some prompts, such as {self.unread}."] if self.unread else []
+        if self.changed:
+            said.append(
+                f"{name}: {self.changed} of {self.rows} targets ({self.changed / self.rows:.1%}) cannot be written by the "
+                f"tokenizer and a perfect model would match {1 - self.changed / self.rows:.1%} of them: {self.example}."
+            )
+        return " ".join(said) or None
 
 
 @dataclass
@@ -173,22 +172,14 @@ class RowEncoder:
         unknown = self.tokenizer.unk_token_id
         return unknown is not None and unknown in ids and all(i == unknown or i in self._special for i in ids)
 
-    @cached_property
-    def _special(self) -> set[int]:
-        return set(self.tokenizer.all_special_ids)
-
-    @cached_property
-    def _end(self) -> int:
-        return self.tokenizer.eos_token_id  # cached, as the tokenizer is slow here
-
-    @cached_property
-    def _begin(self) -> int | None:
-        return self.tokenizer.bos_token_id
-
-    @cached_property
-    def _reserved(self) -> set[int]:
-        """Tokens of the layout, which a target may not hold."""
-        return {self.separator_id, self._end, self.tokenizer.pad_token_id}
+    def __post_init__(self) -> None:
+        tokenizer = self.tokenizer  # slow in all that is asked here
+        self._special, self._begin, self._end = (
+            set(tokenizer.all_special_ids),
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+        )
+        self._reserved = {self.separator_id, self._end, tokenizer.pad_token_id}  # which a target may not hold
 
     def encode_prompts(self, prompts: list[str]) -> list[dict[str, Any]]:
         """Prompts without targets, for inference."""
@@ -279,10 +270,9 @@ class RowEncoder:
         if policy == "drop":
             return None
         if policy == "left":
-            begins = ids[0] == self.tokenizer.bos_token_id
-            return ids[: int(begins)] + ids[len(ids) - limit + int(begins) :]
-        ends = ids[-1] == self._end
-        return ids[: limit - 1] + ids[-1:] if ends else ids[:limit]
+            begins = int(ids[0] == self._begin)
+            return ids[:begins] + ids[len(ids) - limit + begins :]
+        return ids[: limit - 1] + ids[-1:] if ids[-1] == self._end else ids[:limit]
 
 
 def _refuse_halves(rows: list[dict[str, Any]], name: str, first: int) -> None:

@@ -34,27 +34,16 @@ LATER: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Inference:
-    """The settings that decide what a trained model reads and may write.
+    """The settings that decide what a trained model reads and may write."""
 
-    Args:
-        constraints: for sampled, greedy and scored warmups. The file calls them `law`.
-        separator: the token that ends a warmup, as the vocabulary spells it.
-        mode: `policy` writes a warmup first, `empty` answers at once (a model trained without warmups).
-        max_prompt_length: tokens; None is no limit.
-        prompt_truncation: for longer prompts: `error`, or the side on which they are cut.
-        max_target_length: tokens that may be written as a target, its end token included.
-        prompt_template: how training made a prompt from a text, written {text}; None if it used several columns.
-        chat: training prompts were conversations, so a text becomes a user message.
-    """
-
-    constraints: SamplingConstraints
-    separator: str
-    mode: str = "policy"
-    max_prompt_length: int | None = None
-    prompt_truncation: str = "error"
-    max_target_length: int = LONGEST
-    prompt_template: str | None = "{text}"
-    chat: bool = False
+    constraints: SamplingConstraints  # for sampled, greedy and scored warmups; the file calls them `law`
+    separator: str  # the token that ends a warmup, as the vocabulary spells it
+    mode: str = "policy"  # which writes a warmup first; `empty` answers at once (a model trained without warmups)
+    max_prompt_length: int | None = None  # tokens; None is no limit
+    prompt_truncation: str = "error"  # for longer prompts: `error`, or the side on which they are cut
+    max_target_length: int = LONGEST  # tokens that may be written as a target, its end token included
+    prompt_template: str | None = "{text}"  # how training made a prompt from a text; None if it used several columns
+    chat: bool = False  # training prompts were conversations, so a text becomes a user message
 
     @classmethod
     def of(cls, options: Any, tokens: LayoutTokens, device: Any = None) -> Inference:
@@ -165,6 +154,5 @@ def _fault(found: dict[str, Any], name: str) -> str | None:
 
 def _are_valid(temperature: float, top_p: float, min_length: int, max_length: int) -> bool:
     whole = isinstance(min_length, int) and isinstance(max_length, int)
-    return (
-        0 < temperature < float("inf") and 0 < top_p <= 1 and whole and 0 <= min_length <= max_length and max_length > 0
-    )
+    lengths = whole and 0 <= min_length <= max_length and max_length > 0
+    return lengths and 0 < temperature < float("inf") and 0 < top_p <= 1

@@ -16,22 +16,15 @@ RELATIVE = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano")
 
 @dataclass(frozen=True)
 class Positions:
-    """The limits of a network.
+    """The limits of a network, in tokens."""
 
-    Args:
-        prompt: positions of the encoder; None without an encoder, or without a limit.
-        sequence: positions of the decoder, which in a decoder-only network includes the prompt. None: no limit.
-        warmup: tokens of the longest warmup.
-        name: of the setting with the limit.
-        written: tokens of the longest target that the model may write. 0 if it writes none, and for RoPE with fixed angles, which
-            works beyond the limit without changing earlier positions.
-    """
-
-    prompt: int | None
-    sequence: int | None
-    warmup: int
-    name: str = TABLE
+    prompt: int | None  # positions of the encoder; None without an encoder, or without a limit
+    sequence: int | None  # of the decoder, which in a decoder-only network reads the prompt too; None: no limit
+    warmup: int  # the longest warmup
+    name: str = TABLE  # of the setting with the limit
     encoder_decoder: bool = False
+    # The longest target that the model may write. 0 if it writes none, and for RoPE with fixed angles, which works beyond the
+    # limit without changing earlier positions.
     written: int = 0
 
     @classmethod

@@ -41,15 +41,12 @@ KEYS = ("name", "weight", "kwargs", "label", "on_failure", "timeout", "messages"
 
 
 def load_reward(spec: Any) -> Reward:
-    """The reward that a recipe's entry describes.
+    """The reward that a recipe's entry describes. Raises ValueError: with what was given, what is allowed, what to do.
 
     Args:
         spec: a name, `{"name": ..., "weight": 1.0, "kwargs": {}, "label": ..., "on_failure": "raise", "timeout": 600.0,
             "messages": False}` (see `Reward`; `label` is the name in the log), a callable, or a `Reward`. `build_plugin`
             makes classes and factories.
-
-    Raises:
-        ValueError: with what was given, what is allowed, what to do.
     """
     if isinstance(spec, Reward):
         return spec

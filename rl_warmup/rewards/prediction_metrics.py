@@ -53,11 +53,7 @@ def _row_score(metric: str, prediction: str, target: str) -> float:
 class ReasoningGymScore:
     """`score_answer` of the likeliest prediction after each warmup, 0 to 1. Costs a generation per warmup.
 
-    Args:
-        allow_eval: also score generators that run the prediction as Python (`metrics.reasoning_gym.BY_EVAL`).
-
-    Raises:
-        ImportError: reasoning-gym is missing.
+    `allow_eval`: also score generators that run the prediction as Python (`metrics.reasoning_gym.BY_EVAL`).
     """
 
     def __init__(self, allow_eval: bool = False) -> None:

@@ -199,9 +199,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def is_on(value: Any) -> bool:
-    """Whether a setting that others need is on."""
-    return bool(value) and str(getattr(value, "value", value)) not in ("no", "none", "['none']")
+def _word(value: Any) -> str:
+    """A setting as text; of an enumeration its value."""
+    return str(getattr(value, "value", value))
 
 
 def setting_faults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
@@ -217,12 +217,12 @@ def setting_faults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> li
             continue
         why, needed = REFUSED.get(name), NEEDS.get(name)
         if why is None and isinstance(value, str):
-            why = REFUSED_VALUES.get((name, str(getattr(value, "value", value))))
+            why = REFUSED_VALUES.get((name, _word(value)))
         if why is not None:
             faults.append(f"{name}: {shown(value)} cannot be used: {why}. Leave it out.")
         elif name not in EFFECTIVE:
             faults.append(f"{name}: is new in transformers or trl, and its effect here is unknown. Leave it out.")
-        elif needed and not is_on(values.get(needed, defaults.get(needed))):
+        elif needed and (_word(values.get(needed, defaults.get(needed)) or "no") in ("no", "none", "['none']")):
             faults.append(f"{name}: has no effect without {needed}. Set {needed}, or leave {name} out.")
     return faults + _faults_of_pairs(values, defaults)
 
@@ -230,14 +230,13 @@ def setting_faults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> li
 def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     """A sentence for every setting that has no effect because of another one."""
     faults, all_values = [], {**defaults, **given}
-    scheduler = all_values.get("lr_scheduler_type")
-    if given.get("warmup_steps") and getattr(scheduler, "value", scheduler) == "constant":
+    scheduler, optimizer = (_word(all_values.get(name)) for name in ("lr_scheduler_type", "optim"))
+    if given.get("warmup_steps") and scheduler == "constant":
         faults.append("warmup_steps: has no effect with lr_scheduler_type constant. Use constant_with_warmup.")
-    if given.get("lr_scheduler_kwargs") and str(getattr(scheduler, "value", scheduler)).startswith("constant"):
+    if given.get("lr_scheduler_kwargs") and scheduler.startswith("constant"):
         faults.append("lr_scheduler_kwargs: has no effect with a constant lr_scheduler_type. Leave it out.")
     if given.get("lora_dropout") and all_values.get("use_peft") and all_values.get("disable_dropout", True):
         faults.append("lora_dropout: has no effect while disable_dropout is on. Set that to false, or leave it out.")
-    optimizer = str(getattr(all_values.get("optim"), "value", all_values.get("optim")))
     for names, optimizers, only in OPTIMIZERS:
         faults += [
             f"{name}: has no effect with optim {optimizer}. Leave it out."

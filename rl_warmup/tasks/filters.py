@@ -17,20 +17,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The rows to leave out.
+    """The rows to leave out. Raises ValueError for a limit that leaves nothing."""
 
-    Args:
-        drop_empty: rows whose prompt or target column is empty, in every split; otherwise such a row is an error.
-        max_chars: training rows with more characters in the prompt column or in the target.
-        target_ratio: (least, greatest): training rows whose ratio of target characters to characters of the prompt column is
-            outside; these are mostly wrong translations.
-
-    Raises:
-        ValueError: for a limit that leaves nothing.
-    """
-
-    drop_empty: bool = False
-    max_chars: int | None = None
+    drop_empty: bool = False  # with an empty prompt or target column, in every split; otherwise such a row is an error
+    max_chars: int | None = None  # training rows with more characters in the prompt column or in the target
+    # (least, greatest): training rows whose ratio of target characters to characters of the prompt column is outside; these are
+    # mostly wrong translations
     target_ratio: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:

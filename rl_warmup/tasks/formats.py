@@ -22,15 +22,10 @@ PARQUET_ROWS = 1024  # decoded at a time
 
 @dataclass(frozen=True)
 class Table:
-    """The format of .csv and .tsv files.
+    """The format of .csv and .tsv files."""
 
-    Args:
-        names: of the columns, if the file has no header line; None takes the first line.
-        quoted: whether a cell may be in quotes, which then hide separators and line ends; None: yes in .csv, no in .tsv.
-    """
-
-    names: Sequence[str] | None = None
-    quoted: bool | None = None
+    names: Sequence[str] | None = None  # of the columns, if the file has no header line; None takes the first line
+    quoted: bool | None = None  # whether quotes hide separators and line ends in cells; None: yes in .csv, no in .tsv
 
     def __post_init__(self) -> None:
         names = self.names

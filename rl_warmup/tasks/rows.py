@@ -21,25 +21,17 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """A checked data set: three lists of rows and their metrics.
-
-    Args:
-        name: in logs and tables.
-        splits: rows under exactly the keys train, validation and test; a split may be empty, not all three. The train split
-            may be a `stream.Stream`, whose rows are checked when they are read.
-        metrics: names for `rl_warmup.metrics.compute`; the first one is the main metric.
-        prompt_template: template of the prompts with the field {text}, for `rl-warmup generate`; None if a prompt has several
-            columns.
+    """A checked data set: three lists of rows, of which not all are empty, and their metrics.
 
     Raises:
         ValueError: at construction, for a missing split, a row without a non-empty string `id`, `prompt` or `target`, or no
             metric.
     """
 
-    name: str
-    splits: dict[str, Any]
-    metrics: tuple[str, ...]
-    prompt_template: str | None = "{text}"
+    name: str  # in logs and tables
+    splits: dict[str, Any]  # by SPLITS; `train` may be a `stream.Stream`, whose rows are checked when they are read
+    metrics: tuple[str, ...]  # names for `rl_warmup.metrics.compute`; the first one is the main metric
+    prompt_template: str | None = "{text}"  # for `rl-warmup generate`; None if a prompt has several columns
 
     def __post_init__(self) -> None:
         if set(self.splits) != set(SPLITS):

@@ -14,20 +14,13 @@ SHUFFLE_BUFFER = 10_000
 class Stream:
     """Training rows that are read on demand. An iteration is one pass: every row once.
 
-    Args:
-        name: in error messages.
-        read: starts reading at the first row.
-        shuffle_buffer: rows in memory. A random one of them comes next, and the next row read replaces it; 1 keeps the order.
-        seed, epoch: of the random choices in a pass.
-
-    Raises:
-        ValueError: at construction, if there is no row, or shuffle_buffer is below 1; and any error of reading the first row.
+    Raises ValueError at construction, if there is no row, or shuffle_buffer is below 1; and any error of reading the first row.
     """
 
-    name: str
-    read: Callable[[], Iterator[Row]]
-    shuffle_buffer: int = SHUFFLE_BUFFER
-    seed: int = 0
+    name: str  # in error messages
+    read: Callable[[], Iterator[Row]]  # starts reading at the first row
+    shuffle_buffer: int = SHUFFLE_BUFFER  # rows in memory: a random one comes next and is replaced; 1 keeps the order
+    seed: int = 0  # with `epoch`, of the random choices in a pass
     epoch: int = 0
 
     def __post_init__(self) -> None:

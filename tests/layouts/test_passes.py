@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from rl_warmup.batch import RowKind, Warmup
 from rl_warmup.engine import enable_scoring, score
-from rl_warmup.engine.fast import buckets, packed, passes, scoring
+from rl_warmup.engine.fast import buckets, packed, passes
 from rl_warmup.models.layouts.splice import splice
 
 # ---------------------------------------------------------------------- the same from every pass
@@ -58,13 +58,13 @@ def passes_used(monkeypatch):
     taken = []
     names = [f"packed_{kind}_states" for kind in ("shared", "concatenated", "decoder")]
     for name in [*names, "padded_concatenated_states", "padded_decoder_states"]:
-        stock = getattr(scoring, name)
+        stock = getattr(passes, name)
 
         def spied(*args, name=name, stock=stock, **kwargs):
             taken.append(name)
             return stock(*args, **kwargs)
 
-        monkeypatch.setattr(scoring, name, spied)
+        monkeypatch.setattr(passes, name, spied)
     return taken
 
 

@@ -175,9 +175,8 @@ class T5Decoding:
 
     def scores_per_prompt(self, width: int) -> int:
         """Attention scores of one layer when `extend` reads `width` tokens after each of a prompt's warmups."""
-        return (
-            self.n * self.cache.keys.size(3) * width * max(self.prompt_bias.size(-1), self.cache.keys.size(1) + width)
-        )
+        longest = max(self.prompt_bias.size(-1), self.cache.keys.size(1) + width)
+        return self.n * self.cache.keys.size(3) * width * longest
 
     def _layers(
         self, tokens: Tensor, self_attend: Callable[..., Tensor], cross_attend: Callable[..., Tensor]
@@ -263,12 +262,9 @@ class LlamaDecoding:
             warmup_scores = ((query @ keys.transpose(3, 4)).unflatten(3, (width, -1)) + bias).flatten(3, 4)
             scores = torch.cat([prompt_scores.unflatten(2, warmup_scores.shape[2:4]), warmup_scores], 4)
             prompt_weights, warmup_weights = scores.softmax(-1).split([prompt_scores.size(3), total], 4)
-            out = (prompt_weights.flatten(2, 3) @ prompt_values).unflatten(
-                2, warmup_scores.shape[2:4]
-            ) + warmup_weights @ values
-            return sequences.unpad(
-                [out.unflatten(3, (width, -1)).permute(0, 2, 3, 1, 4, 5).flatten(0, 1).flatten(2, 3)]
-            )
+            out = (prompt_weights.flatten(2, 3) @ prompt_values).unflatten(2, warmup_scores.shape[2:4])
+            out = (out + warmup_weights @ values).unflatten(3, (width, -1)).permute(0, 2, 3, 1, 4, 5)
+            return sequences.unpad([out.flatten(0, 1).flatten(2, 3)])
 
         before = self.lengths[prompts].repeat_interleave(self.n) + lengths
         return self._layers(inputs, sequences.position + before.index_select(0, sequences.sequence), attend)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -95,37 +96,26 @@ class _Select(torch.autograd.Function):
         return gradient.index_select(0, reverse), None, None
 
 
+@dataclass(eq=False)
 class PackedAttention:
-    """The attention of one forward over packed sequences. `packed_attention` sends a network's attention calls here.
+    """The attention of one forward over packed sequences. `packed_attention` sends a network's attention calls here."""
 
-    Args:
-        sequences: tokens of different sequences do not attend to each other.
-        masks: of every bucket, (sequences or 1, 1, width or 1, width) bool: the tokens of its sequence that a token attends
-            to. None: the tokens before it and itself.
-        prefix: keys and values (P, heads, X, width) of every layer, to which tokens attend besides.
-        prefix_index: (S,) which of the P prefixes belongs to each sequence.
-        prefix_mask: (P, X) bool, real tokens of the prefixes.
-        cross: the cross-attention of the network, which attends to its `prefix` alone.
-    """
+    sequences: PaddedBuckets  # tokens of different sequences do not attend to each other
+    # Of every bucket, (sequences or 1, 1, width or 1, width) bool: the tokens of its sequence that a token attends to. None: the
+    # tokens before it and itself.
+    masks: list[Tensor] | None = None
+    prefix: KeysValues = field(default_factory=list)  # (P, heads, X, width) of every layer, attended to besides
+    prefix_index: InitVar[Tensor | None] = None  # (S,) which of the P prefixes belongs to each sequence
+    prefix_mask: InitVar[Tensor | None] = None  # (P, X) bool, real tokens of the prefixes
+    cross: PackedAttention | None = None  # the cross-attention of the network, which attends to its `prefix` alone
 
-    def __init__(
-        self,
-        sequences: PaddedBuckets,
-        masks: list[Tensor] | None = None,
-        prefix: KeysValues | None = None,
-        prefix_index: Tensor | None = None,
-        prefix_mask: Tensor | None = None,
-        cross: PackedAttention | None = None,
-    ) -> None:
-        self.sequences, self.masks, self.cross, self.prefix = sequences, masks, cross, prefix or []
+    def __post_init__(self, prefix_index: Tensor | None, prefix_mask: Tensor | None) -> None:
         self.computed: KeysValues = []  # keys and values (N, heads, width) of these tokens, layer by layer
         self.biases: list[Any] = []  # added to the attention scores, per bucket
-        if prefix:
-            assert prefix_index is not None
-            assert prefix_mask is not None
-            self.prefix_index = sequences.by_bucket(prefix_index)
-            self.prefix_masks = [prefix_mask[index][:, None, None] for index in self.prefix_index]
-            self.in_order = len(self.prefix_index) == 1 and prefix_index.tolist() == list(range(len(prefix_mask)))
+        if prefix_index is not None and prefix_mask is not None:
+            self.index_by_bucket = self.sequences.by_bucket(prefix_index)
+            self.prefix_masks = [prefix_mask[index][:, None, None] for index in self.index_by_bucket]
+            self.in_order = len(self.index_by_bucket) == 1 and prefix_index.tolist() == list(range(len(prefix_mask)))
 
     def self_attend(
         self, attention: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, is_causal: bool
@@ -165,7 +155,7 @@ class PackedAttention:
         """The prefixes of one layer for the sequences of every bucket."""
         if self.in_order:
             return [(keys, values)]
-        return [(keys.index_select(0, index), values.index_select(0, index)) for index in self.prefix_index]
+        return [(keys.index_select(0, index), values.index_select(0, index)) for index in self.index_by_bucket]
 
     def _attend(self, attention: Attention, query: Tensor, pairs: KeysValues) -> Tensor:
         queries = [part.transpose(1, 2) for part in self.sequences.pad(query)]

@@ -154,9 +154,7 @@ def score_targets_from_cache(
                 torch.tensor(prompts, device=device), torch.tensor(cached, device=device),
                 torch.tensor([token for row in rows for token in row], device=device), sequences,
             )  # fmt: skip
-            first = torch.tensor(
-                [*map(len, unread)], device=device
-            )  # position whose state predicts the target's first token
+            first = torch.tensor([*map(len, unread)], device=device)  # its state predicts the target's first token
             states = states[sequences.position >= first[sequences.sequence]]
             ids = torch.tensor([i for _, target in group for i in target], device=device)
             found = head.score(states, Tokens(ids)).split([len(target) for _, target in group])

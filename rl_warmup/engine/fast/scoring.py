@@ -88,13 +88,8 @@ def score(
     if weights is not None:
         every = weights.policy[:, None] * batch.warmup_mask + weights.target[:, None] * batch.target_mask
         given["token_weights"] = torch.zeros_like(every[: len(chosen)]).index_add(0, repeats, every)
-    out = model(
-        input_ids=batch.prompt_ids,
-        attention_mask=batch.prompt_mask,
-        warmup_scoring=True,
-        constraints=constraints,
-        **given,
-    )
+    given |= {"input_ids": batch.prompt_ids, "attention_mask": batch.prompt_mask, "constraints": constraints}
+    out = model(warmup_scoring=True, **given)
     logps = out["token_logps"].index_select(0, repeats)
     return Scores.of(batch, logps, out.get("objective"))
 

@@ -17,19 +17,12 @@ PEOPLE = WOMEN + MEN
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A question with exactly one right answer.
+    """A question with exactly one right answer."""
 
-    Args:
-        context: the facts, in whole sentences; nothing outside it is needed.
-        question: one sentence.
-        answer: the only right choice.
-        distractors: NUM_CHOICES - 1 wrong choices, all different.
-    """
-
-    context: str
-    question: str
+    context: str  # the facts, in whole sentences; nothing outside it is needed
+    question: str  # one sentence
     answer: str
-    distractors: tuple[str, ...]
+    distractors: tuple[str, ...]  # NUM_CHOICES - 1 wrong choices, all different
 
 
 def listing(words: list[str]) -> str:
