@@ -19,17 +19,13 @@ from rl_warmup.engine import plain
 from rl_warmup.engine.fast import passes, scoring
 from rl_warmup.engine.fast.decoding import LLAMA_LIKE, T5_LIKE, LlamaDecoding, T5Decoding, decoding_for
 from rl_warmup.engine.fast.head import Head
-from rl_warmup.engine.fast.passes import PrefixCache, checkpoints_layers
+from rl_warmup.engine.fast.passes import PrefixCache
 from rl_warmup.engine.fast.sampling import sample, score_targets_from_cache
 from rl_warmup.engine.fast.scoring import enable as enable_scoring
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
 from rl_warmup.models.layouts.splice import pad_right
 
-__all__ = [
-    "PrefixCache", "cache_prompts", "checkpoints_layers", "choose_path", "enable_scoring", "read_prompts", "sample_warmups",
-    "score", "score_sampled",
-]  # fmt: skip
 logger = logging.get_logger(__name__)
 
 

@@ -45,16 +45,21 @@ def generate_targets(
         draws: (B, constraints.max_length) float64 in [0, 1) that select the warmups' tokens; None takes the likeliest ones.
         sample_target: sample the target too.
     """
-    start = layout.written_from(max(map(len, prompts)))
+    start, eos_id = layout.written_from(max(map(len, prompts))), layout.tokens.eos_id
     processor = _WarmupThenTarget(constraints, start, forced, draws, sample_target)
     longest = max((len(ids) for ids in forced), default=0) if forced is not None else constraints.max_length
     out = constrained_generate(
         model, layout, prompts, processor, max_new_tokens=longest + 1 + max_target_length, do_sample=False,
-        eos_token_id=layout.tokens.eos_id,
+        eos_token_id=eos_id,
     )  # fmt: skip
     given: Sequence[list[int] | None] = [None] * len(prompts) if forced is None else forced
     rows = zip(out[:, start:].tolist(), given, strict=True)
-    return [_read_both(row, constraints, layout.tokens.eos_id, ids, max_target_length) for row, ids in rows]
+    both = []
+    for row, ids in rows:
+        warmup = read_warmup(row, constraints) if ids is None else Warmup(list(ids), "proposal" if ids else "empty")
+        rest = row[len(warmup.ids) + 1 :][:max_target_length]
+        both.append(Written(warmup, rest[: rest.index(eos_id)] if eos_id in rest else rest))
+    return both
 
 
 @dataclass
@@ -72,13 +77,11 @@ class _WarmupThenTarget(LogitsProcessor):
         target = scores.float()
         if self.sample_target:
             target = only_drawn(target, torch.rand(len(target), dtype=torch.float64))
-        return torch.where(self._in_target(written)[:, None], target, self._warmup_scores(scores, written.size(1)))
-
-    def _in_target(self, written: Tensor) -> Tensor:
         if self.forced is None:
-            return (written == self.constraints.separator_id).any(1)
-        ends = torch.tensor([len(ids) + 1 for ids in self.forced], device=written.device)  # with the separator
-        return written.size(1) >= ends
+            in_target = (written == self.constraints.separator_id).any(1)
+        else:  # after the separator
+            in_target = torch.tensor([written.size(1) > len(ids) for ids in self.forced], device=written.device)
+        return torch.where(in_target[:, None], target, self._warmup_scores(scores, written.size(1)))
 
     def _warmup_scores(self, scores: Tensor, step: int) -> Tensor:
         separator = self.constraints.separator_id
@@ -89,12 +92,3 @@ class _WarmupThenTarget(LogitsProcessor):
             return only(scores, torch.full((len(scores),), separator, device=scores.device))
         allowed = self.constraints.restrict(scores, torch.full((len(scores),), step, device=scores.device))
         return allowed if self.draws is None else only_drawn(allowed, self.draws[:, step])
-
-
-def _read_both(
-    row: list[int], constraints: SamplingConstraints, eos_id: int, forced: list[int] | None, max_target_length: int
-) -> Written:
-    given = None if forced is None else Warmup(list(forced), "proposal" if forced else "empty")
-    warmup = given or read_warmup(row, constraints)
-    rest = row[len(warmup.ids) + 1 :][:max_target_length]
-    return Written(warmup, rest[: rest.index(eos_id)] if eos_id in rest else rest)

@@ -77,7 +77,10 @@ class Sampler:
         model.to(device).eval()
         settings = Inference.of(options, tokens)
         if declared:
-            settings = _unless_asked(Inference.read(name, tokens), settings, asked)
+            limits = {one: getattr(settings, one) for one in ("max_prompt_length", "prompt_truncation") if one in asked}
+            changed = {ours: getattr(options, theirs) for ours, theirs in CONSTRAINTS.items() if theirs in asked}
+            settings = Inference.read(name, tokens)
+            settings = replace(settings, constraints=replace(settings.constraints, **changed), **limits)
         constraints = replace(settings.constraints, banned=tokens.banned.to(device))
         encoder = settings.encoder(model, tokenizer, writes_targets=False)
         drawing = Drawing(model, make_layout(model, tokens), constraints, options.num_warmups, seed, batch_size)
@@ -128,13 +131,6 @@ class Sampler:
 
             draw_missing(self.drawing, prompts, done, keep, "Sampling warmups" if show_progress else "")
             return map_over_processes(_sorted_records, [path])[0], len(done)
-
-
-def _unless_asked(declared: Inference, options: Inference, asked: Collection[str]) -> Inference:
-    """The declared settings, except those given by flags."""
-    constraints = {ours: getattr(options.constraints, ours) for ours, theirs in CONSTRAINTS.items() if theirs in asked}
-    limits = {name: getattr(options, name) for name in ("max_prompt_length", "prompt_truncation") if name in asked}
-    return replace(declared, constraints=replace(declared.constraints, **constraints), **limits)
 
 
 def _begin(

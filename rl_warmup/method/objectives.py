@@ -92,18 +92,11 @@ def resample(a: Tensor, b: Tensor, k: int, uniforms: Tensor) -> Tensor:
     return (times / (k * shares)).to(a.dtype)
 
 
-def _others(rewards: Tensor) -> Tensor:
-    """(B, G, G): row i is the group with member i at -inf, so a reduction over dim 2 leaves i out."""
-    own = torch.eye(rewards.size(1), dtype=torch.bool, device=rewards.device)
-    return rewards[:, None, :].expand(-1, rewards.size(1), -1).masked_fill(own, -math.inf)
-
-
 def _log_mean_exp_of_others(rewards: Tensor) -> Tensor:
-    return _others(rewards).logsumexp(2) - math.log(rewards.size(1) - 1)
-
-
-def _mean_of_others(rewards: Tensor) -> Tensor:
-    return (rewards.sum(1, keepdim=True) - rewards) / (rewards.size(1) - 1)
+    n = rewards.size(1)
+    own = torch.eye(n, dtype=torch.bool, device=rewards.device)
+    others = rewards[:, None, :].expand(-1, n, -1).masked_fill(own, -math.inf)  # (B, G, G): row i without member i
+    return others.logsumexp(2) - math.log(n - 1)
 
 
 @objective(reads=("tau", "uniform_target_share"))
@@ -148,7 +141,8 @@ def expected_logprob(rewards: Tensor, warmup_logprobs: Tensor, settings: Objecti
     Source: LaTRO (arXiv 2411.04282), JEPO with one sample. Unbiased: the others are independent of c_i. Needs n >= 2.
     """
     n = rewards.size(1)
-    return (rewards - _mean_of_others(rewards)) / n, torch.full_like(rewards, 1 / n)
+    mean_of_others = (rewards.sum(1, keepdim=True) - rewards) / (n - 1)
+    return (rewards - mean_of_others) / n, torch.full_like(rewards, 1 / n)
 
 
 @objective(needs_two=True)

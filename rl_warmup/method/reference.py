@@ -64,16 +64,15 @@ def reference_warmups(
         # the sampler's log-probabilities are the starting policy's, not the current policy's
         groups.update({place: [warmup._replace(logprob=None) for warmup in group] for place, group in new.items()})
         if is_main():
-            append(path, [_record(place, groups[place]) for place in new])
+            lines = []
+            for place in new:
+                cut = [i for i, warmup in enumerate(groups[place]) if warmup.finish == "length"]
+                record = {"row": place, "ids": [warmup.ids for warmup in groups[place]], "cut": cut}
+                lines.append(json.dumps(record, separators=(",", ":")) + "\n")
+            append(path, lines)
 
     draw_missing(drawing, prompts, groups.keys(), keep, "Sampling the starting model" if show_progress else "")
     return [groups[place] for place in range(len(prompts))]
-
-
-def _record(place: int, group: list[Warmup]) -> str:
-    cut = [i for i, warmup in enumerate(group) if warmup.finish == "length"]
-    record = {"row": place, "ids": [warmup.ids for warmup in group], "cut": cut}
-    return json.dumps(record, separators=(",", ":")) + "\n"
 
 
 def _read(path: Path, header: dict[str, Any]) -> Groups:

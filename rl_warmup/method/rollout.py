@@ -18,14 +18,7 @@ from torch import Tensor
 
 from rl_warmup.batch import EMPTY_WARMUP, RowKind, RowWeights, Warmup, WarmupBatch
 from rl_warmup.engine import PrefixCache, cache_prompts, generate_targets, sample_warmups
-from rl_warmup.method.objectives import (
-    ObjectiveSettings,
-    Rule,
-    effective_sample_size,
-    load_objective,
-    posterior,
-    resample,
-)
+from rl_warmup.method import objectives
 from rl_warmup.method.proposals import (
     COLUMNS,
     DRAFT,
@@ -62,15 +55,15 @@ class Rollout:
     max_target_length: int
     empty_share: float = 0.0
     anchor_weight: float = 0.0
-    settings: ObjectiveSettings = ObjectiveSettings()
+    settings: objectives.ObjectiveSettings = objectives.ObjectiveSettings()
     backward_samples: int | None = None
     imitates_all: bool = False  # in the cold start the policy imitates all of a group equally, not by the posterior
     beta: float = 0.0  # weight of the KL to the starting policy while the policy writes
     predictions: tuple[str, ...] = ()  # arguments of rewards to generate: `predictions`, `sampled_predictions`
 
     @cached_property
-    def _rule(self) -> Rule:
-        return load_objective(self.objective)
+    def _rule(self) -> objectives.Rule:
+        return objectives.load_objective(self.objective)
 
     @cached_property
     def _proposal_functions(self) -> dict[str, Proposal]:
@@ -94,7 +87,8 @@ class Rollout:
         context.filler_ids = tuple(i for i in filler if not constraints.banned[i])
         for name in set(options.proposals) - {DRAFT, *DRAWN} if rows else ():
             propose(name, rows[0], context)
-        settings = ObjectiveSettings(**{f.name: getattr(options, f.name) for f in fields(ObjectiveSettings)})
+        names = [one.name for one in fields(objectives.ObjectiveSettings)]
+        settings = objectives.ObjectiveSettings(**{name: getattr(options, name) for name in names})
         reads = REFERENCE in options.proposals
         beta = options.beta if options.beta is not None else READING_BETA if reads else 0.0
         return cls(
@@ -174,7 +168,7 @@ class Rollout:
         size, groups = batch.group_size, batch.num_prompts * batch.group_size
         grouped = rewards.detach().view(batch.num_prompts, size)
         settings = replace(self.settings, tau=tau)
-        p = posterior(grouped, tau)
+        p = objectives.posterior(grouped, tau)
         if not size:
             policy = target = grouped
         elif cold_start:
@@ -195,7 +189,7 @@ class Rollout:
         kl = torch.zeros_like(a)
         if self.beta and not cold_start:
             kl[:groups] = self.beta / max(1, size)
-        return RowWeights(policy=a, target=b, posterior=p, ess=effective_sample_size(p), kl=kl)
+        return RowWeights(policy=a, target=b, posterior=p, ess=objectives.effective_sample_size(p), kl=kl)
 
     def draws_rows(self, group_size: int) -> bool:
         """Whether only some warmups of a group get a gradient."""
@@ -212,7 +206,7 @@ class Rollout:
         factor = torch.ones_like(weights.policy)
         assert self.backward_samples is not None
         kl = weights.kl[: prompts * size].view(prompts, size)
-        factor[: prompts * size] = resample(a, b.abs() + kl, self.backward_samples, uniforms).flatten()
+        factor[: prompts * size] = objectives.resample(a, b.abs() + kl, self.backward_samples, uniforms).flatten()
         rows = [row for row, times in enumerate(factor.tolist()) if times]
         drawn = {name: (getattr(weights, name) * factor)[rows] for name in ("policy", "target", "kl")}
         return batch.select(rows), replace(weights, **drawn)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-SMOOTHING = 0.9
+SMOOTHING = 0.9  # of the exponential mean, which starts at the first value
 MEASURED_EVERY = 4  # updates between two measurements of reading, as each costs a forward
 WINDOW = 12  # measurements that are averaged
 # share of the target's surprise that disappears within a window without any reading: wait above this
@@ -179,16 +179,16 @@ class Schedule(TrainerCallback, ExportableState):
         self.groups += groups
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        logprob, tokens, ess, groups, *measured = self.reduce(
-            [self.logprob, self.tokens, self.ess, self.groups, *self.measured]
-        )
+        sums = [self.logprob, self.tokens, self.ess, self.groups, *self.measured]
+        logprob, tokens, ess, groups, *measured = self.reduce(sums)
         self.reset_sums()
         if self.is_undecided:
             if measured[0]:
                 self.measurements = [*self.measurements, measured][-2 * WINDOW :]
             self._decide(args, state, control)
         elif self.in_cold_start and tokens:
-            self.proposal_logp = _smoothed(self.proposal_logp, logprob / tokens)
+            now, before = logprob / tokens, self.proposal_logp
+            self.proposal_logp = now if before is None else SMOOTHING * before + (1 - SMOOTHING) * now
             if self.proposal_logp >= self.readiness and not self.proposal_only:
                 self.switched_at = state.global_step
         if self.target_ess is not None and groups:
@@ -245,8 +245,3 @@ class Schedule(TrainerCallback, ExportableState):
 def _relative_drop(now: float, before: float) -> float:
     """By which share a surprise (minus log-probabilities, nats) is lower now; 0 if there was none before."""
     return 1 - now / before if before else 0.0
-
-
-def _smoothed(before: float | None, now: float) -> float:
-    """Exponential mean, starting at the first value."""
-    return now if before is None else SMOOTHING * before + (1 - SMOOTHING) * now

@@ -94,9 +94,14 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
         )
     streamed = isinstance(rows, IterableDataset) or not isinstance(rows, Sized | Iterator | None)
     if stored is not None and rows is not None:
-        if streamed:
-            _check_order(rows, stored.path)
-        elif isinstance(rows, Iterator):
+        # a stream that may shuffle has no fixed numbers of rows; of other libraries' streams this is unknown
+        if streamed and getattr(rows, "shuffle_buffer", None) != 1:
+            raise ValueError(
+                f"stored_warmups: {stored.path} names training rows by their number, but this stream may give its rows in "
+                f"another order. Give the stream shuffle_buffer 1 (in task_kwargs), which keeps their order, or train on rows "
+                f"in a list."
+            )
+        if isinstance(rows, Iterator):
             rows = list(rows)  # they are read twice
         encoder.extra_columns = stored.columns(rows, complete=streamed)
         if (losses := stored.losses()) and not args.process_index:
@@ -270,13 +275,4 @@ def _check_stream(source: Any, args: TrainingArguments) -> None:
         raise ValueError(
             "train_dataset: this stream was split over processes (split_dataset_by_node) and would be split again here, so most "
             "rows would never be used. Give every process the whole stream."
-        )
-
-
-def _check_order(source: Any, path: Any) -> None:
-    """Refuse a stream that may shuffle, as its rows then have no fixed numbers. Of other libraries' streams this is unknown."""
-    if getattr(source, "shuffle_buffer", None) != 1:
-        raise ValueError(
-            f"stored_warmups: {path} names training rows by their number, but this stream may give its rows in another "
-            f"order. Give the stream shuffle_buffer 1 (in task_kwargs), which keeps their order, or train on rows in a list."
         )

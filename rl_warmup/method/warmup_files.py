@@ -209,8 +209,7 @@ class StoredWarmups:
 
     def _check(self, number: int, row: Any, found: list[Line], earlier: int | None) -> None:
         """Raise unless the row has exactly one line, which is not another row's."""
-        line = found[0]
-        where = line.at(self.path)
+        line, where = found[0], found[0].at(self.path)
         if len(found) > 1:
             raise ValueError(
                 f"{found[1].at(self.path)}: {found[1].kind} {found[1].value!r:.60} is row {number}, which already has line "

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ Command = str | Sequence[str]
 
 def comet_label(*, checkpoint: str, label: str | None = None, **other: Any) -> str:
     """The key of the result."""
-    name = Path(checkpoint).stem if Path(checkpoint).exists() else checkpoint
-    return f"comet[{label or name}]"
+    return f"comet[{label or (Path(checkpoint).stem if Path(checkpoint).exists() else checkpoint)}]"
 
 
 def comet_signature(*, checkpoint: str, command: Command = COMMAND, source: str = "prompt", **other: Any) -> str:
@@ -142,8 +142,6 @@ def _scores(text: str, count: int) -> list[float]:
 def _json(text: str) -> Any:
     """JSON as the whole text or, after lines of a log, in the last line; None if there is none."""
     for part in (text, *text.strip().splitlines()[-1:]):
-        try:
+        with suppress(json.JSONDecodeError):
             return json.loads(part)
-        except json.JSONDecodeError:
-            continue
     return None

@@ -59,7 +59,12 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
         tokenizer.pad_token = tokenizer.eos_token
     rows = model.get_input_embeddings().weight.size(0)
     check_vocabulary(tokenizer, rows)
-    name = separator or _reserved_token(tokenizer) or _added_token(model, tokenizer, rows)
+    vocabulary = tokenizer.get_vocab()
+    reserved = next((token for token in RESERVED if token in vocabulary), None)
+    own = getattr(tokenizer, "sep_token", None)
+    name = (
+        separator or reserved or (own if own != tokenizer.eos_token else None) or _added_token(model, tokenizer, rows)
+    )
     separator_id = _check(name, model, tokenizer)
     rows = model.get_input_embeddings().weight.size(0)
     banned = torch.zeros(rows, dtype=torch.bool)
@@ -85,13 +90,6 @@ def end_by_separator(model: Any, tokens: LayoutTokens) -> None:
         weight[tokens.separator_id] = weight[tokens.eos_id]
     if getattr(head, "bias", None) is not None:
         head.bias[tokens.separator_id] = head.bias[tokens.eos_id]
-
-
-def _reserved_token(tokenizer: Any) -> str | None:
-    vocabulary = tokenizer.get_vocab()
-    found = [token for token in RESERVED if token in vocabulary]
-    own = tokenizer.sep_token if getattr(tokenizer, "sep_token", None) not in (None, tokenizer.eos_token) else None
-    return found[0] if found else own
 
 
 def _added_token(model: Any, tokenizer: Any, rows: int) -> str:
@@ -124,9 +122,6 @@ def _check(name: str, model: Any, tokenizer: Any) -> int:
         "unknown": tokenizer.unk_token_id,
         "decoder start": getattr(model.config, "decoder_start_token_id", None),
     }
-    for role, used in taken.items():
-        if token_id == used:
-            raise ValueError(
-                f"The separator {name!r} already is the {role} token (id {token_id}); choose an unused token."
-            )
+    if role := next((role for role, used in taken.items() if used == token_id), None):
+        raise ValueError(f"The separator {name!r} already is the {role} token (id {token_id}); choose an unused token.")
     return token_id

@@ -28,23 +28,17 @@ class Reward:
     may be a coroutine function. If it has a method `prepare(tokenizer, layout, constraints, device)`, that is called once
     before training. A Reward can be called like TRL's reward functions, so TRL's trainers accept it; TRL then applies weights.
 
-    Args:
-        on_failure: what to do with NaN, infinity, a wrong number of values, an exception or a time-out. `raise` stops the
-            run; `skip` leaves this term out for all warmups of the prompts concerned, so that a group stays comparable;
-            `zero` counts 0.
-        timeout: seconds for one call; None for no limit.
-        messages: give prompts and completions as lists of messages, for functions that expect conversations.
-
-    Raises:
-        ValueError: a field of the wrong type or outside its range.
+    Raises ValueError for a field of the wrong type or outside its range.
     """
 
     name: str
     weight: float
     function: Callable[..., Any]
+    # What to do with NaN, infinity, a wrong number of values, an exception or a time-out. `raise` stops the run; `skip` leaves
+    # this term out for all warmups of the prompts concerned, so that a group stays comparable; `zero` counts 0.
     on_failure: str = "raise"
-    timeout: float | None = TIMEOUT
-    messages: bool = False
+    timeout: float | None = TIMEOUT  # seconds for one call; None for no limit
+    messages: bool = False  # give prompts and completions as messages, to functions that expect conversations
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:

@@ -10,11 +10,7 @@ from typing import Any
 
 
 class LengthPenalty:
-    """-|length - target_length| / target_length: 0 at the target length, -1 for an empty warmup. No unit.
-
-    Args:
-        target_length: tokens of a warmup (not of the target y).
-    """
+    """-|length - target_length| / target_length: 0 at that number of warmup tokens, -1 for an empty warmup. No unit."""
 
     def __init__(self, target_length: int) -> None:
         self.target_length = _count("target_length", target_length, "the wanted warmup tokens")
@@ -24,12 +20,9 @@ class LengthPenalty:
 
 
 class Repetition:
-    """Share of a warmup's n-grams that repeat an earlier one; 0 for a warmup shorter than n.
+    """Share of a warmup's n-grams (of `ngram` tokens) that repeat an earlier one; 0 for a warmup shorter than n.
 
     Source: appendix C.2 of arXiv 2502.03373, as a share.
-
-    Args:
-        ngram: n, in tokens.
     """
 
     def __init__(self, ngram: int = 2) -> None:
@@ -44,11 +37,7 @@ class Repetition:
 
 
 class FormatRegex:
-    """1 where the whole warmup, as text, matches a pattern, else 0.
-
-    Args:
-        pattern: of Python's `re`; `.` matches line ends too.
-    """
+    """1 where the whole warmup, as text, matches a pattern of Python's `re` (`.` matches line ends too), else 0."""
 
     def __init__(self, pattern: str) -> None:
         try:

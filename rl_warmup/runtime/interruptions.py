@@ -29,14 +29,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # `sbatch --signal=USR1@300` sends U
 
 
 class Interruption(TrainerCallback):
-    """On SIGTERM or SIGUSR1: finish the update, save a checkpoint, end with `EXIT_SIGNALLED`.
-
-    Args:
-        maximum: returns the maximum of a value over all processes, so that all save after the same update.
-    """
+    """On SIGTERM or SIGUSR1: finish the update, save a checkpoint, end with `EXIT_SIGNALLED`."""
 
     def __init__(self, maximum: Callable[[int], int]) -> None:
-        self.maximum = maximum
+        self.maximum = maximum  # of a value over all processes, so that all save after the same update
         self.received = 0  # signal number, by this process
         self.agreed = 0  # signal number, by all processes, set at the end of an update
         self.handlers: dict[int, Any] = {}  # to restore

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
@@ -142,7 +143,7 @@ def engine_faults(args: Any, engine: nn.Module, found: dict[str, Any]) -> list[s
     name = found["engine"]
     if asks_deepspeed(args):
         return _deepspeed_faults(args, found)
-    if asks_fsdp(args) and not is_fsdp2(engine):
+    if asks_fsdp(args) and not isinstance(engine, FSDPModule):
         return [
             f"FSDP was requested, but the model is wrapped in {name}, so nothing is sharded. accelerate silently ignores FSDP "
             f"on a CPU; only version 2 (`fsdp_version: 2`) on accelerators is supported."
@@ -156,13 +157,6 @@ def engine_faults(args: Any, engine: nn.Module, found: dict[str, Any]) -> list[s
     return []
 
 
-def is_fsdp2(engine: nn.Module) -> bool:
-    """Whether FSDP of version 2 shards this model."""
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(engine, FSDPModule)
-
-
 @contextmanager
 def whole_weights(engine: nn.Module) -> Iterator[None]:
     """Under ZeRO-3 and FSDP2: gather every weight on every process, so that each can generate alone.
@@ -171,7 +165,7 @@ def whole_weights(engine: nn.Module) -> Iterator[None]:
     hooks. Does nothing under other engines, whose weights are whole.
     """
     stage = getattr(engine, "zero_optimization_stage", None)
-    if is_fsdp2(engine):
+    if isinstance(engine, FSDPModule):
         with compat.whole_fsdp2(engine):
             yield
     elif stage is not None and stage() == SHARDED_STAGE:

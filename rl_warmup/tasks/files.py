@@ -61,9 +61,7 @@ def load(
     if path is not None:
         read_whole = _split(list(_rows(path, columns, table)), validation_fraction, test_fraction, seed)
     else:
-        read_whole = {
-            split: [] if paths is None else list(_rows(paths, columns, table)) for split, paths in given.items()
-        }
+        read_whole = {split: list(_rows(paths, columns, table)) for split, paths in given.items()}
     splits |= {split: take(rows, sizes[split], seed, split) for split, rows in read_whole.items()}
     return Task("file", splits, tuple(metrics), columns.template.of_text(prompt_column))
 
@@ -101,11 +99,11 @@ def _split(rows: list[Row], validation_fraction: float, test_fraction: float, se
     return splits
 
 
-def _as_list(paths: Paths) -> list[Path]:
-    return [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
+def _as_list(paths: Paths | None) -> list[Path]:
+    return [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths or ())]
 
 
-def _rows(paths: Paths, columns: ColumnMap, table: Table) -> Iterator[Row]:
+def _rows(paths: Paths | None, columns: ColumnMap, table: Table) -> Iterator[Row]:
     number = 0
     for path in _as_list(paths):
         for where, record in read(path, table):

@@ -86,8 +86,10 @@ def load(
             import datasets
 
             records = datasets.Dataset.from_list(list(records))
-        if keep_columns is not None:
-            records = _only(records, [*columns.used(), *keep_columns])
+        if keep_columns is not None:  # a missing one raises when a row is made
+            known, wanted_columns = records.column_names, [*columns.used(), *keep_columns]
+            heads = {name if name in known else name.partition(".")[0] for name in wanted_columns}
+            records = records.select_columns([name for name in known if name in heads])
         splits[ours] = _rows(place, ours, records, columns, rules.of_split(ours), size, seed)
     return Task(f"hub {dataset_name}", splits, tuple(metrics), template.of_text(prompt_column))
 
@@ -118,12 +120,6 @@ def _place(ours: str, theirs: str | Mapping[str, Any], shared: dict[str, Any]) -
     values = {**inherited, **own}
     prompt, target, label = (values[key] for key in COLUMN_KEYS)
     return _Place(values["split"], {key: values[key] for key in SET_KEYS}, (prompt, target, label))
-
-
-def _only(records: Any, wanted: list[str]) -> Any:
-    """The records with the wanted columns only. A missing one raises later, when a row is made."""
-    heads = {name if name in records.column_names else name.partition(".")[0] for name in wanted}
-    return records.select_columns([name for name in records.column_names if name in heads])
 
 
 def _each(records: Any, columns: ColumnMap, rules: RowFilter, where: str) -> Iterator[Row]:

@@ -27,7 +27,10 @@ class Head:
         self.model, self.stock_forward = model, model.forward
         self.module = model.get_output_embeddings()
         self.stock_head_forward = self.module.forward
-        self.after = _after_head(model.config)
+        config = model.config.get_text_config(decoder=True)
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        # what known architectures do to logits after the head (Gemma's soft cap, Granite's and Cohere's scales)
+        self.after: dict[str, Any] = {"scale": scale, "cap": getattr(config, "final_logit_softcapping", None)}
         self.captured: Tensor | None = None
         self.capturing = False
         self.can_pack = self.can_decode = True  # `scoring.enable` finds out: packed rows, our own sampler
@@ -110,11 +113,3 @@ class Head:
             yield
         finally:
             self.float32_head = None
-
-
-def _after_head(config: Any) -> dict[str, Any]:
-    """What known architectures do to logits after the head (Gemma's soft cap, Granite's and Cohere's scales)."""
-    config = config.get_text_config(decoder=True)
-    scale = getattr(config, "logit_scale", None) or 1.0
-    divisor = getattr(config, "logits_scaling", None) or 1.0
-    return {"scale": scale / divisor, "cap": getattr(config, "final_logit_softcapping", None)}

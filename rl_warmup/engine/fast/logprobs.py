@@ -169,14 +169,10 @@ class _Chunks:
         self.buffers = [torch.empty(longest, vocab_size if longest else 0, device=hidden.device) for _ in range(2)]
         self.logps, self.normalizer = (torch.empty(len(tokens.ids), device=hidden.device) for _ in range(2))
 
-    def states(self, chunk: slice) -> Tensor:
-        """(m, d) float32."""
-        return self.hidden[chunk].float()
-
     def probabilities(self, chunk: slice, out: Tensor | None = None) -> Tensor:
         """(m, V) softmax of the logits, in `out` or in a buffer; also sets the chunk's `logps` and `normalizer`."""
         tokens, rows = self.tokens, chunk.stop - chunk.start
-        logits = self.head.logits(self.states(chunk), self.buffers[0][:rows])
+        logits = self.head.logits(self.hidden[chunk].float(), self.buffers[0][:rows])
         if chunk.start < tokens.num_actions and tokens.constraints is not None and tokens.steps is not None:
             tokens.constraints.restrict_(logits, tokens.steps[chunk], tokens.ids[chunk])
         probs = torch.softmax(logits, 1, out=self.buffers[1][:rows] if out is None else out)
@@ -216,7 +212,7 @@ class _Gradients:
             probs = probs * slope
             chosen = 1 - ((self.chunks.logps[chunk] + normalizer) * ratio).square()
         factor = (weights * (-head.scale / temperature))[:, None]
-        states = self.chunks.states(chunk) * factor
+        states = self.chunks.hidden[chunk].float() * factor
         if to_hidden is not None:
             torch.mm(probs, head.weight, out=to_hidden[chunk])
             to_hidden[chunk].sub_(head.weight[ids] * chosen[:, None]).mul_(factor)

@@ -53,10 +53,6 @@ class _Facts:
         asked = MEMBER + [_regions(statement) for statement in statements if _existential(statement)]
         self.asked = [regions & self.allowed for regions in asked]
 
-    @property
-    def consistent(self) -> bool:
-        return all(self.asked)
-
     def entail(self, statement: Statement) -> bool:
         regions = _regions(statement)
         if _existential(statement):
@@ -74,7 +70,10 @@ def make(rng: random.Random) -> Puzzle:
     while answer is None:
         premises = rng.choices(STATEMENTS, WEIGHTS, k=rng.randint(3, 4))
         facts = _Facts(premises)
-        if not facts.consistent or _superfluous(premises):
+        follows_from_others = (
+            _Facts(premises[:k] + premises[k + 1 :]).entail(premise) for k, premise in enumerate(premises)
+        )
+        if not all(facts.asked) or any(follows_from_others):  # inconsistent, or one premise is superfluous
             continue
         alone = [_Facts([premise]) for premise in premises]
         follows = [s for s in STATEMENTS if s[0] == form and facts.entail(s)]
@@ -90,11 +89,6 @@ def make(rng: random.Random) -> Puzzle:
         answer=_sentence(answer, names),
         distractors=tuple(_sentence(s, names) for s in rng.sample(wrong, NUM_CHOICES - 1)),
     )
-
-
-def _superfluous(premises: list[Statement]) -> bool:
-    """Whether one of the premises follows from the others."""
-    return any(_Facts(premises[:k] + premises[k + 1 :]).entail(premise) for k, premise in enumerate(premises))
 
 
 def _sentence(statement: Statement, names: list[str]) -> str:

@@ -6,6 +6,7 @@ the spouses of two siblings, are left out because usage differs. Must not know p
 
 import random
 from dataclasses import dataclass
+from itertools import permutations
 
 from rl_warmup.tasks.puzzles.puzzle import MEN, NUM_CHOICES, WOMEN, Puzzle, listing
 
@@ -88,11 +89,10 @@ def make(rng: random.Random) -> Puzzle:
         grandchildren = [family.add("grandchild", child.branch, rng.random() < 0.5) for _ in range(rng.randint(1, 3))]
         family.raise_children([child, spouse], grandchildren)
     pairs: dict[str, list[tuple[_Person, _Person]]] = {}
-    for one in family.people:
-        for other in family.people:
-            relation = _relation(one, other)
-            if relation:
-                pairs.setdefault(relation, []).append((one, other))
+    for one, other in permutations(family.people, 2):
+        table = SAME_BRANCH if one.branch == other.branch and one.branch >= 0 else ACROSS
+        if relation := table.get((one.place, other.place)):  # else no word, or more than one, is right
+            pairs.setdefault(relation, []).append((one, other))
     relation = rng.choice(sorted(pairs))
     one, other = rng.choice(pairs[relation])
     wrong = [words[one.woman] for kind, words in WORDS.items() if kind != relation]
@@ -103,11 +103,3 @@ def make(rng: random.Random) -> Puzzle:
         answer=WORDS[relation][one.woman],
         distractors=tuple(rng.sample(wrong, NUM_CHOICES - 1)),
     )
-
-
-def _relation(one: _Person, other: _Person) -> str | None:
-    """The relation of `one` to `other`, a key of WORDS; None if no word or more than one is right."""
-    if one is other:
-        return None
-    table = SAME_BRANCH if one.branch == other.branch and one.branch >= 0 else ACROSS
-    return table.get((one.place, other.place))
