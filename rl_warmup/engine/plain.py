@@ -7,8 +7,7 @@ loss. The fast path (`engine/fast`) computes the same numbers without padding an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,21 +161,15 @@ def constrained_generate(
     if getattr(base.config, "num_decoder_layers", None) not in (None, getattr(base.config, "num_layers", None)):
         # transformers sizes a T5's decoder cache by its number of *encoder* layers; an unsized cache grows as needed
         call["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    with _neutral_generation_config(base):
-        call |= {"generation_config": config, "logits_processor": LogitsProcessorList([processor])}
+    call |= {"generation_config": config, "logits_processor": LogitsProcessorList([processor])}
+    # what a call leaves unset is filled from the checkpoint's own settings (repetition penalties, forced tokens)
+    kept, base.generation_config = base.generation_config, GenerationConfig()
+    try:
         return base.generate(input_ids=ids.to(base.device), attention_mask=mask.to(base.device), **call)
+    finally:
+        base.generation_config = kept
 
 
 def inside(model: Any) -> Any:
     """The transformers model inside an adapter's."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-@contextmanager
-def _neutral_generation_config(model: Any) -> Iterator[None]:
-    """`generate` fills what a call leaves unset from the checkpoint's own settings (repetition penalties, forced tokens)."""
-    kept, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = kept

@@ -148,9 +148,7 @@ class WarmupGenerator:
         return {**text, **dict(zip(WRITTEN, written, strict=True))}
 
 
-def control_warmups(
-    control: str, own: Sequence[dict[str, Any]], filler: Sequence[int] = (), seed: int = 0
-) -> list[list[int]]:
+def control_warmups(control: str, own: Sequence[dict[str, Any]], filler: Sequence[int] = ()) -> list[list[int]]:
     """The warmups that a control forces, one per row.
 
     - `shuffled`: another row's warmup (no row keeps its own): is the warmup used at all?
@@ -172,6 +170,6 @@ def control_warmups(
     if len(own) < 2:
         raise ValueError("Shuffling warmups across prompts needs at least two rows.")
     order = list(range(len(own)))
-    random.Random(seed).shuffle(order)
+    random.Random(0).shuffle(order)
     source = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no row keeps its own
     return [own[source[i]]["warmup_ids"] for i in range(len(own))]

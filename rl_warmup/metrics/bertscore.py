@@ -17,15 +17,13 @@ from rl_warmup.runtime import compat
 UNLIMITED = 10**9  # tokens; transformers says 10**30 for a tokenizer without a limit
 
 
-def bertscore_label(model: str, num_layers: int | None = None, batch_size: int = 32, label: str | None = None) -> str:
+def bertscore_label(model: str, num_layers: int | None = None, label: str | None = None, **other: Any) -> str:
     """The key of the result: model (its label, or a folder's last name) and layer."""
     name = Path(model).resolve().name if Path(model).exists() else model
     return f"bertscore[{label or name}:{_layer(model, num_layers)}]"
 
 
-def bertscore_signature(
-    model: str, num_layers: int | None = None, batch_size: int = 32, label: str | None = None
-) -> str:
+def bertscore_signature(model: str, num_layers: int | None = None, **other: Any) -> str:
     """Model, layer, settings and versions.
 
     Raises ImportError, ValueError: as for `bertscore`, save that the model is not loaded.

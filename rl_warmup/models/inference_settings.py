@@ -22,13 +22,10 @@ CONSTRAINTS = ("temperature", "top_p", "min_length", "max_length")
 MODES = ("policy", "empty")
 CUTS = ("error", "left", "right")
 LONGEST = 512  # tokens of a written target where training had no limit
-# Key of the file -> what it may hold.
-NEEDED: dict[str, tuple[type, ...]] = {
-    "separator": (str,), "separator_id": (int,), "law": (dict,), "inference": (str,),
-    "max_prompt_length": (int, type(None)), "max_target_length": (int,),
-}  # fmt: skip
-LATER: dict[str, tuple[type, ...]] = {
-    "prompt_truncation": (str,), "prompt_template": (str, type(None)), "chat": (bool,),
+LATER = ("prompt_truncation", "prompt_template", "chat")  # keys that files of earlier versions lack
+KINDS: dict[str, tuple[type, ...]] = {  # key of the file -> what it may hold
+    "separator": (str,), "separator_id": (int,), "law": (dict,), "inference": (str,), "max_prompt_length": (int, type(None)),
+    "max_target_length": (int,), "prompt_truncation": (str,), "prompt_template": (str, type(None)), "chat": (bool,),
 }  # fmt: skip
 
 
@@ -123,7 +120,7 @@ def read_layout(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = read_json(path, "Copy it again from the run, or train again.")
-    fault = next(filter(None, (_fault(found, name) for name in (*NEEDED, *LATER))), None)
+    fault = next(filter(None, (_fault(found, name) for name in KINDS)), None)
     if fault is not None:
         raise ValueError(
             f"{path}: {fault}. A folder of an earlier version has to be completed by hand, with the values of its recipe."
@@ -134,14 +131,14 @@ def read_layout(folder: str | Path) -> dict[str, Any]:
 def _fault(found: dict[str, Any], name: str) -> str | None:
     """What is wrong with a key of the file, or None."""
     if name not in found:
-        return f"{name!r} is missing" if name in NEEDED else None
+        return None if name in LATER else f"{name!r} is missing"
     value: Any = found[name]
-    kinds = NEEDED.get(name) or LATER[name]
-    if type(value) not in kinds:
-        return f"{name!r} is {value!r}, not {' or '.join('null' if kind is type(None) else kind.__name__ for kind in kinds)}"
+    if type(value) not in KINDS[name]:
+        kinds = ("null" if kind is type(None) else kind.__name__ for kind in KINDS[name])
+        return f"{name!r} is {value!r}, not {' or '.join(kinds)}"
     if name == "law":
         numbers = [value.get(key) for key in CONSTRAINTS]
-        if all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers) and _are_valid(*numbers):
+        if all(type(number) in (int, float) for number in numbers) and _are_valid(*numbers):
             return None
         return f"'law' is {value!r}; it holds {', '.join(CONSTRAINTS)}, numbers under which a warmup can be drawn"
     allowed: tuple[str, ...] | None = {"inference": MODES, "prompt_truncation": CUTS}.get(name)

@@ -38,12 +38,8 @@ class TargetLogProb:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}.")
         self.model_name_or_path, self.dtype = model_name_or_path, dtype
+        self.tied = model_name_or_path is None  # the policy itself is the generator
         self.model: Any = None
-
-    @property
-    def tied(self) -> bool:
-        """Whether the policy itself is the generator."""
-        return self.model_name_or_path is None
 
     def prepare(
         self, tokenizer: Any, layout: Layout, constraints: SamplingConstraints, device: torch.device | str

@@ -115,12 +115,12 @@ def records(lines: Iterable[str | bytes], place: str, remedy: str) -> Iterator[t
             yield number, parse_object(line, f"{place}{number}", remedy)
 
 
-def read_jsonl(path: Path, remedy: str = "Mend or remove the line.") -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All records of a file of JSON lines; an empty list where there is none. Raises as `records`."""
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        return [record for _, record in records(file, f"{path}, line ", remedy)]
+        return [record for _, record in records(file, f"{path}, line ", "Mend or remove the line.")]
 
 
 def whole_records(path: Path) -> list[Any]:

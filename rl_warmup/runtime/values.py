@@ -63,12 +63,9 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
 
 def defaults_of(classes: Iterable[type]) -> dict[str, Any]:
     """The defaults of dataclasses' fields; None where a field has none."""
-    found = {}
-    for cls in classes:
-        for f in fields(cls):
-            made = f.default_factory() if f.default_factory is not MISSING else f.default
-            found[f.name] = None if made is MISSING else made
-    return found
+    known = [f for cls in classes for f in fields(cls)]
+    made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in known}
+    return {name: None if value is MISSING else value for name, value in made.items()}
 
 
 def choices(hint: Any, metadata: Mapping[str, Any]) -> list[str]:
