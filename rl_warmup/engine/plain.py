@@ -23,9 +23,13 @@ from rl_warmup.models.layouts.splice import batch_of_groups
 
 
 def step(
-    model: Any, layout: Layout, constraints: SamplingConstraints, rows: list[dict[str, Any]], num_warmups: int,
+    model: Any,
+    layout: Layout,
+    constraints: SamplingConstraints,
+    rows: list[dict[str, Any]],
+    num_warmups: int,
     objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The loss of one update: what `WarmupTrainer.compute_loss` computes, without its options.
 
     Args:
@@ -92,9 +96,13 @@ def stock_logits(model: Any, batch: WarmupBatch) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    model: Any, layout: Layout, constraints: SamplingConstraints, prompts: Sequence[list[int]], num_warmups: int,
+    model: Any,
+    layout: Layout,
+    constraints: SamplingConstraints,
+    prompts: Sequence[list[int]],
+    num_warmups: int,
     draws: Tensor | None = None,
-) -> list[Warmup]:  # fmt: skip
+) -> list[Warmup]:
     """Draw `num_warmups` warmups for every prompt with `generate`: B prompts -> B * num_warmups warmups, prompt by prompt.
 
     Args:

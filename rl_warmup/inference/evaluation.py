@@ -93,9 +93,13 @@ class Evaluation:
         return [control for control in self.controls if not (alone and control == "shuffled")]
 
     def _predict(
-        self, warmup_generator: WarmupGenerator, rows: list[dict[str, Any]], own: list[dict[str, Any]],
-        other: list[list[int]], control: str,
-    ) -> list[dict[str, Any]]:  # fmt: skip
+        self,
+        warmup_generator: WarmupGenerator,
+        rows: list[dict[str, Any]],
+        own: list[dict[str, Any]],
+        other: list[list[int]],
+        control: str,
+    ) -> list[dict[str, Any]]:
         settings: dict[str, Any] = {"show_progress": self.show_progress}
         if control == "rerank":
             return rerank(warmup_generator, rows, self.num_warmups, self.batch_size)

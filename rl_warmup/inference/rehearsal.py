@@ -22,9 +22,12 @@ FEW = 8  # rows on which metrics also get empty predictions
 
 
 def rehearse(
-    task: Task, split: str, encoder: RowEncoder, warmup_generator: WarmupGenerator | None = None,
+    task: Task,
+    split: str,
+    encoder: RowEncoder,
+    warmup_generator: WarmupGenerator | None = None,
     controls: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Encode the rows of a split, write them as JSON, and score their targets against themselves; prints the ceiling.
 
     Args:

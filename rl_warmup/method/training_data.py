@@ -157,7 +157,7 @@ def rows_digest(rows: Any) -> dict[str, Any]:
     return {"first" if streamed else "count": len(known), "blocks": blocks}
 
 
-class EncodedStream(IterableDataset):
+class EncodedStream(IterableDataset, TrainerCallback):
     """Encoded rows for `max_steps` updates, from as many epochs of a source as needed; little more than a batch is in memory.
 
     An epoch may end within a batch, so all batches are full and all processes end together. Every process reads and encodes
@@ -189,6 +189,10 @@ class EncodedStream(IterableDataset):
                 group, other = self.reference[place]
                 row = {**row, COLUMNS[REFERENCE]: group, OTHER_REFERENCE: other}
             yield row
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Trainer skips rows after a restart, so that they need not be encoded."""
+        self.rows_to_skip = 0 if args.ignore_data_skip else state.global_step * self.rows_per_update
 
     def first(self, count: int) -> list[dict[str, Any]]:
         """The first rows of the first epoch, encoded; `encoder.counts` does not change."""
@@ -248,17 +252,7 @@ def _has_long_words(row: dict[str, Any], tokenizer: Any) -> bool:
 
 def callbacks_for(rows: Any) -> list[TrainerCallback]:
     """Callbacks that these training rows need."""
-    return [_SkipUsedRows(rows)] if isinstance(rows, EncodedStream) else []
-
-
-class _SkipUsedRows(TrainerCallback):
-    """Tells a stream how many rows Trainer will skip after a restart, so that they are not encoded."""
-
-    def __init__(self, stream: EncodedStream) -> None:
-        self.stream = stream
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.stream.rows_to_skip = 0 if args.ignore_data_skip else state.global_step * self.stream.rows_per_update
+    return [rows] if isinstance(rows, EncodedStream) else []
 
 
 def _check_stream(source: Any, args: TrainingArguments) -> None:

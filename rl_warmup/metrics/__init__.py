@@ -78,9 +78,13 @@ def signatures(names: Iterable[Spec] | Spec) -> dict[str, str]:
 
 
 def _gather(
-    names: Iterable[Spec] | Spec, predictions: Sequence[str], targets: Sequence[str], rows: Rows | None,
-    choose: Callable[[Metric], Callable[..., Any] | None], check: Callable[[str, Any], dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
+    names: Iterable[Spec] | Spec,
+    predictions: Sequence[str],
+    targets: Sequence[str],
+    rows: Rows | None,
+    choose: Callable[[Metric], Callable[..., Any] | None],
+    check: Callable[[str, Any], dict[str, Any]],
+) -> dict[str, Any]:
     """Call each function once, however many names stand for its keys."""
     wanted = [_metric(spec) for spec in _listed(names)]
     lengths = {"predictions": len(predictions), "targets": len(targets)}

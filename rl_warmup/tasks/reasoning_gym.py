@@ -5,12 +5,12 @@ skipped. Rows hold what scoring needs besides prompt and target (`metrics/reason
 """
 
 import ast
-import dataclasses
 import operator
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rl_warmup.runtime.values import defaults_of
 from rl_warmup.tasks.columns import nearest
 from rl_warmup.tasks.rows import Row, Task
 
@@ -110,7 +110,7 @@ class _Generator:
 
 def _checked_knobs(name: str, config: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The knobs in the generator's types: a list becomes a tuple if the default is a tuple."""
-    defaults = {field.name: _default(field) for field in dataclasses.fields(config) if field.name not in OURS}
+    defaults = {knob: default for knob, default in defaults_of([config]).items() if knob not in OURS}
     checked = {}
     for key, value in given.items():
         if key not in defaults:
@@ -125,11 +125,6 @@ def _checked_knobs(name: str, config: Any, given: dict[str, Any]) -> dict[str, A
             )
         checked[key] = tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
     return checked
-
-
-def _default(field: Any) -> Any:
-    made = field.default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if made else field.default
 
 
 def _fits(value: Any, default: Any) -> bool:
