@@ -89,7 +89,6 @@ class Schedule(TrainerCallback, ExportableState):
     moves the policy more than the KL can prevent. At `updates[1]` it is enough that warmups help at all (`helped`), as a habit
     of nearly all samples does not make any of them better than the group's mean. If they do not help then, or `TRIAL` updates
     after the switch, and do not improve either, the run becomes plain fine-tuning.
-
     """
 
     has_proposals: bool = False  # False starts with the policy's own warmups
@@ -102,9 +101,8 @@ class Schedule(TrainerCallback, ExportableState):
     threshold: float = 0.05  # of `read`, 0 to 1; with 0 the schedule neither waits for reading nor gives up
     updates: tuple[int, int] = (100, 600)  # the switch may come after the first, and comes after the second or never
     gave_up: Callable[[], None] = lambda: None  # called when the run gives up on warmups, and on a resume after that
-    warn: Callable[[dict[str, Any]], None] = lambda warning: (
-        None
-    )  # called then, with {step, rule, sees, means, change, done}
+    # called then, with {step, rule, sees, means, change, done}
+    warn: Callable[[dict[str, Any]], None] = lambda warning: None
 
     def __post_init__(self) -> None:
         self.proposal_logp: float | None = None  # smoothed log P(c|x) per token of the proposals
