@@ -1,7 +1,4 @@
-"""What a machine has: `8xA100-80GB` -> how many devices of which memory.
-
-Knows: names and memory of devices on sale. Must not know: models, recipes.
-"""
+"""What a machine has: `8xA100-80GB` -> how many devices of which memory."""
 
 from __future__ import annotations
 
@@ -36,24 +33,16 @@ class Hardware:
 
 
 def read_hardware(text: str) -> Hardware:
-    """Read `8xA100-80GB`, `1xH100`, `2xCPU`, or any other device with its memory, `4xNAME-64GB`.
-
-    Raises:
-        ValueError: the text cannot be read, or says no memory where plan knows none, or not one alone.
-    """
-    found = re.fullmatch(
-        r"(?:(\d+)[x*])?([a-z][\w.]*)(?:-(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?)?", text.strip(), re.IGNORECASE
-    )
+    """`8xA100-80GB`, `1xH100`, `4xNAME-64GB`; ValueError where it cannot be read, or does not settle the memory."""
+    spelling = r"(?:(\d+)[x*])?([a-z][\w.]*)(?:-(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?)?"
+    found = re.fullmatch(spelling, text.strip(), re.IGNORECASE)
     if found is None or found[1] == "0":
         raise ValueError(f"--hardware: cannot read {text!r}. Write {SPELLING}.")
     count, name = int(found[1] or 1), found[2].upper()
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     sizes = DEVICES.get(name, ()) if name != "CPU" else (machine / count,)
-    if found[3] or len(sizes) == 1:
-        return Hardware(count, name, float(found[3] or sizes[0]))
-    known = (
-        f"{name}-40GB or {name}-80GB"
-        if sizes
-        else f"{name}-24GB or what it has; known without it: {', '.join(DEVICES)}"
-    )
-    raise ValueError(f"--hardware: {text!r} says no memory; write {known}.")
+    if not found[3] and len(sizes) != 1:
+        known = " or ".join(f"{name}-{size}GB" for size in sizes)
+        known = known or f"{name}-24GB or what it has; known without it: {', '.join(DEVICES)}"
+        raise ValueError(f"--hardware: {text!r} says no memory; write {known}.")
+    return Hardware(count, name, float(found[3] or sizes[0]))
