@@ -1,7 +1,7 @@
 """Finds run folders, reads them, and sorts them: sections (what may be compared), arms (a setting), runs (seeds).
 
-Knows: the files of a run folder. Must not know: statistics, words or pages. Two runs share a section only if they have
-the same task, the same model, the same rows (by their hash) and metrics computed with the same settings.
+Two runs share a section only if they have the same task, the same model, the same rows (by their hash) and metrics computed
+with the same settings.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ INCIDENTAL = {
 BUDGET = {"max_steps", "num_train_epochs", "eval_steps", "logging_steps", "save_steps", "warmup_steps", "warmup_ratio"}
 
 
+def _records(name: str) -> cached_property[list[dict[str, Any]]]:
+    """A file of a run folder, read when it is first asked for."""
+    return cached_property(lambda run: read_jsonl(run.folder / name))
+
+
 @dataclass
 class Run:
     """One finished run. `result` is metrics.json, its `metrics` joined by later evaluations of the same rows."""
@@ -39,6 +44,11 @@ class Run:
     environment: dict[str, Any]
     extra: dict[str, Path] = field(default_factory=dict)  # predictions of controls that were evaluated later
     left_out: list[str] = field(default_factory=list)  # evaluations of other weights or rows, a sentence each
+
+    logs = _records("metrics.jsonl")
+    timing = _records("timing.jsonl")
+    groups = _records("warmups.jsonl")
+    warnings = _records("warnings.jsonl")  # of the collapse guard
 
     @property
     def seed(self) -> Any:
@@ -52,23 +62,6 @@ class Run:
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics by control; "" are the run's own warmups."""
         return self.result["metrics"]
-
-    @cached_property
-    def logs(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "metrics.jsonl")
-
-    @cached_property
-    def timing(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "timing.jsonl")
-
-    @cached_property
-    def groups(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "warmups.jsonl")
-
-    @cached_property
-    def warnings(self) -> list[dict[str, Any]]:
-        """What the collapse guard said while training."""
-        return read_jsonl(self.folder / "warnings.jsonl")
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -164,8 +157,7 @@ class Section:
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     """The finished runs in `paths` and below, and sentences about what was left out.
 
-    Raises:
-        ValueError: a path that does not exist, or holds no finished run.
+    ValueError for a path that does not exist, or holds no finished run.
     """
     runs: dict[Path, Run] = {}
     skipped = []
@@ -181,21 +173,14 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
                 f"{len(folders)} unfinished (no metrics.json)" if folders else "none (no recipe.yaml anywhere in it)"
             )
             raise ValueError(f"{path} holds no finished run: {found}. Give the output_dir of a run that has ended.")
-        skipped += [
-            f"{folder} is not finished (no metrics.json) and is left out."
-            for folder in folders
-            if folder not in finished
-        ]
+        others = [folder for folder in folders if folder not in finished]
+        skipped += [f"{folder} is not finished (no metrics.json) and is left out." for folder in others]
         runs |= {folder.resolve(): read_run(folder) for folder in finished if folder.resolve() not in runs}
     return list(runs.values()), skipped + [said for run in runs.values() for said in run.left_out]
 
 
 def read_run(folder: Path) -> Run:
-    """One finished run.
-
-    Raises:
-        ValueError: a file of it cannot be read.
-    """
+    """One finished run; ValueError where a file of it cannot be read."""
     remedy, environment = "Remove the folder or repeat the run.", folder / "environment.json"
     try:
         recipe = parse_yaml((folder / "recipe.yaml").read_bytes()) or {}
@@ -214,8 +199,7 @@ def read_run(folder: Path) -> Run:
 def other_weights(folder: Path, measured: str | None, there: str | None) -> str | None:
     """A sentence where the model in a run's folder is not the one that its metrics.json is about; None where it is, or is gone.
 
-    Args:
-        measured, there: fingerprints, of metrics.json and of the files.
+    `measured` and `there` are fingerprints, in metrics.json and of the files.
     """
     if None in (measured, there) or measured == there:
         return None
@@ -227,19 +211,18 @@ def other_weights(folder: Path, measured: str | None, there: str | None) -> str 
 
 def _join(run: Run, later: dict[str, Any], folder: Path) -> None:
     """Add what `rl-warmup evaluate` measured on the same rows, with the same weights, and the run itself lacks."""
-    if later.get("split") != run.result.get("split"):
+    first, again = run.result, f"and is left out; repeat `rl-warmup evaluate {run.folder}`"
+    if later.get("split") != first.get("split"):
         return
-    if later.get("rows_hash") != run.result.get("rows_hash"):
-        run.left_out.append(
-            f"{folder} was measured on other rows of the split {later.get('split')} ({later.get('rows')}) than {run.folder} "
-            f"({run.result.get('rows')}) and is left out; repeat `rl-warmup evaluate {run.folder}` on the same rows."
-        )
+    if later.get("rows_hash") != first.get("rows_hash"):
+        rows = f"other rows of the split {later.get('split')} ({later.get('rows')})"
+        said = f"{folder} was measured on {rows} than {run.folder} ({first.get('rows')})"
+        run.left_out.append(f"{said} {again} on the same rows.")
         return
-    if later.get("weights") != run.result.get("weights"):  # both lack it in folders of older versions
-        run.left_out.append(
-            f"{folder} was measured on other weights than {run.folder} ended with ({later.get('weights', 'not known')}, not "
-            f"{run.result.get('weights', 'known')}) and is left out; repeat `rl-warmup evaluate {run.folder}`."
-        )
+    if later.get("weights") != first.get("weights"):  # both lack it in folders of older versions
+        weights = f"{later.get('weights', 'not known')}, not {first.get('weights', 'known')}"
+        said = f"{folder} was measured on other weights than {run.folder} ended with ({weights})"
+        run.left_out.append(f"{said} {again}.")
         return
     for control, values in later.get("metrics", {}).items():
         if control not in run.metrics:
@@ -254,7 +237,9 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     sorted_runs: dict[str, list[Run]] = {}
     for run in runs:
         fixed = [run.result.get(key) for key in ("task", "split", "rows", "rows_hash", "signatures")]
-        unknown = "" if run.result.get("rows_hash") else str(run.folder)  # rows that nobody can name are nobody else's
+        unknown = (
+            "" if run.result.get("rows_hash") else str(run.folder)
+        )  # without a hash no other run has the same rows
         sorted_runs.setdefault(json.dumps([run.model, unknown, *fixed], sort_keys=True), []).append(run)
     found = []
     for members in sorted_runs.values():
@@ -271,11 +256,10 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
     for same in (_same_recipe, _same_name):
         joined: list[list[Run]] = []
         for group in groups or [[run] for run in runs]:
-            home = next((other for other in joined if same(other, group) and not _share_a_seed(other, group)), None)
-            if home is None:
-                joined.append(list(group))
-            else:
-                home += group
+            home = next((other for other in joined if same(other, group) and not _share_a_seed(other, group)), [])
+            if not home:
+                joined.append(home)
+            home += group
         groups = joined
     members = [sorted(group, key=lambda run: (str(type(run.seed)), run.seed)) for group in groups]
     return [Arm(name, group) for name, group in zip(_names(members), members, strict=True)]

@@ -1,8 +1,7 @@
 """Compares arms: scores over seeds with their spread, differences with a test and an interval, and what each arm cost.
 
-The report, the answer of a sweep and the page of the demo all compare with it. Knows: arms of finished runs, and the tests of
-`metrics.significance`. Must not know: words or pages. With two seeds or more on both sides the seeds decide (Welch's t test);
-with fewer, the rows of one run each do (paired bootstrap), which says nothing about the seeds; `Difference.basis` tells which.
+With two seeds or more on both sides the seeds decide (Welch's t test); with fewer, the rows of one run each do (paired
+bootstrap), which says nothing about the seeds; `Difference.basis` tells which.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +92,17 @@ def mean_and_deviation(values: Sequence[float], digits: int = 3) -> str:
 
 
 def control_arm(section: Section, wanted: str | None = None) -> Arm | None:
-    """The arm that others are compared with: the one asked for, or the SFT arm that trained longest.
-
-    Args:
-        wanted: an arm's name, or a run folder of it.
-
-    Returns:
-        None if the section has no such arm.
-    """
+    """The arm that others are compared with, or None: the one whose name or run folder is `wanted`, or the SFT arm that
+    trained longest."""
     if wanted is not None:
         folder = Path(wanted).resolve()
         found = (a for a in section.arms if a.name == wanted or folder in [run.folder.resolve() for run in a.runs])
         return next(found, None)
-    arms = [arm for arm in section.arms if arm.objective == "sft"]
-    return max(
-        arms, key=lambda arm: statistics.mean(run.result.get("train_seconds") or 0 for run in arm.runs), default=None
-    )
+
+    def seconds(arm: Arm) -> float:
+        return statistics.mean(run.result.get("train_seconds") or 0 for run in arm.runs)
+
+    return max((arm for arm in section.arms if arm.objective == "sft"), key=seconds, default=None)
 
 
 def compare_section(section: Section, control: Arm | None) -> list[MetricResults]:
@@ -131,8 +126,7 @@ def compare_entries(
         _difference(metric, entry, base, tests) if base and base is not entry and base.values and entry.values else None
         for entry, base in zip(entries, bases, strict=True)
     ]
-    p_values = {str(i): d.p_value for i, d in enumerate(differences) if d and d.p_value is not None}
-    adjusted = holm(p_values)
+    adjusted = holm({str(i): d.p_value for i, d in enumerate(differences) if d and d.p_value is not None})
     return [
         replace(entry, difference=d and replace(d, p_holm=adjusted.get(str(i)), family=len(adjusted)))
         for i, (entry, d) in enumerate(zip(entries, differences, strict=True))
@@ -143,7 +137,7 @@ class RowTests:
     """Row-by-row tests between two runs, each done once for all metrics."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[Path, str, Path, str], dict[str, Comparison]] = {}
+        self.known = cache(compare_runs)
         self.failed: dict[str, None] = {}
 
     def reasons(self) -> list[str]:
@@ -154,15 +148,12 @@ class RowTests:
     def compare(self, metric: str, one: Run, one_control: str, other: Run, other_control: str) -> Comparison | None:
         """A paired bootstrap over the rows of two runs; None, and a reason in `failed`, where there can be none."""
         sides = one.place(one_control), other.place(other_control)
-        key = (sides[0], one_control, sides[1], other_control)
         try:
-            if key not in self.known:
-                found = compare_runs(*sides, one_control=one_control, other_control=other_control)
-                self.known[key] = {comparison.metric: comparison for comparison in found}
-            return self.known[key].get(metric)
+            found = self.known(*sides, one_control=one_control, other_control=other_control)
         except (ValueError, ImportError) as error:
             self.failed[str(error)] = None
             return None
+        return next((comparison for comparison in found if comparison.metric == metric), None)
 
 
 def _difference(metric: str, entry: Entry, base: Entry, tests: RowTests) -> Difference:
@@ -171,8 +162,8 @@ def _difference(metric: str, entry: Entry, base: Entry, tests: RowTests) -> Diff
     if len(ours) > 1 and len(theirs) > 1:
         found = compare_seeds(list(theirs.values()), list(ours.values()))
         return Difference(name, found.difference, found.interval, found.p_value, SEEDS)
-    shared = next((seed for seed in ours if seed in theirs), None)
-    seed, other = (next(iter(ours)), next(iter(theirs))) if shared is None else (shared, shared)
+    seed = next((seed for seed in ours if seed in theirs), next(iter(ours)))
+    other = seed if seed in theirs else next(iter(theirs))
     tested = tests.compare(metric, base.arm.run(other), base.control, entry.arm.run(seed), entry.control)
     if tested is None:
         return Difference(name, ours[seed] - theirs[other], None, None, ROWS)
@@ -187,12 +178,10 @@ def spent(arm: Arm) -> dict[str, float]:
 
 def run_cost(run: Run) -> dict[str, float]:
     """What a finished run spent, by the keys of `COSTS`; those that were not measured are missing."""
-    found = {}
-    for key in COSTS:
-        logged = [record[key] for record in run.timing if record.get(key) is not None]
-        value = run.result.get(key) if key in ("updates", "train_seconds") else None
-        if value is not None or logged:
-            found[key] = max(logged) if value is None else value
+    found = {key: value for key in ("updates", "train_seconds") if (value := run.result.get(key)) is not None}
+    for key in COSTS.keys() - found.keys():
+        if logged := [record[key] for record in run.timing if record.get(key) is not None]:
+            found[key] = max(logged)
     return found
 
 

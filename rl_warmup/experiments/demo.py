@@ -1,7 +1,6 @@
 """The demo: the sweep files of its parts, run side by side, and one page of what came out.
 
-Knows: which sweep files a part names, and what is worth a picture or an example. Must not know: how a run works, how runs are
-shared out. The explanations below the tables do not know what came out, so that they claim nothing that did not happen.
+The explanations below the tables are written beforehand, so they claim nothing about what came out.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 from rl_warmup.experiments.collect import Arm, Run
@@ -29,7 +27,7 @@ PARTS = {
     "ledger": ("ledger-t5", "ledger-llama"),
 }  # fmt: skip
 COLUMNS = (*SWEEP_COLUMNS, "switched_at")
-HEADLINE = "exact_match"
+HEADLINE = "eval_exact_match"
 Point = tuple[float, float]
 Gold = Callable[[dict[str, Any]], str]  # the warmup that works a row out
 
@@ -63,25 +61,16 @@ where there is an arm `proposal`, it only imitates it, and `warmup` goes on from
 }
 
 
-def worked_legs(row: dict[str, Any]) -> str:
-    """Products and running sums of the legs."""
-    return worked(row["prompt"])
-
-
 def totals(row: dict[str, Any]) -> str:
     """The ledger's totals, oldest first."""
     return " ".join(reversed(row["target"].split()))
 
 
-GOLD: dict[str, Gold] = {"legs": worked_legs, "skills": totals, "copies": totals, "rare": totals}
+GOLD: dict[str, Gold] = {"skills": totals, "copies": totals, "rare": totals, "legs": lambda row: worked(row["prompt"])}
 
 
 def run_demo(recipes: Path, output: Path, processes: int, parts: list[str]) -> str:
-    """Run the sweep files of these parts; the page as text.
-
-    Raises:
-        ValueError: there is no such part, the recipes are not there, or as for `run_files`.
-    """
+    """Run the sweep files of these parts; the page as text. ValueError for an unknown part or missing recipes too."""
     files: dict[str, Path] = {}
     for part in parts:
         if part not in PARTS:
@@ -96,10 +85,8 @@ def run_demo(recipes: Path, output: Path, processes: int, parts: list[str]) -> s
 def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping[str, Gold] = GOLD) -> str:
     """Run sweep files called TASK-MODEL.yaml, write results.csv, curves and RESULTS.md into `output`; the page as text.
 
-    Finished runs found in `output` are kept, so an interrupted demo goes on where it stopped.
-
-    Args:
-        gold: by task, the warmup that works a row out.
+    Finished runs found in `output` are kept, so an interrupted demo goes on where it stopped. `gold` is, by task, the warmup
+    that works a row out.
 
     Raises:
         ValueError: `output` is a run's folder, a recipe cannot be used, or a run failed (its log is named).
@@ -133,12 +120,10 @@ def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping
 
 def _plot(name: str, arms: list[Arm], gold: Gold | None, output: Path) -> None:
     """Learning curves on validation rows, and, where warmups are searched, how many of the sampled ones are worked out."""
-    quality = _curves(
-        arms, lambda run: [(x["step"], x[f"eval_{HEADLINE}"]) for x in run.logs if f"eval_{HEADLINE}" in x]
-    )
+    quality = _curves(arms, lambda run: [(log["step"], log[HEADLINE]) for log in run.logs if HEADLINE in log])
     if not quality:
         return
-    panels = [(quality, f"{name}: the model's own warmup, validation rows", HEADLINE.replace("_", " "))]
+    panels = [(quality, f"{name}: the model's own warmup, validation rows", "exact match")]
     if gold and (found := _curves(arms, lambda run: worked_out(run, gold))):
         panels.append((found, "worked out, of the warmups that an update trains on", "share"))
     switches = [run.result["switched_at"] for arm in arms if arm.name == "reading" for run in arm.runs]
@@ -164,25 +149,23 @@ def _part(name: str, task: str, arms: list[Arm]) -> list[str]:
     """What the page says about one sweep: its table, examples of its main arm, and an explanation."""
     metrics = list(arms[0].runs[0].metrics[""])
     rows = [row for arm in arms for row in _rows(arm, metrics)]
-    table = text_table(["arm", "warmup at test", *metrics, "updates", "train seconds"], rows)
+    table = text_table(["arm", "warmup at test", *metrics, "updates", "train seconds"], rows).splitlines()
     most = max(len(arm.runs) for arm in arms)
     seeds = f"{most} seeds, mean ± standard deviation; one where none is given" if most > 1 else "one seed"
     main = next((arm for arm in arms if arm.name == "reading"), arms[-1])
-    shown = indent("\n".join(line.rstrip() for line in table.splitlines()), "    ")
+    shown = "\n".join(f"    {line}".rstrip() for line in table)
     examples = _examples(main, 10 if task == "legs" else 2)
     return [f"\n## {name} ({seeds}; test rows)\n\n{shown}", examples, EXPLANATIONS.get(task, "")]
 
 
 def _rows(arm: Arm, metrics: list[str]) -> list[list[str]]:
     """A line per kind of warmup of one arm, over its seeds."""
-    updates, seconds = (
-        mean_and_deviation([run.result[key] for run in arm.runs], 0) for key in ("updates", "train_seconds")
-    )
-    rows = []
+    spent = ([run.result[key] for run in arm.runs] for key in ("updates", "train_seconds"))
+    costs, rows = [mean_and_deviation(values, 0) for values in spent], []
     for control in arm.controls:
         label = NAMES[control] if control or arm.objective != "sft" else "none"
         values = [mean_and_deviation(list(arm.values(metric, control).values())) for metric in metrics]
-        rows.append(["", label, *values, "", ""] if control else [arm.name, label, *values, updates, seconds])
+        rows.append(["", label, *values, "", ""] if control else [arm.name, label, *values, *costs])
     return rows
 
 

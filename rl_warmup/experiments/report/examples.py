@@ -1,11 +1,11 @@
 """Predictions and sampled groups as compact lists for the page's browser.
 
-Knows: keys of predictions*.jsonl and warmups.jsonl. Must not know: how they are shown. Prompts and targets are stored
-once, however many runs answered them.
+Prompts and targets are stored once, however many runs answered them.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -68,11 +68,8 @@ def _number(rows: Numbers, section: int, row: dict[str, Any]) -> int:
 
 def _share(sizes: Sequence[int], limit: int) -> int:
     """How many rows of each file fit into the limit: the first rows of all of them, so that they can be compared."""
-    low, high = 0, max(sizes, default=0)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if sum(min(size, middle) for size in sizes) <= limit else (low, middle - 1)
-    return low
+    most = range(max(sizes, default=0) + 1)
+    return bisect_right(most, limit, key=lambda share: sum(min(size, share) for size in sizes)) - 1
 
 
 def _item(rows: Numbers, section: int, row: dict[str, Any]) -> list[Any]:

@@ -1,6 +1,5 @@
 """The report as one HTML page that loads nothing: text, style, scripts and data in a single file.
 
-Knows: what a `Part` holds, and the template, CSS and JavaScript beside this file. Must not know: how its numbers were made.
 The template escapes every text of a run; a content security policy allows only this page's own scripts, by their hash, and
 no network.
 """
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from rl_warmup.experiments.report import words
 from rl_warmup.experiments.report.curves import Chart
 from rl_warmup.experiments.report.tables import NAMES
 from rl_warmup.experiments.report.words import Finding
+from rl_warmup.runtime.run_folder import json_line
 
 COLOURS = 8
 
@@ -66,7 +65,7 @@ def page(parts: Sequence[Part], examples: dict[str, Any], skipped: Sequence[str]
 
 def as_json(value: Any) -> str:
     """Compact JSON that may stand inside a script element: no `<`, `>` or `&`, no line separators, no NaN."""
-    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
+    text = json_line(value, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
@@ -115,14 +114,6 @@ def _one_line(value: Any) -> str:
         return ""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000)
     return text.removesuffix("\n...\n").strip()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _hash(text: str) -> str:

@@ -1,7 +1,4 @@
-"""Curves as PNG files.
-
-Knows: points. Must not know: runs, files of runs, or pages.
-"""
+"""Curves as PNG files."""
 
 from __future__ import annotations
 
@@ -45,11 +42,10 @@ def plot_curves(
         for arm, seeds in curves.items():
             index = arms.index(arm)
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-            points = min(len(seed) for seed in seeds)
-            xs = [statistics.mean(seed[i][0] for seed in seeds) for i in range(points)]
-            ys = [[seed[i][1] for seed in seeds] for i in range(points)]
-            axes.plot(xs, [statistics.mean(y) for y in ys], label=arm, color=colour, marker=marker, markersize=3.5)
-            axes.fill_between(xs, [min(y) for y in ys], [max(y) for y in ys], color=colour, alpha=0.15, linewidth=0)
+            xs, ys = ([[point[k] for point in points] for points in zip(*seeds, strict=False)] for k in (0, 1))
+            means = [list(map(statistics.mean, values)) for values in (xs, ys)]
+            axes.plot(*means, label=arm, color=colour, marker=marker, markersize=3.5)
+            axes.fill_between(means[0], list(map(min, ys)), list(map(max, ys)), color=colour, alpha=0.15, linewidth=0)
         for number, mark in enumerate(marks):
             axes.axvline(mark, color="#5b6770", linestyle=":", label=mark_label if number == 0 else None)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)

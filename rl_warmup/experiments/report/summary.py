@@ -1,7 +1,4 @@
-"""The report as Markdown: findings and tables, for a pull request or a notebook.
-
-Knows: what a `Part` holds. Must not know: how its numbers were made.
-"""
+"""The report as Markdown: findings and tables, for a pull request or a notebook."""
 
 from __future__ import annotations
 
@@ -27,14 +24,13 @@ def summary(parts: Sequence[Part], skipped: Sequence[str], pictures: Sequence[Se
         for results in part.results:
             lines += [f"### {_(results.metric)}", "", _(words.how_tested(results)), ""]
             lines += [*_table(words.result_cells(results)), ""]
-        likelihood = words.likelihood_cells(section)
-        if likelihood:
+        if likelihood := words.likelihood_cells(section):
             lines += ["### Likelihood of the targets", "", words.LIKELIHOOD, "", *_table(likelihood), ""]
         lines += ["### Cost, means over seeds", "", *_table(words.cost_cells(section, part.control)), ""]
         equal = words.equal_compute_cells(part.quality[0], part.control) if part.quality else None
         if equal:
-            lines += [f"### {_(part.quality[0].title)} on validation rows, within the control's budget", ""]
-            lines += [*_table(equal), ""]
+            heading = f"### {_(part.quality[0].title)} on validation rows, within the control's budget"
+            lines += [heading, "", *_table(equal), ""]
         lines += [f"Rows: `{section.rows_hash}`", ""]
         lines += [f"{_(name)}: `{text}`\n" for name, text in section.signatures.items()]
         lines += [f"![{name.removesuffix('.png')}]({name})" for name in files] + [""]

@@ -1,7 +1,4 @@
-"""Numbers as text: plain tables, and how a figure is printed.
-
-Knows: what metrics.json holds. Must not know: where runs are, or how a page looks.
-"""
+"""Numbers as text: plain tables, and how a figure is printed."""
 
 from __future__ import annotations
 
@@ -17,15 +14,11 @@ NAMES = {
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A plain table: the first column to the left, the others to the right; None is an empty cell."""
-    cells = [[("" if cell is None else str(cell)) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    cells = [["" if cell is None else str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    return "\n".join(map("  ".join, lines))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -39,11 +32,9 @@ def result_table(result: dict[str, Any]) -> str:
     if not result["metrics"]:
         return f"\n{result['task']}: no rows in the {result['split']} split, so nothing was predicted or scored."
     names = list(next(iter(result["metrics"].values())))
+    objective = "sft" if result.get("inference") == "empty" else result.get("objective")
     rows = [
-        [
-            control_name(control, "sft" if result.get("inference") == "empty" else result.get("objective")),
-            *(f"{values[name]:.4g}" for name in names),
-        ]
+        [control_name(control, objective), *(f"{values[name]:.4g}" for name in names)]
         for control, values in result["metrics"].items()
     ]
     title = f"{result['task']}, {result['split']} split, {result['rows']} rows"
