@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,6 @@ class Arm:
         return list(dict.fromkeys(control for run in self.runs for control in run.metrics))
 
     def run(self, seed: Any) -> Run:
-        """The run of a seed."""
         return next(run for run in self.runs if run.seed == seed)
 
     def values(self, metric: str, control: str = "") -> dict[Any, float]:
@@ -119,9 +119,7 @@ class Arm:
 
     def varying(self) -> list[str]:
         """Recipe keys in which its seeds differ all the same."""
-        settings = [run.setting() for run in self.runs]
-        keys = {key for setting in settings for key in setting}
-        return sorted(key for key in keys if any(s.get(key) != settings[0].get(key) for s in settings))
+        return sorted(_changes(self.runs))
 
 
 @dataclass
@@ -148,10 +146,14 @@ class Section:
 
     def recipe_changes(self) -> dict[str, list[Any]]:
         """Settings in which arms differ: key -> a value per arm (of its first run)."""
-        settings = [arm.runs[0].setting() for arm in self.arms]
-        keys = dict.fromkeys(key for setting in settings for key in setting)
-        values = {key: [setting.get(key) for setting in settings] for key in keys}
-        return {key: column for key, column in values.items() if any(value != column[0] for value in column)}
+        return _changes([arm.runs[0] for arm in self.arms])
+
+
+def _changes(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Settings in which runs differ: key -> a value per run."""
+    settings = [run.setting() for run in runs]
+    values = {key: [setting.get(key) for setting in settings] for key in chain(*settings)}
+    return {key: column for key, column in values.items() if any(value != column[0] for value in column)}
 
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
@@ -239,7 +241,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         fixed = [run.result.get(key) for key in ("task", "split", "rows", "rows_hash", "signatures")]
         unknown = (
             "" if run.result.get("rows_hash") else str(run.folder)
-        )  # without a hash no other run has the same rows
+        )  # then no other run is known to have these rows
         sorted_runs.setdefault(json.dumps([run.model, unknown, *fixed], sort_keys=True), []).append(run)
     found = []
     for members in sorted_runs.values():
@@ -253,10 +255,12 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 def _arms(runs: Sequence[Run]) -> list[Arm]:
     """Arms: runs of one recipe; and runs of one name side by side, even where their budgets differ."""
     groups: list[list[Run]] = []
-    for same in (_same_recipe, _same_name):
+    for same in (lambda one, other: one[0].setting() == other[0].setting(), _same_name):
         joined: list[list[Run]] = []
         for group in groups or [[run] for run in runs]:
-            home = next((other for other in joined if same(other, group) and not _share_a_seed(other, group)), [])
+            seeds = {run.seed for run in group}  # a second run of one seed is no further seed
+            free = (other for other in joined if same(other, group) and seeds.isdisjoint(run.seed for run in other))
+            home = next(free, [])
             if not home:
                 joined.append(home)
             home += group
@@ -265,19 +269,10 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
     return [Arm(name, group) for name, group in zip(_names(members), members, strict=True)]
 
 
-def _same_recipe(one: Sequence[Run], other: Sequence[Run]) -> bool:
-    return one[0].setting() == other[0].setting()
-
-
 def _same_name(one: Sequence[Run], other: Sequence[Run]) -> bool:
     reduced = [{k: v for k, v in group[0].setting().items() if k not in BUDGET} for group in (one, other)]
     places = [{(run.folder.parent.resolve(), run.stem()) for run in group if run.stem()} for group in (one, other)]
     return reduced[0] == reduced[1] and bool(places[0] & places[1])
-
-
-def _share_a_seed(one: Sequence[Run], other: Sequence[Run]) -> bool:
-    """A second run of one seed is no further seed."""
-    return bool({run.seed for run in one} & {run.seed for run in other})
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:

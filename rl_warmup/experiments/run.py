@@ -51,21 +51,17 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         if trainer.is_world_process_zero():
             recipe.save(folder)
         trainer.train(resume_from_checkpoint=resume)
-        return _predict(recipe, trainer, task, evaluation, folder)
+        return _predict(recipe, trainer, task, evaluation)
 
 
-def _predict(
-    recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Evaluation, folder: Path
-) -> dict[str, Any]:
+def _predict(recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Evaluation) -> dict[str, Any]:
     """Save the trained model, predict and score with it; the main process gets and writes the result."""
+    folder = Path(str(recipe.config.output_dir))
     with disk_faults(folder):
         trainer.save_model(str(folder))
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
-    with (
-        trainer.shared_generator() as warmup_generator,
-        torch.autocast(warmup_generator.model.device.type, enabled=False),
-    ):
-        scored = _scored(recipe, task, evaluation, warmup_generator)
+    with trainer.shared_generator() as generator, torch.autocast(generator.model.device.type, enabled=False):
+        scored = _scored(recipe, task, evaluation, generator)
     if not trainer.is_world_process_zero():
         return {}
     truncation = trainer.encoder.counts + trainer.eval_encoder.counts + Counter(scored.pop("truncation", {}))
@@ -110,7 +106,6 @@ def _scored(recipe: Recipe, task: Task, evaluation: Evaluation, warmup_generator
 
 
 def recipe_task(recipe: Recipe) -> Task:
-    """The task of a recipe."""
     return load_recipe_task(recipe.task)
 
 
@@ -138,9 +133,9 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     if choice.attn_implementation:
         kwargs["attn_implementation"] = choice.attn_implementation
     kwargs |= compat.quantization(choice)
-    void = {name: why for name, why in without_effect(config, choice, recipe.task).items() if name == "scratch"}
-    if void and not config.process_index:
-        print(void_note(void))
+    void = without_effect(config, choice, recipe.task)
+    if "scratch" in void and not config.process_index:
+        print(void_note({"scratch": void["scratch"]}))
     rows = task.splits["train"]
     if isinstance(rows, Stream):
         rows = dataclasses.replace(rows, seed=config.seed if config.data_seed is None else config.data_seed)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rl_warmup.experiments.collect import Run, Section
+from rl_warmup.experiments.collect import Section
 
 Numbers = dict[tuple[Any, ...], int]  # texts of a row, each kept once -> its number
 LIMIT = 20_000  # predictions in one page; a browser stays quick well beyond 10,000
@@ -46,7 +46,7 @@ def example_data(sections: Sequence[Section], limit: int = LIMIT) -> dict[str, A
         for index, section in enumerate(sections)
         for arm in section.arms
         for run in arm.runs
-        for group in _some_groups(run)
+        for group in _thinned(run.groups)
     ]
     left_out = sum(max(0, len(predictions) - share) for *_, predictions in found)
     return {"rows": list(rows), "files": files, "groups": groups, "left_out": left_out}
@@ -79,17 +79,12 @@ def _item(rows: Numbers, section: int, row: dict[str, Any]) -> list[Any]:
     return [number, row.get("warmup"), row.get("warmup_finish"), prediction, right, likeness(prediction, target)]
 
 
-def _some_groups(run: Run) -> list[dict[str, Any]]:
-    """Groups of a run, evenly thinned where it sampled very many."""
-    groups = run.groups
+def _thinned(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return groups if len(groups) <= GROUPS else [groups[i * len(groups) // GROUPS] for i in range(GROUPS)]
 
 
 def _group(rows: Numbers, section: int, group: dict[str, Any]) -> list[Any]:
     keys = ("warmup", "finish", "warmup_logprob", "target_logprob", "posterior")
-    warmups = [[_short(warmup.get(key)) for key in keys] for warmup in group.get("warmups", ())]
+    values = [[warmup.get(key) for key in keys] for warmup in group.get("warmups", ())]
+    warmups = [[float(f"{x:.4g}") if isinstance(x, float) else x for x in warmup] for warmup in values]
     return [group.get("step"), _number(rows, section, group), warmups]
-
-
-def _short(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -46,7 +46,8 @@ def page(parts: Sequence[Part], examples: dict[str, Any], skipped: Sequence[str]
     """The whole page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    style, *scripts = (_file(name) for name in ("page.css", "charts.js", "browser.js"))
+    names = ("page.css", "charts.js", "browser.js")
+    style, *scripts = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
     allowed = " ".join(_hash(script) for script in scripts)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -118,7 +119,3 @@ def _one_line(value: Any) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"
-
-
-def _file(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -44,7 +44,6 @@ class Cells:
 
 
 def title(section: Section) -> str:
-    """A name for a section."""
     return f"{section.task}, {section.model}"
 
 
@@ -83,7 +82,8 @@ def notes(section: Section, results: Sequence[MetricResults]) -> list[str]:
         found.append("One seed per arm: nothing here says how much of a difference comes from the seed.")
     elif single:
         found.append(f"One seed only: {', '.join(single)}.")
-    failed = dict.fromkeys(reason for one in results for reason in one.untested)
+    differences = [entry.difference for one in results for entry in one.entries]
+    failed = dict.fromkeys(d.untested for d in differences if d and d.untested)
     return found + [f"A test could not be made: {reason}" for reason in failed]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.experiments.collect import Arm
-from rl_warmup.experiments.compare import SEEDS, Entry, MetricResults, RowTests, compare_entries, mean_and_deviation
+from rl_warmup.experiments.compare import SEEDS, Entry, MetricResults, compare_entries, mean_and_deviation, row_test
 from rl_warmup.experiments.report import NAMES, text_table, write_report
 from rl_warmup.experiments.report.tables import markdown_table
 from rl_warmup.experiments.report.words import entry_cells, plural
@@ -51,7 +51,7 @@ def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     table, verdicts = _table(results), _verdicts(sweep, results)
     files[1].write_text(_page(sweep, variants, table, [*verdicts, *notes]), encoding="utf-8", errors="backslashreplace")
     try:
-        control = results.control_arm and results.control_arm.name
+        control = results.control_arm.name if results.control_arm else None
         files.insert(0, write_report([sweep.output], sweep.output / "report", control)[0])
     except ImportError as error:
         notes.append(f"No report.html: {error}")
@@ -90,8 +90,8 @@ def compare_with_control(sweep: Sweep, arms: Sequence[Arm]) -> MetricResults:
     bases = [of_control.get(entry.control) or of_control.get("") for entry in entries]
     pairs = zip(entries, bases, strict=True)
     bases = [base if base and _comparable(entry.arm, base.arm) else None for entry, base in pairs]
-    found = compare_entries(metric, entries, bases, RowTests())
-    return MetricResults(metric, next((arm for arm in arms if arm.name == control), None), found, [])
+    found = compare_entries(metric, entries, bases, row_test)
+    return MetricResults(metric, next((arm for arm in arms if arm.name == control), None), found)
 
 
 def _comparable(arm: Arm, base: Arm) -> bool:

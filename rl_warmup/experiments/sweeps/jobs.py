@@ -62,7 +62,6 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether its run is finished."""
         return (self.folder / RESULT).is_file()
 
     @property
@@ -95,11 +94,9 @@ class Sweep:
 
     @property
     def trials(self) -> int:
-        """How many arms the study makes."""
         return self.question.trials if self.ranges else 0
 
     def folder(self, name: str, seed: int) -> Path:
-        """Where the run of an arm and a seed lies."""
         return self.output / name / f"seed-{seed}"
 
     def job(self, variant: Variant, seed: int) -> Job:
@@ -250,7 +247,9 @@ def _grid(grid: Mapping[str, list[Any]]) -> list[Variant]:
     for values in itertools.product(*grid.values()) if grid else ():
         changes = dict(zip(grid, values, strict=True))
         name = re.sub(r"[^A-Za-z0-9_.=,+-]", "-", ",".join(f"{key}={label(v)}" for key, v in changes.items()))
-        variants.append(Variant(name, changes, {key: plain(value) for key, value in changes.items()}))
+        # a database takes numbers and texts
+        params = {key: value if type(value) in (int, float) else label(value) for key, value in changes.items()}
+        variants.append(Variant(name, changes, params))
     return variants
 
 
@@ -268,7 +267,7 @@ def distribution(key: str, given: Any) -> Any:
     if isinstance(given, list):
         if any(isinstance(value, (list, dict)) for value in given):
             raise ValueError(
-                f"random: {key} has lists or mappings as values; give plain values, or list arms under runs."
+                f"random: {key} has lists or mappings as values; give plain ones, or list arms under runs."
             )
         return kinds.CategoricalDistribution(given)
     low, high, step, log = given["low"], given["high"], given.get("step"), bool(given.get("log"))
@@ -290,13 +289,8 @@ def label(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(label, value)) or "none"
     if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def plain(value: Any) -> Any:
-    """A value as a database column takes it."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else label(value)
 
 
 def import_optuna() -> Any:

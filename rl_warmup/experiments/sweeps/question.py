@@ -72,7 +72,6 @@ class Question:
     launch: str | None = None
 
     def seeds_of(self, arm: str) -> list[int]:
-        """The seeds of one arm."""
         return self.seeds_by_arm.get(arm, self.seeds)
 
 

@@ -47,8 +47,6 @@ class Queue:
         self.beside = storage is None  # the study lies beside the runs, so a run that is not there was removed
         url = storage or f"sqlite:///{sweep.output.resolve() / 'study.db'}"
         options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        sampler = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sweep.question.sampler]
-        liar = {"constant_liar": True, "n_startup_trials": 5} if sweep.question.sampler == "tpe" else {}
         with file_lock(self.lock):
             database = optuna.storages.RDBStorage(
                 url, engine_kwargs=options, heartbeat_interval=max(1, patience // 4), grace_period=patience
@@ -57,12 +55,10 @@ class Queue:
                 storage=database, study_name=sweep.question.name, load_if_exists=True,
                 direction=sweep.question.direction, pruner=self._pruner(),
             )  # fmt: skip
-            # every worker of a search draws from a sequence of its own
-            self.study.sampler = sampler(seed=len(self.study.get_trials(deepcopy=False)), **liar)
+            seed = len(self.study.get_trials(deepcopy=False))  # every worker draws from a sequence of its own
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=5)
             self.study.set_user_attr("question", sweep.question.question)
             self._fill()
-
-    # ------------------------------------------------------------------ claiming
 
     def work(self, objective: Callable[[Any], float], once: Callable[[], bool]) -> str:
         """Claim a trial and run it: CLAIMED; nothing to claim, but others are at work: WAIT; everything has ended: OVER.
@@ -93,7 +89,6 @@ class Queue:
         return CLAIMED
 
     def retry_failed(self) -> None:
-        """Put every failed run back into the queue."""
         with file_lock(self.lock):
             for trial in self._failed().values():
                 self._requeue(trial)
@@ -121,19 +116,15 @@ class Queue:
         by_run = self._by_run()
         for key, job in self.jobs.items():
             if key not in by_run and job.ready:
-                spaces, words = (
-                    self._distributions(job.variant.params),
-                    self.optuna.distributions.CategoricalDistribution,
-                )
-                params = {k: str(v) if isinstance(spaces[k], words) else v for k, v in job.variant.params.items()}
+                spaces = self._distributions(job.variant.params)
+                params = {k: str(v) if hasattr(spaces[k], "choices") else v for k, v in job.variant.params.items()}
                 self._add(params, {"run": key, "arm": job.variant.name, "seed": job.seed}, spaces)
         now = datetime.datetime.now()
         for trials in by_run.values():
             last = trials[-1]
-            started = last.datetime_start or now
             if last.state.name == "RUNNING" and last.user_attrs.get("claimed") != last.number:
                 # claimed by a worker that died before its first heartbeat
-                if (now - started).total_seconds() > self.patience:
+                if (now - (last.datetime_start or now)).total_seconds() > self.patience:
                     self.study.tell(last.number, state=self.optuna.trial.TrialState.FAIL)
             elif self._state(trials) == FAILED and "error" not in last.user_attrs:
                 self._requeue(last)
@@ -150,8 +141,6 @@ class Queue:
         except ValueError as error:
             said = f"The study {self.sweep.question.name} was begun with other values for {', '.join(params)}: {error}"
             raise ValueError(f"{said} Choose another --output (or --storage), or remove the old one.") from error
-
-    # ------------------------------------------------------------------ looking
 
     def standing(self) -> dict[str, str]:
         """State of every run (or arm that the study makes): RUNNING, WAITING, DONE, PRUNED or FAILED."""
@@ -173,7 +162,6 @@ class Queue:
 
     @property
     def total(self) -> int:
-        """How many trials the sweep will have."""
         return len(self.jobs) + self.sweep.trials
 
     def _failed(self) -> dict[str, Any]:
@@ -201,8 +189,6 @@ class Queue:
         names = {trial.state.name for trial in trials}
         order = {"COMPLETE": DONE, "PRUNED": PRUNED, "RUNNING": RUNNING, "WAITING": WAITING}
         return next((state for name, state in order.items() if name in names), FAILED)
-
-    # ------------------------------------------------------------------ Optuna's parts
 
     def _distributions(self, params: dict[str, Any]) -> dict[str, Any]:
         """Where the params of an arm lie, for the study's own plots: numbers as numbers, all else as words."""

@@ -18,8 +18,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +112,15 @@ class Worker:
 
     def _slot(self, slot: int) -> None:
         while not self.stop.is_set():
-            states: list[str] = []
-            while CLAIMED not in states and len(states) < len(self.queues):
-                states.append(self._claim(self.queues[len(states)], slot))
-            if CLAIMED in states:
-                continue  # with the first queue again
-            if set(states) == {OVER}:
+            states = set()
+            for queue in self.queues:
+                states.add(queue.work(partial(self._trial, queue, slot), partial(self._has_time, queue)))
+                if CLAIMED in states:
+                    break  # and look at the first queue again
+            if states == {OVER}:
                 return
-            self.stop.wait(WAITING_POLL)
-
-    def _claim(self, queue: Queue, slot: int) -> str:
-        return queue.work(lambda trial: self._trial(queue, trial, slot), lambda: self._has_time(queue))
+            if CLAIMED not in states:
+                self.stop.wait(WAITING_POLL)
 
     def _has_time(self, queue: Queue) -> bool:
         """Whether a run can end within the budget, as far as the runs so far tell."""
@@ -130,13 +130,13 @@ class Worker:
         needed = queue.median_seconds()
         if left > (needed or 0.0):
             return True
-        usual = "" if needed is None else f", and a run takes {words_of(needed)} (median)"
-        self.out_of_time = f"Stopped by --budget: {words_of(max(left, 0.0))} were left{usual}."
+        usual = "" if needed is None else f", and a run takes {timedelta(seconds=round(needed))} (median)"
+        self.out_of_time = (
+            f"Stopped by --budget: {timedelta(seconds=round(max(left, 0.0)))} (h:mm:ss) were left{usual}."
+        )
         return False
 
-    # ------------------------------------------------------------------ one trial
-
-    def _trial(self, queue: Queue, trial: Any, slot: int) -> float:
+    def _trial(self, queue: Queue, slot: int, trial: Any) -> float:
         """The metric of a trial's run; its mean over the seeds where the study makes the arms."""
         began, fresh = time.monotonic(), True
         values: list[float] = []
@@ -232,17 +232,13 @@ class Worker:
         if self.stop.is_set():
             raise Stopped
 
-    # ------------------------------------------------------------------ the line for the sweep as a whole
-
     def _show(self, slots: list[Future[None]]) -> None:
         """Until all slots have ended, or one of them with an error."""
         tty = sys.stderr.isatty()
-        first = self.queues[0]
-        unit, counts = "arm" if first.sweep.trials and not first.jobs else "run", self._counts()
-        ended = counts[DONE] + counts[PRUNED] + counts[FAILED]
+        counts = self._counts()
         with tqdm(
-            total=sum(queue.total for queue in self.queues), initial=ended, unit=unit, miniters=0,
-            desc=first.sweep.question.name if len(self.queues) == 1 else "runs",
+            total=sum(queue.total for queue in self.queues), initial=counts[DONE] + counts[PRUNED] + counts[FAILED],
+            desc=self.queues[0].sweep.question.name if len(self.queues) == 1 else "runs", miniters=0,
             mininterval=0.3 if tty else 20.0, bar_format="{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]",
         ) as bar:  # fmt: skip
             running: set[Future[None]] = set(slots)
@@ -272,18 +268,14 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def _terminate_like_interrupt() -> Iterator[None]:
     """SIGTERM, as batch systems send it, ends a worker as cleanly as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(*_: Any) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with ExitStack() as restored:
+        if threading.current_thread() is threading.main_thread():
+            restored.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, interrupt))
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -309,13 +301,6 @@ def seconds_of(text: str) -> float:
         raise ValueError(f"--budget: {text!r} is no time. Write 2h, 90m, 1h30m or a number of seconds.")
     hours, minutes, seconds = (int(part or 0) for part in parts.groups())
     return float(3600 * hours + 60 * minutes + seconds)
-
-
-def words_of(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def show_jobs(file: str | Path, settings: SweepSettings) -> str:
