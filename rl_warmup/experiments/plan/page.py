@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from rl_warmup.experiments.plan import GIB, Option, Plan
-from rl_warmup.experiments.plan.hardware import USABLE
+from rl_warmup.experiments.plan import GIB, USABLE, Option, Plan
 
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "logits", "sampling", "peak", "host")
 

@@ -4,7 +4,7 @@ write_report(["runs/demo"], "runs/demo/report")  # report.html, summary.md, *.pn
 """
 
 from rl_warmup.experiments.report.build import write_report
-from rl_warmup.experiments.report.plots import plot_curves, require_extras
-from rl_warmup.experiments.report.tables import NAMES, result_table, text_table
+from rl_warmup.experiments.report.curves import plot_curves, require_extras
+from rl_warmup.experiments.report.words import NAMES, result_table, text_table
 
 __all__ = ["NAMES", "plot_curves", "require_extras", "result_table", "text_table", "write_report"]

@@ -9,12 +9,10 @@ from pathlib import Path
 
 from rl_warmup.experiments.collect import Section, find_runs, sections
 from rl_warmup.experiments.compare import COSTS, compare_section, control_arm
-from rl_warmup.experiments.report import curves, examples, words
-from rl_warmup.experiments.report.curves import Chart
-from rl_warmup.experiments.report.page import Part, page
-from rl_warmup.experiments.report.plots import plot_curves, require_extras
-from rl_warmup.experiments.report.tables import markdown_table
-from rl_warmup.experiments.report.words import Cells, title
+from rl_warmup.experiments.report import curves, examples
+from rl_warmup.experiments.report.curves import Chart, plot_curves, require_extras
+from rl_warmup.experiments.report.page import Part, page, summary
+from rl_warmup.experiments.report.words import title
 
 
 def write_report(paths: Sequence[str | Path], output: str | Path, control: str | None = None) -> list[Path]:
@@ -65,38 +63,3 @@ def _pictures(part: Part, folder: Path) -> list[str]:
         points = {curve.arm: curve.points(axis) for curve in chart.curves}
         plot_curves([(points, title(part.section), unit)], folder / name, COSTS[axis])
     return list(names)
-
-
-def summary(parts: Sequence[Part], skipped: Sequence[str], pictures: Sequence[Sequence[str]]) -> str:
-    """summary.md. `pictures`: file names of PNGs per part."""
-    lines = ["# Report", ""]
-    notice = words.separated([part.section for part in parts])
-    lines += [line for text in [notice, *skipped] if text for line in (f"> {_(text)}", "")]
-    for part, files in zip(parts, pictures, strict=True):
-        section = part.section
-        lines += [f"## {_(title(section))}", "", _(words.compared(section, part.control, part.asked)), ""]
-        lines += [f"- {f'**{_(f.verdict)}**: ' if f.verdict else ''}{_(f.text)}" for f in part.findings]
-        lines += [""] + [line for note in words.notes(section, part.results) for line in (_(note), "")]
-        for results in part.results:
-            lines += [f"### {_(results.metric)}", "", _(words.how_tested(results)), ""]
-            lines += [*_table(words.result_cells(results)), ""]
-        if likelihood := words.likelihood_cells(section):
-            lines += ["### Likelihood of the targets", "", words.LIKELIHOOD, "", *_table(likelihood), ""]
-        lines += ["### Cost, means over seeds", "", *_table(words.cost_cells(section, part.control)), ""]
-        equal = words.equal_compute_cells(part.quality[0], part.control) if part.quality else None
-        if equal:
-            heading = f"### {_(part.quality[0].title)} on validation rows, within the control's budget"
-            lines += [heading, "", *_table(equal), ""]
-        lines += [f"Rows: `{section.rows_hash}`", ""]
-        lines += [f"{_(name)}: `{text}`\n" for name, text in section.signatures.items()]
-        lines += [f"![{name.removesuffix('.png')}]({name})" for name in files] + [""]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
-
-
-def _table(cells: Cells) -> list[str]:
-    return markdown_table(cells.header, [[_(cell) for cell in row] for row in cells.rows])
-
-
-def _(text: str) -> str:
-    """Text that stays text in Markdown."""
-    return re.sub(r"([\\`*\[\]<|])", r"\\\1", " ".join(text.split()))

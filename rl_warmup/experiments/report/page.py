@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,7 @@ from rl_warmup.experiments.collect import Arm, Run, Section
 from rl_warmup.experiments.compare import MetricResults, spent
 from rl_warmup.experiments.report import words
 from rl_warmup.experiments.report.curves import Chart
-from rl_warmup.experiments.report.tables import NAMES
-from rl_warmup.experiments.report.words import Finding
+from rl_warmup.experiments.report.words import NAMES, Finding
 from rl_warmup.runtime.run_folder import json_line
 
 COLOURS = 8
@@ -44,24 +44,44 @@ class Part:
 
 def page(parts: Sequence[Part], examples: dict[str, Any], skipped: Sequence[str]) -> str:
     """The whole page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     names = ("page.css", "charts.js", "browser.js")
     style, *scripts = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
     allowed = " ".join(_hash(script) for script in scripts)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, finalize=lambda value: "" if value is None else value,
-    )  # fmt: skip
-    return environment.get_template("page.html").render(
+    return _rendered(
+        "page.html", parts, skipped, style=style, scripts=scripts, data=_data(parts, examples),
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {allowed}; base-uri 'none'; form-action 'none'",
-        style=style, scripts=scripts, data=_data(parts, examples), parts=parts, words=words,
         count=words.plural(sum(len(part.section.runs) for part in parts), "run"),
-        notices=[text for text in [words.separated([part.section for part in parts]), *skipped] if text],
         left_out=f"{examples['left_out']:,}" if examples["left_out"] else "",
         colour=lambda section, arm: [one.name for one in section.arms].index(arm) % COLOURS,
         one_line=_one_line, blocks=_blocks,
     )  # fmt: skip
+
+
+def summary(parts: Sequence[Part], skipped: Sequence[str], pictures: Sequence[Sequence[str]]) -> str:
+    """summary.md. `pictures`: file names of PNGs per part."""
+    return re.sub(r"\n{3,}", "\n\n", _rendered("summary.md", parts, skipped, pictures=pictures)).strip() + "\n"
+
+
+def _rendered(template: str, parts: Sequence[Part], skipped: Sequence[str], **values: Any) -> str:
+    """A template beside this file; HTML escapes every value."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=lambda value: "" if value is None else value,
+    )  # fmt: skip
+    environment.filters |= {"plain": _plain, "table": _table}
+    notices = [text for text in [words.separated([part.section for part in parts]), *skipped] if text]
+    return environment.get_template(template).render(parts=parts, notices=notices, words=words, **values)
+
+
+def _plain(text: str) -> str:
+    """Text that stays text in Markdown."""
+    return re.sub(r"([\\`*\[\]<|])", r"\\\1", " ".join(text.split()))
+
+
+def _table(cells: words.Cells) -> str:
+    return "\n".join(words.markdown_table(cells.header, [list(map(_plain, row)) for row in cells.rows]))
 
 
 def as_json(value: Any) -> str:

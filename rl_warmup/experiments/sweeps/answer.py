@@ -14,8 +14,7 @@ from typing import Any
 from rl_warmup.experiments.collect import Arm
 from rl_warmup.experiments.compare import SEEDS, Entry, MetricResults, compare_entries, mean_and_deviation, row_test
 from rl_warmup.experiments.report import NAMES, text_table, write_report
-from rl_warmup.experiments.report.tables import markdown_table
-from rl_warmup.experiments.report.words import entry_cells, plural
+from rl_warmup.experiments.report.words import entry_cells, markdown_table, plural
 from rl_warmup.experiments.sweeps.jobs import Sweep, Variant, label
 from rl_warmup.experiments.sweeps.study import DONE, FAILED, PRUNED, Queue
 

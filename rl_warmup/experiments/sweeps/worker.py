@@ -306,7 +306,7 @@ def seconds_of(text: str) -> float:
 def show_jobs(file: str | Path, settings: SweepSettings) -> str:
     """What a sweep would run and what that costs (`plan.planned_cost`); nothing is run or written."""
     from rl_warmup.experiments.plan import planned_cost
-    from rl_warmup.experiments.report.tables import amount, text_table
+    from rl_warmup.experiments.report.words import amount, text_table
 
     sweep = read_sweep(file, settings.output)
     question = sweep.question
