@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rl_warmup.experiments.collect import Section, find_runs, sections
 from rl_warmup.experiments.compare import COSTS, compare_section, control_arm
-from rl_warmup.experiments.report import curves, examples
+from rl_warmup.experiments.report import curves
 from rl_warmup.experiments.report.curves import Chart, plot_curves, require_extras
-from rl_warmup.experiments.report.page import Part, page, summary
+from rl_warmup.experiments.report.page import Part, example_data, page, summary
 from rl_warmup.experiments.report.words import title
 
 
@@ -36,7 +36,7 @@ def write_report(paths: Sequence[str | Path], output: str | Path, control: str |
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [_pictures(part, folder) for part in parts]
-    texts = {"report.html": page(parts, examples.example_data(found), skipped)}
+    texts = {"report.html": page(parts, example_data(found), skipped)}
     texts["summary.md"] = summary(parts, skipped, pictures)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")

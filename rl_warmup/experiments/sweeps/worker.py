@@ -131,9 +131,7 @@ class Worker:
         if left > (needed or 0.0):
             return True
         usual = "" if needed is None else f", and a run takes {timedelta(seconds=round(needed))} (median)"
-        self.out_of_time = (
-            f"Stopped by --budget: {timedelta(seconds=round(max(left, 0.0)))} (h:mm:ss) were left{usual}."
-        )
+        self.out_of_time = f"Stopped by --budget: {timedelta(seconds=round(max(left, 0.0)))} were left{usual}."
         return False
 
     def _trial(self, queue: Queue, slot: int, trial: Any) -> float:
@@ -234,12 +232,12 @@ class Worker:
 
     def _show(self, slots: list[Future[None]]) -> None:
         """Until all slots have ended, or one of them with an error."""
-        tty = sys.stderr.isatty()
         counts = self._counts()
         with tqdm(
             total=sum(queue.total for queue in self.queues), initial=counts[DONE] + counts[PRUNED] + counts[FAILED],
             desc=self.queues[0].sweep.question.name if len(self.queues) == 1 else "runs", miniters=0,
-            mininterval=0.3 if tty else 20.0, bar_format="{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]",
+            mininterval=0.3 if sys.stderr.isatty() else 20.0,
+            bar_format="{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]",
         ) as bar:  # fmt: skip
             running: set[Future[None]] = set(slots)
             while running and not any(slot.done() and slot.exception() for slot in slots):
