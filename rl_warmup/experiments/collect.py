@@ -56,10 +56,6 @@ class Run:
         return self.result.get("seed", self.recipe.get("seed"))
 
     @property
-    def objective(self) -> str | None:
-        return self.result.get("objective")
-
-    @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics by control; "" are the run's own warmups."""
         return self.result["metrics"]
@@ -102,7 +98,7 @@ class Arm:
 
     @property
     def objective(self) -> str | None:
-        return self.runs[0].objective
+        return self.runs[0].result.get("objective")
 
     @property
     def controls(self) -> list[str]:
@@ -157,10 +153,8 @@ def _changes(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
-    """The finished runs in `paths` and below, and sentences about what was left out.
-
-    ValueError for a path that does not exist, or holds no finished run.
-    """
+    """The finished runs in `paths` and below, and sentences about what was left out. ValueError for a path that does
+    not exist, or holds no finished run."""
     runs: dict[Path, Run] = {}
     skipped = []
     for path in map(Path, paths):
@@ -200,9 +194,7 @@ def read_run(folder: Path) -> Run:
 
 def other_weights(folder: Path, measured: str | None, there: str | None) -> str | None:
     """A sentence where the model in a run's folder is not the one that its metrics.json is about; None where it is, or is gone.
-
-    `measured` and `there` are fingerprints, in metrics.json and of the files.
-    """
+    `measured` and `there` are fingerprints, in metrics.json and of the files."""
     if None in (measured, there) or measured == there:
         return None
     return (

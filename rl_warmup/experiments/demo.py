@@ -43,14 +43,11 @@ GOLD: dict[str, Gold] = {"skills": totals, "copies": totals, "rare": totals, "le
 
 def run_demo(recipes: Path, output: Path, processes: int, parts: list[str]) -> str:
     """Run the sweep files of these parts; the page as text. ValueError for an unknown part or missing recipes too."""
-    files: dict[str, Path] = {}
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"parts: {part!r} is not a part of the demo. Allowed: {', '.join(PARTS)}.")
-        files |= {name: recipes / part / f"{name}.yaml" for name in PARTS[part]}
-    for file in files.values():
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist. Run the demo from the root of the repository.")
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"parts: {unknown[0]!r} is not a part of the demo. Allowed: {', '.join(PARTS)}.")
+    files = {name: recipes / part / f"{name}.yaml" for part in parts for name in PARTS[part]}
+    if missing := [file for file in files.values() if not file.is_file()]:
+        raise ValueError(f"{missing[0]} does not exist. Run the demo from the root of the repository.")
     return run_files(list(files.values()), output, processes)
 
 
@@ -60,9 +57,8 @@ def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping
     Finished runs found in `output` are kept, so an interrupted demo goes on where it stopped. `gold` is, by task, the warmup
     that works a row out.
 
-    Raises:
-        ValueError: `output` is a run's folder, a recipe cannot be used, or a run failed (its log is named).
-        ImportError: a library of the report or Optuna is missing.
+    ValueError where `output` is a run's folder, a recipe cannot be used, or a run failed (its log is named); ImportError
+    without Optuna or a library of the report.
     """
     if run_of(output):
         raise ValueError(f"--output: {output} lies in a run's folder. Give a folder for the runs of the demo.")

@@ -45,9 +45,7 @@ class Measured:
 
 def measured_values(values: Mapping[str, Any], warmup_tokens: float | None = None) -> dict[str, Any]:
     """The settings that are measured: the recipe's without `LEFT_OUT`, warmups at their limit or of these tokens.
-
-    ValueError where the model is not on this machine.
-    """
+    ValueError where the model is not on this machine."""
     name = str(values.get("model_name_or_path"))
     if not name.startswith(("scratch-", PREFIX)) and not Path(name).is_dir():
         cached = try_to_load_from_cache(name, "config.json") if name.count("/") <= 1 else None

@@ -160,9 +160,7 @@ def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:
 
 def _early(recipe: Recipe, folder: Path) -> str | bool | None:
     """What to resume from; refuses an engine or a folder that cannot be used, before anything is loaded.
-
-    `WarmupTrainer.train` looks again, under the lock.
-    """
+    `WarmupTrainer.train` looks again, under the lock."""
     refuse_quantized(recipe.config, recipe.model.load_in_4bit or recipe.model.load_in_8bit)
     asked = recipe.config.resume_from_checkpoint
     resume = True if asked in (True, "auto", "true") else str(asked) if asked else None

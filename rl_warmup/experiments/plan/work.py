@@ -110,9 +110,7 @@ class Work:
 
 def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = None) -> Work:
     """The work of a flat recipe (`recipe.values`, or a YAML file as it is read); `lengths` as of `make_plan`.
-
-    ValueError where a setting that matters here is missing or makes no sense. `rl-warmup train` checks all the others.
-    """
+    ValueError where a setting that matters here is missing or makes no sense. `rl-warmup train` checks all the others."""
     said = _settings(values)
     name, sft = resolve(str(said["model_name_or_path"])), said["objective"] == "sft"
     n = said["num_warmups"]

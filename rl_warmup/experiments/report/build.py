@@ -18,12 +18,8 @@ from rl_warmup.experiments.report.words import title
 def write_report(paths: Sequence[str | Path], output: str | Path, control: str | None = None) -> list[Path]:
     """Write a report on all finished runs in `paths` and below into the folder `output`; its files, report.html first.
 
-    Args:
-        control: the arm to compare with, by its name or one of its run folders; None: the SFT arm that trained longest.
-
-    Raises:
-        ValueError: a path without a finished run, or a control that no run belongs to.
-        ImportError: matplotlib or scipy is missing.
+    `control`: the arm to compare with, by its name or one of its run folders; None: the SFT arm that trained longest.
+    ValueError for a path without a finished run, or a control that no run belongs to; ImportError without matplotlib or scipy.
     """
     require_extras()
     runs, skipped = find_runs(paths)

@@ -1,4 +1,4 @@
-"""Lines up the logs of an arm's seeds: quality over updates, seconds, tokens and FLOPs.
+"""Lines up the logs of an arm's seeds, quality over updates, seconds, tokens and FLOPs, and draws them as PNG.
 
 A point that some seed lacks is left out for all of them, so that a mean is always over the same seeds.
 """
@@ -142,11 +142,8 @@ def plot_curves(
 ) -> None:
     """Learning curves beside each other as PNG: in every panel one line per arm (mean over seeds, seeds as a band).
 
-    An arm keeps its colour over the panels. Where the seeds of an arm have points at different x, the line stands at their mean.
-
-    Args:
-        panels: (arm -> one list of (x, y) points per seed, title, label of the y axis).
-        marks: x at which a vertical line stands in every panel.
+    A panel is (arm -> one list of (x, y) points per seed, title, label of the y axis). An arm keeps its colour over the panels.
+    Where the seeds of an arm have points at different x, the line stands at their mean. `marks`: x of vertical lines.
     """
     require_extras()
     import matplotlib

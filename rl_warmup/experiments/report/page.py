@@ -21,11 +21,10 @@ import yaml
 from rl_warmup.experiments.collect import Arm, Run, Section
 from rl_warmup.experiments.compare import MetricResults, spent
 from rl_warmup.experiments.report import words
-from rl_warmup.experiments.report.curves import Chart
+from rl_warmup.experiments.report.curves import COLOURS, Chart
 from rl_warmup.experiments.report.words import NAMES, Finding
 from rl_warmup.runtime.run_folder import json_line
 
-COLOURS = 8
 Numbers = dict[tuple[Any, ...], int]  # texts of a row, each kept once -> its number
 LIMIT = 20_000  # predictions in one page; a browser stays quick well beyond 10,000
 GROUPS = 200  # of one run, at most
@@ -57,7 +56,7 @@ def page(parts: Sequence[Part], examples: dict[str, Any], skipped: Sequence[str]
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {allowed}; base-uri 'none'; form-action 'none'",
         count=words.plural(sum(len(part.section.runs) for part in parts), "run"),
         left_out=f"{examples['left_out']:,}" if examples["left_out"] else "",
-        colour=lambda section, arm: [one.name for one in section.arms].index(arm) % COLOURS,
+        colour=lambda section, arm: [one.name for one in section.arms].index(arm) % len(COLOURS),
         one_line=_one_line, blocks=_blocks,
     )  # fmt: skip
 
@@ -95,10 +94,8 @@ def _table(cells: words.Cells) -> str:
 
 def as_json(value: Any) -> str:
     """Compact JSON that may stand inside a script element: no `<`, `>` or `&`, no line separators, no NaN."""
-    text = json_line(value, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    escaped = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+    return json_line(value, separators=(",", ":")).translate(escaped)
 
 
 def _data(parts: Sequence[Part], examples: dict[str, Any]) -> str:

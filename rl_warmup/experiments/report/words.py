@@ -228,10 +228,8 @@ def _rank(entry: Entry, metric: str) -> tuple[int, float]:
 
 
 def _verdict(metric: str, d: Difference) -> tuple[str, str]:
-    if d.p_holm is None:
-        return UNTESTED, ""
     if not d.shown:
-        return UNCLEAR, ""
+        return UNTESTED if d.p_holm is None else UNCLEAR, ""
     word = BETTER if better(metric, d.value) else WORSE
     return (word if d.basis == SEEDS else f"{word} on these rows, one seed"), word
 

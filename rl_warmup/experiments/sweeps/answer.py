@@ -157,7 +157,7 @@ def _page(sweep: Sweep, variants: Sequence[Variant], table: list[list[str]], sai
         shown = [f"{key}: {label(value)}" for key, value in variant.changes.items()]
         if rule := question.equal_compute.get(variant.name):
             shown.append(f"updates for the seconds of {rule['seconds_of']}")
-        changes.append([variant.name, ", ".join(shown) or "the base"])
+        changes.append(f"| {variant.name} | {', '.join(shown) or 'the base'} |")
     shared = ", ".join(f"{key}: {value}" for key, value in question.settings.items())
     split = (sweep.base | question.settings).get("predict_split", "test")
     parts = [
@@ -166,6 +166,6 @@ def _page(sweep: Sweep, variants: Sequence[Variant], table: list[list[str]], sai
         f"{', '.join(map(str, question.seeds))}; {split} rows.", "",
         *markdown_table(HEADER, table), "",
         *[f"- {text}" for text in said], *([""] if said else []),
-        "| arm | changes |", "| --- | --- |", *[f"| {name} | {text} |" for name, text in changes],
+        "| arm | changes |", "| --- | --- |", *changes,
     ]  # fmt: skip
     return "\n".join(parts).rstrip() + "\n"

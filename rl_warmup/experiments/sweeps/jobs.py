@@ -203,11 +203,7 @@ def _what_counts(recipe: Recipe) -> str:
 
 def read_sweep(file: str | Path, output: Path | None = None) -> Sweep:
     """A sweep file with every arm, checked; the runs go to `output`, or runs/sweeps/ and the file's name.
-
-    Raises:
-        ValueError: a key, setting, name or metric that cannot be used.
-        ImportError: random ranges without Optuna.
-    """
+    ValueError for a key, setting, name or metric that cannot be used; ImportError for random ranges without Optuna."""
     question = read_question(file)
     # checked together, as settings may be what lets a base for a GPU run here
     base = build_recipe({**read_values(question.base), **question.settings}).values

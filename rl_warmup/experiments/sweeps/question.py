@@ -28,24 +28,21 @@ GIVEN = {
 }  # fmt: skip
 MANY = 10_000  # arms or seeds; more are a slip of the pen
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]*")
-NEEDED = {
+HELP = {
     "question": "what the sweep is to find out, in words",
     "base": "the recipe every run starts from, relative to this file",
     "seeds": "[seed, ...] of every arm, or how many; or {arm: such a list or number}, for every arm",
     "metric": "the metric that answers the question, e.g. exact_match",
-}
-TEXTS = {
-    **{key: NEEDED[key] for key in ("question", "base", "metric")},
     "control": "the arm that all others are compared with",
     "launch": "how a run is started, e.g. `accelerate launch --num_processes 2`",
-}
-MAPPINGS = {
     "grid": "{setting: [value, ...]}; every combination is an arm",
     "runs": "{arm: {setting: value, ...}}; arms one by one",
     "equal_compute": "{arm: {like: ARM, seconds_of: ARM}}; `like` again, with as many updates as take 1.1 times the seconds",
     "random": "{setting: [value, ...] or {low, high, log, step}}; `trials` arms are drawn",
     "settings": "settings of the recipe that every run changes",
 }
+NEEDED, TEXTS = ("question", "base", "seeds", "metric"), ("question", "base", "metric", "control", "launch")
+MAPPINGS = ("grid", "runs", "equal_compute", "random", "settings")
 
 
 @dataclass
@@ -94,10 +91,8 @@ def read_question(path: str | Path) -> Question:
     by_arm = {arm: _seeds(some) for arm, some in asked.items()} if isinstance(asked, dict) else {}
     seeds = list(dict.fromkeys(itertools.chain(*by_arm.values()))) if by_arm else _seeds(asked)
     if not seeds or not all(by_arm.values()):
-        faults.append(
-            f"seeds: {asked!r:.80} must be a list of different whole numbers from 0 to {2**32 - 1}, or how many (1 to "
-            f"{MANY}), or a mapping of such lists or numbers by arm."
-        )
+        said = f"seeds: {asked!r:.80} must be a list of different whole numbers from 0 to {2**32 - 1}"
+        faults.append(f"{said}, or how many (1 to {MANY}), or a mapping of such lists or numbers by arm.")
     if faults:
         several = " cannot be used:\n  - " if len(faults) > 1 else ": "
         raise ValueError(f"{path}{several}" + "\n  - ".join(faults))
@@ -125,13 +120,13 @@ def _faults_of_kinds(values: Mapping[str, Any]) -> Iterator[str]:
         near = difflib.get_close_matches(key, KEYS, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(KEYS)}."
         yield f"{key!r} is no key of a sweep file. {hint}"
-    yield from (f"{key} is missing: {meaning}." for key, meaning in NEEDED.items() if not values.get(key))
-    for key, meaning in TEXTS.items():
+    yield from (f"{key} is missing: {HELP[key]}." for key in NEEDED if not values.get(key))
+    for key in TEXTS:
         if values.get(key) and not isinstance(values[key], str):
-            yield f"{key}: {values[key]!r:.80} is not a text; give {meaning}."
-    for key, meaning in MAPPINGS.items():
+            yield f"{key}: {values[key]!r:.80} is not a text; give {HELP[key]}."
+    for key in MAPPINGS:
         if key in values and not isinstance(values[key], dict):
-            yield f"{key}: must be a mapping, {meaning}."
+            yield f"{key}: must be a mapping, {HELP[key]}."
 
 
 def _faults_of_variation(values: Mapping[str, Any]) -> Iterator[str]:

@@ -34,9 +34,7 @@ class Stopped(Exception):
 
 class Queue:
     """The study of one sweep, in the database at the URL `storage` or in `study.db` in the sweep's folder.
-
-    After `patience` seconds without a heartbeat a run is taken over.
-    """
+    After `patience` seconds without a heartbeat a run is taken over."""
 
     def __init__(self, sweep: Sweep, storage: str | None = None, patience: int = 60) -> None:
         self.optuna = optuna = import_optuna()

@@ -59,9 +59,7 @@ class SweepSettings:
 
 def run_sweep(file: str | Path, settings: SweepSettings) -> Answer:
     """Run what is still missing of a sweep, together with any other worker on the same study, and answer its question.
-
-    ValueError where the sweep file, a recipe or the folder cannot be used; ImportError without Optuna.
-    """
+    ValueError where the sweep file, a recipe or the folder cannot be used; ImportError without Optuna."""
     sweep = read_sweep(file, settings.output)
     if run_of(sweep.output):
         raise ValueError(f"--output: {sweep.output} lies in a run's folder. Give a folder for the runs of the sweep.")
@@ -71,9 +69,7 @@ def run_sweep(file: str | Path, settings: SweepSettings) -> Answer:
 
 def run_jobs(sweeps: Sequence[Sweep], settings: SweepSettings) -> tuple[list[Queue], str | None]:
     """Run what is still missing of all these sweeps, the first ones first; their queues, and why the budget ended it, if so.
-
-    ValueError where a folder holds a run, or a study values, of other settings; ImportError without Optuna.
-    """
+    ValueError where a folder holds a run, or a study values, of other settings; ImportError without Optuna."""
     for job in (job for sweep in sweeps for job in sweep.jobs()):
         if job.ready:
             job.write()
@@ -95,11 +91,8 @@ class Worker:
         self.news: list[str] = []  # lines for the terminal, written by the main thread
 
     def run(self) -> str | None:
-        """Until everything has ended, or the budget has; a sentence where it was the budget.
-
-        Raises:
-            KeyboardInterrupt: on Ctrl-C and SIGTERM, after the runs in progress were ended and put back.
-        """
+        """Until everything has ended, or the budget has; a sentence where it was the budget. KeyboardInterrupt on Ctrl-C
+        and SIGTERM, after the runs in progress were ended and put back."""
         with _terminate_like_interrupt(), ThreadPoolExecutor(self.settings.jobs) as pool:
             try:
                 slots = [pool.submit(self._slot, slot) for slot in range(self.settings.jobs)]
