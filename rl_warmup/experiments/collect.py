@@ -231,9 +231,8 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     sorted_runs: dict[str, list[Run]] = {}
     for run in runs:
         fixed = [run.result.get(key) for key in ("task", "split", "rows", "rows_hash", "signatures")]
-        unknown = (
-            "" if run.result.get("rows_hash") else str(run.folder)
-        )  # then no other run is known to have these rows
+        # without a hash no other run is known to have these rows
+        unknown = "" if run.result.get("rows_hash") else str(run.folder)
         sorted_runs.setdefault(json.dumps([run.model, unknown, *fixed], sort_keys=True), []).append(run)
     found = []
     for members in sorted_runs.values():

@@ -107,10 +107,10 @@ def _value(record: Log, key: str) -> float | None:
 
 def _curve(arm: Arm, key: str) -> Curve | None:
     """An arm's points; seeds are lined up by their order, as equal compute may mean other steps for each."""
-    logged = [
-        (run, [(log["step"], value) for log in run.logs if (value := _value(log, key)) is not None]) for run in arm.runs
-    ]
-    found = [(run, points) for run, points in logged if points]
+    found = []
+    for run in arm.runs:
+        if points := [(log["step"], value) for log in run.logs if (value := _value(log, key)) is not None]:
+            found.append((run, points))
     if not found:
         return None
     length = min(len(points) for _, points in found)
@@ -123,7 +123,7 @@ def _curve(arm: Arm, key: str) -> Curve | None:
 
 
 def _axis(run: Run, axis: str, steps: Sequence[int]) -> list[float]:
-    """The x of each step on an axis; nothing where a step has none."""
+    """The x of each step on an axis, as first logged; nothing where a step has none."""
     if axis == "updates":
         return [float(step) for step in steps]
     known = {record["step"]: record[axis] for record in reversed(run.timing) if record.get(axis) is not None}
