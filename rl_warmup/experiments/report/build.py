@@ -19,7 +19,8 @@ def write_report(paths: Sequence[str | Path], output: str | Path, control: str |
     """Write a report on all finished runs in `paths` and below into the folder `output`; its files, report.html first.
 
     `control`: the arm to compare with, by its name or one of its run folders; None: the SFT arm that trained longest.
-    ValueError for a path without a finished run, or a control that no run belongs to; ImportError without matplotlib, scipy or jinja2.
+    ValueError for a path without a finished run, or a control that no run belongs to; ImportError
+    without matplotlib, scipy or jinja2.
     """
     require_extras()
     runs, skipped = find_runs(paths)
