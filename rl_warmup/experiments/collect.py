@@ -1,7 +1,7 @@
 """Finds run folders, reads them, and sorts them: sections (what may be compared), arms (a setting), runs (seeds).
 
-Knows: the files of a run folder. Must not know: statistics, words or pages. Two runs share a section only if they have
-the same task, the same model, the same rows (by their hash) and metrics computed with the same settings.
+Two runs share a section only if they have the same task, the same model, the same rows (by their hash) and metrics computed
+with the same settings.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ INCIDENTAL = {
 BUDGET = {"max_steps", "num_train_epochs", "eval_steps", "logging_steps", "save_steps", "warmup_steps", "warmup_ratio"}
 
 
+def _records(name: str) -> cached_property[list[dict[str, Any]]]:
+    """A file of a run folder, read when it is first asked for."""
+    return cached_property(lambda run: read_jsonl(run.folder / name))
+
+
 @dataclass
 class Run:
     """One finished run. `result` is metrics.json, its `metrics` joined by later evaluations of the same rows."""
@@ -39,35 +45,19 @@ class Run:
     extra: dict[str, Path] = field(default_factory=dict)  # predictions of controls that were evaluated later
     left_out: list[str] = field(default_factory=list)  # evaluations of other weights or rows, a sentence each
 
+    logs = _records("metrics.jsonl")
+    timing = _records("timing.jsonl")
+    groups = _records("warmups.jsonl")
+    warnings = _records("warnings.jsonl")  # of the collapse guard
+
     @property
     def seed(self) -> Any:
         return self.result.get("seed", self.recipe.get("seed"))
 
     @property
-    def objective(self) -> str | None:
-        return self.result.get("objective")
-
-    @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics by control; "" are the run's own warmups."""
         return self.result["metrics"]
-
-    @cached_property
-    def logs(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "metrics.jsonl")
-
-    @cached_property
-    def timing(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "timing.jsonl")
-
-    @cached_property
-    def groups(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "warmups.jsonl")
-
-    @cached_property
-    def warnings(self) -> list[dict[str, Any]]:
-        """What the collapse guard said while training."""
-        return read_jsonl(self.folder / "warnings.jsonl")
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -107,7 +97,7 @@ class Arm:
 
     @property
     def objective(self) -> str | None:
-        return self.runs[0].objective
+        return self.runs[0].result.get("objective")
 
     @property
     def controls(self) -> list[str]:
@@ -115,7 +105,6 @@ class Arm:
         return list(dict.fromkeys(control for run in self.runs for control in run.metrics))
 
     def run(self, seed: Any) -> Run:
-        """The run of a seed."""
         return next(run for run in self.runs if run.seed == seed)
 
     def values(self, metric: str, control: str = "") -> dict[Any, float]:
@@ -125,9 +114,7 @@ class Arm:
 
     def varying(self) -> list[str]:
         """Recipe keys in which its seeds differ all the same."""
-        settings = [run.setting() for run in self.runs]
-        keys = {key for setting in settings for key in setting}
-        return sorted(key for key in keys if any(s.get(key) != settings[0].get(key) for s in settings))
+        return sorted(_changes(self.runs))
 
 
 @dataclass
@@ -154,18 +141,19 @@ class Section:
 
     def recipe_changes(self) -> dict[str, list[Any]]:
         """Settings in which arms differ: key -> a value per arm (of its first run)."""
-        settings = [arm.runs[0].setting() for arm in self.arms]
-        keys = dict.fromkeys(key for setting in settings for key in setting)
-        values = {key: [setting.get(key) for setting in settings] for key in keys}
-        return {key: column for key, column in values.items() if any(value != column[0] for value in column)}
+        return _changes([arm.runs[0] for arm in self.arms])
+
+
+def _changes(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Settings in which runs differ: key -> a value per run."""
+    settings = [run.setting() for run in runs]
+    values = {key: [setting.get(key) for setting in settings] for key in chain(*settings)}
+    return {key: column for key, column in values.items() if any(value != column[0] for value in column)}
 
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
-    """The finished runs in `paths` and below, and sentences about what was left out.
-
-    Raises:
-        ValueError: a path that does not exist, or holds no finished run.
-    """
+    """The finished runs in `paths` and below, and sentences about what was left out. ValueError for a path that does
+    not exist, or holds no finished run."""
     runs: dict[Path, Run] = {}
     skipped = []
     for path in map(Path, paths):
@@ -180,21 +168,14 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
                 f"{len(folders)} unfinished (no metrics.json)" if folders else "none (no recipe.yaml anywhere in it)"
             )
             raise ValueError(f"{path} holds no finished run: {found}. Give the output_dir of a run that has ended.")
-        skipped += [
-            f"{folder} is not finished (no metrics.json) and is left out."
-            for folder in folders
-            if folder not in finished
-        ]
+        others = [folder for folder in folders if folder not in finished]
+        skipped += [f"{folder} is not finished (no metrics.json) and is left out." for folder in others]
         runs |= {folder.resolve(): read_run(folder) for folder in finished if folder.resolve() not in runs}
     return list(runs.values()), skipped + [said for run in runs.values() for said in run.left_out]
 
 
 def read_run(folder: Path) -> Run:
-    """One finished run.
-
-    Raises:
-        ValueError: a file of it cannot be read.
-    """
+    """One finished run; ValueError where a file of it cannot be read."""
     remedy, environment = "Remove the folder or repeat the run.", folder / "environment.json"
     try:
         recipe = parse_yaml((folder / "recipe.yaml").read_bytes()) or {}
@@ -212,10 +193,7 @@ def read_run(folder: Path) -> Run:
 
 def other_weights(folder: Path, measured: str | None, there: str | None) -> str | None:
     """A sentence where the model in a run's folder is not the one that its metrics.json is about; None where it is, or is gone.
-
-    Args:
-        measured, there: fingerprints, of metrics.json and of the files.
-    """
+    `measured` and `there` are fingerprints, in metrics.json and of the files."""
     if None in (measured, there) or measured == there:
         return None
     return (
@@ -226,19 +204,18 @@ def other_weights(folder: Path, measured: str | None, there: str | None) -> str 
 
 def _join(run: Run, later: dict[str, Any], folder: Path) -> None:
     """Add what `rl-warmup evaluate` measured on the same rows, with the same weights, and the run itself lacks."""
-    if later.get("split") != run.result.get("split"):
+    first, again = run.result, f"and is left out; repeat `rl-warmup evaluate {run.folder}`"
+    if later.get("split") != first.get("split"):
         return
-    if later.get("rows_hash") != run.result.get("rows_hash"):
-        run.left_out.append(
-            f"{folder} was measured on other rows of the split {later.get('split')} ({later.get('rows')}) than {run.folder} "
-            f"({run.result.get('rows')}) and is left out; repeat `rl-warmup evaluate {run.folder}` on the same rows."
-        )
+    if later.get("rows_hash") != first.get("rows_hash"):
+        rows = f"other rows of the split {later.get('split')} ({later.get('rows')})"
+        said = f"{folder} was measured on {rows} than {run.folder} ({first.get('rows')})"
+        run.left_out.append(f"{said} {again} on the same rows.")
         return
-    if later.get("weights") != run.result.get("weights"):  # both lack it in folders of older versions
-        run.left_out.append(
-            f"{folder} was measured on other weights than {run.folder} ended with ({later.get('weights', 'not known')}, not "
-            f"{run.result.get('weights', 'known')}) and is left out; repeat `rl-warmup evaluate {run.folder}`."
-        )
+    if later.get("weights") != first.get("weights"):  # both lack it in folders of older versions
+        weights = f"{later.get('weights', 'not known')}, not {first.get('weights', 'known')}"
+        said = f"{folder} was measured on other weights than {run.folder} ended with ({weights})"
+        run.left_out.append(f"{said} {again}.")
         return
     for control, values in later.get("metrics", {}).items():
         if control not in run.metrics:
@@ -253,7 +230,8 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     sorted_runs: dict[str, list[Run]] = {}
     for run in runs:
         fixed = [run.result.get(key) for key in ("task", "split", "rows", "rows_hash", "signatures")]
-        unknown = "" if run.result.get("rows_hash") else str(run.folder)  # rows that nobody can name are nobody else's
+        # without a hash no other run is known to have these rows
+        unknown = "" if run.result.get("rows_hash") else str(run.folder)
         sorted_runs.setdefault(json.dumps([run.model, unknown, *fixed], sort_keys=True), []).append(run)
     found = []
     for members in sorted_runs.values():
@@ -267,32 +245,24 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 def _arms(runs: Sequence[Run]) -> list[Arm]:
     """Arms: runs of one recipe; and runs of one name side by side, even where their budgets differ."""
     groups: list[list[Run]] = []
-    for same in (_same_recipe, _same_name):
+    for same in (lambda one, other: one[0].setting() == other[0].setting(), _same_name):
         joined: list[list[Run]] = []
         for group in groups or [[run] for run in runs]:
-            home = next((other for other in joined if same(other, group) and not _share_a_seed(other, group)), None)
-            if home is None:
-                joined.append(list(group))
-            else:
-                home += group
+            seeds = {run.seed for run in group}  # a second run of one seed is no further seed
+            free = (other for other in joined if same(other, group) and seeds.isdisjoint(run.seed for run in other))
+            home = next(free, [])
+            if not home:
+                joined.append(home)
+            home += group
         groups = joined
     members = [sorted(group, key=lambda run: (str(type(run.seed)), run.seed)) for group in groups]
     return [Arm(name, group) for name, group in zip(_names(members), members, strict=True)]
-
-
-def _same_recipe(one: Sequence[Run], other: Sequence[Run]) -> bool:
-    return one[0].setting() == other[0].setting()
 
 
 def _same_name(one: Sequence[Run], other: Sequence[Run]) -> bool:
     reduced = [{k: v for k, v in group[0].setting().items() if k not in BUDGET} for group in (one, other)]
     places = [{(run.folder.parent.resolve(), run.stem()) for run in group if run.stem()} for group in (one, other)]
     return reduced[0] == reduced[1] and bool(places[0] & places[1])
-
-
-def _share_a_seed(one: Sequence[Run], other: Sequence[Run]) -> bool:
-    """A second run of one seed is no further seed."""
-    return bool({run.seed for run in one} & {run.seed for run in other})
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:

@@ -1,16 +1,16 @@
 """Compares arms: scores over seeds with their spread, differences with a test and an interval, and what each arm cost.
 
-The report, the answer of a sweep and the page of the demo all compare with it. Knows: arms of finished runs, and the tests of
-`metrics.significance`. Must not know: words or pages. With two seeds or more on both sides the seeds decide (Welch's t test);
-with fewer, the rows of one run each do (paired bootstrap), which says nothing about the seeds; `Difference.basis` tells which.
+With two seeds or more on both sides the seeds decide (Welch's t test); with fewer, the rows of one run each do (paired
+bootstrap), which says nothing about the seeds; `Difference.basis` tells which.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ LOWER_IS_BETTER |= {"unparsed", "loss", "ter", "wer", "cer"}  # values beside a 
 ALPHA = 0.05
 # Equal compute gives the control at least the other arm's seconds, so it errs on the control's side.
 COMPUTE_MARGIN = 1.1
+RowTest = Callable[[Path, str, Path, str], dict[str, Comparison] | str]  # `row_test`, or that in a cache
 # what a run may cost: key in timing.jsonl or metrics.json -> in words
 COSTS = {"updates": "updates", "train_seconds": "seconds of training", "train_tokens": "tokens", "train_flops": "FLOPs"}
 
@@ -37,6 +38,7 @@ class Difference:
     interval: tuple[float, float] | None
     p_value: float | None
     basis: str
+    untested: str | None = None  # why there is no test over rows
     p_holm: float | None = None
     family: int = 0
 
@@ -63,12 +65,11 @@ class Entry:
 
 @dataclass
 class MetricResults:
-    """All entries of one metric, and why some have no test."""
+    """All entries of one metric."""
 
     metric: str
     control_arm: Arm | None
     entries: list[Entry]
-    untested: list[str]
 
     @property
     def digits(self) -> int:
@@ -76,7 +77,6 @@ class MetricResults:
         return 3 if all(abs(entry.summary.mean) <= 1 for entry in self.entries if entry.summary) else 2
 
     def entry(self, arm: str, control: str = "") -> Entry | None:
-        """The entry of an arm under a control."""
         return next((x for x in self.entries if x.arm.name == arm and x.control == control), None)
 
 
@@ -92,108 +92,80 @@ def mean_and_deviation(values: Sequence[float], digits: int = 3) -> str:
 
 
 def control_arm(section: Section, wanted: str | None = None) -> Arm | None:
-    """The arm that others are compared with: the one asked for, or the SFT arm that trained longest.
-
-    Args:
-        wanted: an arm's name, or a run folder of it.
-
-    Returns:
-        None if the section has no such arm.
-    """
+    """The arm that others are compared with, or None: the one whose name or run folder is `wanted`, or the SFT arm that
+    trained longest."""
     if wanted is not None:
         folder = Path(wanted).resolve()
         found = (a for a in section.arms if a.name == wanted or folder in [run.folder.resolve() for run in a.runs])
         return next(found, None)
-    arms = [arm for arm in section.arms if arm.objective == "sft"]
-    return max(
-        arms, key=lambda arm: statistics.mean(run.result.get("train_seconds") or 0 for run in arm.runs), default=None
-    )
+
+    def seconds(arm: Arm) -> float:
+        return statistics.mean(run.result.get("train_seconds") or 0 for run in arm.runs)
+
+    return max((arm for arm in section.arms if arm.objective == "sft"), key=seconds, default=None)
 
 
 def compare_section(section: Section, control: Arm | None) -> list[MetricResults]:
     """Every metric of a section: arms against the control, foreign warmups against the same arm's own warmups."""
-    tests, found = RowTests(), []
+    test, found = cache(row_test), []
     for metric in section.metrics:
         entries = [Entry(arm, name, arm.values(metric, name)) for arm in section.arms for name in arm.controls]
         own = {entry.arm.name: entry for entry in entries if not entry.control}
         base = own.get(control.name) if control else None
         bases = [own.get(entry.arm.name) if entry.control else base for entry in entries]
-        entries = compare_entries(metric, entries, bases, tests)
-        found.append(MetricResults(metric, control, entries, tests.reasons()))
+        found.append(MetricResults(metric, control, compare_entries(metric, entries, bases, test)))
     return found
 
 
-def compare_entries(
-    metric: str, entries: Sequence[Entry], bases: Sequence[Entry | None], tests: RowTests
-) -> list[Entry]:
+def compare_entries(metric: str, entries: Sequence[Entry], bases: Sequence[Entry | None], test: RowTest) -> list[Entry]:
     """The entries with their differences from their bases; without a base, or as one's own, there is none. Holm over all."""
     differences = [
-        _difference(metric, entry, base, tests) if base and base is not entry and base.values and entry.values else None
+        _difference(metric, entry, base, test) if base and base is not entry and base.values and entry.values else None
         for entry, base in zip(entries, bases, strict=True)
     ]
-    p_values = {str(i): d.p_value for i, d in enumerate(differences) if d and d.p_value is not None}
-    adjusted = holm(p_values)
+    adjusted = holm({str(i): d.p_value for i, d in enumerate(differences) if d and d.p_value is not None})
     return [
         replace(entry, difference=d and replace(d, p_holm=adjusted.get(str(i)), family=len(adjusted)))
         for i, (entry, d) in enumerate(zip(entries, differences, strict=True))
     ]
 
 
-class RowTests:
-    """Row-by-row tests between two runs, each done once for all metrics."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[Path, str, Path, str], dict[str, Comparison]] = {}
-        self.failed: dict[str, None] = {}
-
-    def reasons(self) -> list[str]:
-        """Why tests could not be made since this was last asked."""
-        said, self.failed = list(self.failed), {}
-        return said
-
-    def compare(self, metric: str, one: Run, one_control: str, other: Run, other_control: str) -> Comparison | None:
-        """A paired bootstrap over the rows of two runs; None, and a reason in `failed`, where there can be none."""
-        sides = one.place(one_control), other.place(other_control)
-        key = (sides[0], one_control, sides[1], other_control)
-        try:
-            if key not in self.known:
-                found = compare_runs(*sides, one_control=one_control, other_control=other_control)
-                self.known[key] = {comparison.metric: comparison for comparison in found}
-            return self.known[key].get(metric)
-        except (ValueError, ImportError) as error:
-            self.failed[str(error)] = None
-            return None
+def row_test(one: Path, one_control: str, other: Path, other_control: str) -> dict[str, Comparison] | str:
+    """A paired bootstrap over the rows of two runs, by metric; the reason where there can be none."""
+    try:
+        found = compare_runs(one, other, one_control=one_control, other_control=other_control)
+    except (ValueError, ImportError) as error:
+        return str(error)
+    return {comparison.metric: comparison for comparison in found}
 
 
-def _difference(metric: str, entry: Entry, base: Entry, tests: RowTests) -> Difference:
+def _difference(metric: str, entry: Entry, base: Entry, test: RowTest) -> Difference:
     name = "own warmup" if base.arm is entry.arm else base.arm.name
     ours, theirs = entry.values, base.values
     if len(ours) > 1 and len(theirs) > 1:
         found = compare_seeds(list(theirs.values()), list(ours.values()))
         return Difference(name, found.difference, found.interval, found.p_value, SEEDS)
-    shared = next((seed for seed in ours if seed in theirs), None)
-    seed, other = (next(iter(ours)), next(iter(theirs))) if shared is None else (shared, shared)
-    tested = tests.compare(metric, base.arm.run(other), base.control, entry.arm.run(seed), entry.control)
-    if tested is None:
-        return Difference(name, ours[seed] - theirs[other], None, None, ROWS)
-    return Difference(name, tested.difference, tested.interval, tested.p_value, ROWS)
+    seed = next((seed for seed in ours if seed in theirs), next(iter(ours)))
+    other = seed if seed in theirs else next(iter(theirs))
+    places = base.arm.run(other).place(base.control), entry.arm.run(seed).place(entry.control)
+    tested = test(places[0], base.control, places[1], entry.control)
+    if isinstance(tested, str) or metric not in tested:
+        untested = tested if isinstance(tested, str) else None
+        return Difference(name, ours[seed] - theirs[other], None, None, ROWS, untested)
+    return Difference(name, tested[metric].difference, tested[metric].interval, tested[metric].p_value, ROWS)
 
 
 def spent(arm: Arm) -> dict[str, float]:
     """Mean cost over an arm's seeds, by the keys of `COSTS`; those that some seed did not measure are missing."""
-    costs = [run_cost(run) for run in arm.runs]
-    return {key: statistics.mean(c[key] for c in costs) for key in COSTS if all(key in c for c in costs)}
+    costs = {key: [cost for run in arm.runs if (cost := _cost(run, key)) is not None] for key in COSTS}
+    return {key: statistics.mean(values) for key, values in costs.items() if len(values) == len(arm.runs)}
 
 
-def run_cost(run: Run) -> dict[str, float]:
-    """What a finished run spent, by the keys of `COSTS`; those that were not measured are missing."""
-    found = {}
-    for key in COSTS:
-        logged = [record[key] for record in run.timing if record.get(key) is not None]
-        value = run.result.get(key) if key in ("updates", "train_seconds") else None
-        if value is not None or logged:
-            found[key] = max(logged) if value is None else value
-    return found
+def _cost(run: Run, key: str) -> float | None:
+    """What a finished run spent, as its result or else its log says."""
+    value = run.result.get(key) if key in ("updates", "train_seconds") else None
+    logged = [record[key] for record in run.timing if record.get(key) is not None]
+    return max(logged, default=None) if value is None else value
 
 
 def updates_at_equal_compute(result: dict[str, Any], seconds: float) -> int:

@@ -1,7 +1,6 @@
 """The demo: the sweep files of its parts, run side by side, and one page of what came out.
 
-Knows: which sweep files a part names, and what is worth a picture or an example. Must not know: how a run works, how runs are
-shared out. The explanations below the tables do not know what came out, so that they claim nothing that did not happen.
+The page is `report/demo.md`; its explanations are written beforehand, so they claim nothing about what came out.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 from rl_warmup.experiments.collect import Arm, Run
 from rl_warmup.experiments.compare import mean_and_deviation
 from rl_warmup.experiments.report import NAMES, plot_curves, require_extras, text_table, write_report
+from rl_warmup.experiments.report.page import rendered
 from rl_warmup.experiments.sweeps.answer import COLUMNS as SWEEP_COLUMNS
 from rl_warmup.experiments.sweeps.answer import csv_lines, write_csv
 from rl_warmup.experiments.sweeps.jobs import read_sweep
@@ -29,43 +28,9 @@ PARTS = {
     "ledger": ("ledger-t5", "ledger-llama"),
 }  # fmt: skip
 COLUMNS = (*SWEEP_COLUMNS, "switched_at")
-HEADLINE = "exact_match"
+HEADLINE = "eval_exact_match"
 Point = tuple[float, float]
 Gold = Callable[[dict[str, Any]], str]  # the warmup that works a row out
-
-SKILLS = """\
-The same question on a bed of our own. The starting model knows six ways to go on from a ledger (copy it, copy it
-backwards, running totals oldest first, running maximum, differences, doubles) and was never shown this task: the
-running totals newest first, of which the first word needs the whole sum. The pairs do not say that totals oldest first
-would help."""
-EXPLANATIONS = {
-    "legs": """\
-Questions that nobody here wrote (reasoning-gym's leg_counting), answers alone, no warmup given by anybody. The starting
-model has four habits for such a question: it works it out, repeats it, repeats it backwards, or lists legs per animal.
-`reading` first samples that model for every question and trains the generator on these samples while the policy stays
-where it is; once the generator tells useful samples from others, the policy takes over, held by a KL to the start.
-`marginal` is the same without the hold, `marginal_kl` has the KL from the first update, `sft` answers at once,
-`sft_equal_compute` does so for at least the seconds of `reading` (the time to sample the start included), `filler` has
-the same room for meaningless tokens. What this shows: a model that has a useful habit among others finds it from pairs
-alone, and shuffling warmups across questions destroys the result: they are read. What it does not show: no skill is
-invented, and the start was trained on such habits.""",
-    "skills": SKILLS,
-    "rare": SKILLS + " Here only one or two samples of a hundred are the useful skill.",
-    "copies": """\
-The counter-example: this start can only copy the ledger, so there is nothing to find. `reading` should notice that no
-sample helps, say so (warnings.jsonl), go on as plain fine-tuning, and end where `sft` ends.""",
-    "ledger": """\
-What this shows: a warmup can carry computation. The target lists running totals newest first, so its first word needs
-the whole sum at once: compare SFT, and where they run SFT at the warmup arm's training time and the filler (as many extra
-positions without content). Shuffling warmups across prompts shows whether the warmup is what is read. What it
-does not show: that a warmup is found. The proposal (the target's words reversed) is given and contains the easy order;
-where there is an arm `proposal`, it only imitates it, and `warmup` goes on from there with its own samples.""",
-}
-
-
-def worked_legs(row: dict[str, Any]) -> str:
-    """Products and running sums of the legs."""
-    return worked(row["prompt"])
 
 
 def totals(row: dict[str, Any]) -> str:
@@ -73,37 +38,27 @@ def totals(row: dict[str, Any]) -> str:
     return " ".join(reversed(row["target"].split()))
 
 
-GOLD: dict[str, Gold] = {"legs": worked_legs, "skills": totals, "copies": totals, "rare": totals}
+GOLD: dict[str, Gold] = {"skills": totals, "copies": totals, "rare": totals, "legs": lambda row: worked(row["prompt"])}
 
 
 def run_demo(recipes: Path, output: Path, processes: int, parts: list[str]) -> str:
-    """Run the sweep files of these parts; the page as text.
-
-    Raises:
-        ValueError: there is no such part, the recipes are not there, or as for `run_files`.
-    """
-    files: dict[str, Path] = {}
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"parts: {part!r} is not a part of the demo. Allowed: {', '.join(PARTS)}.")
-        files |= {name: recipes / part / f"{name}.yaml" for name in PARTS[part]}
-    for file in files.values():
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist. Run the demo from the root of the repository.")
+    """Run the sweep files of these parts; the page as text. ValueError for an unknown part or missing recipes too."""
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"parts: {unknown[0]!r} is not a part of the demo. Allowed: {', '.join(PARTS)}.")
+    files = {name: recipes / part / f"{name}.yaml" for part in parts for name in PARTS[part]}
+    if missing := [file for file in files.values() if not file.is_file()]:
+        raise ValueError(f"{missing[0]} does not exist. Run the demo from the root of the repository.")
     return run_files(list(files.values()), output, processes)
 
 
 def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping[str, Gold] = GOLD) -> str:
     """Run sweep files called TASK-MODEL.yaml, write results.csv, curves and RESULTS.md into `output`; the page as text.
 
-    Finished runs found in `output` are kept, so an interrupted demo goes on where it stopped.
+    Finished runs found in `output` are kept, so an interrupted demo goes on where it stopped. `gold` is, by task, the warmup
+    that works a row out.
 
-    Args:
-        gold: by task, the warmup that works a row out.
-
-    Raises:
-        ValueError: `output` is a run's folder, a recipe cannot be used, or a run failed (its log is named).
-        ImportError: a library of the report or Optuna is missing.
+    ValueError where `output` is a run's folder, a recipe cannot be used, or a run failed (its log is named); ImportError
+    without Optuna or a library of the report.
     """
     if run_of(output):
         raise ValueError(f"--output: {output} lies in a run's folder. Give a folder for the runs of the demo.")
@@ -120,8 +75,7 @@ def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping
     write_csv(output / "results.csv", COLUMNS, (line for name, who in named for line in csv_lines(arms[name], **who)))
     for name, who in named:
         _plot(name, arms[name], gold.get(who["task"]), output)
-    parts = [text for name, who in named for text in _part(name, who["task"], arms[name])]
-    page = "\n".join(["# Demo results", *parts]) + "\n"
+    page = rendered("demo.md", parts=[_part(name, who["task"], arms[name]) for name, who in named])
     (output / "RESULTS.md").write_text(page, encoding="utf-8", errors="backslashreplace")
     report = write_report([output], output / "report")[0]
     minutes = (time.perf_counter() - began) / 60
@@ -133,12 +87,10 @@ def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping
 
 def _plot(name: str, arms: list[Arm], gold: Gold | None, output: Path) -> None:
     """Learning curves on validation rows, and, where warmups are searched, how many of the sampled ones are worked out."""
-    quality = _curves(
-        arms, lambda run: [(x["step"], x[f"eval_{HEADLINE}"]) for x in run.logs if f"eval_{HEADLINE}" in x]
-    )
+    quality = _curves(arms, lambda run: [(log["step"], log[HEADLINE]) for log in run.logs if HEADLINE in log])
     if not quality:
         return
-    panels = [(quality, f"{name}: the model's own warmup, validation rows", HEADLINE.replace("_", " "))]
+    panels = [(quality, f"{name}: the model's own warmup, validation rows", "exact match")]
     if gold and (found := _curves(arms, lambda run: worked_out(run, gold))):
         panels.append((found, "worked out, of the warmups that an update trains on", "share"))
     switches = [run.result["switched_at"] for arm in arms if arm.name == "reading" for run in arm.runs]
@@ -160,36 +112,24 @@ def worked_out(run: Run, gold: Gold) -> list[Point]:
     return [(step, sum(values) / len(values)) for step, values in right.items()]
 
 
-def _part(name: str, task: str, arms: list[Arm]) -> list[str]:
-    """What the page says about one sweep: its table, examples of its main arm, and an explanation."""
+def _part(name: str, task: str, arms: list[Arm]) -> dict[str, Any]:
+    """What the page says about one sweep: its table, and examples of its main arm."""
     metrics = list(arms[0].runs[0].metrics[""])
     rows = [row for arm in arms for row in _rows(arm, metrics)]
-    table = text_table(["arm", "warmup at test", *metrics, "updates", "train seconds"], rows)
-    most = max(len(arm.runs) for arm in arms)
-    seeds = f"{most} seeds, mean ± standard deviation; one where none is given" if most > 1 else "one seed"
+    table = text_table(["arm", "warmup at test", *metrics, "updates", "train seconds"], rows).splitlines()
     main = next((arm for arm in arms if arm.name == "reading"), arms[-1])
-    shown = indent("\n".join(line.rstrip() for line in table.splitlines()), "    ")
-    examples = _examples(main, 10 if task == "legs" else 2)
-    return [f"\n## {name} ({seeds}; test rows)\n\n{shown}", examples, EXPLANATIONS.get(task, "")]
+    return {
+        "name": name, "task": task, "most": max(len(arm.runs) for arm in arms), "arm": main.name, "run": main.runs[0],
+        "table": "\n".join(line.rstrip() for line in table),
+    }  # fmt: skip
 
 
 def _rows(arm: Arm, metrics: list[str]) -> list[list[str]]:
     """A line per kind of warmup of one arm, over its seeds."""
-    updates, seconds = (
-        mean_and_deviation([run.result[key] for run in arm.runs], 0) for key in ("updates", "train_seconds")
-    )
-    rows = []
+    spent = ([run.result[key] for run in arm.runs] for key in ("updates", "train_seconds"))
+    costs, rows = [mean_and_deviation(values, 0) for values in spent], []
     for control in arm.controls:
         label = NAMES[control] if control or arm.objective != "sft" else "none"
         values = [mean_and_deviation(list(arm.values(metric, control).values())) for metric in metrics]
-        rows.append(["", label, *values, "", ""] if control else [arm.name, label, *values, updates, seconds])
+        rows.append(["", label, *values, "", ""] if control else [arm.name, label, *values, *costs])
     return rows
-
-
-def _examples(arm: Arm, count: int) -> str:
-    """The first test rows of an arm's first seed."""
-    run = arm.runs[0]
-    lines = [f"\nWhat the arm {arm.name} writes (seed {run.seed}, first test rows):\n"]
-    for row in run.predictions.get("", [])[:count]:
-        lines += [f"    {name:<10} {row[name]}" for name in ("prompt", "warmup", "prediction", "target")] + [""]
-    return "\n".join(lines)

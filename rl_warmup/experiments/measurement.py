@@ -1,7 +1,4 @@
-"""What an update of a recipe really costs on this machine: the trainer of `run` makes a few, and leaves nothing behind.
-
-Knows: recipes, torch's counters. Must not know: estimates, flags, text.
-"""
+"""What an update of a recipe really costs on this machine: the trainer of `run` makes a few, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +45,13 @@ class Measured:
 
 def measured_values(values: Mapping[str, Any], warmup_tokens: float | None = None) -> dict[str, Any]:
     """The settings that are measured: the recipe's without `LEFT_OUT`, warmups at their limit or of these tokens.
-
-    Raises:
-        ValueError: the model is not on this machine.
-    """
+    ValueError where the model is not on this machine."""
     name = str(values.get("model_name_or_path"))
     if not name.startswith(("scratch-", PREFIX)) and not Path(name).is_dir():
         cached = try_to_load_from_cache(name, "config.json") if name.count("/") <= 1 else None
         if not isinstance(cached, str):
-            raise ValueError(
-                f"--measure: the model {name!r} is not on this machine, and plan downloads none. Give a folder that holds it "
-                f"as model_name_or_path, or leave --measure out."
-            )
+            said = f"--measure: the model {name!r} is not on this machine, and plan downloads none."
+            raise ValueError(f"{said} Give a folder that holds it as model_name_or_path, or leave --measure out.")
         name = str(Path(cached).parent)
     written = round(warmup_tokens or values.get("max_warmup_length", 32))
     kept = {key: value for key, value in values.items() if not key.startswith(LEFT_OUT)}
@@ -66,11 +59,7 @@ def measured_values(values: Mapping[str, Any], warmup_tokens: float | None = Non
 
 
 def measure_update(values: Mapping[str, Any]) -> Measured:
-    """Three updates: one to warm up, whose operations are counted, one by the clock, one whose memory is watched.
-
-    Raises:
-        ValueError: as training would.
-    """
+    """Three updates: one to warm up, whose operations are counted, one by the clock, one whose memory is watched."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         recipe = build_recipe({**values, "output_dir": str(Path(folder, "run"))})
         trainer = make_trainer(recipe, recipe_task(recipe))
@@ -93,12 +82,12 @@ class _Meter(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._wait()
         if state.global_step == 2:
-            held = [*self.trainer.model.parameters()]
-            held += [part for parts in self.trainer.optimizer.state.values() for part in parts.values()]
-            self.state = sum(part.nbytes for part in held if torch.is_tensor(part))
             if self.cuda:
-                self.state = 0.0  # within the allocator's own peak
                 torch.cuda.reset_peak_memory_stats()
+            else:  # of the parameters and the optimizer; on a GPU within the allocator's own peak
+                held = [*self.trainer.model.parameters()]
+                held += [part for parts in self.trainer.optimizer.state.values() for part in parts.values()]
+                self.state = sum(part.nbytes for part in held if torch.is_tensor(part))
             self.counters.enter_context(self.memory)
         elif state.global_step == 0:
             self.counters.enter_context(self.flops)
@@ -116,11 +105,8 @@ class _Meter(TrainerCallback):
             return torch.cuda.max_memory_allocated()
         assert self.memory.kineto_results is not None, "the profiler has kept no events"
         events: list[Any] = [e for e in self.memory.kineto_results.events() if e.name() == "[memory]"]
-        held = peak = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            peak = max(peak, held)
-        return peak
+        changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+        return max(accumulate(changes, initial=0))
 
     def _wait(self) -> None:
         if self.cuda:

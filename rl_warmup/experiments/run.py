@@ -1,7 +1,4 @@
-"""A run is a recipe, a seed and a folder: train, predict, score, and leave every result as a file.
-
-Knows: tasks, the trainer, evaluation and the run folder. Must not know: flags, or how a terminal looks.
-"""
+"""A run is a recipe, a seed and a folder: train, predict, score, and leave every result as a file."""
 
 from __future__ import annotations
 
@@ -38,20 +35,14 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     Files in `output_dir`: recipe.yaml, metrics.jsonl, timing.jsonl, warmups.jsonl, environment.json, the model with its
     tokenizer and warmup_layout.json, predictions.jsonl (one more per control) and metrics.json.
 
-    Returns:
-        What metrics.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups). All
-        processes predict; the main process alone scores and writes, and the others return an empty dict.
-
-    Raises:
-        ValueError: a setting, a row or the folder cannot be used.
+    Returns what metrics.json holds: updates, train_seconds, switched_at, and `metrics` by control ("" is own warmups). All
+    processes predict; the main process alone scores and writes, and the others return an empty dict. ValueError where a
+    setting, a row or the folder cannot be used.
     """
     folder = Path(str(recipe.config.output_dir))
     resume = _early(recipe, folder)
-    evaluation = Evaluation(
-        recipe.task.controls,
-        batch_size=recipe.config.per_device_eval_batch_size,
-        show_progress=recipe.task.show_progress,
-    )
+    size, progress = recipe.config.per_device_eval_batch_size, recipe.task.show_progress
+    evaluation = Evaluation(recipe.task.controls, batch_size=size, show_progress=progress)
     evaluation.check()
     task = recipe_task(recipe)
     trainer = make_trainer(recipe, task)
@@ -60,21 +51,17 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
         if trainer.is_world_process_zero():
             recipe.save(folder)
         trainer.train(resume_from_checkpoint=resume)
-        return _predict(recipe, trainer, task, evaluation, folder)
+        return _predict(recipe, trainer, task, evaluation)
 
 
-def _predict(
-    recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Evaluation, folder: Path
-) -> dict[str, Any]:
+def _predict(recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Evaluation) -> dict[str, Any]:
     """Save the trained model, predict and score with it; the main process gets and writes the result."""
+    folder = Path(str(recipe.config.output_dir))
     with disk_faults(folder):
         trainer.save_model(str(folder))
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
-    with (
-        trainer.shared_generator() as warmup_generator,
-        torch.autocast(warmup_generator.model.device.type, enabled=False),
-    ):
-        scored = _scored(recipe, task, evaluation, warmup_generator)
+    with trainer.shared_generator() as generator, torch.autocast(generator.model.device.type, enabled=False):
+        scored = _scored(recipe, task, evaluation, generator)
     if not trainer.is_world_process_zero():
         return {}
     truncation = trainer.encoder.counts + trainer.eval_encoder.counts + Counter(scored.pop("truncation", {}))
@@ -100,9 +87,7 @@ def _rehearse(recipe: Recipe, task: Task, trainer: WarmupTrainer) -> None:
     """Try what the splits that will be predicted need; a split without rows is no fault, but it is said."""
     split = recipe.task.predict_split
     if not task.splits[split] and trainer.is_world_process_zero():
-        print(
-            f"The task {task.name} has no rows in its {split} split: nothing will be predicted or scored after training."
-        )
+        print(f"The task {task.name} has no rows in its {split} split: after training nothing is predicted or scored.")
     warmup_generator = trainer.warmup_generator()
     rehearse(task, split, warmup_generator.encoder(), warmup_generator, recipe.task.controls)
     if recipe.config.eval_strategy != "no" and split != "validation":
@@ -121,7 +106,6 @@ def _scored(recipe: Recipe, task: Task, evaluation: Evaluation, warmup_generator
 
 
 def recipe_task(recipe: Recipe) -> Task:
-    """The task of a recipe."""
     return load_recipe_task(recipe.task)
 
 
@@ -143,23 +127,20 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     if not task.splits["train"]:
         raise ValueError(f"The task {task.name} has no training rows.")
     if config.eval_strategy != "no" and not task.splits["validation"]:
-        raise ValueError(
-            f"eval_strategy: is {config.eval_strategy.value}, but the task {task.name} has no validation rows. Give it some "
-            f"(task_kwargs), or leave eval_strategy out."
-        )
+        said = f"eval_strategy: is {config.eval_strategy.value}, but the task {task.name} has no validation rows."
+        raise ValueError(f"{said} Give it some (task_kwargs), or leave eval_strategy out.")
     kwargs: dict[str, Any] = {"dtype": choice.dtype or "float32", "revision": choice.model_revision}
     if choice.attn_implementation:
         kwargs["attn_implementation"] = choice.attn_implementation
     kwargs |= compat.quantization(choice)
-    void = {name: why for name, why in without_effect(config, choice, recipe.task).items() if name == "scratch"}
-    if void and not config.process_index:
-        print(void_note(void))
+    void = without_effect(config, choice, recipe.task)
+    if "scratch" in void and not config.process_index:
+        print(void_note({"scratch": void["scratch"]}))
     rows = task.splits["train"]
     if isinstance(rows, Stream):
         rows = dataclasses.replace(rows, seed=config.seed if config.data_seed is None else config.data_seed)
-    model, tokenizer = load_model(
-        choice.model_name_or_path, lambda: _texts(rows), recipe.task.scratch, config.seed, **kwargs
-    )
+    name, sizes = choice.model_name_or_path, recipe.task.scratch
+    model, tokenizer = load_model(name, lambda: _texts(rows), sizes, config.seed, **kwargs)
     validation = task.splits["validation"] if config.eval_strategy != "no" else None
     trainer = WarmupTrainer(
         model=model, args=config, train_dataset=rows, eval_dataset=validation or None,
@@ -179,9 +160,7 @@ def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:
 
 def _early(recipe: Recipe, folder: Path) -> str | bool | None:
     """What to resume from; refuses an engine or a folder that cannot be used, before anything is loaded.
-
-    `WarmupTrainer.train` looks again, under the lock.
-    """
+    `WarmupTrainer.train` looks again, under the lock."""
     refuse_quantized(recipe.config, recipe.model.load_in_4bit or recipe.model.load_in_8bit)
     asked = recipe.config.resume_from_checkpoint
     resume = True if asked in (True, "auto", "true") else str(asked) if asked else None
@@ -197,11 +176,7 @@ def _early(recipe: Recipe, folder: Path) -> str | bool | None:
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:
-    """metrics.json of a finished run.
-
-    Raises:
-        ValueError: the folder holds no finished run.
-    """
+    """metrics.json of a finished run; ValueError where the folder holds none."""
     path = Path(folder, RESULT)
     if not path.is_file():
         raise ValueError(f"{folder} holds no {RESULT}: the run is not finished, or this is not a run folder.")

@@ -42,27 +42,15 @@ def plan(tmp_path, capsys):
     return run
 
 
-def plan_of(hardware, **settings):
-    return make_plan({**RECIPE, "model_name_or_path": LLAMA, **settings}, read_hardware(hardware))
-
-
 def test_it_answers_without_torch_or_network():
     code = (
         "import socket, sys; socket.socket = None\n"
         "from rl_warmup.cli.main import main\n"
-        "code = main(sys.argv[1:])\n"
-        "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules), 'too much was imported'\n"
-        "sys.exit(code)"
+        "assert main(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules), 'too much was imported'"
     )
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "plan",
-        "recipes/paper/llama-3.2-1b/logiqa2.yaml",
-        "--hardware",
-        "8xA100-80GB",
-    ]
+    recipe = "recipes/paper/llama-3.2-1b/logiqa2.yaml"
+    command = [sys.executable, "-c", code, "plan", recipe, "--hardware", "8xA100-80GB"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
     for fact in (LLAMA, "1,235,814,400", "zero3_offload", "x an SFT update", "Not looked at: "):
         assert fact in told
@@ -74,15 +62,15 @@ def test_the_mapping_says_the_same_in_bytes(plan):
     assert [option["strategy"] for option in told["options"]][:4] == ["ddp", "zero1", "zero2", "zero3"]
     for option in told["options"]:
         parts = option["memory_bytes"]
-        training = parts["gradients"] + parts["gathered"] + parts["activations"] + parts["logits"]
-        assert (
-            parts["peak"] == parts["parameters"] + parts["optimizer"] + max(training, parts["cache"]) + parts["context"]
-        )
+        training = sum(parts[name] for name in ("gradients", "gathered", "activations", "logits"))
+        always = parts["parameters"] + parts["optimizer"] + parts["context"]
+        assert parts["peak"] == pytest.approx(always + max(training, parts["cache"]), rel=1e-12)
     assert "--num_warmups 4" in told["choice"]["launch"]
 
 
 def test_a_large_card_needs_no_change_and_a_small_one_is_used_to_the_full(plan):
-    large, small = plan_of("8xA100-80GB"), plan_of("1xRTX4090-24GB")
+    values = {**RECIPE, "model_name_or_path": LLAMA}
+    large, small = (make_plan(values, read_hardware(text)) for text in ("8xA100-80GB", "1xRTX4090-24GB"))
     assert (large.choice.strategy, large.choice.work) == ("ddp", large.work)
     assert not any(option.fits for option in small.options)
     assert small.choice.strategy == "zero2_offload"  # Adam's 16 bytes per parameter leave 5 GiB
@@ -91,17 +79,15 @@ def test_a_large_card_needs_no_change_and_a_small_one_is_used_to_the_full(plan):
 
 
 def test_launch_lines(plan):
-    accelerate = (
-        "accelerate launch --config_file deepspeed_configs/ddp.yaml --num_processes 8 -m rl_warmup.cli.train --config R"
-    )
-    lines = {
-        "1xA100-80GB": "rl-warmup train --config R", "8xA100-80GB": accelerate,
-        "2xCPU-64GB": "torchrun --nproc_per_node 2 -m rl_warmup.cli.train --config R --use_cpu true",
-    }  # fmt: skip
-    for hardware, line in lines.items():
-        assert f"\n  {line}\n" in plan(
-            hardware, model_name_or_path="t5-base", bf16=False, per_device_train_batch_size=2
-        )
+    settings = {"model_name_or_path": "t5-base", "bf16": False, "per_device_train_batch_size": 2}
+    accelerate = "accelerate launch --config_file deepspeed_configs/ddp.yaml --num_processes 8"
+    train = "-m rl_warmup.cli.train --config R"
+    one, eight, cpus = (plan(hardware, **settings) for hardware in ("1xA100-80GB", "8xA100-80GB", "2xCPU-64GB"))
+    assert "\n  rl-warmup train --config R\n" in one
+    assert f"\n  {accelerate} {train}\n" in eight
+    assert f"\n  torchrun --nproc_per_node 2 {train} --use_cpu true\n" in cpus
+    assert "2 prompts x 1 micro-batch x 1 process, float32" in one
+    assert "2 prompts x 1 micro-batch x 8 processes, float32" in eight
 
 
 def test_measuring_runs_an_update_and_leaves_nothing_behind(plan, tmp_path, monkeypatch):
@@ -129,12 +115,8 @@ def test_what_cannot_be_planned_or_measured_is_refused_in_a_sentence(settings, s
 
 
 def test_devices_have_their_memory_or_what_is_given_or_a_share_of_this_machine():
-    for text, spelled in {
-        "rtx4090": "1xRTX4090-24GB",
-        "4xGaudi2-96GB": "4xGAUDI2-96GB",
-        "2xCPU-8G": "2xCPU-8GB",
-    }.items():
-        assert read_hardware(text).spelled == spelled
+    spelled = [read_hardware(text).spelled for text in ("rtx4090", "4xGaudi2-96GB", "2xCPU-8G")]
+    assert spelled == ["1xRTX4090-24GB", "4xGAUDI2-96GB", "2xCPU-8GB"]
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     assert read_hardware("2xCPU").memory == pytest.approx(machine / 2)
     for text in ("eight GPUs", "0xA100-80GB"):

@@ -41,8 +41,8 @@ def test_well_known_models_have_their_published_number_of_parameters():
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_folder_is_counted_as_transformers_builds_it(kind, tmp_path):
     config = AutoConfig.for_model(kind, **CONFIGS[kind])
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         built = auto.from_config(config).num_parameters()
     built += 64 * 24 if kind == "mt5" else 0  # transformers builds every T5 tied; a published mT5 has a head of its own
     config.save_pretrained(tmp_path)
@@ -60,7 +60,7 @@ def test_scratch_models_are_counted_as_they_are_built(kind):
     work = read_work({"model_name_or_path": kind, "scratch": sizes, "task": "ledger", "task_kwargs": kwargs})
     assert work.shape.parameters == model.num_parameters()
     assert (work.mean.prompt, work.mean.target, work.train_rows) == (5, 5, 50)
-    assert {f.name: f.default for f in fields(TinySize)} == SCRATCH
+    assert {f.name: f.default for f in fields(TinySize) if f.name in SCRATCH} == SCRATCH
 
 
 def test_a_shape_that_is_not_known_is_refused(tmp_path):

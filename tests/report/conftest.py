@@ -30,9 +30,17 @@ def predictions(right: int, warmup: str, texts: tuple[str, ...] = ()) -> list[di
 
 
 def write_run(
-    folder: Path, objective: str = "marginal", seed: int = 1, right: int = 3, shuffled: int | None = 1, seconds: float = 20.0,
-    rows_hash: str = "a" * 64, texts: tuple[str, ...] = (), recipe: dict[str, Any] | None = None, tokens: bool = False,
-) -> Path:  # fmt: skip
+    folder: Path,
+    objective: str = "marginal",
+    seed: int = 1,
+    right: int = 3,
+    shuffled: int | None = 1,
+    seconds: float = 20.0,
+    rows_hash: str = "a" * 64,
+    texts: tuple[str, ...] = (),
+    recipe: dict[str, Any] | None = None,
+    tokens: bool = False,
+) -> Path:
     """A finished run that answered `right` of four rows, and `shuffled` of them with foreign warmups."""
     folder.mkdir(parents=True)
     metrics = {"": {"exact_match": right / 4}} | (

@@ -11,12 +11,15 @@ from rl_warmup.experiments.collect import find_runs, sections
 from rl_warmup.experiments.compare import compare_section, control_arm, mean_and_deviation
 from rl_warmup.experiments.report import text_table, write_report
 from rl_warmup.experiments.report.curves import at_budget, quality_charts, training_charts
-from rl_warmup.experiments.report.tables import amount, between, figure, probability
 from rl_warmup.experiments.report.words import (
     COST_HEADER,
+    amount,
+    between,
     cost_cells,
     equal_compute_cells,
+    figure,
     likelihood_cells,
+    probability,
     result_cells,
 )
 

@@ -13,8 +13,7 @@ import pytest
 
 from rl_warmup.cli.main import main
 from rl_warmup.experiments.report import write_report
-from rl_warmup.experiments.report.examples import example_data, likeness
-from rl_warmup.experiments.report.page import as_json
+from rl_warmup.experiments.report.page import as_json, example_data, likeness
 
 HOSTILE = (
     "</script><script>alert(1)</script>",

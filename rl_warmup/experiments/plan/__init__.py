@@ -1,27 +1,65 @@
-"""What a recipe would cost on some hardware, from shapes alone: nothing is loaded, downloaded or run.
+"""What a recipe would cost on some hardware, from shapes alone: nothing is loaded, downloaded or run, not even torch.
 
-Knows: the parts (`shapes`, `work`, `cost`, `hardware`) and how to choose among the ways to launch. Must not know:
-torch, or how a terminal looks (`page`).
-
-    planned_cost(recipe.values)["flops_per_update"]     # for the dry run of a sweep
-    make_plan(recipe.values, read_hardware("8xA100-80GB")).choice
+planned_cost(recipe.values)["flops_per_update"]     # for the dry run of a sweep
+make_plan(recipe.values, read_hardware("8xA100-80GB")).choice
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from rl_warmup.experiments.plan.cost import STRATEGIES, count_flops, count_memory
-from rl_warmup.experiments.plan.hardware import USABLE, Hardware, read_hardware
 from rl_warmup.experiments.plan.work import Work, read_work
 
 __all__ = ["Hardware", "Option", "Plan", "make_plan", "planned_cost", "read_hardware"]
 
 GIB, TOLERANCE = 2**30, 1.25  # of peaks
 CONTEXT = {True: 0.5, False: 1.0}  # GiB of the runtime: on a CPU interpreter and libraries (measured), on a GPU assumed
+USABLE = 0.95  # of a device's memory; the allocator never gets the rest
+SPELLING = "COUNTxNAME-MEMORY, e.g. 8xA100-80GB, 1xRTX4090-24GB, 2xCPU or 2xCPU-8GB (memory of each process)"
+# GB of the vendors' data sheets
+DEVICES = {
+    "A100": (40, 80), "A30": (24,), "A10": (24,), "A6000": (48,), "L4": (24,), "L40S": (48,), "H100": (80,), "H200": (141,),
+    "B200": (180,), "RTX3090": (24,), "RTX4090": (24,), "RTX5090": (32,), "MI300X": (192,),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Some equal devices in one machine; of a CPU each process counts as one."""
+
+    count: int
+    name: str
+    memory: float  # GiB of each
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == "CPU"
+
+    @property
+    def spelled(self) -> str:
+        return f"{self.count}x{self.name}-{self.memory:.0f}GB"
+
+
+def read_hardware(text: str) -> Hardware:
+    """`8xA100-80GB`, `1xH100`, `4xNAME-64GB`; ValueError where it cannot be read, or does not settle the memory."""
+    spelling = r"(?:(\d+)[x*])?([a-z][\w.]*)(?:-(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?)?"
+    found = re.fullmatch(spelling, text.strip(), re.IGNORECASE)
+    if found is None or found[1] == "0":
+        raise ValueError(f"--hardware: cannot read {text!r}. Write {SPELLING}.")
+    count, name = int(found[1] or 1), found[2].upper()
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    sizes = DEVICES.get(name, ()) if name != "CPU" else (machine / count,)
+    if not found[3] and len(sizes) != 1:
+        known = " or ".join(f"{name}-{size}GB" for size in sizes)
+        known = known or f"{name}-24GB or what it has; known without it: {', '.join(DEVICES)}"
+        raise ValueError(f"--hardware: {text!r} says no memory; write {known}.")
+    return Hardware(count, name, float(found[3] or sizes[0]))
 
 
 @dataclass(frozen=True)
@@ -45,41 +83,31 @@ class Plan:
     sft: dict[str, float]
     options: list[Option]  # the recipe as it is, under every strategy
     choice: Option | None  # its work may checkpoint, or cut the batch into more micro-batches
-    updates: int | None
 
 
 def make_plan(values: Mapping[str, Any], hardware: Hardware, lengths: Mapping[str, float] | None = None) -> Plan:
-    """Plan a flat recipe on some hardware.
+    """Plan a flat recipe (`Recipe.values`) on some hardware; ValueError where a setting or the model's shape cannot be read.
 
-    Args:
-        values: settings by name, as in a YAML recipe; `Recipe.values` has this form.
-        lengths: tokens of `prompt`, `warmup`, `target` in the place of what the recipe says.
-
-    Raises:
-        ValueError: a setting or the model's shape cannot be read.
+    `lengths`: tokens of `prompt`, `warmup` or `target` in the place of what the recipe and its rows say.
     """
     work, alone = read_work(values, lengths), hardware.count == 1
     return Plan(
-        work, hardware, count_flops(work, alone), count_flops(work.sft(), alone),
-        [_option(work, strategy, hardware) for strategy in _strategies(hardware)], _choose(work, hardware),
-        work.updates_on(hardware.count),
-    )  # fmt: skip
+        work=work,
+        hardware=hardware,
+        flops=count_flops(work, alone),
+        sft=count_flops(work.sft(), alone),
+        options=_options(work, hardware),
+        choice=_choose(work, hardware),
+    )
 
 
 def planned_cost(values: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
-    """What one run of a recipe costs, in operations and tokens; an estimate, for comparing runs before paying for them.
-
-    Args:
-        values: settings by name, as in a YAML recipe (`Recipe.values`).
-        processes: that share an update.
+    """An estimate of what one run of a recipe costs, for comparing runs; arguments and errors as of `make_plan`.
 
     Returns:
         `parameters`; `tokens_per_update` and `flops_per_update` of all processes together; `sft_ratio`, operations over
         those of an SFT update of the same prompts; `updates`, `tokens` and `flops` of the run, None where the number of
         updates depends on rows that are not at hand.
-
-    Raises:
-        ValueError: a setting or the model's shape cannot be read.
     """
     work = read_work(values)
     flops = count_flops(work, processes == 1)["total"]
@@ -95,15 +123,14 @@ def planned_cost(values: Mapping[str, Any], processes: int = 1) -> dict[str, Any
     }
 
 
-def _strategies(hardware: Hardware) -> list[str]:
-    """On a CPU there is no other memory to move anything to."""
-    return [s for s in STRATEGIES if not (hardware.is_cpu and s.endswith("offload"))]
-
-
-def _option(work: Work, strategy: str, hardware: Hardware) -> Option:
-    memory = count_memory(work, strategy, hardware.count, CONTEXT[hardware.is_cpu] * GIB)
-    peak, usable = memory["peak"], USABLE * hardware.memory * GIB
-    return Option(strategy, work, memory, peak <= usable, peak * TOLERANCE <= usable)
+def _options(work: Work, hardware: Hardware) -> list[Option]:
+    """The work under every strategy; on a CPU there is no other memory to offload anything to."""
+    usable, found = USABLE * hardware.memory * GIB, []
+    for strategy in [s for s in STRATEGIES if not (hardware.is_cpu and s.endswith("offload"))]:
+        memory = count_memory(work, strategy, hardware.count, CONTEXT[hardware.is_cpu] * GIB)
+        peak = memory["peak"]
+        found.append(Option(strategy, work, memory, peak <= usable, peak * TOLERANCE <= usable))
+    return found
 
 
 def _choose(work: Work, hardware: Hardware) -> Option | None:
@@ -113,5 +140,5 @@ def _choose(work: Work, hardware: Hardware) -> Option | None:
     tried = []
     for offload, again, n in product((False, True), sorted({work.checkpointing, True}), cuts):
         way = replace(work, checkpointing=again, prompts=work.prompts // n, micro_batches=work.micro_batches * n)
-        tried += [_option(way, s, hardware) for s in _strategies(hardware) if s.endswith("offload") == offload]
+        tried += [o for o in _options(way, hardware) if o.strategy.endswith("offload") == offload]
     return next((o for o in tried if o.surely), next((o for o in tried if o.fits), None))

@@ -1,8 +1,7 @@
 """Operations of one update, and bytes of a device at its fullest moment, by short formulas.
 
-Knows: which rows an update samples, scores and trains on, what DeepSpeed's stages keep where, and what a layer keeps per token
-for its backward. Must not know: hardware, text. An addition and a multiplication are two operations; rows count as equally
-long. `tests/plan` holds operations within 10 % of torch's count, and the peak within 25 % of the allocator's.
+An addition and a multiplication are two operations; rows count as equally long. `tests/plan` holds operations within 10 % of
+torch's count, and the peak within 25 % of the allocator's.
 """
 
 from __future__ import annotations
@@ -17,13 +16,9 @@ TOKENS_AT_ONCE, PAIRS_AT_ONCE = 1 << 14, 1 << 26  # of engine.fast.passes and en
 
 
 def count_flops(work: Work, alone: bool = True) -> dict[str, float]:
-    """Operations of one update of one process.
-
-    Args:
-        alone: one process without DeepSpeed, where sampling and training may share one reading of the prompts.
-
-    Returns:
-        `sampling`, `scoring` without gradient (where only some warmups get one), `forward`, `backward`, and their `total`.
+    """Operations of one update of one process: `sampling`, `scoring` without gradient (where only some warmups get one),
+    `forward`, `backward`, and their `total`. One process `alone`, without DeepSpeed, may sample and train from one reading
+    of the prompts.
     """
     shape, (x, c, y), n = work.shape, work.mean, work.warmups
     t5, once, draws = shape.kind == "t5", work.reads_once(alone), work.trained < n
@@ -48,20 +43,15 @@ def count_flops(work: Work, alone: bool = True) -> dict[str, float]:
     again = 0.0
     if not draws and n > 1:  # weights are known only after the forward
         again = max(0.0, 1 - KEPT_LOGITS / (work.prompts * scored * shape.vocab))
-    forward = body + scored * head
     backward = (2 + work.checkpointing) * body + (2 + again) * scored * head
-    parts = {"sampling": sampling, "scoring": scoring, "forward": forward, "backward": backward}
+    parts = {"sampling": sampling, "scoring": scoring, "forward": body + scored * head, "backward": backward}
     parts["total"] = sum(parts.values())
     return {name: work.prompts * work.micro_batches * part for name, part in parts.items()}
 
 
 def count_memory(work: Work, strategy: str, devices: int, context: float = 0.0) -> dict[str, float]:
-    """Bytes at the fullest moment of one micro-batch of the longest rows.
-
-    Args:
-        strategy: one of STRATEGIES; `ddp` on one device is plain training.
-        devices: how many share the state.
-        context: bytes of the runtime itself.
+    """Bytes at the fullest moment of one micro-batch of the longest rows, where `devices` share the state under one of
+    STRATEGIES (`ddp` on one device is plain training) and the runtime itself takes `context`.
 
     Returns:
         `parameters`, `gradients` and `optimizer` as they are split; `gathered`, weights that ZeRO-3 fetches for a pass;
@@ -75,8 +65,8 @@ def count_memory(work: Work, strategy: str, devices: int, context: float = 0.0) 
     rows, scored = (work.prompts * part for part in work.rows(work.longest, worst=True))
     chunk = min(scored, max(ROWS_PER_CHUNK, LOGITS_PER_CHUNK // shape.vocab)) * shape.vocab
     kept = min(scored * shape.vocab, KEPT_LOGITS) if work.trained == work.warmups > 1 else 0.0
-    found = _states(work, strategy, devices)
-    found |= _activations(work, strategy == "ddp" and devices == 1, rows, scored, numbers, w)
+    alone = strategy == "ddp" and devices == 1
+    found = _states(work, strategy, devices) | _activations(work, alone, rows, scored, numbers, w)
     found["gathered"] = stage3 * w * min(p, MAX_LIVE)
     found["logits"] = 4 * (2 * chunk + kept + scored * shape.width) + 2 * half_head
     found["cache"] = _sampling(work, numbers) + half_head + stage3 * w * p
@@ -124,10 +114,8 @@ def _activations(work: Work, alone: bool, rows: float, scored: float, e: int, w:
         token = 2 * norm + 4 * e * shape.feed_forward + 4 * e * inner
         largest = ends * token + shared * rows * x * 2 * e * inner
         layers, inputs = shape.layers * largest, shape.layers * ends
-    around = ends * norm + scored * shape.width * w
-    if work.checkpointing:
-        return {"activations": around + inputs * shape.width * w, "recomputed": largest}
-    return {"activations": around + layers, "recomputed": 0.0}
+    kept = inputs * shape.width * w if work.checkpointing else layers
+    return {"activations": ends * norm + scored * shape.width * w + kept, "recomputed": work.checkpointing * largest}
 
 
 def _sampling(work: Work, e: int) -> float:

@@ -1,28 +1,17 @@
-"""A plan as lines for a terminal, and as a mapping for other programs.
-
-Knows: words, units and columns. Must not know: how any number is made.
-"""
+"""A plan as text for a terminal, and as a mapping for other programs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from rl_warmup.experiments.plan import GIB, Option, Plan
-from rl_warmup.experiments.plan.hardware import USABLE
+from rl_warmup.experiments.plan import GIB, USABLE, Option, Plan
 
-PARTS = ("sampling", "scoring", "forward", "backward")
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "logits", "sampling", "peak", "host")
 
 
 def plan_text(plan: Plan, recipe: str, flags: list[str], unread: list[str]) -> str:
-    """The whole page.
-
-    Args:
-        recipe: path as it was typed; part of the line that launches it.
-        flags: that were given over it.
-        unread: settings that changed nothing here.
-    """
+    """The whole page of a recipe, whose path stands as it was typed, with `flags` given over it; `unread` changed nothing."""
     advice = [
         "Nothing fits, not even with gradient checkpointing and smaller micro-batches.",
         "Lower num_warmups or the token limits, set backward_samples, or take larger devices.",
@@ -38,20 +27,26 @@ def plan_text(plan: Plan, recipe: str, flags: list[str], unread: list[str]) -> s
 
 
 def _work(plan: Plan) -> list[str]:
-    work, count, total, sft = plan.work, plan.hardware.count, plan.flops["total"], plan.sft["total"]
+    work, count, sft, parts = plan.work, plan.hardware.count, plan.sft["total"], dict(plan.flops)
+    total = parts.pop("total")
     tokens = {name: f"{value * count:,.0f}" for name, value in work.tokens().items()}
+    numbers = {"prompt": work.prompts, "micro-batch": work.micro_batches, "process": count}
+    size = " x ".join(_plural(number, noun) for noun, number in numbers.items())
     return [
         f"model      {work.shape.name}, {work.shape.parameters:,} parameters",
-        f"update     {work.prompts} prompts x {work.micro_batches} micro-batches x {count} processes, {work.precision}"
-        f"{', gradient checkpointing' if work.checkpointing else ''}",
-        f"           {work.warmups} warmups for each prompt, {work.trained} of them with a gradient",
+        f"update     {size}, {work.precision}{', gradient checkpointing' if work.checkpointing else ''}",
+        f"           {_plural(work.warmups, 'warmup')} for each prompt, {work.trained} of them with a gradient",
         f"tokens     prompt {work.mean.prompt:.0f}, warmup {work.mean.warmup:.0f}, target {work.mean.target:.0f}: "
         f"{work.lengths_from}",
         f"           an update reads {tokens['prompt']}, writes {tokens['warmup']} and trains on {tokens['trained_on']} "
         f"({tokens['target']} of targets, once)",
         f"operations {total / 1e12:,.3g} x 10^12 of each process: {total / sft:.1f} x an SFT update of the same prompts",
-        f"           {', '.join(f'{name} {plan.flops[name] / total:.0%}' for name in PARTS if plan.flops[name])}",
+        f"           {', '.join(f'{name} {part / total:.0%}' for name, part in parts.items() if part)}",
     ]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith(('ch', 's')) else 's'}"
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -75,13 +70,13 @@ def _memory(plan: Plan) -> list[str]:
 def launch_line(plan: Plan, option: Option, recipe: str, flags: list[str]) -> str:
     """The command that runs this option, with what it changes in the recipe."""
     count, on_cpu, words = plan.hardware.count, plan.hardware.is_cpu, [f"--config {recipe}", *flags]
+    work = option.work
     if on_cpu and "use_cpu" not in " ".join(flags):
         words.append("--use_cpu true")
-    if option.work.checkpointing and not plan.work.checkpointing:
+    if work.checkpointing and not plan.work.checkpointing:
         words.append("--gradient_checkpointing true")
-    if option.work.prompts != plan.work.prompts:
-        words.append(f"--per_device_train_batch_size {option.work.prompts}")
-        words.append(f"--gradient_accumulation_steps {option.work.micro_batches}")
+    if work.prompts != plan.work.prompts:
+        words.append(f"--per_device_train_batch_size {work.prompts} --gradient_accumulation_steps {work.micro_batches}")
     if count == 1 and option.strategy == "ddp":
         return " ".join(["rl-warmup train", *words])
     launcher = f"accelerate launch --config_file deepspeed_configs/{option.strategy}.yaml --num_processes {count}"
@@ -107,7 +102,7 @@ def plan_mapping(plan: Plan, recipe: str, flags: list[str]) -> dict[str, Any]:
         "lengths": {"mean": work.mean._asdict(), "longest": work.longest._asdict(), "from": work.lengths_from},
         "tokens_per_update": {k: v * count for k, v in work.tokens().items()},
         "flops_per_update_of_a_process": plan.flops, "sft_ratio": plan.flops["total"] / plan.sft["total"],
-        "updates": plan.updates, "not_counted": list(work.not_counted),
+        "updates": work.updates_on(count), "not_counted": list(work.not_counted),
         "options": [option(o) for o in plan.options], "choice": plan.choice and option(plan.choice),
     }  # fmt: skip
 

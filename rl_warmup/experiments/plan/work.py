@@ -1,8 +1,4 @@
-"""What one update has to do, as a recipe says it: how many prompts, warmups and tokens, at which precision.
-
-Knows: the recipe's keys that matter for cost, how long a task's rows are, which rows get a gradient. Must not know: torch,
-hardware, formulas.
-"""
+"""What one update has to do, as a recipe says it: how many prompts, warmups and tokens, at which precision."""
 
 from __future__ import annotations
 
@@ -21,7 +17,6 @@ from rl_warmup.tasks import Row, load_task
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 
 SAMPLED_ROWS = 256
-UPPER_BOUND = "the recipe's limits, so an upper bound"
 NO_LIMIT = (512, 128)  # tokens of a prompt and a target, where the recipe sets no limit and rows cannot be counted
 
 
@@ -114,18 +109,12 @@ class Work:
 
 
 def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = None) -> Work:
-    """The work of a flat recipe (`recipe.values`, or a YAML file as it is read).
-
-    Args:
-        lengths: tokens of `prompt`, `warmup`, `target` that replace what the recipe and its rows say.
-
-    Raises:
-        ValueError: a setting that matters here is missing or makes no sense. `rl-warmup train` checks all the others.
-    """
+    """The work of a flat recipe (`recipe.values`, or a YAML file as it is read); `lengths` as of `make_plan`.
+    ValueError where a setting that matters here is missing or makes no sense. `rl-warmup train` checks all the others."""
     said = _settings(values)
     name, sft = resolve(str(said["model_name_or_path"])), said["objective"] == "sft"
-    n = 0 if sft else said["num_warmups"]
-    k = n if sft or said["backward_samples"] is None else said["backward_samples"]
+    n = said["num_warmups"]
+    k = n if said["backward_samples"] is None else said["backward_samples"]
     if not sft and not 1 <= k <= n:
         raise ValueError(f"backward_samples: {k} must lie between 1 and num_warmups ({n}); leave it empty for all.")
     sizes, folder = said["scratch"] or {}, Path(name)
@@ -137,14 +126,14 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
     uncounted = [key for key in ("beta", "proposals") if said[key] and not sft] + ["use_peft"] * said["use_peft"]
     anchors = sum(n if proposal in ("reference", "stored") else 1 for proposal in said["proposals"])
     half, optim = str(said["dtype"]) in ("bfloat16", "bf16"), said["optim"]
-    return Work(
+    work = Work(
         shape=shape,
         prompts=said["per_device_train_batch_size"],
         micro_batches=said["gradient_accumulation_steps"],
         warmups=n,
         trained=k,
-        empty_share=0.0 if sft else float(said["empty_share"]),
-        anchors=0 if sft or not said["anchor_weight"] else anchors,
+        empty_share=float(said["empty_share"]),
+        anchors=anchors if said["anchor_weight"] else 0,
         mean=mean,
         longest=longest,
         lengths_from=origin,
@@ -158,6 +147,7 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
         epochs=float(said["num_train_epochs"]),
         not_counted=tuple(uncounted),
     )
+    return work.sft() if sft else work
 
 
 def unread(values: Mapping[str, Any]) -> list[str]:
@@ -169,16 +159,15 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are read here, checked, with their defaults."""
     defaults = defaults_of(READ)
     coerced, faults = typed({key: value for key, value in values.items() if key in defaults}, READ)
-    said = {**defaults, **coerced}
+    said = defaults | coerced
     faults += scratch_faults(said["scratch"] or {})
     if not faults and not said["model_name_or_path"]:
         faults = ["model_name_or_path is missing. Give a folder, a well-known name, scratch-t5 or scratch-llama."]
     if not faults and said["objective"] not in OBJECTIVES:
         faults = [f"objective: {said['objective']!r} is not one of {', '.join(OBJECTIVES)}."]
-    if len(faults) > 1:
-        faults.insert(0, f"{len(faults)} settings cannot be used:")
     if faults:
-        raise ValueError("\n  - ".join(faults))
+        head = [f"{len(faults)} settings cannot be used:"] if len(faults) > 1 else []
+        raise ValueError("\n  - ".join([*head, *faults]))
     return said
 
 
@@ -195,7 +184,9 @@ def _lengths(
 ) -> tuple[Lengths, Lengths, str]:
     """Mean and longest lengths, and where they come from."""
     limits = (said["max_prompt_length"] or NO_LIMIT[0], said["max_target_length"] or NO_LIMIT[1])
-    origin = f"{len(counted[0]):,} of the task's training rows; warmups at their limit" if counted else UPPER_BOUND
+    origin = "the recipe's limits, so an upper bound"
+    if counted:
+        origin = f"{len(counted[0]):,} of the task's training rows; warmups at their limit"
     origin = f"{', '.join(given)} as given, else {origin}" if given else origin
     cut = [[min(n, limit) for n in part or [limit]] for part, limit in zip(counted or ([], []), limits, strict=True)]
     (x, y), c = (sum(part) / len(part) for part in cut), said["max_warmup_length"]
@@ -206,10 +197,10 @@ def _lengths(
 def _counted(rows: list[Row], folder: Path, words: bool) -> list[list[int]] | None:
     """Tokens of sampled rows' prompts and targets, with the token that ends each of them."""
     file = folder / "tokenizer.json"
-    if words and rows:
-        return [[len(row[part].split()) + 1 for row in rows] for part in ("prompt", "target")]
-    if not rows or not file.is_file():
+    if not rows or not (words or file.is_file()):
         return None
+    if words:
+        return [[len(row[part].split()) + 1 for row in rows] for part in ("prompt", "target")]
     from tokenizers import Tokenizer
 
     rows, tokenizer = rows[:: max(1, len(rows) // SAMPLED_ROWS)][:SAMPLED_ROWS], Tokenizer.from_file(str(file))

@@ -1,14 +1,10 @@
 """Run folders as something to look at: tables, curves, one page, one summary.
 
-    write_report(["runs/demo"], "runs/demo/report")  # report.html, summary.md, *.png
-
-`collect` reads folders and `compare` compares arms, both one room up; `curves` lines up their logs, `words` puts results into
-sentences and cells, `page`, `summary` and `plots` write them down. Knows: the files of run folders. Must not know: how runs
-are made, trained or scored.
+write_report(["runs/demo"], "runs/demo/report")  # report.html, summary.md, *.png
 """
 
 from rl_warmup.experiments.report.build import write_report
-from rl_warmup.experiments.report.plots import plot_curves, require_extras
-from rl_warmup.experiments.report.tables import NAMES, result_table, text_table
+from rl_warmup.experiments.report.curves import plot_curves, require_extras
+from rl_warmup.experiments.report.words import NAMES, result_table, text_table
 
 __all__ = ["NAMES", "plot_curves", "require_extras", "result_table", "text_table", "write_report"]

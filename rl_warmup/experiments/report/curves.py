@@ -1,14 +1,15 @@
-"""Lines up the logs of an arm's seeds: quality over updates, seconds, tokens and FLOPs.
+"""Lines up the logs of an arm's seeds, quality over updates, seconds, tokens and FLOPs, and draws them as PNG.
 
-Knows: keys of metrics.jsonl and timing.jsonl. Must not know: how a curve is drawn. A point that some seed lacks is left
-out for all of them, so that a mean is always over the same seeds.
+A point that some seed lacks is left out for all of them, so that a mean is always over the same seeds.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rl_warmup.experiments.collect import Arm, Run, Section
@@ -24,6 +25,10 @@ TRAINING = {
     "completions/target_overlap": ("warmup tokens that stand in the target", "share"),
 }
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b2569a", "#a06a00", "#4b4bb8", "#5b6770", "#8c2d19")
+MARKERS = "osD^vPX*"
+Panel = tuple[dict[str, list[list[tuple[float, float]]]], str, str]
+LIKELIHOOD = "eval_log_likelihood"
 Log = dict[str, Any]
 Point = tuple[float, float]
 
@@ -38,15 +43,15 @@ class Curve:
 
     @property
     def mean(self) -> list[float]:
-        return [statistics.mean(values) for values in zip(*self.seeds, strict=True)]
+        return list(map(statistics.mean, zip(*self.seeds, strict=True)))
 
     @property
     def low(self) -> list[float]:
-        return [min(values) for values in zip(*self.seeds, strict=True)]
+        return list(map(min, zip(*self.seeds, strict=True)))
 
     @property
     def high(self) -> list[float]:
-        return [max(values) for values in zip(*self.seeds, strict=True)]
+        return list(map(max, zip(*self.seeds, strict=True)))
 
     def points(self, axis: str) -> list[list[Point]]:
         """(x, y) points per seed."""
@@ -70,15 +75,13 @@ class Chart:
 
 def quality_charts(section: Section) -> list[Chart]:
     """The metrics of the results table on validation rows while training, and the target's log-likelihood."""
-    charts = [_chart(section, f"eval_{name}", name.replace("_", " "), "") for name in section.metrics]
-    bound = _chart(section, "eval_log_likelihood", "log P(y|x)", "nats; a bound over several warmups", _likelihood)
-    return [chart for chart in [*charts, bound] if chart.curves]
+    quantities = {f"eval_{name}": (name.replace("_", " "), "") for name in section.metrics}
+    return _charts(section, {**quantities, LIKELIHOOD: ("log P(y|x)", "nats; a bound over several warmups")})
 
 
 def training_charts(section: Section) -> list[Chart]:
     """Loss, gain, and what warmups look like, on training rows."""
-    charts = [_chart(section, key, title, unit) for key, (title, unit) in TRAINING.items()]
-    return [chart for chart in charts if chart.curves]
+    return _charts(section, TRAINING)
 
 
 def at_budget(curve: Curve, axis: str, budget: float) -> tuple[float, float] | None:
@@ -87,46 +90,84 @@ def at_budget(curve: Curve, axis: str, budget: float) -> tuple[float, float] | N
     return affordable[-1] if affordable else None
 
 
-def _chart(
-    section: Section, key: str, title: str, unit: str, read: Callable[[Log], float | None] | None = None
-) -> Chart:
-    curves = (_curve(arm, read or (lambda record: record.get(key))) for arm in section.arms)
-    return Chart(key, title, unit, [curve for curve in curves if curve is not None])
+def _charts(section: Section, quantities: Mapping[str, tuple[str, str]]) -> list[Chart]:
+    """A chart for each key with a title and a unit, as far as some arm has it."""
+    charts = []
+    for key, (title, unit) in quantities.items():
+        if curves := [curve for arm in section.arms if (curve := _curve(arm, key))]:
+            charts.append(Chart(key, title, unit, curves))
+    return charts
 
 
-def _likelihood(record: Log) -> float | None:
-    """log P(y|x): exact without warmups, else the bound over several."""
-    bound = record.get("eval_target_bound")
-    return record.get("eval_target_logprob") if bound is None else bound
+def _value(record: Log, key: str) -> float | None:
+    """What a log says of a key; log P(y|x) is exact without warmups, else the bound over several."""
+    bound = record.get("eval_target_bound" if key == LIKELIHOOD else key)
+    return record.get("eval_target_logprob") if key == LIKELIHOOD and bound is None else bound
 
 
-def _curve(arm: Arm, read: Callable[[Log], float | None]) -> Curve | None:
+def _curve(arm: Arm, key: str) -> Curve | None:
     """An arm's points; seeds are lined up by their order, as equal compute may mean other steps for each."""
     found = []
     for run in arm.runs:
-        points = [(record["step"], value) for record in run.logs if (value := read(record)) is not None]
-        if points:
+        if points := [(log["step"], value) for log in run.logs if (value := _value(log, key)) is not None]:
             found.append((run, points))
     if not found:
         return None
     length = min(len(points) for _, points in found)
-    steps = [[step for step, _ in points[:length]] for _, points in found]
-    xs = {axis: _means([_axis(run, axis, of) for (run, _), of in zip(found, steps, strict=True)]) for axis in COSTS}
-    known = {axis: values for axis, values in xs.items() if values is not None}
-    return Curve(arm.name, known, [[value for _, value in points[:length]] for _, points in found])
+    xs = {}
+    for axis in COSTS:
+        seeds = [_axis(run, axis, [step for step, _ in points[:length]]) for run, points in found]
+        if all(seeds):
+            xs[axis] = list(map(statistics.mean, zip(*seeds, strict=True)))
+    return Curve(arm.name, xs, [[value for _, value in points[:length]] for _, points in found])
 
 
-def _axis(run: Run, axis: str, steps: Sequence[int]) -> list[float] | None:
-    """The x of each step on an axis; None where a step has none."""
+def _axis(run: Run, axis: str, steps: Sequence[int]) -> list[float]:
+    """The x of each step on an axis, as first logged; nothing where a step has none."""
     if axis == "updates":
         return [float(step) for step in steps]
-    known: dict[int, float] = {}
-    for record in run.timing:
-        if record.get(axis) is not None:
-            known.setdefault(record["step"], record[axis])
-    return [known[step] for step in steps] if all(step in known for step in steps) else None
+    known = {record["step"]: record[axis] for record in reversed(run.timing) if record.get(axis) is not None}
+    return [known[step] for step in steps] if known.keys() >= set(steps) else []
 
 
-def _means(seeds: Sequence[list[float] | None]) -> list[float] | None:
-    known = [values for values in seeds if values is not None]
-    return [statistics.mean(values) for values in zip(*known, strict=True)] if len(known) == len(seeds) else None
+def require_extras() -> None:
+    """Raises ImportError, before anything is computed, where matplotlib, scipy or jinja2 is missing."""
+    for package in ("matplotlib", "scipy", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"Reports need {package}, which is not installed: pip install 'rl_warmup[metrics]'.")
+
+
+def plot_curves(
+    panels: Sequence[Panel], path: Path, x_label: str, marks: Sequence[float] = (), mark_label: str = ""
+) -> None:
+    """Learning curves beside each other as PNG: in every panel one line per arm (mean over seeds, seeds as a band).
+
+    A panel is (arm -> one list of (x, y) points per seed, title, label of the y axis). An arm keeps its colour over the panels.
+    Where the seeds of an arm have points at different x, the line stands at their mean. `marks`: x of vertical lines.
+    """
+    require_extras()
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    arms = list(dict.fromkeys(arm for curves, _, _ in panels for arm in curves))
+    drawing, places = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4.2), dpi=150, squeeze=False)
+    for axes, (curves, title, y_label) in zip(places[0], panels, strict=True):
+        for arm, seeds in curves.items():
+            index = arms.index(arm)
+            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            xs, ys = ([[point[k] for point in points] for points in zip(*seeds, strict=False)] for k in (0, 1))
+            means = [list(map(statistics.mean, values)) for values in (xs, ys)]
+            axes.plot(*means, label=arm, color=colour, marker=marker, markersize=3.5)
+            axes.fill_between(means[0], list(map(min, ys)), list(map(max, ys)), color=colour, alpha=0.15, linewidth=0)
+        for number, mark in enumerate(marks):
+            axes.axvline(mark, color="#5b6770", linestyle=":", label=mark_label if number == 0 else None)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    drawing.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path)
+    plt.close(drawing)

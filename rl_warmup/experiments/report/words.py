@@ -1,19 +1,20 @@
-"""What came out, in words and cells: is it better, by how much, how sure, at what cost, and is the warmup read.
-
-Knows: sections and their results. Must not know: files, HTML or Markdown.
-"""
+"""What came out, in words and cells: is it better, by how much, how sure, at what cost, and is the warmup read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rl_warmup.experiments.collect import Arm, Section
 from rl_warmup.experiments.compare import COSTS, ROWS, SEEDS, Difference, Entry, MetricResults, better, spent
 from rl_warmup.experiments.report.curves import Chart, at_budget
-from rl_warmup.experiments.report.tables import amount, between, control_name, figure, probability
 
+NAMES = {
+    "": "own warmup", "shuffled": "shuffled warmup", "empty_warmup": "no warmup", "filler": "filler warmup",
+    "other_run": "another run's warmup", "sampled": "sampled warmup", "rerank": "reranked",
+}  # fmt: skip
 BETTER, WORSE, UNCLEAR, UNTESTED = "better", "worse", "no difference shown", "not tested"
 HEADER = ("arm", "warmup", "seeds", "mean ± sd", "95% interval", "difference", "its 95% interval", "p (Holm)")
 LIKELIHOOD = (
@@ -47,7 +48,6 @@ class Cells:
 
 
 def title(section: Section) -> str:
-    """A name for a section."""
     return f"{section.task}, {section.model}"
 
 
@@ -66,12 +66,11 @@ def compared(section: Section, control: Arm | None, asked: bool) -> str:
 
 def findings(section: Section, results: MetricResults) -> list[Finding]:
     """A finding per arm against the control, then per arm whose warmups were shuffled."""
-    own = sorted(
-        (entry for entry in results.entries if not entry.control), key=lambda entry: _rank(entry, results.metric)
-    )
-    against = [_against_control(entry, results) for entry in own if entry.difference]
-    read = [_is_read(entry, results) for entry in results.entries if entry.control == "shuffled" and entry.difference]
-    read += _warnings(section)
+    own = [entry for entry in results.entries if not entry.control]
+    own.sort(key=lambda entry: _rank(entry, results.metric))
+    against = [_against_control(entry, d, results) for entry in own if (d := entry.difference)]
+    shuffled = [entry for entry in results.entries if entry.control == "shuffled"]
+    read = [_is_read(entry, d, results) for entry in shuffled if (d := entry.difference)] + _warnings(section)
     if not against and not read:
         values = [f"{entry.arm.name} {_mean(entry, results.digits)}" for entry in own if entry.summary]
         return [Finding("", "", f"{results.metric}: {', '.join(values)}.")] if values else []
@@ -80,16 +79,15 @@ def findings(section: Section, results: MetricResults) -> list[Finding]:
 
 def notes(section: Section, results: Sequence[MetricResults]) -> list[str]:
     """What a reader has to know before believing the numbers."""
-    found = []
-    for arm in section.arms:
-        if arm.varying():
-            found.append(f"The seeds of {arm.name} differ in {', '.join(arm.varying())} as well.")
-    if all(len(arm.runs) == 1 for arm in section.arms):
+    varying = {arm.name: keys for arm in section.arms if (keys := arm.varying())}
+    found = [f"The seeds of {name} differ in {', '.join(keys)} as well." for name, keys in varying.items()]
+    single = [arm.name for arm in section.arms if len(arm.runs) == 1]
+    if len(single) == len(section.arms):
         found.append("One seed per arm: nothing here says how much of a difference comes from the seed.")
-    several = [arm.name for arm in section.arms if len(arm.runs) == 1]
-    if several and len(several) < len(section.arms):
-        found.append(f"One seed only: {', '.join(several)}.")
-    failed = dict.fromkeys(reason for one in results for reason in one.untested)
+    elif single:
+        found.append(f"One seed only: {', '.join(single)}.")
+    differences = [entry.difference for one in results for entry in one.entries]
+    failed = dict.fromkeys(d.untested for d in differences if d and d.untested)
     return found + [f"A test could not be made: {reason}" for reason in failed]
 
 
@@ -115,13 +113,12 @@ def entry_cells(entry: Entry, digits: int) -> list[str]:
 
 def how_tested(results: MetricResults) -> str:
     """The tests behind a table, named."""
-    found = [entry.difference for entry in results.entries if entry.difference and entry.difference.p_value is not None]
-    ways = {
-        SEEDS: "Welch's t test between seeds", ROWS: "paired bootstrap over the rows of one run each (no word on seeds)",
-    }  # fmt: skip
-    used = [text for basis, text in ways.items() if any(d.basis == basis for d in found)]
-    if not used:
+    found = [d for entry in results.entries if (d := entry.difference) and d.p_value is not None]
+    if not found:
         return "Intervals: Student's t over seeds. Nothing here could be tested."
+    bootstrap = "paired bootstrap over the rows of one run each (no word on seeds)"
+    ways = {SEEDS: "Welch's t test between seeds", ROWS: bootstrap}
+    used = [text for basis, text in ways.items() if any(d.basis == basis for d in found)]
     count = found[0].family
     adjusted = f"p-values adjusted for the {count} comparisons of this table (Holm)" if count > 1 else "one comparison"
     return f"Intervals of means: Student's t over seeds. Differences: {', or '.join(used)}; {adjusted}."
@@ -134,11 +131,9 @@ def cost_cells(section: Section, control: Arm | None) -> Cells:
     for arm in section.arms:
         cost = spent(arm)
         seconds, updates = cost.get("train_seconds"), cost.get("updates")
-        cells.add(
-            arm.name, str(len(arm.runs)), *(amount(cost.get(key)) for key in COSTS),
-            figure(seconds / updates, 3) if seconds is not None and updates else "",
-            figure(seconds / base, 2) if seconds is not None and base else "",
-        )  # fmt: skip
+        speed = figure(seconds / updates, 3) if seconds is not None and updates else ""
+        ratio = figure(seconds / base, 2) if seconds is not None and base else ""
+        cells.add(arm.name, str(len(arm.runs)), *(amount(cost.get(key)) for key in COSTS), speed, ratio)
     kept = [i for i in range(len(COST_HEADER)) if any(row[i] for row in cells.rows)]
     return Cells([COST_HEADER[i] for i in kept], [[row[i] for i in kept] for row in cells.rows], cells.arms)
 
@@ -173,18 +168,14 @@ def separated(sections: Sequence[Section]) -> str | None:
     """Why there are several sections, if there are."""
     if len(sections) < 2:
         return None
-    text = (
-        f"These runs make {len(sections)} separate comparisons. Runs stand in one table only if they have the same task, "
-        "the same model, the same rows and the same metric settings; nothing is compared across sections."
-    )
-    return " ".join([text, *_other_data(sections)])
+    same = "the same task, the same model, the same rows and the same metric settings"
+    text = f"These runs make {len(sections)} separate comparisons. Runs stand in one table only if they have {same}"
+    return " ".join([f"{text}; nothing is compared across sections.", *_other_data(sections)])
 
 
 def _other_data(sections: Sequence[Section]) -> Iterator[str]:
     for i, one in enumerate(sections):
-        for other in sections[:i]:
-            if title(one) != title(other):
-                continue
+        for other in [section for section in sections[:i] if title(section) == title(one)]:
             if one.rows_hash != other.rows_hash or one.split != other.split:
                 rows = [f"{s.rows} {s.split} rows, hash {s.rows_hash[:12] or 'unknown'}" for s in (other, one)]
                 yield f"Different data: {title(one)} was scored on different rows ({rows[0]}; {rows[1]})."
@@ -192,25 +183,17 @@ def _other_data(sections: Sequence[Section]) -> Iterator[str]:
                 yield f"Different metric settings: {title(one)} was scored with {other.signatures} and {one.signatures}."
 
 
-def _against_control(entry: Entry, results: MetricResults) -> Finding:
-    d = entry.difference
-    assert d is not None
-    assert results.control_arm is not None
-    base = results.entry(results.control_arm.name)
-    assert base is not None
-    digits = results.digits
+def _against_control(entry: Entry, d: Difference, results: MetricResults) -> Finding:
+    control, digits = results.control_arm, results.digits
+    assert control is not None, "else there is no difference"
     verdict, tone = _verdict(results.metric, d)
-    text = f"{entry.arm.name} {_mean(entry, results.digits)}, {d.against} {_mean(base, results.digits)} ({results.metric}): "
-    text += f"a difference of {figure(d.value, digits, True)}{_sureness(d, digits)}."
-    return Finding(verdict, tone, text + _cost(entry.arm, results.control_arm))
+    text = f"{entry.arm.name} {_mean(entry, digits)}, {d.against} {_mean(results.entry(control.name), digits)}"
+    text += f" ({results.metric}): a difference of {figure(d.value, digits, True)}{_sureness(d, digits)}."
+    return Finding(verdict, tone, text + _cost(entry.arm, control))
 
 
-def _is_read(entry: Entry, results: MetricResults) -> Finding:
-    d = entry.difference
-    own = results.entry(entry.arm.name)
-    assert d is not None
-    assert own is not None
-    before, after = (_mean(one, results.digits) for one in (own, entry))
+def _is_read(entry: Entry, d: Difference, results: MetricResults) -> Finding:
+    before, after = (_mean(one, results.digits) for one in (results.entry(entry.arm.name), entry))
     start = (
         f"{entry.arm.name}, each prompt with another prompt's warmup: {results.metric} goes from {before} to {after}"
     )
@@ -227,17 +210,12 @@ def _is_read(entry: Entry, results: MetricResults) -> Finding:
 def _warnings(section: Section) -> list[Finding]:
     """What the collapse guard said, once per arm and rule."""
     said: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for arm in section.arms:
-        for run in arm.runs:
-            for w in run.warnings:
-                where = f"seed {run.seed}, update {w.get('step')}"
-                said.setdefault((arm.name, str(w.get("rule"))), []).append(
-                    (where, f"{w.get('sees')}; {w.get('means')}")
-                )
-    return [
-        Finding("the guard warned", WORSE, f"{arm} ({', '.join(where for where, _ in found[:5])}): {found[0][1]}.")
-        for (arm, _), found in said.items()
-    ]
+    warnings = [(arm.name, run.seed, warning) for arm in section.arms for run in arm.runs for warning in run.warnings]
+    for arm, seed, warning in warnings:
+        told = f"seed {seed}, update {warning.get('step')}", f"{warning.get('sees')}; {warning.get('means')}"
+        said.setdefault((arm, str(warning.get("rule"))), []).append(told)
+    texts = [f"{arm} ({', '.join(place for place, _ in told[:5])}): {told[0][1]}." for (arm, _), told in said.items()]
+    return [Finding("the guard warned", WORSE, text) for text in texts]
 
 
 def _rank(entry: Entry, metric: str) -> tuple[int, float]:
@@ -250,10 +228,8 @@ def _rank(entry: Entry, metric: str) -> tuple[int, float]:
 
 
 def _verdict(metric: str, d: Difference) -> tuple[str, str]:
-    if d.p_holm is None:
-        return UNTESTED, ""
     if not d.shown:
-        return UNCLEAR, ""
+        return UNTESTED if d.p_holm is None else UNCLEAR, ""
     word = BETTER if better(metric, d.value) else WORSE
     return (word if d.basis == SEEDS else f"{word} on these rows, one seed"), word
 
@@ -261,29 +237,24 @@ def _verdict(metric: str, d: Difference) -> tuple[str, str]:
 def _sureness(d: Difference, digits: int) -> str:
     """How sure: interval, p-value and what it is based on."""
     if d.p_value is None:
-        reason = "the seeds do not vary, so there is no test" if d.basis == SEEDS else "no test was possible"
-        return f" ({reason})"
+        return " (the seeds do not vary, so there is no test)" if d.basis == SEEDS else " (no test was possible)"
     interval = f"95% interval {between(d.interval, digits, True)}; " if d.interval else ""
     adjusted = f" after Holm for {d.family} comparisons" if d.family > 1 else ""
     p = probability(d.p_holm)
-    sign = p if p.startswith("<") else f"= {p}"
-    return f" ({interval}p {sign}{adjusted}, over {'seeds' if d.basis == SEEDS else 'rows'})"
+    return f" ({interval}p {p if p.startswith('<') else f'= {p}'}{adjusted}, over {d.basis})"
 
 
 def _cost(arm: Arm, control: Arm) -> str:
-    ours, theirs = spent(arm), spent(control)
-    parts = [f"{amount(ours['updates'])} updates" if "updates" in ours else ""]
-    if "train_seconds" in ours:
-        parts.append(f"{amount(ours['train_seconds'])} s of training")
-    text = " and ".join(part for part in parts if part)
-    if "train_seconds" in ours and theirs.get("train_seconds"):
-        text += f", {figure(ours['train_seconds'] / theirs['train_seconds'], 2)} times the control's"
+    ours, theirs = spent(arm), spent(control).get("train_seconds")
+    units = {"updates": "updates", "train_seconds": "s of training"}
+    text = " and ".join(f"{amount(ours[key])} {unit}" for key, unit in units.items() if key in ours)
+    if "train_seconds" in ours and theirs:
+        text += f", {figure(ours['train_seconds'] / theirs, 2)} times the control's"
     return f" Cost: {text}." if text else ""
 
 
-def _mean(entry: Entry, digits: int) -> str:
-    s = entry.summary
-    if s is None:
+def _mean(entry: Entry | None, digits: int) -> str:
+    if entry is None or (s := entry.summary) is None:
         return ""
     return figure(s.mean, digits) + ("" if s.std is None else f" ± {figure(s.std, digits)}")
 
@@ -291,3 +262,70 @@ def _mean(entry: Entry, digits: int) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 seed`, `2 seeds`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain table: the first column to the left, the others to the right; None is an empty cell."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    return "\n".join(map("  ".join, lines))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown: the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in [header, rule, *rows]]
+
+
+def result_table(result: dict[str, Any]) -> str:
+    """The metrics of one run: a line per kind of warmup, a column per metric."""
+    if not result["metrics"]:
+        return f"\n{result['task']}: no rows in the {result['split']} split, so nothing was predicted or scored."
+    names = list(next(iter(result["metrics"].values())))
+    objective = "sft" if result.get("inference") == "empty" else result.get("objective")
+    rows = [
+        [control_name(control, objective), *(f"{values[name]:.4g}" for name in names)]
+        for control, values in result["metrics"].items()
+    ]
+    title = f"{result['task']}, {result['split']} split, {result['rows']} rows"
+    return f"\n{title}\n" + text_table(["warmup", *names], rows)
+
+
+def control_name(control: str, objective: str | None = None) -> str:
+    """How a control is called in tables; "" is the run's own warmups, or none for SFT."""
+    return "no warmup (SFT)" if not control and objective == "sft" else NAMES.get(control, control)
+
+
+def figure(value: float | None, digits: int, signed: bool = False) -> str:
+    """A number at fixed digits with a true minus sign; empty where there is none."""
+    if value is None or math.isnan(value):
+        return ""
+    text = f"{abs(value):.{digits}f}"
+    sign = "" if not text.strip("0.") else "−" if value < 0 else "+" if signed else ""
+    return sign + text
+
+
+def between(interval: tuple[float, float] | None, digits: int, signed: bool = False) -> str:
+    """An interval in words; empty where there is none."""
+    if interval is None or any(map(math.isnan, interval)):
+        return ""
+    low, high = interval
+    return f"{figure(low, digits, signed)} to {figure(high, digits, signed)}"
+
+
+def probability(p: float | None) -> str:
+    """A p-value: never printed as 0; empty where there is none."""
+    if p is None or math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def amount(value: float | None) -> str:
+    """A large count, shortly: 12,300 or 1.2e+12; empty where there is none."""
+    if value is None:
+        return ""
+    if abs(value) >= 1e9:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.1f}"

@@ -1,9 +1,7 @@
 """A question, many runs, one answer: `recipes/sweeps/QUESTION.yaml` in, results.csv and a report out.
 
-    run_sweep("recipes/sweeps/num_warmups.yaml", SweepSettings())
-
 `question` reads the file, `jobs` turns it into complete recipes, `study` shares them out among workers (Optuna),
-`worker` runs them, `answer` compares the arms. Knows: recipes, run folders, processes. Must not know: how a run trains.
+`worker` runs them, `answer` compares the arms.
 """
 
 from rl_warmup.experiments.sweeps.worker import Answer, SweepSettings, run_sweep, show_jobs

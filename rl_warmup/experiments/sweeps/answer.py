@@ -1,7 +1,6 @@
 """The answer to a sweep's question: results.csv, results.md and the report, from the run folders.
 
-Knows: what a sweep asked, its finished runs, `compare`. Must not know: how runs were made. Every arm is compared with the
-control on the sweep's own metric.
+Every arm is compared with the control on the sweep's own metric.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.experiments.collect import Arm
-from rl_warmup.experiments.compare import SEEDS, Entry, MetricResults, RowTests, compare_entries, mean_and_deviation
+from rl_warmup.experiments.compare import SEEDS, Entry, MetricResults, compare_entries, mean_and_deviation, row_test
 from rl_warmup.experiments.report import NAMES, text_table, write_report
-from rl_warmup.experiments.report.tables import markdown_table
-from rl_warmup.experiments.report.words import entry_cells
+from rl_warmup.experiments.report.words import entry_cells, markdown_table, plural
 from rl_warmup.experiments.sweeps.jobs import Sweep, Variant, label
-from rl_warmup.experiments.sweeps.study import FAILED, PRUNED, Queue
+from rl_warmup.experiments.sweeps.study import DONE, FAILED, PRUNED, Queue
 
 COLUMNS = ("task", "model", "arm", "control", "seed", "metric", "value", "updates", "train_seconds")
 HEADER = ("arm", "warmup at test", "seeds", "mean ± sd", "95 % interval", "difference", "95 % interval", "p (Holm)",
@@ -37,12 +35,9 @@ class Answer:
 def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     """Write results.csv, results.md and report/ into the sweep's folder; `note` is said beside the table."""
     variants = sweep.variants + [Variant(name, params, params) for name, params in queue.made().items()]
-    arms = sweep.arms(variants)
-    failed = queue.errors()
-    states = list(queue.standing().values())
-    missing = queue.total - len(states) + sum(state not in ("done", FAILED, PRUNED) for state in states)
+    arms, failed, states = sweep.arms(variants), queue.errors(), list(queue.standing().values())
     notes = [note] if note else []
-    if missing:
+    if missing := queue.total - sum(state in (DONE, FAILED, PRUNED) for state in states):
         notes.append(f"{missing} of {queue.total} are not done; the same command goes on with them.")
     if pruned := states.count(PRUNED):
         notes.append(f"{pruned} were ended early by the pruner and have no result.")
@@ -52,8 +47,7 @@ def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     files = [sweep.output / "results.csv", sweep.output / "results.md"]
     write_csv(files[0], COLUMNS, csv_lines(arms))
     results = compare_with_control(sweep, arms)
-    table = _table(results)
-    verdicts = _verdicts(sweep, results)
+    table, verdicts = _table(results), _verdicts(sweep, results)
     files[1].write_text(_page(sweep, variants, table, [*verdicts, *notes]), encoding="utf-8", errors="backslashreplace")
     try:
         control = results.control_arm.name if results.control_arm else None
@@ -93,11 +87,10 @@ def compare_with_control(sweep: Sweep, arms: Sequence[Arm]) -> MetricResults:
     entries = [entry for entry in entries if entry.values]
     of_control = {entry.control: entry for entry in entries if entry.arm.name == control}
     bases = [of_control.get(entry.control) or of_control.get("") for entry in entries]
-    bases = [
-        base if base and _comparable(entry.arm, base.arm) else None for entry, base in zip(entries, bases, strict=True)
-    ]
-    found = compare_entries(metric, entries, bases, RowTests())
-    return MetricResults(metric, next((arm for arm in arms if arm.name == control), None), found, [])
+    pairs = zip(entries, bases, strict=True)
+    bases = [base if base and _comparable(entry.arm, base.arm) else None for entry, base in pairs]
+    found = compare_entries(metric, entries, bases, row_test)
+    return MetricResults(metric, next((arm for arm in arms if arm.name == control), None), found)
 
 
 def _comparable(arm: Arm, base: Arm) -> bool:
@@ -109,14 +102,12 @@ def _comparable(arm: Arm, base: Arm) -> bool:
 def _table(results: MetricResults) -> list[list[str]]:
     rows = []
     for entry in results.entries:
-        arm, runs = entry.arm, entry.arm.runs
-        rows.append([
-            arm.name + (" (control)" if arm is results.control_arm else ""),
-            "none (SFT)" if arm.objective == "sft" and not entry.control else NAMES[entry.control],
-            *entry_cells(entry, results.digits),
-            mean_and_deviation([run.result["updates"] for run in runs], 0),
-            mean_and_deviation([run.result["train_seconds"] for run in runs], 1),
-        ])  # fmt: skip
+        arm = entry.arm
+        name = arm.name + (" (control)" if arm is results.control_arm else "")
+        warmup = "none (SFT)" if arm.objective == "sft" and not entry.control else NAMES[entry.control]
+        updates, seconds = ([run.result[key] for run in arm.runs] for key in ("updates", "train_seconds"))
+        costs = [mean_and_deviation(updates, 0), mean_and_deviation(seconds, 1)]
+        rows.append([name, warmup, *entry_cells(entry, results.digits), *costs])
     return rows
 
 
@@ -132,17 +123,18 @@ def _verdicts(sweep: Sweep, results: MetricResults) -> list[str]:
 
     gains = [x for x, d in tested if d.shown and (d.value > 0) == up]
     losses = [x for x, d in tested if d.shown and (d.value > 0) != up]
-    unclear = [x for x, d in tested if not d.shown]
-    said = [f"{metric} better than {against}'s: {named(gains)}."] if gains else []
-    said += [f"{metric} worse than {against}'s: {named(losses)}."] if losses else []
-    said += [f"No difference from {against} shown: {named(unclear)}."] if unclear else []
+    groups = {
+        f"{metric} better than {against}'s": gains,
+        f"{metric} worse than {against}'s": losses,
+        f"No difference from {against} shown": [x for x, d in tested if not d.shown],
+    }
+    said = [f"{what}: {named(group)}." for what, group in groups.items() if group]
     said += [text for x, _ in tested if not x.control and (text := _of_ceiling(sweep, x.arm.name, x in gains))]
     basis = {d.basis for _, d in tested}
     how = "over rows of one seed (bootstrap), which says nothing of seeds"
     if SEEDS in basis:
         how = "between seeds (Welch)" + (" where there are two, else over rows of one" if len(basis) > 1 else "")
-    family = tested[0][1].family
-    return [*said, f"Tests {how}, Holm over {family} comparison{'' if family == 1 else 's'}."]
+    return [*said, f"Tests {how}, Holm over {plural(tested[0][1].family, 'comparison')}."]
 
 
 def _of_ceiling(sweep: Sweep, arm: str, gains: bool) -> str:
@@ -153,10 +145,8 @@ def _of_ceiling(sweep: Sweep, arm: str, gains: bool) -> str:
         return ""
     if gains:
         return f"Warmups as good as those of {arm} pay here: a model that finds such warmups can gain as much."
-    return (
-        f"Not even the warmups of {arm}, imitated, are shown to beat {sweep.question.control}: if they are as good as can "
-        "be, there is nothing to find here."
-    )
+    said = f"A model that imitates the warmups of {arm} is not shown to beat {sweep.question.control}"
+    return f"{said}: if no better warmups exist, there is nothing to find here."
 
 
 def _page(sweep: Sweep, variants: Sequence[Variant], table: list[list[str]], said: list[str]) -> str:
@@ -167,7 +157,7 @@ def _page(sweep: Sweep, variants: Sequence[Variant], table: list[list[str]], sai
         shown = [f"{key}: {label(value)}" for key, value in variant.changes.items()]
         if rule := question.equal_compute.get(variant.name):
             shown.append(f"updates for the seconds of {rule['seconds_of']}")
-        changes.append([variant.name, ", ".join(shown) or "the base"])
+        changes.append(f"| {variant.name} | {', '.join(shown) or 'the base'} |")
     shared = ", ".join(f"{key}: {value}" for key, value in question.settings.items())
     split = (sweep.base | question.settings).get("predict_split", "test")
     parts = [
@@ -176,6 +166,6 @@ def _page(sweep: Sweep, variants: Sequence[Variant], table: list[list[str]], sai
         f"{', '.join(map(str, question.seeds))}; {split} rows.", "",
         *markdown_table(HEADER, table), "",
         *[f"- {text}" for text in said], *([""] if said else []),
-        "| arm | changes |", "| --- | --- |", *[f"| {name} | {text} |" for name, text in changes],
+        "| arm | changes |", "| --- | --- |", *changes,
     ]  # fmt: skip
     return "\n".join(parts).rstrip() + "\n"

@@ -1,7 +1,7 @@
 """From a question to jobs: every arm by name, every run as one complete recipe with a folder of its own.
 
-Knows: recipes, ranges, names. Must not know: who runs what when. Random arms are drawn beforehand by Optuna's own sampler,
-so that every worker, and `--dry-run`, sees the same ones; arms of `sampler: tpe` are made by the study, one at a time.
+Random arms are drawn beforehand, so that every worker, and `--dry-run`, sees the same ones; arms of `sampler: tpe` are made by
+the study, one at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether its run is finished."""
         return (self.folder / RESULT).is_file()
 
     @property
@@ -71,22 +70,15 @@ class Job:
         return all((folder / RESULT).is_file() for folder in self.after)
 
     def write(self) -> Path:
-        """The complete recipe as `asked.yaml` in the run's folder.
-
-        Raises:
-            ValueError: the folder already holds a run of other settings.
-        """
-        for path in (self.folder / ASKED, self.folder / "recipe.yaml"):  # the second may be there without the first
-            if not path.is_file():
-                continue
-            before, now = read_yaml(path, "recipe"), self.recipe.resolved()
+        """The complete recipe as `asked.yaml` in the run's folder; ValueError where that holds a run of other settings."""
+        found = [self.folder / ASKED, self.folder / "recipe.yaml"]  # the second may be there without the first
+        for before in [read_yaml(path, "recipe") for path in found if path.is_file()]:
+            now = self.recipe.resolved()
             known = {**before, **self.recipe.values}  # a default that came with a newer version changes nothing
-            keys = [k for k in known if k not in INCIDENTAL and before.get(k) != now.get(k)]
-            if keys:
+            if keys := [k for k in known if k not in INCIDENTAL and before.get(k) != now.get(k)]:
                 shown = ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in keys[:4])
-                raise ValueError(
-                    f"{self.folder} holds a run of other settings ({shown}). Choose another --output, or remove that folder."
-                )
+                said = f"{self.folder} holds a run of other settings ({shown})."
+                raise ValueError(f"{said} Choose another --output, or remove that folder.")
         return self.recipe.save(self.folder, ASKED)
 
 
@@ -102,19 +94,13 @@ class Sweep:
 
     @property
     def trials(self) -> int:
-        """How many arms the study makes."""
         return self.question.trials if self.ranges else 0
 
     def folder(self, name: str, seed: int) -> Path:
-        """Where the run of an arm and a seed lies."""
         return self.output / name / f"seed-{seed}"
 
     def job(self, variant: Variant, seed: int) -> Job:
-        """One run of an arm, checked.
-
-        Raises:
-            ValueError: naming the arm and every setting that cannot be used.
-        """
+        """One run of an arm; ValueError names the arm and every setting that cannot be used."""
         folder = self.folder(variant.name, seed)
         rule = self.question.equal_compute.get(variant.name)
         after = [self.folder(rule[key], seed) for key in ("like", "seconds_of")] if rule else []
@@ -124,34 +110,26 @@ class Sweep:
         }  # fmt: skip
         try:
             job = Job(variant, seed, folder, build_recipe(values), after)
-            if after and job.ready:
-                job.recipe = build_recipe({**values, **_equal_compute(job)})
-            return job
+            return replace(job, recipe=build_recipe(values | _equal_compute(job))) if after and job.ready else job
         except ValueError as error:
             raise ValueError(f"The arm {variant.name} cannot be run: {error}") from error
 
     def jobs(self) -> list[Job]:
         """The runs that are known beforehand: those that others wait for, then the first seed of every arm, so that a stop
-        leaves a picture."""
+        leaves something to look at."""
         awaited = {name for rule in self.question.equal_compute.values() for name in rule.values()}
-        jobs = [
-            self.job(variant, seed)
-            for seed in self.question.seeds
-            for variant in self.variants
-            if seed in self.question.seeds_of(variant.name)
-        ]
+        pairs = itertools.product(self.question.seeds, self.variants)
+        jobs = [self.job(variant, seed) for seed, variant in pairs if seed in self.question.seeds_of(variant.name)]
         return sorted(jobs, key=lambda job: job.variant.name not in awaited)
 
     def arms(self, variants: list[Variant] | None = None) -> list[Arm]:
         """The arms with their finished runs, without later evaluations; those that have none are left out."""
         found = []
-        for variant in self.variants if variants is None else variants:
-            folders = [self.folder(variant.name, seed) for seed in self.question.seeds_of(variant.name)]
-            runs = [
-                Run(folder, read_json(folder / RESULT), {}, {}) for folder in folders if (folder / RESULT).is_file()
-            ]
-            found += [Arm(variant.name, runs)] if runs else []
-        return found
+        for name in [variant.name for variant in (self.variants if variants is None else variants)]:
+            folders = [self.folder(name, seed) for seed in self.question.seeds_of(name)]
+            finished = [folder for folder in folders if (folder / RESULT).is_file()]
+            found.append(Arm(name, [Run(folder, read_json(folder / RESULT), {}, {}) for folder in finished]))
+        return [arm for arm in found if arm.runs]
 
     def check(self) -> None:
         """Raises ValueError for arms, control, metric or pruner that cannot work together, before anything is run."""
@@ -162,22 +140,17 @@ class Sweep:
         if control is None and several and not self.question.random:
             raise ValueError(f"control is missing: name the arm to compare with, one of {', '.join(names)}.")
         if control is not None and control not in names:
-            raise ValueError(
-                f"control: {control!r} is no arm of this sweep. Arms: {', '.join(names) or 'none is known'}."
-            )
+            known = ", ".join(names) or "none is known"
+            raise ValueError(f"control: {control!r} is no arm of this sweep. Arms: {known}.")
         self._check_others(names)
         first = self.job(self.variants[0] if self.variants else Variant("base", {}), self.question.seeds[0]).recipe
-        known = metric_names(first)
-        if known and self.question.metric not in known:
-            raise ValueError(
-                f"metric: {self.question.metric!r} is not among what the base recipe scores ({', '.join(known)}). Choose one, "
-                f"or add it to `metrics` under settings."
-            )
+        if (scored := metric_names(first)) and self.question.metric not in scored:
+            said = f"metric: {self.question.metric!r} is not among what the base recipe scores ({', '.join(scored)})."
+            raise ValueError(f"{said} Choose one, or add it to `metrics` under settings.")
         if wanted := [w for w in self.question.warmups if w != OWN and w not in first.task.controls]:
-            raise ValueError(
-                f"warmups: {wanted[0]} is not scored by the base recipe; add it to `controls` under settings "
-                f"(there now: {', '.join(first.task.controls) or 'none'})."
-            )
+            there = ", ".join(first.task.controls) or "none"
+            said = f"warmups: {wanted[0]} is not scored by the base recipe"
+            raise ValueError(f"{said}; add it to `controls` under settings (there now: {there}).")
         if self.question.pruner and str(getattr(first.config.eval_strategy, "value", "no")) == "no":
             raise ValueError("pruner: needs evaluations during training; set eval_strategy and eval_steps in the base.")
         if alike := [key for key in self.ranges if key in ALIKE]:
@@ -208,21 +181,17 @@ class Sweep:
             drawn_twice = variant.changes == same.changes and variant.name.startswith(SEARCHED)
             if same is not variant and not drawn_twice:
                 one, other = same.changes, variant.changes
-                keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-                raise ValueError(
-                    f"The arms {same.name} and {variant.name} would be the same run: {', '.join(keys) or 'nothing'} makes no "
-                    f"difference between them. Remove one of them."
-                )
+                keys = ", ".join(key for key in one | other if one.get(key) != other.get(key)) or "nothing"
+                said = f"The arms {same.name} and {variant.name} would be the same run: {keys} makes no difference"
+                raise ValueError(f"{said} between them. Remove one of them.")
 
 
 def _equal_compute(job: Job) -> dict[str, int]:
     """How long a job trains to take at least the seconds of the second run that it depends on, at the speed of the first."""
     like, other = (read_json(folder / RESULT) for folder in job.after)
     updates = updates_at_equal_compute(like, other["train_seconds"])
-    values = {"max_steps": updates}
-    if job.recipe.config.eval_strategy.value == "steps":
-        values["eval_steps"] = max(1, updates // 10)
-    return values
+    tenths = {"eval_steps": max(1, updates // 10)} if job.recipe.config.eval_strategy.value == "steps" else {}
+    return {"max_steps": updates, **tenths}
 
 
 def _what_counts(recipe: Recipe) -> str:
@@ -233,15 +202,8 @@ def _what_counts(recipe: Recipe) -> str:
 
 
 def read_sweep(file: str | Path, output: Path | None = None) -> Sweep:
-    """A sweep file with every arm, checked.
-
-    Args:
-        output: where the runs go; None is runs/sweeps/ and the file's name.
-
-    Raises:
-        ValueError: a key, setting, name or metric that cannot be used.
-        ImportError: random ranges without Optuna.
-    """
+    """A sweep file with every arm, checked; the runs go to `output`, or runs/sweeps/ and the file's name.
+    ValueError for a key, setting, name or metric that cannot be used; ImportError for random ranges without Optuna."""
     question = read_question(file)
     # checked together, as settings may be what lets a base for a GPU run here
     base = build_recipe({**read_values(question.base), **question.settings}).values
@@ -269,24 +231,21 @@ def metric_names(recipe: Recipe) -> list[str]:
     signatures(specs)
     if not all(spec in METRICS and spec not in HEAVY_METRICS for spec in map(str, specs)):
         return []
-    rows = task.splits[recipe.task.predict_split]
-    if not rows:
-        raise ValueError(
-            f"predict_split: the task {task.name} has no rows in its {recipe.task.predict_split} split, so no metric can answer "
-            f"the question. Give rows, or another split."
-        )
-    row = rows[0]
-    return list(compute(specs, [row["target"]], [row["target"]], [row]))
+    if not (rows := task.splits[recipe.task.predict_split]):
+        said = f"predict_split: the task {task.name} has no rows in its {recipe.task.predict_split} split"
+        raise ValueError(f"{said}, so no metric can answer the question. Give rows, or another split.")
+    target = [rows[0]["target"]]
+    return list(compute(specs, target, target, [rows[0]]))
 
 
 def _grid(grid: Mapping[str, list[Any]]) -> list[Variant]:
     variants = []
     for values in itertools.product(*grid.values()) if grid else ():
         changes = dict(zip(grid, values, strict=True))
-        name = ",".join(f"{key}={label(value)}" for key, value in changes.items())
-        variants.append(
-            Variant(re.sub(r"[^A-Za-z0-9_.=,+-]", "-", name), changes, {k: plain(v) for k, v in changes.items()})
-        )
+        name = re.sub(r"[^A-Za-z0-9_.=,+-]", "-", ",".join(f"{key}={label(v)}" for key, v in changes.items()))
+        # a database takes numbers and texts
+        params = {key: value if type(value) in (int, float) else label(value) for key, value in changes.items()}
+        variants.append(Variant(name, changes, params))
     return variants
 
 
@@ -304,13 +263,13 @@ def distribution(key: str, given: Any) -> Any:
     if isinstance(given, list):
         if any(isinstance(value, (list, dict)) for value in given):
             raise ValueError(
-                f"random: {key} has lists or mappings as values; search plain values, or list arms under runs."
+                f"random: {key} has lists or mappings as values; give plain ones, or list arms under runs."
             )
         return kinds.CategoricalDistribution(given)
-    low, high, step = given["low"], given["high"], given.get("step")
+    low, high, step, log = given["low"], given["high"], given.get("step"), bool(given.get("log"))
     if isinstance(low, int) and isinstance(high, int) and not isinstance(step, float):
-        return kinds.IntDistribution(low, high, log=bool(given.get("log")), step=step or 1)
-    return kinds.FloatDistribution(float(low), float(high), log=bool(given.get("log")), step=step)
+        return kinds.IntDistribution(low, high, log=log, step=step or 1)
+    return kinds.FloatDistribution(float(low), float(high), log=log, step=step)
 
 
 def suggest(trial: Any, key: str, space: Any) -> Any:
@@ -326,21 +285,12 @@ def label(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(label, value)) or "none"
     if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def plain(value: Any) -> Any:
-    """A value as a database column takes it."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else label(value)
-
-
 def import_optuna() -> Any:
-    """Optuna, without its lines in the terminal.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """Optuna, without its lines in the terminal; ImportError says how to install it."""
     try:
         import optuna
     except ImportError as error:

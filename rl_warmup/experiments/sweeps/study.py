@@ -1,7 +1,5 @@
 """The queue that workers share: an Optuna study that holds one trial per run (per arm, where the study makes the arms).
 
-Knows: Optuna, states of trials. Must not know: what a run is made of, processes, folders beyond the lock beside the study.
-
 A claim is taken under a file lock, because SQLite cannot tell two readers of the queue apart; workers that share a
 server's database but no folder are kept apart by the database, and by the rule that of two trials of one run the earlier
 counts. A worker that dies stops its heartbeat: after `patience` seconds its trials fail without an error, and every failed
@@ -35,12 +33,8 @@ class Stopped(Exception):
 
 
 class Queue:
-    """The study of one sweep.
-
-    Args:
-        storage: URL of the database; None is `study.db` in the sweep's folder.
-        patience: seconds without a heartbeat after which a run is taken over.
-    """
+    """The study of one sweep, in the database at the URL `storage` or in `study.db` in the sweep's folder.
+    After `patience` seconds without a heartbeat a run is taken over."""
 
     def __init__(self, sweep: Sweep, storage: str | None = None, patience: int = 60) -> None:
         self.optuna = optuna = import_optuna()
@@ -51,8 +45,6 @@ class Queue:
         self.beside = storage is None  # the study lies beside the runs, so a run that is not there was removed
         url = storage or f"sqlite:///{sweep.output.resolve() / 'study.db'}"
         options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        sampler = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sweep.question.sampler]
-        liar = {"constant_liar": True, "n_startup_trials": 5} if sweep.question.sampler == "tpe" else {}
         with file_lock(self.lock):
             database = optuna.storages.RDBStorage(
                 url, engine_kwargs=options, heartbeat_interval=max(1, patience // 4), grace_period=patience
@@ -61,27 +53,23 @@ class Queue:
                 storage=database, study_name=sweep.question.name, load_if_exists=True,
                 direction=sweep.question.direction, pruner=self._pruner(),
             )  # fmt: skip
-            # every worker of a search draws from a sequence of its own
-            self.study.sampler = sampler(seed=len(self.study.get_trials(deepcopy=False)), **liar)
+            seed = len(self.study.get_trials(deepcopy=False))  # every worker draws from a sequence of its own
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=5)
             self.study.set_user_attr("question", sweep.question.question)
             self._fill()
-
-    # ------------------------------------------------------------------ claiming
 
     def work(self, objective: Callable[[Any], float], once: Callable[[], bool]) -> str:
         """Claim a trial and run it: CLAIMED; nothing to claim, but others are at work: WAIT; everything has ended: OVER.
 
-        Args:
-            objective: gets the Optuna trial; raises RunFailed, Stopped or `optuna.TrialPruned`.
-            once: asked under the lock, right before the claim; False claims nothing and is OVER.
+        `objective` gets the Optuna trial and may raise RunFailed, Stopped or `optuna.TrialPruned`. `once` is asked under the
+        lock, right before the claim; where it is false, nothing is claimed: OVER.
         """
         with contextlib.ExitStack() as held:
             held.enter_context(file_lock(self.lock))
             self.optuna.storages.fail_stale_trials(self.study)
             self._fill()
             states = self.standing()
-            claimable = WAITING in states.values() or self._made() < self.sweep.trials
-            if not claimable:
+            if WAITING not in states.values() and len(self.made()) >= self.sweep.trials:
                 return WAIT if RUNNING in states.values() else OVER
             if not once():
                 return OVER
@@ -98,29 +86,22 @@ class Queue:
                     raise
         return CLAIMED
 
-    def retry_failed(self) -> int:
-        """Put every failed run back into the queue; how many."""
+    def retry_failed(self) -> None:
         with file_lock(self.lock):
-            failed = [trials[-1] for key, trials in self._by_run().items() if self._state(trials) == FAILED]
-            for trial in failed:
+            for trial in self._failed().values():
                 self._requeue(trial)
-        return len(failed)
 
     def _sign(self, trial: Any) -> None:
         """Write down who has the trial; one that is surplus ends here."""
         key = trial.user_attrs.get("run")
-        made = key is None and self.sweep.trials > 0
         earlier = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number]
-        if made:
-            fresh = [t for t in earlier if str(t.user_attrs.get("run", "")).startswith(SEARCHED)]
-            number = len({t.user_attrs["run"] for t in fresh})
+        if key is None and self.sweep.trials:
+            runs = {str(t.user_attrs.get("run", "")) for t in earlier}
+            surplus = sum(run.startswith(SEARCHED) for run in runs) >= self.sweep.trials
             key = f"{SEARCHED}{trial.number}"
-            surplus = number >= self.sweep.trials
         else:
-            live = [
-                t for t in earlier if t.user_attrs.get("run") == key and t.state.name != "FAIL" and not self._removed(t)
-            ]
-            surplus = key is None or bool(live) or key not in {*self.jobs, *self._made_keys()}
+            same = [t for t in earlier if t.user_attrs.get("run") == key and t.state.name != "FAIL"]
+            surplus = key not in self.jobs.keys() | self.made() or not all(map(self._removed, same))
         if surplus:
             trial.set_user_attr("surplus", True)
             raise self.optuna.TrialPruned("another worker has it")
@@ -133,14 +114,15 @@ class Queue:
         by_run = self._by_run()
         for key, job in self.jobs.items():
             if key not in by_run and job.ready:
-                self._add(job.variant.params, {"run": key, "arm": job.variant.name, "seed": job.seed})
+                spaces = self._distributions(job.variant.params)
+                params = {k: str(v) if hasattr(spaces[k], "choices") else v for k, v in job.variant.params.items()}
+                self._add(params, {"run": key, "arm": job.variant.name, "seed": job.seed}, spaces)
         now = datetime.datetime.now()
         for trials in by_run.values():
             last = trials[-1]
-            started = last.datetime_start or now
             if last.state.name == "RUNNING" and last.user_attrs.get("claimed") != last.number:
                 # claimed by a worker that died before its first heartbeat
-                if (now - started).total_seconds() > self.patience:
+                if (now - (last.datetime_start or now)).total_seconds() > self.patience:
                     self.study.tell(last.number, state=self.optuna.trial.TrialState.FAIL)
             elif self._state(trials) == FAILED and "error" not in last.user_attrs:
                 self._requeue(last)
@@ -149,23 +131,14 @@ class Queue:
         kept = {k: v for k, v in trial.user_attrs.items() if k in ("run", "arm", "seed")}
         self._add(trial.params, kept, trial.distributions)
 
-    def _add(self, params: dict[str, Any], attrs: dict[str, Any], distributions: dict[str, Any] | None = None) -> None:
-        spaces = self._distributions(params) if distributions is None else distributions
-        words = self.optuna.distributions.CategoricalDistribution
-        if distributions is None:
-            params = {key: str(v) if isinstance(spaces[key], words) else v for key, v in params.items()}
-        trial = self.optuna.create_trial(
-            state=self.optuna.trial.TrialState.WAITING, params=params, user_attrs=attrs, distributions=spaces
-        )
+    def _add(self, params: dict[str, Any], attrs: dict[str, Any], spaces: dict[str, Any]) -> None:
+        waiting = self.optuna.trial.TrialState.WAITING
+        trial = self.optuna.create_trial(state=waiting, params=params, user_attrs=attrs, distributions=spaces)
         try:
             self.study.add_trial(trial)
         except ValueError as error:
-            raise ValueError(
-                f"The study {self.sweep.question.name} was begun with other values for {', '.join(params)}: {error} Choose "
-                f"another --output (or --storage), or remove the old one."
-            ) from error
-
-    # ------------------------------------------------------------------ looking
+            said = f"The study {self.sweep.question.name} was begun with other values for {', '.join(params)}: {error}"
+            raise ValueError(f"{said} Choose another --output (or --storage), or remove the old one.") from error
 
     def standing(self) -> dict[str, str]:
         """State of every run (or arm that the study makes): RUNNING, WAITING, DONE, PRUNED or FAILED."""
@@ -173,13 +146,11 @@ class Queue:
 
     def errors(self) -> dict[str, str]:
         """What the failed runs said."""
-        last = {key: trials[-1] for key, trials in self._by_run().items() if self._state(trials) == FAILED}
-        return {key: str(trial.user_attrs.get("error", "its worker died")) for key, trial in last.items()}
+        return {key: str(t.user_attrs.get("error", "its worker died")) for key, t in self._failed().items()}
 
     def made(self) -> dict[str, dict[str, Any]]:
         """Settings of the arms the study made, by name."""
-        trials = {key: trials[-1] for key, trials in self._by_run().items() if key not in self.jobs}
-        return {key: dict(trial.params) for key, trial in trials.items()}
+        return {key: dict(trials[-1].params) for key, trials in self._by_run().items() if key not in self.jobs}
 
     def median_seconds(self) -> float | None:
         """Seconds of a trial that ran from its beginning to its end, the median; None before there is one."""
@@ -189,14 +160,11 @@ class Queue:
 
     @property
     def total(self) -> int:
-        """How many trials the sweep will have."""
         return len(self.jobs) + self.sweep.trials
 
-    def _made(self) -> int:
-        return len(self._made_keys())
-
-    def _made_keys(self) -> set[str]:
-        return {key for key in self._by_run() if key not in self.jobs}
+    def _failed(self) -> dict[str, Any]:
+        """The last trial of every failed run."""
+        return {key: trials[-1] for key, trials in self._by_run().items() if self._state(trials) == FAILED}
 
     def _by_run(self) -> dict[str, list[Any]]:
         """Trials by the run they stand for, earliest first; runs that the sweep no longer has are left out."""
@@ -220,32 +188,24 @@ class Queue:
         order = {"COMPLETE": DONE, "PRUNED": PRUNED, "RUNNING": RUNNING, "WAITING": WAITING}
         return next((state for name, state in order.items() if name in names), FAILED)
 
-    # ------------------------------------------------------------------ Optuna's parts
-
     def _distributions(self, params: dict[str, Any]) -> dict[str, Any]:
         """Where the params of an arm lie, for the study's own plots: numbers as numbers, all else as words."""
         kinds, found = self.optuna.distributions, {}
         for key in params:
             values = [job.variant.params[key] for job in self.jobs.values() if key in job.variant.params]
-            if all(isinstance(value, int) for value in values):
-                found[key] = kinds.IntDistribution(min(values), max(values))
-            elif all(isinstance(value, (int, float)) for value in values):
-                found[key] = kinds.FloatDistribution(min(values), max(values))
+            if all(isinstance(value, (int, float)) for value in values):
+                whole = all(isinstance(value, int) for value in values)
+                kind = kinds.IntDistribution if whole else kinds.FloatDistribution
+                found[key] = kind(min(values), max(values))
             else:
                 found[key] = kinds.CategoricalDistribution(sorted({str(value) for value in values}))
         return found
 
     def _pruner(self) -> Any:
-        pruners = self.optuna.pruners
-        kinds = {
-            "median": pruners.MedianPruner, "percentile": pruners.PercentilePruner,
-            "halving": pruners.SuccessiveHalvingPruner, "hyperband": pruners.HyperbandPruner,
-        }  # fmt: skip
-        if self.sweep.question.pruner is None:
-            return pruners.NopPruner()
-        settings = dict(self.sweep.question.pruner)
+        settings = dict(self.sweep.question.pruner or {"name": "nop"})
         name = settings.pop("name")
+        kind = {"halving": "SuccessiveHalving"}.get(name, name.capitalize())
         try:
-            return kinds[name](**settings)
+            return getattr(self.optuna.pruners, f"{kind}Pruner")(**settings)
         except TypeError as error:
             raise ValueError(f"pruner: {name} cannot be made: {error}.") from error

@@ -1,8 +1,7 @@
 """A worker: takes runs from the queue, gives each a process of its own, and shows one line for the sweep as a whole.
 
-Knows: processes, clocks, the queue. Must not know: what a recipe says, how arms are compared. A run that is found finished
-(metrics.json) is not repeated; one that was cut off goes on from its checkpoints. A run's folder is locked while its process
-lives, so that the process of a killed worker is waited for and not started a second time.
+A run that is found finished (metrics.json) is not repeated; one that was cut off goes on from its checkpoints. A run's folder
+is locked while its process lives, so that the process of a killed worker is waited for and not started a second time.
 """
 
 from __future__ import annotations
@@ -16,9 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +58,7 @@ class SweepSettings:
 
 def run_sweep(file: str | Path, settings: SweepSettings) -> Answer:
     """Run what is still missing of a sweep, together with any other worker on the same study, and answer its question.
-
-    Raises:
-        ValueError: the sweep file, a recipe or the folder cannot be used.
-        ImportError: Optuna is not installed.
-    """
+    ValueError where the sweep file, a recipe or the folder cannot be used; ImportError without Optuna."""
     sweep = read_sweep(file, settings.output)
     if run_of(sweep.output):
         raise ValueError(f"--output: {sweep.output} lies in a run's folder. Give a folder for the runs of the sweep.")
@@ -69,11 +68,7 @@ def run_sweep(file: str | Path, settings: SweepSettings) -> Answer:
 
 def run_jobs(sweeps: Sequence[Sweep], settings: SweepSettings) -> tuple[list[Queue], str | None]:
     """Run what is still missing of all these sweeps, the first ones first; their queues, and why the budget ended it, if so.
-
-    Raises:
-        ValueError: a folder holds a run of other settings, or a study others values.
-        ImportError: Optuna is not installed.
-    """
+    ValueError where a folder holds a run, or a study values, of other settings; ImportError without Optuna."""
     for job in (job for sweep in sweeps for job in sweep.jobs()):
         if job.ready:
             job.write()
@@ -93,45 +88,31 @@ class Worker:
         self.stop = threading.Event()
         self.out_of_time: str | None = None
         self.news: list[str] = []  # lines for the terminal, written by the main thread
-        self.broken: list[BaseException] = []
 
     def run(self) -> str | None:
-        """Until everything has ended, or the budget has; a sentence where it was the budget.
-
-        Raises:
-            KeyboardInterrupt: on Ctrl-C and SIGTERM, after the runs in progress were ended and put back.
-        """
-        threads = [threading.Thread(target=self._slot, args=(slot,)) for slot in range(self.settings.jobs)]
-        with _terminate_like_interrupt():
+        """Until everything has ended, or the budget has; a sentence where it was the budget. KeyboardInterrupt on Ctrl-C
+        and SIGTERM, after the runs in progress were ended and put back."""
+        with _terminate_like_interrupt(), ThreadPoolExecutor(self.settings.jobs) as pool:
             try:
-                for thread in threads:
-                    thread.start()
-                self._show(threads)
+                slots = [pool.submit(self._slot, slot) for slot in range(self.settings.jobs)]
+                self._show(slots)
             finally:
                 self.stop.set()
-                for thread in threads:
-                    thread.join()
-        if self.broken:
-            raise self.broken[0]
+        for slot in slots:
+            slot.result()  # raises what ended it
         return self.out_of_time
 
     def _slot(self, slot: int) -> None:
-        try:
-            while not self.stop.is_set():
-                states: list[str] = []
-                while CLAIMED not in states and len(states) < len(self.queues):
-                    states.append(self._claim(self.queues[len(states)], slot))
+        while not self.stop.is_set():
+            states = set()
+            for queue in self.queues:
+                states.add(queue.work(partial(self._trial, queue, slot), partial(self._has_time, queue)))
                 if CLAIMED in states:
-                    continue  # with the first queue again
-                if set(states) == {OVER}:
-                    return
+                    break  # and look at the first queue again
+            if states == {OVER}:
+                return
+            if CLAIMED not in states:
                 self.stop.wait(WAITING_POLL)
-        except BaseException as error:
-            self.broken.append(error)
-            self.stop.set()
-
-    def _claim(self, queue: Queue, slot: int) -> str:
-        return queue.work(lambda trial: self._trial(queue, trial, slot), lambda: self._has_time(queue))
 
     def _has_time(self, queue: Queue) -> bool:
         """Whether a run can end within the budget, as far as the runs so far tell."""
@@ -141,13 +122,11 @@ class Worker:
         needed = queue.median_seconds()
         if left > (needed or 0.0):
             return True
-        usual = "" if needed is None else f", and a run takes {words_of(needed)} (median)"
-        self.out_of_time = f"Stopped by --budget: {words_of(max(left, 0.0))} were left{usual}."
+        usual = "" if needed is None else f", and a run takes {timedelta(seconds=round(needed))} (median)"
+        self.out_of_time = f"Stopped by --budget: {timedelta(seconds=round(max(left, 0.0)))} were left{usual}."
         return False
 
-    # ------------------------------------------------------------------ one trial
-
-    def _trial(self, queue: Queue, trial: Any, slot: int) -> float:
+    def _trial(self, queue: Queue, slot: int, trial: Any) -> float:
         """The metric of a trial's run; its mean over the seeds where the study makes the arms."""
         began, fresh = time.monotonic(), True
         values: list[float] = []
@@ -243,35 +222,29 @@ class Worker:
         if self.stop.is_set():
             raise Stopped
 
-    # ------------------------------------------------------------------ the line for the sweep as a whole
-
-    def _show(self, threads: list[threading.Thread]) -> None:
-        tty = sys.stderr.isatty()
-        first = self.queues[0]
-        unit = "arm" if first.sweep.trials and not first.jobs else "run"
+    def _show(self, slots: list[Future[None]]) -> None:
+        """Until all slots have ended, or one of them with an error."""
+        counts = self._counts()
         with tqdm(
-            total=sum(queue.total for queue in self.queues), initial=self._ended(), unit=unit, miniters=0,
-            desc=first.sweep.question.name if len(self.queues) == 1 else "runs",
-            mininterval=0.3 if tty else 20.0, bar_format="{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]",
+            total=sum(queue.total for queue in self.queues), initial=counts[DONE] + counts[PRUNED] + counts[FAILED],
+            desc=self.queues[0].sweep.question.name if len(self.queues) == 1 else "runs", miniters=0,
+            mininterval=0.3 if sys.stderr.isatty() else 20.0,
+            bar_format="{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]",
         ) as bar:  # fmt: skip
-            while any(thread.is_alive() for thread in threads):
+            running: set[Future[None]] = set(slots)
+            while running and not any(slot.done() and slot.exception() for slot in slots):
                 self._line(bar)
-                for _ in range(10):
-                    if any(thread.is_alive() for thread in threads):
-                        time.sleep(0.1)
+                running = wait(slots, timeout=1.0, return_when=FIRST_EXCEPTION).not_done
             self._line(bar)
 
-    def _ended(self) -> int:
-        return sum(state in (DONE, PRUNED, FAILED) for state in self._states())
-
-    def _states(self) -> list[str]:
-        return [state for queue in self.queues for state in queue.standing().values()]
+    def _counts(self) -> Counter[str]:
+        return Counter(state for queue in self.queues for state in queue.standing().values())
 
     def _line(self, bar: Any) -> None:
-        states = self._states()
-        counts = {word: states.count(word) for word in (FAILED, PRUNED, RUNNING)}
-        bar.set_postfix_str(", ".join(f"{n} {word}" for word, n in counts.items() if n), refresh=False)
-        bar.update(self._ended() - bar.n)
+        counts = self._counts()
+        shown = [f"{counts[word]} {word}" for word in (FAILED, PRUNED, RUNNING) if counts[word]]
+        bar.set_postfix_str(", ".join(shown), refresh=False)
+        bar.update(counts[DONE] + counts[PRUNED] + counts[FAILED] - bar.n)
         while self.news:
             bar.write(self.news.pop(0))
 
@@ -285,18 +258,14 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def _terminate_like_interrupt() -> Iterator[None]:
     """SIGTERM, as batch systems send it, ends a worker as cleanly as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(*_: Any) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with ExitStack() as restored:
+        if threading.current_thread() is threading.main_thread():
+            restored.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, interrupt))
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -316,11 +285,7 @@ def _last_line(log: Path) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """`2h`, `90m`, `1h30m`, `45s` or a number of seconds.
-
-    Raises:
-        ValueError: it is none of these.
-    """
+    """`2h`, `90m`, `1h30m`, `45s` or a number of seconds; ValueError where it is none of these."""
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
     if not text.strip() or parts is None:
         raise ValueError(f"--budget: {text!r} is no time. Write 2h, 90m, 1h30m or a number of seconds.")
@@ -328,17 +293,10 @@ def seconds_of(text: str) -> float:
     return float(3600 * hours + 60 * minutes + seconds)
 
 
-def words_of(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def show_jobs(file: str | Path, settings: SweepSettings) -> str:
     """What a sweep would run and what that costs (`plan.planned_cost`); nothing is run or written."""
     from rl_warmup.experiments.plan import planned_cost
-    from rl_warmup.experiments.report.tables import amount, text_table
+    from rl_warmup.experiments.report.words import amount, text_table
 
     sweep = read_sweep(file, settings.output)
     question = sweep.question
@@ -352,8 +310,6 @@ def show_jobs(file: str | Path, settings: SweepSettings) -> str:
     header = ["run", "updates", "tokens an update", "times SFT", "operations", ""]
     lines = [question.question, "", f"{len(rows)} runs, about {amount(total)} floating point operations (planned)"]
     if sweep.trials:
-        space = ", ".join(f"{key}: {value}" for key, value in sweep.ranges.items())
-        lines.append(
-            f"and {sweep.trials} arms named {SEARCHED}N, {len(question.seeds)} seeds each, searched in {space}"
-        )
+        space, seeds = ", ".join(f"{key}: {value}" for key, value in sweep.ranges.items()), len(question.seeds)
+        lines.append(f"and {sweep.trials} arms named {SEARCHED}N, {seeds} seeds each, searched in {space}")
     return "\n".join([*lines, "", text_table(header, rows)])
