@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_warmup.experiments.collect import Run, Section
+from rl_warmup.tasks.conversations import flat
 
 Numbers = dict[tuple[Any, ...], int]  # texts of a row, each kept once -> its number
 LIMIT = 20_000  # predictions in one page; a browser stays quick well beyond 10,000
@@ -62,7 +63,7 @@ def likeness(prediction: str, target: str) -> int:
 
 def _number(rows: Numbers, section: int, row: dict[str, Any]) -> int:
     """The number of a row, which is the next one where its texts are new."""
-    key = (section, *(str(row.get(name, "")) for name in ("id", "prompt", "target")))
+    key = (section, *(str(flat(row.get(name, ""))) for name in ("id", "prompt", "target")))
     return rows.setdefault(key, len(rows))
 
 
