@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 from trl.data_utils import apply_chat_template as trl_template
 
@@ -12,11 +13,13 @@ from rl_warmup import WarmupConfig, WarmupGenerator, WarmupTrainer
 from rl_warmup.cli.main import main
 from rl_warmup.config import build_recipe
 from rl_warmup.experiments.run import read_result, train_run
+from rl_warmup.inference.samples import Sampler
 from rl_warmup.models.chat import Chat
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.inference_settings import LAYOUT_FILE
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
+from rl_warmup.options import WarmupOptions
 from rl_warmup.tasks import load_task
 
 WORDS = "red blue green user assistant system be kind sure </think>"
@@ -254,3 +257,15 @@ def test_the_separator_may_be_the_models_own_end_of_thinking():
     assert len(again.tokenizer) == size
     with pytest.raises(ValueError, match="'</think>' is not a single token"):
         declare_tokens(*load_model("scratch-t5", lambda: ["a b c"] * 3, SIZE, 0), "</think>")
+
+
+def test_sampling_from_any_model_keeps_its_own_end_of_thinking(home):
+    model, found = tokenizer()
+    before = model.get_input_embeddings().weight.clone()
+    model.save_pretrained(home / "start")
+    found.save_pretrained(home / "start")
+    place, cpu = found.convert_tokens_to_ids("</think>"), torch.device("cpu")
+    for init, kept in (("auto", True), ("end_token", False)):
+        options = WarmupOptions(separator="</think>", separator_init=init)
+        drawn = Sampler.open("start", options, (), 0, 2, cpu).drawing.model.get_input_embeddings().weight
+        assert bool((drawn[place] == before[place]).all()) == kept

@@ -138,11 +138,11 @@ class Template:
                 raise ValueError(f"{given}: unknown field '{field}'{nearest(field, known)}; known: {', '.join(known)}")
         return template
 
-    def of_text(self, column: str = "text") -> str | None:
-        """The template with {text} as its only field (`column` is renamed to it), without optional ones; None with others."""
-        if self.required not in (["text"], [column]):
+    def of_text(self) -> str | None:
+        """The template with {text} in the place of its only required field, without optional ones; None with more."""
+        if len(self.required) != 1:
             return None
-        return self.fill({"text": "\0", column: "\0"}, "").replace("{", "{{").replace("}", "}}").replace("\0", "{text}")
+        return self.fill({self.required[0]: "\0"}, "").replace("{", "{{").replace("}", "}}").replace("\0", "{text}")
 
     def fill(self, values: Record, where: str) -> str:
         """The template with each field replaced by that column's text. Raises ValueError as `pick` and `as_text`."""

@@ -79,7 +79,7 @@ def load(
     else:
         read_whole = {split: list(source.rows(paths, split)) for split, paths in given.items()}
     splits |= {split: take(rows, sizes[split], seed, split) for split, rows in read_whole.items()}
-    return Task("file", splits, tuple(metrics), template.of_text(named[0] or "prompt"), notes_of(columns, languages))
+    return Task("file", splits, tuple(metrics), template.of_text(), notes_of(columns, languages))
 
 
 @dataclass(frozen=True)

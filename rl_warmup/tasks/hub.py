@@ -95,9 +95,7 @@ def load(
                 records = records.select_columns([name for name in known if name in heads])
             splits[ours] = _rows(place, ours, records, columns, rules.of_split(ours), size, seed)
         notes |= dict.fromkeys(notes_of(columns, languages))
-    return Task(
-        f"hub {dataset_name}", splits, tuple(metrics), template.of_text(prompt_column or "prompt"), tuple(notes)
-    )
+    return Task(f"hub {dataset_name}", splits, tuple(metrics), template.of_text(), tuple(notes))
 
 
 class _Place(NamedTuple):

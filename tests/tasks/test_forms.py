@@ -166,6 +166,7 @@ def test_a_template_with_optional_fields_is_one_of_a_text_for_generate(tmp_path)
     records = [{"q": "a", "target": "b", "hint": "h"}, {"q": "a", "target": "b"}]
     task = load(tmp_path, *records, prompt_template="{q}{hint? }", target_column="target")
     assert [row["prompt"] for row in task.splits["train"]] == ["a h", "a"]
+    assert task.prompt_template == "{text}"
     assert load(tmp_path, {"instruction": "a", "output": "b"}).prompt_template == "{text}"
 
 
