@@ -21,7 +21,15 @@ from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.runtime import compat
 from rl_warmup.runtime.launched import initialize_distributed_on_cpu
 from rl_warmup.runtime.recipe_file import masked, read_values
-from rl_warmup.runtime.settings import RANGES, accelerator_faults, number_fault, scratch_faults, setting_faults, shown
+from rl_warmup.runtime.settings import (
+    RANGES,
+    accelerator_faults,
+    chat_faults,
+    number_fault,
+    scratch_faults,
+    setting_faults,
+    shown,
+)
 from rl_warmup.runtime.values import defaults_of, typed, unknown
 
 REMOTE_CODE = (
@@ -250,6 +258,7 @@ def option_faults(options: WarmupOptions) -> list[str]:
             f"stored_warmups: is {options.stored_warmups!r}, and proposals is {proposals}; to train on a file's warmups give "
             f"both, `proposals: [stored]` and `stored_warmups: FILE` (`rl-warmup sample` writes one)."
         )
+    faults += chat_faults(options.chat_template, options.system, options.chat_template_kwargs)
     if options.target_truncation == "left":
         faults.append("target_truncation: 'left' would cut the beginning of the answer; use error, right or drop.")
     return faults

@@ -108,13 +108,23 @@ class WarmupOptions:
     separator_init: str = _option(
         "auto",
         "Initial weights of the separator: keep them, or copy the end token's, which ends a starting model's samples; auto "
-        "copies them for proposals: [reference] and a model that was not trained here.",
+        "copies them for proposals: [reference] and a model that was not trained here, unless the separator is the model's own "
+        "end of thinking (</think>).",
         SEPARATOR_INITS,
     )
     max_prompt_length: int | None = _option(512, "Prompt tokens; empty means no limit.")
     max_target_length: int | None = _option(128, "Target tokens including the end token; empty means no limit.")
     prompt_truncation: str = _option("error", "What happens to a longer prompt.", TRUNCATIONS)
     target_truncation: str = _option("error", "What happens to a longer target (left is not allowed).", TRUNCATIONS)
+
+    # conversations
+    chat_template: str = _option(
+        "auto",
+        "Chat template of prompts: auto is the tokenizer's, for conversations; model is the tokenizer's for texts too, which "
+        "become user messages; a file with a Jinja template likewise; none writes contents without a template.",
+    )
+    system: str | None = _option(None, "System message, put before conversations that have none.")
+    chat_template_kwargs: dict | None = _option(None, "Arguments of the chat template, e.g. {enable_thinking: false}.")
 
     # housekeeping
     overwrite: bool = _option(False, "Let a new run remove an earlier run in its output_dir.")

@@ -37,6 +37,7 @@ from rl_warmup.method.training_data import (
     count_targets,
     encode_sets,
     first_rows,
+    settle_chat,
     training_rows,
 )
 from rl_warmup.method.update import Update
@@ -142,6 +143,9 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
             prompt_truncation=args.prompt_truncation, target_truncation=args.target_truncation,
         )  # fmt: skip
         train_rows = training_rows(self.encoder, train_dataset, args, StoredWarmups.of(args, processing_class, tokens))
+        known = first_rows(train_rows)
+        self.settings = settle_chat(self.settings, known, args, processing_class)
+        self.encoder.chat = self.eval_encoder.chat = self.settings.chat_format()
         eval_rows = encode_sets(self.eval_encoder, eval_dataset, "validation", args)
         self.text_metrics = compute_metrics
         # Ranks seed their sampling apart (below), but must shuffle the rows alike, or rows repeat and go missing.
@@ -153,8 +157,6 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
             processing_class=processing_class, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
-        known = first_rows(train_rows)
-        self.settings = replace(self.settings, chat=any(isinstance(row["prompt"], list) for row in known))
         count = partial(count_targets, train_rows, args)
         self.rollout = Rollout.of(args, self.layout, self.settings.constraints, processing_class, known, count)
         specs = reward_funcs if reward_funcs is not None else args.rewards
@@ -164,7 +166,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         )  # fmt: skip
         self.plugins = [args.objective, *args.proposals, *specs]
         # a run that goes on is compared by these too
-        self.recipe = {"reward_funcs": spelled(reward_funcs), "dtype": str(dtype)}
+        self.recipe = {"reward_funcs": spelled(reward_funcs), "dtype": str(dtype), **self.settings.template_hash()}
         self.rollout.predictions = self.rewards.asked(PREDICTIONS)
         if self.rollout.predictions or DRAFT in args.proposals:
             check_written(self.encoder, known, self.eval_encoder.positions)

@@ -179,7 +179,7 @@ def test_a_text_becomes_a_conversation_where_training_had_conversations(tmp_path
         warmup_generator.encoded([{"prompt": [{"role": "user", "content": "w1 w2"}]}]),
     )
     assert text[0]["prompt_ids"] == said[0]["prompt_ids"]
-    assert len(text[0]["prompt_ids"]) > len(warmup_generator.encoder().encode_prompts(["w1 w2"])[0]["prompt_ids"])
+    assert len(text[0]["prompt_ids"]) > len(warmup_generator.tokenizer("w1 w2")["input_ids"])
     assert text[0]["prompt"] == "w1 w2"
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from rl_warmup.cli.main import main
 from rl_warmup.inference.generation import WarmupGenerator
-from rl_warmup.models.inference_settings import LAYOUT_FILE, read_layout
+from rl_warmup.models.inference_settings import LATER, LAYOUT_FILE, read_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.run_folder import write_jsonl
@@ -215,7 +215,7 @@ def test_a_damaged_or_incomplete_file_is_one_sentence(run, capsys, change, named
 def test_an_earlier_folder_without_the_newer_keys_still_loads(run, capsys):
     folder = run("scratch-t5", prompt_truncation="left")
     record = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
-    for name in ("prompt_truncation", "prompt_template", "chat"):
+    for name in LATER:
         del record[name]
     (folder / LAYOUT_FILE).write_text(json.dumps(record), encoding="utf-8")
     assert main(["generate", "run", "alpha beta"]) == 0

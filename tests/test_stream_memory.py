@@ -1,6 +1,6 @@
 """Memory does not grow with the file: training begins at once, and a pass over 300,000 rows needs what one over 10,000 does.
 
-A million rows were measured by hand (docs/data.md); the numbers of rows here keep the test short.
+A million rows were measured by hand (docs/streams.md); the numbers of rows here keep the test short.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from rl_warmup.runtime.ownership import RESULT, fingerprint, reading, refuse_fol
 from rl_warmup.runtime.recipe_file import masked
 from rl_warmup.runtime.run_folder import write_json
 from rl_warmup.tasks import Task, load_task, rows_hash
+from rl_warmup.tasks.conversations import flat
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 from rl_warmup.trainer import WarmupTrainer
 
@@ -45,6 +46,8 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     evaluation = Evaluation(recipe.task.controls, batch_size=size, show_progress=progress)
     evaluation.check()
     task = recipe_task(recipe)
+    for note in task.notes if not recipe.config.process_index else ():
+        print(f"{task.name}: {note}.")
     trainer = make_trainer(recipe, task)
     _rehearse(recipe, task, trainer)
     with trainer.own_folder(resume):
@@ -155,7 +158,7 @@ def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
 def _texts(rows: list[dict[str, Any]] | Stream) -> Iterator[str]:
     """What the tokenizer of a scratch model is made of: all training texts, or the first of a stream."""
     known = rows.first(SHUFFLE_BUFFER) if isinstance(rows, Stream) else rows
-    return (text for row in known for text in (row["prompt"], row["target"]))
+    return (text for row in known for text in (flat(row["prompt"]), row["target"]))
 
 
 def _early(recipe: Recipe, folder: Path) -> str | bool | None:

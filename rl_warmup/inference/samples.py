@@ -23,7 +23,7 @@ from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import make_layout
 from rl_warmup.models.loading import load_model
-from rl_warmup.models.tokens import declare_tokens, end_by_separator
+from rl_warmup.models.tokens import THINKING_ENDS, declare_tokens, end_by_separator
 from rl_warmup.options import WarmupOptions
 from rl_warmup.runtime.documents import parse_json, read_json, whole_records
 from rl_warmup.runtime.ownership import file_lock
@@ -72,7 +72,8 @@ class Sampler:
             )
         model, tokenizer = load_model(name, **kwargs)
         tokens = declare_tokens(model, tokenizer, declared.get("separator", options.separator))
-        if not declared and options.separator_init != "keep":
+        known = options.separator_init == "auto" and options.separator in THINKING_ENDS
+        if not declared and options.separator_init != "keep" and not known:
             end_by_separator(model, tokens)
         model.to(device).eval()
         settings = Inference.of(options, tokens)

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from rl_warmup.batch import RowKind, RowWeights, Scores, Warmup, WarmupBatch
 from rl_warmup.method.objectives import log_mean_exp
+from rl_warmup.tasks.conversations import flat
 
 Sums = dict[str, tuple[float, float]]
 MAX_LETTERS = 60  # of a text in the terminal
@@ -189,7 +190,7 @@ def format_sample(sample: dict[str, Any]) -> str:
         text = " ".join(text.split())
         return text if len(text) <= MAX_LETTERS else text[: MAX_LETTERS - 1] + "…"
 
-    lines = [f"  prompt  {short(sample['prompt'])}\n  target  {short(sample['target'])}"]
+    lines = [f"  prompt  {short(flat(sample['prompt']))}\n  target  {short(sample['target'])}"]
     lines.append("  posterior  log P(y|x,c)  log P(c|x)  warmup")
     for w in sample["warmups"]:
         forced = " (cut)" if w["finish"] == "length" else ""

@@ -28,6 +28,7 @@ from rl_warmup.method.training_data import EncodedStream, rows_digest
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.inference_settings import read_layout
 from rl_warmup.models.layouts import Layout
+from rl_warmup.models.tokens import THINKING_ENDS
 from rl_warmup.plugins import code_hashes
 from rl_warmup.runtime.resumable import ResumableTrainer
 from rl_warmup.runtime.run_folder import RunFolder, clock
@@ -250,5 +251,5 @@ def starts_separator_as_end(args: Any, model: Any, peft_config: Any) -> bool:
         )
     if args.separator_init != "auto":
         return args.separator_init == "end_token"
-    trained_here = bool(model.name_or_path) and bool(read_layout(model.name_or_path))
-    return REFERENCE in args.proposals and args.objective != "sft" and not adapted and not trained_here
+    known = args.separator in THINKING_ENDS or (bool(model.name_or_path) and bool(read_layout(model.name_or_path)))
+    return REFERENCE in args.proposals and args.objective != "sft" and not adapted and not known

@@ -19,7 +19,9 @@ from transformers import TrainerCallback, TrainingArguments
 
 from rl_warmup.method.proposals import COLUMNS, DRAFT, OTHER_REFERENCE, REFERENCE, Word, count_words, target_words
 from rl_warmup.method.warmup_files import StoredWarmups
+from rl_warmup.models.chat import AUTO, NONE
 from rl_warmup.models.encoding import UNSPACED, RowEncoder
+from rl_warmup.models.inference_settings import Inference
 from rl_warmup.models.positions import Positions
 from rl_warmup.runtime import compat
 from rl_warmup.runtime.checkpoints import plain
@@ -127,6 +129,41 @@ def first_rows(rows: Any) -> list[dict[str, Any]]:
     first = rows.first(CHECKED if rows.proposals else 1)
     _refuse_words(first, rows.proposals, rows.encoder.tokenizer)
     return first
+
+
+def settle_chat(settings: Inference, rows: list[dict[str, Any]], args: Any, tokenizer: Any) -> Inference:
+    """The settings once it is known whether the prompts of the training rows are conversations.
+
+    A template from a file becomes the tokenizer's too, for other programs. Prints that a template is not used.
+
+    Args:
+        rows: encoded.
+        args: `WarmupConfig`.
+
+    Raises:
+        ValueError: some prompts are conversations and some texts, or a system message for texts.
+    """
+    first = {isinstance(row["prompt"], list): row["id"] for row in reversed(rows)}
+    if settings.chat_template not in (None, NONE):
+        tokenizer.chat_template = settings.chat_template
+    if settings.chat:  # for texts too
+        return settings
+    if len(first) == 2:
+        raise ValueError(
+            f"train: the prompt of row {first[True]} is a conversation, that of row {first[False]} a text. Give one kind, or "
+            f"`chat_template: model`, which makes user messages of texts."
+        )
+    if (args.system or args.chat_template_kwargs) and True not in first and rows:
+        raise ValueError(
+            "system, chat_template_kwargs: have no effect, as the prompts are texts. Give `chat_template: model`, which makes "
+            "user messages of them, or leave these settings out."
+        )
+    if rows and True not in first and tokenizer.chat_template and args.chat_template == AUTO and not args.process_index:
+        print(
+            "chat_template: the tokenizer has one, which is not used, as the prompts are texts and not conversations. "
+            "`chat_template: model` uses it; `none` leaves this message out."
+        )
+    return replace(settings, chat=True in first)
 
 
 def count_targets(rows: Any, args: TrainingArguments) -> Counter[Word]:

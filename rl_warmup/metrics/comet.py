@@ -63,7 +63,7 @@ def comet(
         ValueError: the command failed, took too long, or wrote something else than one number per row.
     """
     words = _words(command)
-    if rows is None or any(source not in row for row in rows):
+    if rows is None or any(not isinstance(row.get(source), str) for row in rows):
         raise ValueError(f"metric 'comet' needs rows with the source text in column '{source}'; name it with `source`")
     texts = {"source": [row[source] for row in rows], "hypothesis": predictions, "reference": targets}
     with tempfile.TemporaryDirectory(prefix="rl-warmup-comet-") as folder:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl_warmup.models.chat import Chat
 from rl_warmup.models.positions import Positions
 
 # Columns that encoding and training add to a row of data.
@@ -26,6 +27,7 @@ UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff01-\uff0f\uff1a-\uff1f\uff5f-\uff9f\U00020000-\U0003ffff]"
 )
+OTHER_FORMS = "`rl_warmup.tasks.load_task` reads rows of other forms (docs/data.md)."
 HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its other half
 ROWS_PER_CALL = 64  # of the tokenizer: a call for each text takes more than twice as long
 
@@ -70,6 +72,7 @@ class RowEncoder:
     target_truncation: str = "error"
     encoder_decoder: bool = True
     positions: Positions | None = None
+    chat: Chat = field(default_factory=Chat)
     counts: Counter = field(default_factory=Counter)
     writable: Writable = field(default_factory=Writable, init=False)
     extra_columns: Callable[[int, str], dict[str, Any]] | None = None
@@ -118,13 +121,15 @@ class RowEncoder:
         for column in ("prompt", target_column):
             if column not in row:
                 wanted = "a `prompt` column and a `target` (or `completion`) column"
-                raise ValueError(f"{where}: needs {wanted}; it has {', '.join(map(repr, row)) or 'none'}.")
+                raise ValueError(
+                    f"{where}: needs {wanted}; it has {', '.join(map(repr, row)) or 'none'}. {OTHER_FORMS}"
+                )
         target = _target_text(row[target_column])
         if not isinstance(target, str) or not target.strip():
             raise ValueError(
                 f"{where}: the {target_column} is empty ({row[target_column]!r}). Remove the row or fill it."
             )
-        whole_prompt = self._prompt_ids(row["prompt"])
+        whole_prompt = self._prompt_ids(row["prompt"], where)
         if not whole_prompt:
             raise ValueError(
                 f"{where}: the prompt is empty ({row['prompt']!r}), so nothing precedes the warmup. Fill it."
@@ -186,7 +191,7 @@ class RowEncoder:
         rows = []
         for index, prompt in enumerate(prompts):
             where = f"prompt {index}"
-            whole = self._prompt_ids(prompt)
+            whole = self._prompt_ids(prompt, where)
             if not whole:
                 raise ValueError(f"{where}: is empty ({prompt!r}). Give a text.")
             ids = self._limit(whole, "prompt", where)
@@ -203,7 +208,7 @@ class RowEncoder:
             return ahead
         texts = [(row.get("prompt"), _target_text(row.get("target", row.get("completion")))) for row in rows]
         prompts, targets = ([text for text in part if isinstance(text, str)] for part in zip(*texts, strict=True))
-        if prompts:
+        if prompts and not self.chat.texts:
             ids = self.tokenizer(prompts)["input_ids"]
             ahead.update(zip((("prompt", text) for text in prompts), ids, strict=True))
         if targets:
@@ -212,11 +217,9 @@ class RowEncoder:
             ahead.update(zip((("target", text) for text in targets), pairs, strict=True))
         return ahead
 
-    def _prompt_ids(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, list):  # TRL's conversational form
-            ids = self.tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+    def _prompt_ids(self, prompt: Any, where: str) -> list[int]:
+        if prompt and (isinstance(prompt, list) or self.chat.texts):
+            ids = self.chat.ids(self.tokenizer, prompt, where)
         elif isinstance(prompt, str) and ("prompt", prompt) in self._tokenized:
             ids = self._tokenized["prompt", prompt]
         else:

@@ -7,10 +7,12 @@ alone: a limit that a later `evaluate` or `generate` does not know would change 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.models.chat import AUTO, NONE, Chat, read_template
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.positions import Positions
@@ -22,10 +24,12 @@ CONSTRAINTS = ("temperature", "top_p", "min_length", "max_length")
 MODES = ("policy", "empty")
 CUTS = ("error", "left", "right")
 LONGEST = 512  # tokens of a written target where training had no limit
-LATER = ("prompt_truncation", "prompt_template", "chat")  # keys that files of earlier versions lack
+# keys that files of earlier versions lack
+LATER = ("prompt_truncation", "prompt_template", "chat", "chat_template", "system", "chat_template_kwargs")
 KINDS: dict[str, tuple[type, ...]] = {  # key of the file -> what it may hold
     "separator": (str,), "separator_id": (int,), "law": (dict,), "inference": (str,), "max_prompt_length": (int, type(None)),
     "max_target_length": (int,), "prompt_truncation": (str,), "prompt_template": (str, type(None)), "chat": (bool,),
+    "chat_template": (str, type(None)), "system": (str, type(None)), "chat_template_kwargs": (dict,),
 }  # fmt: skip
 
 
@@ -41,10 +45,17 @@ class Inference:
     max_target_length: int = LONGEST  # tokens that may be written as a target, its end token included
     prompt_template: str | None = "{text}"  # how training made a prompt from a text; None if it used several columns
     chat: bool = False  # training prompts were conversations, so a text becomes a user message
+    # `template`, `system` and `kwargs` of `chat.Chat`
+    chat_template: str | None = None
+    system: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: Any, tokens: LayoutTokens, device: Any = None) -> Inference:
-        """The settings of training with these options (`options.WarmupOptions`), except that rows are cut, never dropped."""
+        """The settings of training with these options (`options.WarmupOptions`), except that rows are cut, never dropped.
+
+        With `chat_template: auto`, the training rows decide about `chat` (`trainer.WarmupTrainer`).
+        """
         constraints = SamplingConstraints(
             tokens.separator_id, tokens.banned.to(device), options.temperature, options.top_p,
             options.min_warmup_length, options.max_warmup_length,
@@ -52,7 +63,12 @@ class Inference:
         cut = "right" if options.prompt_truncation == "drop" else options.prompt_truncation
         mode = "empty" if options.objective == "sft" else "policy"
         limit = options.max_target_length or LONGEST
-        return cls(constraints, tokens.separator, mode, options.max_prompt_length, cut, limit)
+        template = read_template(options.chat_template)
+        return cls(
+            constraints, tokens.separator, mode, options.max_prompt_length, cut, limit,
+            chat=options.chat_template not in (AUTO, NONE), chat_template=template, system=options.system or None,
+            chat_template_kwargs=options.chat_template_kwargs or {},
+        )  # fmt: skip
 
     @classmethod
     def read(cls, folder: str | Path, tokens: LayoutTokens) -> Inference:
@@ -83,6 +99,7 @@ class Inference:
             "law": {name: getattr(self.constraints, name) for name in CONSTRAINTS}, "inference": self.mode,
             "max_prompt_length": self.max_prompt_length, "max_target_length": self.max_target_length,
             "prompt_truncation": self.prompt_truncation, "prompt_template": self.prompt_template, "chat": self.chat,
+            "chat_template": self.chat_template, "system": self.system, "chat_template_kwargs": self.chat_template_kwargs,
         }  # fmt: skip
         Path(folder, LAYOUT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
@@ -97,7 +114,17 @@ class Inference:
         return RowEncoder(
             tokenizer, self.constraints.separator_id, self.max_prompt_length, None, self.prompt_truncation,
             encoder_decoder=model.config.is_encoder_decoder, positions=positions,
+            chat=self.chat_format(),
         )  # fmt: skip
+
+    def chat_format(self) -> Chat:
+        """How conversations become ids."""
+        return Chat(self.chat, self.chat_template, self.system, self.chat_template_kwargs)
+
+    def template_hash(self) -> dict[str, str]:
+        """Identifies the template of a file, so that a resumed run notices that it changed; empty without one."""
+        own = self.chat_template not in (None, NONE)
+        return {"chat_template_text": sha256(str(self.chat_template).encode()).hexdigest()[:12]} if own else {}
 
     def prompt(self, text: Any) -> Any:
         """The prompt that training would have made from a text. Texts that match the template already and conversations (lists

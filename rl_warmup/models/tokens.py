@@ -27,6 +27,7 @@ RESERVED = (
     "<sep>",
     ADDED_SEPARATOR,
 )
+THINKING_ENDS = ("</think>", "</thinking>", "[/THINK]", "<|END_THINKING|>")  # separators that a model may know already
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,12 @@ OPTIMIZERS: tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...] = (
     (("optim_target_modules",), ("galore", "apollo"), True),
 )
 
+# Arguments of `apply_chat_template` that are given to it anyway.
+CHAT_ARGUMENTS = (
+    "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict", "padding",
+    "truncation", "max_length", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
+
 SEED, SHARE, EMPTY = Range(0, 2**32 - 1), Range(0, 1), ", or empty"
 COUNT, AMOUNT, POSITIVE = Range(1), Range(0, math.inf), Range(0, math.inf, True)
 BATCH = Range(1, 1e6)
@@ -244,6 +250,22 @@ def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> l
             if name in given and given[name] != defaults.get(name) and optimizer.startswith(optimizers) != only
         ]
     return faults + accelerator_faults(all_values.get("accelerator_config"))
+
+
+def chat_faults(template: str, system: str | None, kwargs: Mapping[str, Any] | None) -> list[str]:
+    """A sentence for every fault in the settings chat_template, system and chat_template_kwargs."""
+    faults = []
+    if not template.strip():
+        faults.append("chat_template: is empty. Give auto, model, none or a file with a Jinja template.")
+    if template == "none" and (system or kwargs):
+        faults.append("chat_template: is none, so system and chat_template_kwargs have no effect. Leave them out.")
+    if system is not None and not system.strip():
+        faults.append("system: is empty. Give a text, or leave it out.")
+    if taken := [name for name in kwargs or () if name in CHAT_ARGUMENTS]:
+        faults.append(
+            f"chat_template_kwargs: {', '.join(taken)} cannot be changed. Give arguments of the template itself."
+        )
+    return faults
 
 
 def accelerator_faults(config: Any) -> list[str]:

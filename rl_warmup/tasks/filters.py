@@ -6,10 +6,12 @@ would change what is measured.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
-from rl_warmup.tasks.columns import ColumnMap, Record, pick
+from rl_warmup.tasks.columns import Record, is_empty
+from rl_warmup.tasks.forms import Columns
 from rl_warmup.tasks.rows import Row
 
 logger = logging.getLogger(__name__)
@@ -19,7 +21,7 @@ logger = logging.getLogger(__name__)
 class RowFilter:
     """The rows to leave out. Raises ValueError for a limit that leaves nothing."""
 
-    drop_empty: bool = False  # with an empty prompt or target column, in every split; otherwise such a row is an error
+    drop_empty: bool = False  # with an empty prompt or target, in every split; otherwise such a row is an error
     max_chars: int | None = None  # training rows with more characters in the prompt column or in the target
     # (least, greatest): training rows whose ratio of target characters to characters of the prompt column is outside; these are
     # mostly wrong translations
@@ -42,32 +44,32 @@ class RowFilter:
         return self if split == "train" else replace(self, max_chars=None, target_ratio=None)
 
     def rows(
-        self, located: Iterable[tuple[int, str, Record]], columns: ColumnMap, size: int | None, where: str
+        self, located: Iterable[tuple[int, str, Record]], columns: Columns, size: int | None, where: str
     ) -> list[Row]:
-        """The first `size` records (None: all) that pass, as rows; the number left out is logged under `where`.
+        """The first `size` records (None: all) that pass, as rows. As `each`."""
+        return list(islice(self.each(located, columns, where), size))
+
+    def each(self, located: Iterable[tuple[int, str, Record]], columns: Columns, where: str) -> Iterator[Row]:
+        """The records that pass, as rows, on demand; the number left out is logged under `where`.
 
         Args:
             located: number, place and record.
         """
-        rows: list[Row] = []
         dropped: Counter[str] = Counter()
-        for number, place, record in located:
-            if len(rows) == size:
-                break
-            why = None if self.idle else self._why_not(record, columns, place)
-            if why is None:
-                rows.append(columns.row(record, number, place))
-            else:
-                dropped[why] += 1
-        for why, count in dropped.items():
-            logger.info("%s: left out %d rows: %s", where, count, why)
-        return rows
+        try:
+            for number, place, record in located:
+                why = None if self.idle else self._why_not(record, columns, place)
+                if why is None:
+                    yield columns.row(record, number, place)
+                else:
+                    dropped[why] += 1
+        finally:
+            for why, count in dropped.items():
+                logger.info("%s: left out %d rows: %s", where, count, why)
 
-    def _why_not(self, record: Record, columns: ColumnMap, place: str) -> str | None:
-        texts = [pick(record, columns.prompt, place)]
-        if columns.choices is None:
-            texts.append(pick(record, columns.target_column(record), place))
-        if self.drop_empty and any(text is None or (isinstance(text, str) and not text.strip()) for text in texts):
+    def _why_not(self, record: Record, columns: Columns, place: str) -> str | None:
+        texts = columns.texts(record, place)
+        if self.drop_empty and any(is_empty(text) for text in texts):
             return "empty"
         lengths = [len(text) for text in texts if isinstance(text, str)]
         if self.max_chars is not None and any(length > self.max_chars for length in lengths):

@@ -1,13 +1,14 @@
 """Knows how records are read from files - JSONL, JSON, CSV, TSV, Parquet; must not know what columns mean.
 
-The format follows the file's name: .jsonl, .json (a list of objects), .csv, .tsv, .txt (JSON lines), each also with .gz, and
-.parquet. A duplicate name in one object or header is an error, as one of the two values would be lost.
+The format follows the file's name: .jsonl, .json (a list of objects), .csv, .tsv, .txt (JSON lines or TSV), each also with .gz
+or .zst, and .parquet. A duplicate name in one object or header is an error, as one of the two values would be lost.
 """
 
 import csv
 import gzip
 import io
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any, TextIO
 from rl_warmup.runtime.documents import Unreadable, parse_json, records, twice
 
 Located = tuple[str, dict[str, Any]]  # the place of the record ("rows.jsonl:3"), the record
-Reader = Callable[[Path, TextIO], Iterator[Located]]
+Reader = Callable[[Path, Any], Iterator[Located]]  # of a file and its text, or lines of it
 PARQUET_ROWS = 1024  # decoded at a time
+PACKED = {".gz": "gzip", ".zst": "zstd"}
 
 
 @dataclass(frozen=True)
@@ -45,53 +47,102 @@ def read(path: Path, table: Table | None = None) -> Iterator[Located]:
         ValueError: for an unknown format, unreadable content or a duplicate name, with file and line.
         ImportError: for Parquet without pyarrow.
     """
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"file {path} {what}; give the path of a file (current folder: {Path.cwd()})")
-    packed = path.suffix == ".gz"
-    suffix = (Path(path.stem).suffix if packed else path.suffix).lower()
+    packing = _packing(path)
+    suffix = (Path(path.stem).suffix if packing else path.suffix).lower()
     table = table or Table()
+    tsv: Reader = partial(_table, separator="\t", table=table, quoted=bool(table.quoted))
     readers: dict[str, Reader] = {
         ".jsonl": _jsonl,
-        ".txt": _text,
+        ".txt": partial(_text, tsv=tsv),
         ".json": _json,
         ".csv": partial(_table, separator=",", table=table, quoted=table.quoted is not False),
-        ".tsv": partial(_table, separator="\t", table=table, quoted=bool(table.quoted)),
+        ".tsv": tsv,
     }
-    if suffix == ".parquet" and not packed:
+    if suffix == ".parquet" and not packing:
         return _parquet(path)
     if suffix not in readers:
-        known = ".jsonl, .json, .csv, .tsv, .txt with JSON lines (also .gz), .parquet"
+        known = ".jsonl, .json, .csv, .tsv, .txt with JSON lines or tabs (also .gz, .zst), .parquet"
         raise ValueError(f"file {path}: unknown format '{suffix}'; known: {known}")
-    return _decoded(path, readers[suffix], packed, newline="\n" if suffix in (".jsonl", ".txt") else "")
+    return _decoded(path, readers[suffix], packing, newline="\n" if suffix in (".jsonl", ".txt") else "")
 
 
-def _decoded(path: Path, reader: Reader, packed: bool, newline: str) -> Iterator[Located]:
-    with gzip.open(path) if packed else path.open("rb") as file:
+def read_lines(paths: Mapping[str, Path]) -> Iterator[Located]:
+    """The records of text files with one text per line, a file for each column, as parallel corpora have them.
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: for unreadable content, or files of different lengths.
+    """
+    files = [_decoded(path, lambda _, text: text, _packing(path), newline="\n") for path in paths.values()]
+    names = list(map(str, paths.values()))
+    for number, lines in enumerate(itertools.zip_longest(*files), 1):
+        if None in lines:
+            raise ValueError(
+                f"files {', '.join(names)}: line {number} is missing in {names[lines.index(None)]}; give files with as many lines"
+            )
+        texts = (line.removesuffix("\n").removesuffix("\r") for line in lines)
+        yield f"{names[0]}:{number}", dict(zip(paths, texts, strict=True))
+
+
+def _packing(path: Path) -> str:
+    """The suffix of a packed file, or nothing. Raises FileNotFoundError for a missing file."""
+    if not path.is_file():
+        saved = " (a data set saved by save_to_disk is read by `task: hub`, as dataset_name)" if path.is_dir() else ""
+        what = f"is a folder, not a file{saved}" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"file {path} {what}; give the path of a file (current folder: {Path.cwd()})")
+    return path.suffix if path.suffix in PACKED else ""
+
+
+def _open(path: Path, packing: str) -> Any:
+    if packing != ".zst":
+        return gzip.open(path) if packing else path.open("rb")
+    try:
+        import pyarrow  # before Python 3.14 the standard library cannot read zst
+    except ImportError as error:
+        raise ImportError(
+            f"file {path}: reading .zst needs pyarrow; pip install pyarrow, or unpack the file"
+        ) from error
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+def _decoded(path: Path, reader: Callable[[Path, Any], Iterable[Any]], packing: str, newline: str) -> Iterator[Any]:
+    with _open(path, packing) as file:
         try:
             yield from reader(path, io.TextIOWrapper(file, "utf-8-sig", newline=newline))
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise ValueError(f"file {path} is not a whole gzip file ({error}); pack it again, or drop .gz") from None
         except UnicodeDecodeError as error:
             at = file.tell() - len(error.object) + error.start  # error.object is the last block
             raise ValueError(f"file {path} is not UTF-8 ({error.reason} at byte {at}); save it as UTF-8") from None
+        except (EOFError, OSError) as error:
+            if not packing:
+                raise
+            kind = PACKED[packing]
+            raise ValueError(
+                f"file {path} is not a whole {kind} file ({error}); pack it again, or drop {packing}"
+            ) from None
 
 
-def _jsonl(path: Path, text: TextIO) -> Iterator[Located]:
+def _jsonl(path: Path, text: Iterable[str]) -> Iterator[Located]:
     remedy = "Mend or drop the line, or give an object with the columns as keys."
     return ((f"{path}:{number}", record) for number, record in records(text, f"{path}:", remedy))
 
 
-def _text(path: Path, text: TextIO) -> Iterator[Located]:
-    """JSON lines, as in some published data sets (LogiQA 2); other text has no columns."""
-    first = next((line for line in iter(text.readline, "") if line.strip()), "")
-    if first and not first.lstrip().startswith("{"):
+def _text(path: Path, text: Iterable[str], tsv: Reader) -> Iterator[Located]:
+    """JSON lines, as in some published data sets (LogiQA 2), or a table with tabs; other text has no columns."""
+    begun = []
+    for line in text:
+        begun.append(line)
+        if line.strip():
+            break
+    lines, first = itertools.chain(begun, text), begun[-1].strip() if begun else ""
+    if "\t" in first and not first.startswith("{"):
+        return tsv(path, lines)
+    if first and not first.startswith("{"):
         raise ValueError(
-            f"file {path}: a .txt file must be JSON lines, one object per line, but begins with {first.strip()[:40]!r}; give "
-            "a known format with columns: .jsonl, .json, .csv, .tsv or .parquet"
+            f"file {path}: a .txt file must be JSON lines, one object per line, or a table with tabs, but begins with "
+            f"{first[:40]!r}; give a known format with columns: .jsonl, .json, .csv, .tsv or .parquet, or two files with a text "
+            f"per line: {{prompt: FILE, target: FILE}}"
         )
-    text.seek(0)
-    return _jsonl(path, text)
+    return _jsonl(path, lines)
 
 
 def _json(path: Path, text: TextIO) -> Iterator[Located]:
@@ -109,7 +160,7 @@ def _json(path: Path, text: TextIO) -> Iterator[Located]:
         yield f"{path}, item {number}", record
 
 
-def _table(path: Path, text: TextIO, separator: str, table: Table, quoted: bool) -> Iterator[Located]:
+def _table(path: Path, text: Iterable[str], separator: str, table: Table, quoted: bool) -> Iterator[Located]:
     lines = _quoted(path, text, separator) if quoted else _plain(text, separator)
     header = table.names
     for number, cells in lines:
@@ -128,7 +179,7 @@ def _table(path: Path, text: TextIO, separator: str, table: Table, quoted: bool)
         yield where, dict(zip(header, cells, strict=True))
 
 
-def _quoted(path: Path, text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _quoted(path: Path, text: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(text, delimiter=separator, strict=True)
     try:
         for cells in reader:
@@ -138,9 +189,10 @@ def _quoted(path: Path, text: TextIO, separator: str) -> Iterator[tuple[int, lis
         raise ValueError(f"{path}:{reader.line_num}: not valid with separator {separator!r} ({error})") from None
 
 
-def _plain(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _plain(text: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
     """Lines end with LF or CRLF; any other character belongs to its cell."""
-    text.reconfigure(newline="\n")  # type: ignore[attr-defined]
+    if isinstance(text, io.TextIOWrapper):
+        text.reconfigure(newline="\n")
     for number, line in enumerate(text, start=1):
         line = line.removesuffix("\n").removesuffix("\r")
         if line:

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rl_warmup.tasks.columns import ColumnMap, Template, choice_map, nearest
+from rl_warmup.tasks.columns import Record, Template, choice_map, nearest
 from rl_warmup.tasks.filters import RowFilter
+from rl_warmup.tasks.forms import Columns, Languages, columns_of, notes_of
 from rl_warmup.tasks.rows import Row, Task, take
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 
@@ -24,14 +25,16 @@ def load(
     dataset_name: str, dataset_config: str | None = None, revision: str | None = None,
     data_files: Mapping[str, Any] | None = None, train: Split = "train", validation: Split = "validation",
     test: Split = "test", train_size: int | None = None, validation_size: int | None = None,
-    test_size: int | None = None, prompt_column: str = "prompt", target_column: str | None = None,
-    id_column: str | None = None, prompt_template: str = "{text}", choices_column: str | None = None,
-    answer_column: str | None = None, target_style: str = "letter", drop_empty: bool = False,
+    test_size: int | None = None, prompt_column: str | None = None, target_column: str | None = None,
+    id_column: str | None = None, prompt_template: str = "{text}", messages_column: str | None = None,
+    language_column: str | list[str] | None = None, source_language: str | None = None,
+    target_language: str | None = None, choices_column: str | None = None, answer_column: str | None = None,
+    labels_column: str | None = None, target_style: str = "letter", drop_empty: bool = False,
     max_chars: int | None = None, target_ratio: tuple[float, float] | None = None,
     keep_columns: Iterable[str] | None = None, metrics: Iterable[str] = ("exact_match",), cache_dir: str | None = None,
     seed: int = 0, stream: bool = False, shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> Task:  # fmt: skip
-    """A task from data sets of the Hugging Face hub, or from local folders that `datasets.load_dataset` reads.
+    """A task from data sets of the Hugging Face hub, or from local folders that `datasets` reads or saved (`save_to_disk`).
 
     Arguments that are not listed here are as in `files.load`.
 
@@ -42,9 +45,8 @@ def load(
             data_files, prompt_column, target_column, id_column for this split alone. Another dataset_name resets
             configuration, revision and data_files.
         drop_empty, max_chars, target_ratio: rows to leave out (`filters.RowFilter`); the last two only in training.
-        keep_columns: columns that stay in the rows as extras besides those used here; None keeps all. Extras are written with
-            every prediction, so choose a few of a set with many columns.
-        stream: read the training rows on demand, without loading the data set first; not with `train_size` or `keep_columns`.
+        keep_columns: as in `files.load`. Extras are written with every prediction, so choose a few of a set with many columns.
+        stream: read the training rows on demand, without loading the data set first; not with `train_size` or languages.
 
     Raises:
         ImportError: without the package `datasets`.
@@ -56,13 +58,15 @@ def load(
         "prompt_column": prompt_column, "target_column": target_column, "id_column": id_column,
     }  # fmt: skip
     template = Template.parse(prompt_template)
-    choices = choice_map(choices_column, answer_column, target_style, target_column)
+    choices = choice_map(choices_column, answer_column, target_style, target_column, labels_column)
+    languages = Languages.of(language_column, source_language, target_language, prompt_column, id_column)
     rules = RowFilter(drop_empty, max_chars, target_ratio)
     wanted = {"train": (train, train_size), "validation": (validation, validation_size), "test": (test, test_size)}
     sources: dict[str, dict[str, Any]] = {}
     splits: dict[str, list[Row] | Stream] = {}
-    if stream and (train is None or train_size is not None or keep_columns is not None):
-        what = "train: the name of a split" if train is None else "no train_size and no keep_columns"
+    notes: dict[str, None] = {}
+    if stream and (train is None or train_size is not None or languages):
+        what = "train: the name of a split" if train is None else "no train_size and no language_column"
         raise ValueError(f"hub: stream reads the training rows on demand; give {what}, or set stream to false")
     for ours, (theirs, size) in wanted.items():
         if theirs is None:
@@ -72,7 +76,8 @@ def load(
         key = json.dumps(place.source, sort_keys=True)
         if key not in sources:
             sources[key] = _load_dataset(**place.source, cache_dir=cache_dir, stream=stream)
-        columns = ColumnMap(*place.columns, template, choices)
+        named = place.columns[:2] if languages is None else languages.named(target_column, choices)
+        columns = columns_of(*named, place.columns[2], template, choices, messages_column, keep_columns)
         if place.split not in sources[key]:
             raise ValueError(
                 f"data set '{place.source['dataset_name']}' has no split '{place.split}'{nearest(place.split, sources[key])}; "
@@ -80,18 +85,17 @@ def load(
             )
         records = sources[key][place.split]
         if stream and ours == "train":
-            splits[ours] = Stream(place.label, partial(_each, records, columns, rules, place.label), shuffle_buffer)
-            continue
-        if stream:  # from a datasets.IterableDataset
-            import datasets
-
-            records = datasets.Dataset.from_list(list(records))
-        if keep_columns is not None:  # a missing one raises when a row is made
-            known, wanted_columns = records.column_names, [*columns.used(), *keep_columns]
-            heads = {name if name in known else name.partition(".")[0] for name in wanted_columns}
-            records = records.select_columns([name for name in known if name in heads])
-        splits[ours] = _rows(place, ours, records, columns, rules.of_split(ours), size, seed)
-    return Task(f"hub {dataset_name}", splits, tuple(metrics), template.of_text(prompt_column))
+            each = partial(_each, records, columns, rules, place.label)
+            splits[ours] = Stream(place.label, each, shuffle_buffer)
+        else:
+            records = _whole(records, place.label, languages)
+            if keep_columns is not None:  # a missing one raises when a row is made
+                known, wanted_columns = records.column_names, [*columns.used(), *keep_columns]
+                heads = {name if name in known else name.partition(".")[0] for name in wanted_columns}
+                records = records.select_columns([name for name in known if name in heads])
+            splits[ours] = _rows(place, ours, records, columns, rules.of_split(ours), size, seed)
+        notes |= dict.fromkeys(notes_of(columns, languages))
+    return Task(f"hub {dataset_name}", splits, tuple(metrics), template.of_text(), tuple(notes))
 
 
 class _Place(NamedTuple):
@@ -99,7 +103,7 @@ class _Place(NamedTuple):
 
     split: str
     source: dict[str, Any]  # SET_KEYS
-    columns: tuple[str, str | None, str | None]  # COLUMN_KEYS
+    columns: tuple[str | None, str | None, str | None]  # COLUMN_KEYS
 
     @property
     def label(self) -> str:
@@ -122,13 +126,25 @@ def _place(ours: str, theirs: str | Mapping[str, Any], shared: dict[str, Any]) -
     return _Place(values["split"], {key: values[key] for key in SET_KEYS}, (prompt, target, label))
 
 
-def _each(records: Any, columns: ColumnMap, rules: RowFilter, where: str) -> Iterator[Row]:
-    for number, record in enumerate(records):
-        yield from rules.rows([(number, f"{where}, row {number}", record)], columns, None, where)
+def _located(records: Any, label: str) -> Iterator[tuple[int, str, Record]]:
+    return ((number, f"{label}, row {number}", record) for number, record in enumerate(records))
+
+
+def _each(records: Any, columns: Columns, rules: RowFilter, label: str) -> Iterator[Row]:
+    return rules.each(_located(records, label), columns, label)
+
+
+def _whole(records: Any, label: str, languages: Languages | None) -> Any:
+    """A `datasets.Dataset` with all records, of languages their pairs."""
+    import datasets
+
+    if languages is not None:
+        return datasets.Dataset.from_list([dict(record) for _, _, record in languages.pairs(_located(records, label))])
+    return records if isinstance(records, datasets.Dataset) else datasets.Dataset.from_list(list(records))
 
 
 def _rows(
-    place: _Place, ours: str, records: Any, columns: ColumnMap, rules: RowFilter, size: int | None, seed: int
+    place: _Place, ours: str, records: Any, columns: Columns, rules: RowFilter, size: int | None, seed: int
 ) -> list[Row]:
     # only rows that pass the filters count, so with filters the whole shuffle may be needed
     numbers = take(range(len(records)), size if rules.idle or size is None else len(records), seed, ours)
@@ -150,6 +166,16 @@ def _is_tsv(dataset_name: str, data_files: Any) -> bool:
     return bool(tables) and all(name.endswith(".tsv") for name in tables)
 
 
+def _saved(folder: str) -> dict[str, Any] | None:
+    """The splits of a folder that `save_to_disk` wrote: a DatasetDict, or one Dataset, which becomes `train`."""
+    import datasets
+
+    if not (Path(folder, "dataset_dict.json").is_file() or Path(folder, "state.json").is_file()):
+        return None
+    found = datasets.load_from_disk(folder)
+    return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+
+
 def _load_dataset(
     dataset_name: str, dataset_config: str | None, revision: str | None, data_files: Any, cache_dir: str | None, stream: bool
 ) -> dict[str, Any]:  # fmt: skip
@@ -161,6 +187,8 @@ def _load_dataset(
     quoting = {"quoting": csv.QUOTE_NONE} if _is_tsv(dataset_name, data_files) else {}  # as the task file reads them
     settings = {"data_files": data_files, "cache_dir": cache_dir, "revision": revision, "streaming": stream, **quoting}
     try:
+        if (saved := _saved(dataset_name)) is not None:
+            return {name: part.to_iterable_dataset() if stream else part for name, part in saved.items()}
         return dict(datasets.load_dataset(dataset_name, name=dataset_config, trust_remote_code=False, **settings))
     except Exception as error:
         if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):

@@ -1,7 +1,8 @@
 """Knows what a row and a task are, and checks them; must not know where rows come from, nor any model or tokenizer.
 
-A row is a dict with three non-empty strings - `id`, `prompt` (x) and `target` (y) - and further columns of its task. The id is
-a label and may occur twice, as in some data sets: a row is identified by its place.
+A row is a dict with three non-empty strings - `id`, `prompt` (x) and `target` (y) - and further columns of its task. The prompt
+may also be a conversation: a list of messages with `role` and `content` (docs/data.md). The id is a label and may occur twice,
+as in some data sets: a row is identified by its place.
 """
 
 import hashlib
@@ -11,6 +12,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from rl_warmup.tasks.conversations import flat, is_conversation
 
 Row = dict[str, Any]
 
@@ -32,6 +35,7 @@ class Task:
     splits: dict[str, Any]  # by SPLITS; `train` may be a `stream.Stream`, whose rows are checked when they are read
     metrics: tuple[str, ...]  # names for `rl_warmup.metrics.compute`; the first one is the main metric
     prompt_template: str | None = "{text}"  # for `rl-warmup generate`; None if a prompt has several columns
+    notes: tuple[str, ...] = ()  # sentences about how the rows were read, for the user
 
     def __post_init__(self) -> None:
         if set(self.splits) != set(SPLITS):
@@ -55,6 +59,7 @@ def _check_rows(rows: Sequence[Row], where: str) -> None:
         label = f"{where}, row {number}"
         for key in ("id", "prompt", "target"):
             value = row.get(key)
+            value = flat(value) if key == "prompt" and is_conversation(value) else value
             if not isinstance(value, str) or not value.strip():
                 name = f" (id {row.get('id')!r})" if key != "id" else ""
                 found = "is missing" if key not in row else f"is {value!r}"

@@ -63,6 +63,7 @@ def test_column_map_makes_rows():
     row = ColumnMap("p", None, None, template).row({"p": "x", "completion": "y", "lang": "de"}, 4, "here")
     assert row == {"p": "x", "completion": "y", "lang": "de", "id": "4", "prompt": "x (de)", "target": "y"}
     both = {"p": "x", "completion": "c", "target": "t", "lang": "de", "id": 9}
-    assert ColumnMap("p", None, None, template).row(both, 4, "here")["target"] == "t"
-    assert ColumnMap("p", None, None, template).row(both, 4, "here")["id"] == "9"
+    with pytest.raises(ValueError, match="here: has the columns 'target' and 'completion', which differ"):
+        ColumnMap("p", None, None, template).row(both, 4, "here")
+    assert ColumnMap("p", "target", None, template).row(both, 4, "here")["id"] == "9"
     assert ColumnMap("p", "completion", "lang", template).row(both, 4, "here")["target"] == "c"

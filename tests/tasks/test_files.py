@@ -118,8 +118,8 @@ def test_missing_columns(tmp_path):
 def test_empty_and_wrong_values(tmp_path):
     path = write_jsonl(tmp_path / "r.jsonl", [*RECORDS[:2], {"prompt": "x", "target": ""}])
     assert f"{path}:3: column 'target' is empty" in fault(train=path)
-    chat = write_jsonl(tmp_path / "chat.jsonl", [{"prompt": [{"role": "user", "content": "x"}], "target": "y"}])
-    assert "column 'prompt' holds a list, not text" in fault(train=chat)
+    listed = write_jsonl(tmp_path / "listed.jsonl", [{"prompt": ["x"], "target": "y"}])
+    assert "column 'prompt' holds a list, not text" in fault(train=listed)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rl_warmup.options import OBJECTIVES, TaskOptions, WarmupOptions
 from rl_warmup.runtime.settings import scratch_faults
 from rl_warmup.runtime.values import defaults_of, typed
 from rl_warmup.tasks import Row, load_task
+from rl_warmup.tasks.conversations import flat
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 
 SAMPLED_ROWS = 256
@@ -200,12 +201,12 @@ def _counted(rows: list[Row], folder: Path, words: bool) -> list[list[int]] | No
     if not rows or not (words or file.is_file()):
         return None
     if words:
-        return [[len(row[part].split()) + 1 for row in rows] for part in ("prompt", "target")]
+        return [[len(flat(row[part]).split()) + 1 for row in rows] for part in ("prompt", "target")]
     from tokenizers import Tokenizer
 
     rows, tokenizer = rows[:: max(1, len(rows) // SAMPLED_ROWS)][:SAMPLED_ROWS], Tokenizer.from_file(str(file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    prompts = tokenizer.encode_batch([row["prompt"] for row in rows])
+    prompts = tokenizer.encode_batch([flat(row["prompt"]) for row in rows])
     targets = tokenizer.encode_batch([row["target"] for row in rows], add_special_tokens=False)
     return [[len(x.ids) for x in prompts], [len(y.ids) + 1 for y in targets]]

@@ -24,6 +24,7 @@ from rl_warmup.experiments.report import words
 from rl_warmup.experiments.report.curves import COLOURS, Chart
 from rl_warmup.experiments.report.words import NAMES, Finding
 from rl_warmup.runtime.run_folder import json_line
+from rl_warmup.tasks.conversations import flat
 
 Numbers = dict[tuple[Any, ...], int]  # texts of a row, each kept once -> its number
 LIMIT = 20_000  # predictions in one page; a browser stays quick well beyond 10,000
@@ -190,7 +191,7 @@ def likeness(prediction: str, target: str) -> int:
 
 def _number(rows: Numbers, section: int, row: dict[str, Any]) -> int:
     """The number of a row, which is the next one where its texts are new."""
-    key = (section, *(str(row.get(name, "")) for name in ("id", "prompt", "target")))
+    key = (section, *(str(flat(row.get(name, ""))) for name in ("id", "prompt", "target")))
     return rows.setdefault(key, len(rows))
 
 
