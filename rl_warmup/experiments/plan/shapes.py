@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.runtime.damage import size_fault
 from rl_warmup.runtime.documents import read_json
 
 T5_KINDS = ("t5", "mt5")
@@ -152,6 +153,10 @@ def _scratch(name: str, size: dict[str, Any], words: int | None) -> Shape:
 
 def _from_config(name: str, config: dict[str, Any]) -> Shape:
     """A shape from the mapping in config.json; keys that are left out have transformers' defaults."""
+    if fault := size_fault(config):
+        raise ValueError(
+            f"model_name_or_path: {name}/config.json: {fault}. Give the config.json that belongs to the weights."
+        )
     kind, given = config.get("model_type"), {key: value for key, value in config.items() if value is not None}
     if kind in T5_KINDS:
         mt5 = kind == "mt5"
