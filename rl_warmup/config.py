@@ -66,6 +66,11 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         super().__post_init__()
         if faults := accelerator_faults(self.accelerator_config):  # from a file
             raise ValueError(_report(faults))
+        if self.on_divergence == "stop_before" and getattr(self.save_strategy, "value", self.save_strategy) == "no":
+            raise ValueError(
+                "on_divergence: stop_before ends a run with its last checkpoint, and save_strategy is no. Set save_strategy: "
+                "steps and save_steps, or leave on_divergence out."
+            )
         _try_scheduler(self)
 
     def _read_numbers(self) -> list[str]:

@@ -9,14 +9,18 @@ from torch import Tensor
 
 
 def are_numbers(logits: Tensor) -> Tensor:
-    """Whether the largest logit of every row of (..., V) is finite: () bool, not yet waited for. -inf may forbid single tokens."""
-    return logits.amax(-1).isfinite().all()
+    """Whether each row of (..., V) says something: its largest logit is finite, and not all are the same. () bool, on its device.
+
+    -inf may forbid some tokens. Weights around 1e9 overflow in a norm, whose output is then 0, as are all logits.
+    """
+    low, high = logits.aminmax(dim=-1)
+    return (high.isfinite() & (high > low)).all()
 
 
 def refuse_no_numbers(fine: Tensor | bool, doing: str) -> None:
     """Raises FloatingPointError where `are_numbers` was false, saying what cannot be done."""
     if not fine:
         raise FloatingPointError(
-            f"The model's logits are not finite, so {doing}. Its training diverged (lower learning_rate, or take an earlier "
-            f"checkpoint), its weights are damaged, or float16 overflows (use bf16 or float32)."
+            f"The model's logits are not finite, or all the same, so {doing}. Its training diverged (lower learning_rate, or "
+            f"take an earlier checkpoint), its weights are damaged, or float16 overflows (use bf16 or float32)."
         )

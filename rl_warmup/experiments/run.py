@@ -87,6 +87,7 @@ def _predict(
         "train_seconds": round(trainer.run_folder.train_seconds, 3),
         "switched_at": trainer.schedule.switched_at,
         "gave_up_at": trainer.schedule.gave_up_at,
+        **({} if trainer.diverged_at is None else {"diverged_at": trainer.diverged_at}),
         "model_of_update": trainer.best_at() or trainer.state.global_step,
         "weights": fingerprint(folder),
         "truncation": dict(truncation),

@@ -175,7 +175,7 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     if quantized.is_file():
         kwargs |= _read_quantization(quantized)
     base = read_json(Path(folder, ADAPTER_FILE)).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base.strip():
+    if not isinstance(base, str) or not base.strip() or (Path(base).is_dir() and Path(base).samefile(folder)):
         raise ValueError(
             f"model_name_or_path: the adapter in {folder} names no base model, but {base!r}, so it cannot be loaded. Write the "
             f"base's folder or hub name as base_model_name_or_path into {Path(folder, ADAPTER_FILE)}."

@@ -98,8 +98,9 @@ def _decoder_start(model: Any, rows: int) -> int | None:
     if start is None and not model.config.is_encoder_decoder:
         return None
     if type(start) is not int or not 0 <= start < rows:
+        name = model.name_or_path or type(model).__name__
         raise ValueError(
-            f"decoder_start_token_id: is {start!r} in the config.json of {model.name_or_path or type(model).__name__}, not a token "
+            f"decoder_start_token_id: is {start!r} in the config.json of {name}, not a token "
             f"below the model's {rows} embedding rows. Set it to the token before every text of the decoder (of a T5: 0)."
         )
     return start
