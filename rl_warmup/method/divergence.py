@@ -49,11 +49,11 @@ class DivergenceTrainer(ResumableTrainer):
         )
         return False
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         """Extends: the loss of the update, and after the last update what the model gives the rows that it has just seen."""
         if self._maximum(int(self.update.fault is not None)):
             raise Diverged(self.update.fault or "The loss of another process is not a number any more.")
-        super()._check_weights()
+        super().check_weights()
         if self.update.shown is not None:
             self._scored = self.update.shown[0]
         if self.state.global_step >= self.state.max_steps and not self._is_sound():

@@ -34,6 +34,7 @@ WEIGHT_FILES = (
     "model*.safetensors",
     "pytorch_model*.bin",
 )
+UNSAID = ("generation_config.json", "tokenizer_config.json")
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -95,11 +96,11 @@ def _stored(name: str, files: tuple[str, ...], revision: str | None) -> list[str
 
 
 def check_config(name: str, revision: str | None = None) -> None:
-    """Raises ValueError for a size in config.json that no model can have, or for a damaged generation_config.json."""
+    """Raises ValueError for a size in config.json that no model can have, and for damaged files that count as missing."""
     for path in _stored(name, CONFIG_FILES, revision):
         if fault := size_fault(read_json(path)):
             raise ValueError(f"model_name_or_path: {path}: {fault}. Give the config.json that belongs to the weights.")
-    if found := first_damaged(_stored(name, ("generation_config.json",), revision)):
+    if found := first_damaged(_stored(name, UNSAID, revision)):
         raise ValueError(f"model_name_or_path: {found}")
 
 

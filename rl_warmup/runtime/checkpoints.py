@@ -154,31 +154,29 @@ def contents(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def require(checkpoint: Path) -> dict[str, Any]:
-    """`contents` of a checkpoint to resume from. Raises ValueError: it is incomplete or damaged, or holds the model alone."""
+    """`contents` of a checkpoint to resume from. Raises ValueError: it is incomplete, or holds the model alone."""
     inside = contents(checkpoint)
     if inside is None or not inside.get("resumable"):
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} is no complete checkpoint (its {CONTENTS} is missing, does not fit the "
             f"files, or shows that save_only_model was on). `--resume_from_checkpoint auto` takes the newest complete one."
         )
-    if fault := _damaged(checkpoint, inside):
-        raise ValueError(f"resume_from_checkpoint: {fault}")
     return inside
 
 
-def _damaged(checkpoint: Path, inside: Mapping[str, Any]) -> str | None:
-    """A sentence about the first file of a checkpoint that cannot be read, or holds a value of another kind, or None."""
-    remedy = spare(checkpoint)
+def refuse_damaged(checkpoint: Path) -> None:
+    """Raises ValueError for a file of a checkpoint that cannot be read, or holds a value of another kind; names the first."""
+    inside, remedy = require(checkpoint), spare(checkpoint)
     read = (name for name in inside["files"] if not any(fnmatch(name, unread) for unread in UNREAD))
     if found := first_damaged((checkpoint / name for name in read), remedy):
-        return found
+        raise ValueError(f"resume_from_checkpoint: {found}")
     state = read_json(checkpoint / STATE) if (checkpoint / STATE).is_file() else {}
     needed = NEEDED | ({"rows"} if "settings" in inside else set())
     for name, values, kinds in ((CONTENTS, inside, KINDS), (STATE, state, STATE_KINDS)):
         for key, kind in kinds.items():
             if (key in values or key in needed) and not isinstance(values.get(key), kind):
-                return f"{checkpoint / name}: {key} is {values.get(key)!r:.80}, as the run did not write it. {remedy}"
-    return None
+                what = f"{key} is {values.get(key)!r:.80}, which no run writes"
+                raise ValueError(f"resume_from_checkpoint: {checkpoint / name}: {what}. {remedy}")
 
 
 def spare(checkpoint: Path) -> str:

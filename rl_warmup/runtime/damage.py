@@ -69,7 +69,8 @@ def _json_damage(path: Path) -> str | None:
         found = parse_json(path.read_bytes())
     except Unreadable as error:
         return f"{error}{f' in line {error.line}' if error.line else ''}"
-    return None if isinstance(found, dict) else f"holds a JSON {type(found).__name__}, no JSON object"
+    kind = "null" if found is None else f"a {type(found).__name__}"
+    return None if isinstance(found, dict) else f"is JSON, but {kind} and no object"
 
 
 def _safetensors_damage(path: Path, size: int) -> str | None:

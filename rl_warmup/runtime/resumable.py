@@ -112,6 +112,7 @@ class ResumableTrainer(Trainer):
             return
         checkpoint, self.changed_makers = self.checkpoint(asked), None
         if checkpoint is not None:
+            checkpoints.refuse_damaged(checkpoint)
             self.changed_makers = checkpoints.refuse_other_makers(checkpoint, self._makers())
         with ExitStack() as held:
             self.described = self.describe()
@@ -184,11 +185,11 @@ class ResumableTrainer(Trainer):
         return batches
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self._check_weights()
+        self.check_weights()
         self.watchdog.rest()  # the others wait while one process writes or evaluates
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         """Raises Diverged if an update left weights that are not finite."""
         trained = (weight.detach() for weight in self.model.parameters() if weight.requires_grad)
         here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
@@ -269,6 +270,10 @@ class ResumableTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with checkpoints.readable(resume_from_checkpoint, "the model"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with checkpoints.readable(self.state.best_model_checkpoint, "the model"):
+            super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with checkpoints.readable(checkpoint, "optimizer or scheduler"):

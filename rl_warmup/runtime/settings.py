@@ -145,7 +145,7 @@ OPTIMIZERS: tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...] = (
 )
 
 SEED, SHARE, EMPTY = Range(0, 2**32 - 1), Range(0, 1), ", or empty"
-COUNT, AMOUNT = Range(1), Range(0, 1e38)  # float32 goes that far
+COUNT, AMOUNT = Range(1), Range(0, math.inf)
 WEIGHT, SCALE = (
     Range(0, 1e6),
     Range(1e-4, 1e6),
@@ -161,7 +161,7 @@ RANGES: dict[str, Range] = {
     "readiness": Range(-1e9, 0, below=True, also=" (nats per token)"),
     "max_prompt_length": Range(2, 1e7, also=", or empty for no limit"),
     "max_target_length": Range(2, 1e7, also=", or empty for no limit"),
-    "hang_timeout": Range(0, 1e9, True, also=", or empty to wait for ever"), "log_warmups": Range(0, 1e6),
+    "hang_timeout": Range(0, math.inf, True, also=", or empty to wait for ever"), "log_warmups": Range(0, 1e6),
     # TrainingArguments
     "per_device_train_batch_size": BATCH, "per_device_eval_batch_size": BATCH, "gradient_accumulation_steps": BATCH,
     "num_train_epochs": Range(0, 1e9, True), "max_steps": Range(1, also=", or -1 for num_train_epochs"),
