@@ -74,8 +74,12 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         super().__post_init__()
         if faults := accelerator_faults(self.accelerator_config):  # from a file
             raise ValueError(_report(faults))
-        if self.lr_scheduler_kwargs:
-            _try_scheduler(self)
+        if self.on_divergence == "stop_before" and getattr(self.save_strategy, "value", self.save_strategy) == "no":
+            raise ValueError(
+                "on_divergence: stop_before ends a run with its last checkpoint, and save_strategy is no. Set save_strategy: "
+                "steps and save_steps, or leave on_divergence out."
+            )
+        _try_scheduler(self)
 
     def _read_numbers(self) -> list[str]:
         """Convert and check numbers; returns faults. A faulty number gets its default, so that checking can continue."""
@@ -282,7 +286,7 @@ def _try_scheduler(config: WarmupConfig) -> None:
     kind = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     try:
-        get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs))
+        get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}))
     except Exception as error:
         given = shown(config.lr_scheduler_kwargs)
         raise ValueError(f"lr_scheduler_kwargs: {given} does not fit lr_scheduler_type {kind} ({error}).") from None

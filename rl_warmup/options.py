@@ -129,6 +129,12 @@ class WarmupOptions:
     # housekeeping
     overwrite: bool = _option(False, "Let a new run remove an earlier run in its output_dir.")
     guard: str = _option("warn", "What to do when warmups collapse.", GUARDS)
+    on_divergence: str = _option(
+        "raise",
+        "When the loss or the weights are no numbers any more: raise ends the run with an error, stop_before with the weights of "
+        "its last sound checkpoint, which are then evaluated.",
+        ("raise", "stop_before"),
+    )
     disable_dropout: bool = _option(True, "Set every dropout to 0, as sampled warmups are scored again.")
     num_eval_warmups: int = _option(4, "Warmups per prompt for the validation bound on log P(y|x).")
     hang_timeout: float | None = _option(

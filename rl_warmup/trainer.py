@@ -6,7 +6,6 @@ Read `engine/plain.py` first; then `method/rollout.py` (which rows, which weight
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -272,15 +271,11 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         self, batch: WarmupBatch, trained: WarmupBatch, scores: Scores, weights: RowWeights, judged: RewardScores,
         losses: tuple[Tensor, Tensor],
     ) -> None:  # fmt: skip
-        """Tell schedule, log and run folder about a micro-batch; stop at a loss that is no number."""
+        """Tell schedule, log and run folder about a micro-batch, unless its loss is no number."""
         policy_loss, target_loss = (part.item() for part in losses)
         groups, cold_start = batch.num_prompts * batch.group_size, self.schedule.in_cold_start
-        if not math.isfinite(policy_loss + target_loss):
-            raise FloatingPointError(
-                f"The loss is not a number any more at update {self.state.global_step + 1} (policy {policy_loss}, target "
-                f"{target_loss}). Checkpoints saved before it are intact. Lower learning_rate or max_grad_norm, use bf16 or "
-                f"float32, or look at the rewards."
-            )
+        if not self.is_number(policy_loss, target_loss):
+            return
         if cold_start and groups and not self.schedule.reading:
             chosen = weights.posterior.flatten()
             logprob, actions = scores.warmup_logprob[:groups], scores.warmup_tokens[:groups]

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rl_warmup.batch import Scores, Warmup, WarmupBatch
+from rl_warmup.engine.finite import are_numbers, refuse_no_numbers
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
 from rl_warmup.models.layouts.splice import batch_of_groups
@@ -129,6 +130,7 @@ class _Constrained(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.size(1) - self.start
+        refuse_no_numbers(are_numbers(scores), "no warmup can be sampled")
         allowed = self.constraints.restrict(scores, torch.full((len(scores),), step, device=scores.device))
         return allowed if self.draws is None else only_drawn(allowed, self.draws[:, step])
 

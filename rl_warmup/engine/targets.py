@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from rl_warmup.batch import Warmup
+from rl_warmup.engine.finite import are_numbers, refuse_no_numbers
 from rl_warmup.engine.plain import constrained_generate, only, only_drawn, read_warmup
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
@@ -44,6 +45,9 @@ def generate_targets(
         forced: warmups to use instead of the policy's own, one per prompt ([] is the empty warmup).
         draws: (B, constraints.max_length) float64 in [0, 1) that select the warmups' tokens; None takes the likeliest ones.
         sample_target: sample the target too.
+
+    Raises:
+        FloatingPointError: the model's logits are not finite.
     """
     start, eos_id = layout.written_from(max(map(len, prompts))), layout.tokens.eos_id
     processor = _WarmupThenTarget(constraints, start, forced, draws, sample_target)
@@ -52,6 +56,7 @@ def generate_targets(
         model, layout, prompts, processor, max_new_tokens=longest + 1 + max_target_length, do_sample=False,
         eos_token_id=eos_id,
     )  # fmt: skip
+    refuse_no_numbers(processor.fine, "it can write nothing")
     given: Sequence[list[int] | None] = [None] * len(prompts) if forced is None else forced
     rows = zip(out[:, start:].tolist(), given, strict=True)
     both = []
@@ -71,8 +76,10 @@ class _WarmupThenTarget(LogitsProcessor):
     forced: Sequence[list[int]] | None
     draws: Tensor | None
     sample_target: bool
+    fine: Tensor | bool = True  # whether all logits so far were numbers
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.fine = are_numbers(scores) & self.fine
         written = input_ids[:, self.start :]
         target = scores.float()
         if self.sample_target:

@@ -18,7 +18,7 @@ from rl_warmup.inference.rehearsal import rehearse
 from rl_warmup.metrics import signatures
 from rl_warmup.models.loading import load_model
 from rl_warmup.runtime import compat
-from rl_warmup.runtime.checkpoints import disk_faults, newest, require
+from rl_warmup.runtime.checkpoints import disk_faults, newest, refuse_damaged
 from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.launched import refuse_quantized
 from rl_warmup.runtime.ownership import RESULT, fingerprint, reading, refuse_folder, sources
@@ -77,6 +77,7 @@ def _predict(recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Eva
         "train_seconds": round(trainer.run_folder.train_seconds, 3),
         "switched_at": trainer.schedule.switched_at,
         "gave_up_at": trainer.schedule.gave_up_at,
+        **({} if trainer.diverged_at is None else {"diverged_at": trainer.diverged_at}),
         "model_of_update": trainer.best_at() or trainer.state.global_step,
         "weights": fingerprint(folder),
         "truncation": dict(truncation),
@@ -169,7 +170,7 @@ def _early(recipe: Recipe, folder: Path) -> str | bool | None:
     resume = True if asked in (True, "auto", "true") else str(asked) if asked else None
     checkpoint = newest(folder) if resume is True else Path(resume) if resume else None
     if checkpoint is not None:
-        require(checkpoint)
+        refuse_damaged(checkpoint)
     if recipe.config.process_index == 0:  # others of this launch may come after it has begun to write
         with reading(folder, "output_dir"):
             pass

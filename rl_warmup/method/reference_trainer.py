@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers.trainer_utils import SaveStrategy
 
 from rl_warmup.batch import Warmup
+from rl_warmup.method.divergence import DivergenceTrainer
 from rl_warmup.method.drawing import Drawing, weights_hash
 from rl_warmup.method.proposals import COLUMNS, OTHER_REFERENCE, REFERENCE
 from rl_warmup.method.reference import FILE, StartingPolicy, reference_warmups
@@ -30,11 +31,10 @@ from rl_warmup.models.inference_settings import read_layout
 from rl_warmup.models.layouts import Layout
 from rl_warmup.models.tokens import THINKING_ENDS
 from rl_warmup.plugins import code_hashes
-from rl_warmup.runtime.resumable import ResumableTrainer
 from rl_warmup.runtime.run_folder import RunFolder, clock
 
 
-class ReferenceTrainer(ResumableTrainer):
+class ReferenceTrainer(DivergenceTrainer):
     """Samples the starting policy before the first update, keeps it for the KL, and ends with the best model.
 
     `WarmupTrainer` sets the attributes declared here, and calls `keep_start` when it has its model.

@@ -18,6 +18,7 @@ from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.positions import Positions
 from rl_warmup.models.tokens import LayoutTokens
 from rl_warmup.runtime.documents import read_json
+from rl_warmup.runtime.settings import RANGES
 
 LAYOUT_FILE = "warmup_layout.json"
 CONSTRAINTS = ("temperature", "top_p", "min_length", "max_length")
@@ -31,6 +32,10 @@ KINDS: dict[str, tuple[type, ...]] = {  # key of the file -> what it may hold
     "max_target_length": (int,), "prompt_truncation": (str,), "prompt_template": (str, type(None)), "chat": (bool,),
     "chat_template": (str, type(None)), "system": (str, type(None)), "chat_template_kwargs": (dict,),
 }  # fmt: skip
+EXAMPLE = (
+    '{"separator": "<extra_id_0>", "separator_id": 4, "law": {"temperature": 1.0, "top_p": 1.0, "min_length": 1, "max_length": '
+    '32}, "inference": "policy", "max_prompt_length": 512, "max_target_length": 128}'
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ def read_layout(folder: str | Path) -> dict[str, Any]:
     fault = next(filter(None, (_fault(found, name) for name in KINDS)), None)
     if fault is not None:
         raise ValueError(
-            f"{path}: {fault}. A folder of an earlier version has to be completed by hand, with the values of its recipe."
+            f"{path}: {fault}. Copy the file again from the run or one of its checkpoints; where there is none, write what the "
+            f"run's recipe.yaml says, such as {EXAMPLE}."
         )
     return found
 
@@ -179,4 +185,6 @@ def _fault(found: dict[str, Any], name: str) -> str | None:
 def _are_valid(temperature: float, top_p: float, min_length: int, max_length: int) -> bool:
     whole = isinstance(min_length, int) and isinstance(max_length, int)
     lengths = whole and 0 <= min_length <= max_length and max_length > 0
-    return lengths and 0 < temperature < float("inf") and 0 < top_p <= 1
+    return lengths and all(
+        RANGES[name].fault(value) is None for name, value in [("temperature", temperature), ("top_p", top_p)]
+    )

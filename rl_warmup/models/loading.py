@@ -15,7 +15,19 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
-from rl_warmup.models.pretrained import check_adapter, check_kind, load_tokenizer, load_weights
+from rl_warmup.models.pretrained import (
+    ADAPTER_FILES,
+    CONFIG_FILES,
+    WEIGHT_FILES,
+    adapter_fault,
+    check_adapter,
+    check_config,
+    check_finite,
+    check_kind,
+    explained,
+    load_tokenizer,
+    load_weights,
+)
 from rl_warmup.models.starts import PREFIX, resolve
 from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
 from rl_warmup.models.weight_files import check_head, check_numbers
@@ -24,6 +36,7 @@ from rl_warmup.runtime.sharing import is_main, whole_on_every_process
 
 ADAPTER_FILE = "adapter_config.json"
 QUANTIZED_FILE = "quantization.json"  # beside an adapter whose base model was quantized while it was trained
+ATTENTION = ("eager", "sdpa", FLASH := "flash_attention_2")
 SCRATCH = {"scratch-t5": "t5", "scratch-llama": "llama"}
 NO_FP16 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
@@ -51,15 +64,11 @@ def load_model(
             the output head is not the checkpoint's.
     """
     kwargs = {"dtype": "float32", **kwargs}
+    check_attention(kwargs.get("attn_implementation"))
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
         tokenizer = build_tokenizer(texts(), size, encoder_decoder=SCRATCH[name] == "t5")
         return _converted(build_model(SCRATCH[name], tokenizer, size, seed), name, kwargs), tokenizer
-    if "/" in str(kwargs.get("attn_implementation")):
-        raise ValueError(
-            f"attn_implementation: {kwargs['attn_implementation']!r} is code on the hub, which is never run. Use eager, sdpa or "
-            f"flash_attention_2."
-        )
     if name.startswith(PREFIX):
         name = resolve(name)
     if kwargs.get("revision") not in (None, "main") and Path(name).is_dir():
@@ -68,25 +77,28 @@ def load_model(
         )
     if Path(name, ADAPTER_FILE).is_file():
         return _load_adapted(name, texts, **kwargs)
-    try:
-        config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"), trust_remote_code=False)
-        tokenizer = load_tokenizer(name, kwargs.get("revision"))
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    revision = kwargs.get("revision")
+    with explained(name, CONFIG_FILES, revision):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        check_config(name, revision)
         check_kind(config, name)
-        with whole_on_every_process():
-            model = load_weights(auto, name, **kwargs)
-    except (OSError, ValueError) as error:
-        if str(error).startswith("model_name_or_path:"):
-            raise
-        looks_local = Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
-        what = f"{name!r} is no folder" if looks_local and not Path(name).is_dir() else f"{name!r} could not be loaded"
-        if "custom code" in str(error):
-            what += ", as it needs code of its own, which is never run"
-        hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5 or scratch-llama"
-        raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
-    check_numbers(model, name, kwargs.get("revision"))
-    check_head(model, name, kwargs.get("revision"))
+        tokenizer = load_tokenizer(name, revision)
+    with explained(name, WEIGHT_FILES, revision), whole_on_every_process():
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = load_weights(auto, name, **kwargs)
+    check_finite(model, name)
+    check_numbers(model, name, revision)
+    check_head(model, name, revision)
     return model, tokenizer
+
+
+def check_attention(name: Any) -> None:
+    """Raises ValueError for an attention that is unknown, is not installed, is code on the hub, or compiles for minutes."""
+    if name is not None and name not in ATTENTION:
+        why = "is code on the hub, which is never run" if "/" in str(name) else "cannot be used"
+        raise ValueError(f"attn_implementation: {name!r} {why}. Use {', '.join(ATTENTION[:-1])} or {ATTENTION[-1]}.")
+    if name == FLASH and importlib.util.find_spec("flash_attn") is None:
+        raise ValueError(f"attn_implementation: {name} needs the package flash_attn, which is not installed. Use sdpa.")
 
 
 def with_dtype(model: Any, dtype: Any) -> tuple[Any, Any]:
@@ -168,6 +180,12 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
             f"model_name_or_path: the adapter in {folder} names no base model, but {base!r}, so it cannot be loaded. Write the "
             f"base's folder or hub name as base_model_name_or_path into {Path(folder, ADAPTER_FILE)}."
         )
+    _base_of(folder)  # refuses a circle
+    if not any(Path(folder, file).exists() for file in ADAPTER_FILES[1:]):
+        raise ValueError(
+            f"model_name_or_path: {folder} holds no {' or '.join(ADAPTER_FILES[1:])}, which are the weights of its adapter. Copy "
+            f"them beside {ADAPTER_FILE}."
+        )
     try:
         model, _ = load_model(base, texts, **kwargs)
     except ValueError as error:
@@ -182,12 +200,15 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     shared = shared_weights(model)
     try:
         adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
-    except (RuntimeError, TypeError) as error:
-        why = " ".join(str(error).split())[:300]
+    except Exception as error:  # peft raises every kind, by the setting
+        if found := adapter_fault(folder):
+            raise ValueError(f"model_name_or_path: {found}") from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
             f"model_name_or_path: the adapter in {folder} does not fit its {ADAPTER_FILE} or its base model {base!r} ({why}). "
             f"Give the files as they were saved together."
         ) from error
+    check_finite(adapted, folder)
     _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
     check_adapter(folder, adapted)
     if quantized.is_file():  # merging would round the adapter with the base model
@@ -198,9 +219,19 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
 
 
 def _base_of(name: str) -> str:
-    """The folder or hub name of an adapter's base model, also through several adapters; other names are returned unchanged."""
+    """The folder or hub name of an adapter's base model, also through several adapters; other names are returned unchanged.
+
+    Raises ValueError: an adapter is its own base model.
+    """
+    seen: list[Path] = []
     while Path(name, ADAPTER_FILE).is_file():
-        name = read_json(Path(name, ADAPTER_FILE))["base_model_name_or_path"]
+        if Path(name).resolve() in seen:
+            raise ValueError(
+                f"model_name_or_path: the adapter in {name} is its own base model, by base_model_name_or_path in {ADAPTER_FILE}. "
+                f"Write the folder or hub name of the model there that it was trained on."
+            )
+        seen.append(Path(name).resolve())
+        name = str(read_json(Path(name, ADAPTER_FILE)).get("base_model_name_or_path"))
     return name
 
 

@@ -5,6 +5,8 @@ Knows: configs. Must not know: tokenizers, training. T5 and its relatives use re
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +31,14 @@ class Positions:
 
     @classmethod
     def of(cls, model: Any, max_warmup_length: int, writes_warmups: bool = True, max_written: int = 0) -> Positions:
-        """The limits of a network from its config; without warmups no room is needed for them. `max_written`: as `written`."""
+        """The limits of a network from its config; without warmups no room is needed for them. `max_written`: as `written`.
+
+        Raises ValueError: memory cannot hold the distances of so long a warmup.
+        """
         max_warmup_length = max_warmup_length if writes_warmups else 0
         config = model.config
         if config.model_type in RELATIVE:
+            _check_distances(max_warmup_length, getattr(config, "num_heads", 1))
             return cls(None, None, max_warmup_length)
         both = bool(config.is_encoder_decoder)
         encoder = _limit(config.get_text_config(encoder=True))[0] if both else None
@@ -66,6 +72,16 @@ class Positions:
                 f"and the model has {self.sequence} ({self.name}). Lower max_warmup_length, or limit such rows by "
                 f"max_prompt_length, max_target_length and the truncation policies."
             )
+
+
+def _check_distances(warmup: int, heads: int) -> None:
+    """Raises ValueError if the relative positions of a warmup would take more than a quarter of this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (needed := 4 * heads * warmup**2) > memory / 4:
+        raise ValueError(
+            f"max_warmup_length: {warmup} x {warmup} distances x {heads} heads x 4 bytes are {needed / 1e9:,.0f} GB, and this "
+            f"machine has {memory / 1e9:,.0f} GB. Lower it to {math.isqrt(memory // (16 * heads))} at most."
+        )
 
 
 def _limit(config: Any) -> tuple[int | None, str]:

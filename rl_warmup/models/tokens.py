@@ -60,6 +60,7 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
         tokenizer.pad_token = tokenizer.eos_token
     rows = model.get_input_embeddings().weight.size(0)
     check_vocabulary(tokenizer, rows)
+    start = _decoder_start(model, rows)
     vocabulary = tokenizer.get_vocab()
     reserved = next((token for token in RESERVED if token in vocabulary), None)
     own = getattr(tokenizer, "sep_token", None)
@@ -72,7 +73,6 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
     banned[len(tokenizer) :] = True  # embedding rows without a token (T5 has 28 of them)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     never = special | set(tokenizer.all_special_ids) | {tokenizer.pad_token_id, tokenizer.eos_token_id}
-    start = getattr(model.config, "decoder_start_token_id", None)
     never |= {start} if start is not None else set()
     banned[[i for i in never if i < rows]] = True
     banned[separator_id] = False
@@ -91,6 +91,20 @@ def end_by_separator(model: Any, tokens: LayoutTokens) -> None:
         weight[tokens.separator_id] = weight[tokens.eos_id]
     if getattr(head, "bias", None) is not None:
         head.bias[tokens.separator_id] = head.bias[tokens.eos_id]
+
+
+def _decoder_start(model: Any, rows: int) -> int | None:
+    """The token before a decoder's first one, which an encoder-decoder must have. Raises ValueError: it is no row of `rows`."""
+    start = getattr(model.config, "decoder_start_token_id", None)
+    if start is None and not model.config.is_encoder_decoder:
+        return None
+    if type(start) is not int or not 0 <= start < rows:
+        name = model.name_or_path or type(model).__name__
+        raise ValueError(
+            f"decoder_start_token_id: is {start!r} in the config.json of {name}, not a token "
+            f"below the model's {rows} embedding rows. Set it to the token before every text of the decoder (of a T5: 0)."
+        )
+    return start
 
 
 def _added_token(model: Any, tokenizer: Any, rows: int) -> str:

@@ -17,14 +17,31 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.runtime.damage import first_damaged
 from rl_warmup.runtime.documents import read_json
 
 UNFINISHED = "unfinished"
 CONTENTS = "checkpoint.json"
 PREFIX = "checkpoint-"
+STATE = "trainer_state.json"
+NUMBER, NONE = (int, float), type(None)
+# key -> what it holds
+KINDS: dict[str, Any] = {
+    "step": int, "resumable": bool, "processes": int, "sharding": str, "rows_per_update": int, "files": dict, "settings": dict,
+    "rows": dict,
+}  # fmt: skip
+STATE_KINDS: dict[str, Any] = {
+    "global_step": int, "max_steps": int, "epoch": (*NUMBER, NONE), "num_train_epochs": NUMBER, "total_flos": NUMBER,
+    "train_batch_size": (int, NONE), "save_steps": (*NUMBER, NONE), "eval_steps": (*NUMBER, NONE),
+    "logging_steps": (*NUMBER, NONE), "log_history": list, "stateful_callbacks": (dict, NONE), "best_metric": (*NUMBER, NONE),
+    "best_global_step": (int, NONE), "best_model_checkpoint": (str, NONE),
+}  # fmt: skip
+NEEDED = {"step", "processes", "sharding", "rows_per_update", "global_step", "max_steps"}
+UNREAD = ("training_args.bin", "tokenizer*.json", "special_tokens_map.json", "generation_config.json")  # by a resume
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 # torch and safetensors give no error number for a full disk
 DISK_WORDS = ("No space left", "PytorchStreamWriter failed", "file write failed", "unexpected pos", "Disk quota")
@@ -42,7 +59,7 @@ FREE = {
     "ddp_static_graph", "ddp_backend", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "use_cpu",
     "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps", "hang_timeout",
-    "full_determinism", "attn_implementation", "scoring", "sampling",
+    "full_determinism", "on_divergence", "attn_implementation", "scoring", "sampling",
     "metrics", "controls", "predict_split",
 }  # fmt: skip
 # ... its validation, unless that selects the final model, its length, and the names of its rows ...
@@ -131,7 +148,7 @@ def contents(checkpoint: Path) -> dict[str, Any] | None:
     try:
         found = read_json(checkpoint / CONTENTS)
         whole = all((checkpoint / name).stat().st_size == size for name, size in found["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
     return found if whole else None
 
@@ -139,7 +156,7 @@ def contents(checkpoint: Path) -> dict[str, Any] | None:
 def require(checkpoint: Path) -> dict[str, Any]:
     """`contents` of a checkpoint to resume from. Raises ValueError: it is incomplete, or holds the model alone."""
     inside = contents(checkpoint)
-    if inside is None or not inside["resumable"]:
+    if inside is None or not inside.get("resumable"):
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} is no complete checkpoint (its {CONTENTS} is missing, does not fit the "
             f"files, or shows that save_only_model was on). `--resume_from_checkpoint auto` takes the newest complete one."
@@ -147,11 +164,52 @@ def require(checkpoint: Path) -> dict[str, Any]:
     return inside
 
 
+def refuse_damaged(checkpoint: Path) -> None:
+    """Raises ValueError for a file of a checkpoint that cannot be read, or holds a value of another kind; names the first."""
+    inside, remedy = require(checkpoint), spare(checkpoint)
+    read = (name for name in inside["files"] if not any(fnmatch(name, unread) for unread in UNREAD))
+    if found := first_damaged((checkpoint / name for name in read), remedy):
+        raise ValueError(f"resume_from_checkpoint: {found}")
+    state = read_json(checkpoint / STATE) if (checkpoint / STATE).is_file() else {}
+    needed = NEEDED | ({"rows"} if "settings" in inside else set())
+    for name, values, kinds in ((CONTENTS, inside, KINDS), (STATE, state, STATE_KINDS)):
+        for key, kind in kinds.items():
+            if (key in values or key in needed) and not isinstance(values.get(key), kind):
+                what = f"{key} is {values.get(key)!r:.80}, which no run writes"
+                raise ValueError(f"resume_from_checkpoint: {checkpoint / name}: {what}. {remedy}")
+
+
+def spare(checkpoint: Path) -> str:
+    """What to do when a checkpoint cannot be used."""
+    found = [path for path in checkpoint.parent.glob(f"{PREFIX}*") if path != checkpoint and contents(path)]
+    if earlier := max(filter(_is_named, found), key=step_of, default=None):
+        return f"Remove {checkpoint}, and `auto` takes {earlier}; or give that one, and another output_dir."
+    return f"Remove {checkpoint}, and begin anew."
+
+
+@contextmanager
+def readable(checkpoint: str | Path | None, what: str) -> Iterator[None]:
+    """Raises ValueError for whatever a library raises while it reads a part of a checkpoint; names both, and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        if checkpoint is None or getattr(error, "errno", None) in DISK_ERRORS:
+            raise
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200].rstrip(".: ")
+        raise ValueError(
+            f"resume_from_checkpoint: {what} of {checkpoint} cannot be read ({why}). {spare(Path(checkpoint))}"
+        ) from error
+
+
+def _is_named(checkpoint: Path) -> bool:
+    return checkpoint.name.removeprefix(PREFIX).isdigit()
+
+
 def whole_checkpoints(run: Path, resumable: bool = True) -> list[Path]:
     """The complete checkpoints of a run, oldest first; if not `resumable`, also those that hold the model alone."""
-    found = [path for path in run.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    found = filter(_is_named, run.glob(f"{PREFIX}*"))
     known = {path: contents(path) for path in sorted(found, key=step_of)}
-    return [path for path, inside in known.items() if inside and (inside["resumable"] or not resumable)]
+    return [path for path, inside in known.items() if inside and (inside.get("resumable") or not resumable)]
 
 
 def newest(run: Path) -> Path | None:

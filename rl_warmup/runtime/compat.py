@@ -25,6 +25,9 @@ TRAINER: dict[str, tuple[str, ...]] = {
     "_get_output_dir": ("trial",),  # checkpoints are written aside, and renamed when they are whole
     "_init_training_state": (),  # restores the path of the best checkpoint, which may have moved
     "_issue_warnings_after_load": ("load_result",),  # calls tied weights missing
+    "_load_best_model": (),  # loads the weights of any checkpoint, by engine
+    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),  # raises all kinds of errors for damaged files
+    "_load_optimizer_and_scheduler": ("checkpoint",),  # the same
     "_load_rng_state": ("checkpoint",),  # other processes than those that saved need new random streams
     "_maybe_log_save_evaluate": (),  # the last moment before weights are saved
     "_prepare_inputs": ("inputs",),  # the first moment after the random state is restored

@@ -44,6 +44,7 @@ BEFORE = (
 )  # fmt: skip
 OWN = (
     *MARKS, *BEFORE, *EVALUATED, *MODEL, "metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl", "resumes.jsonl",
+    "diverged.jsonl",
     "reference_warmups.jsonl.*", "flags.json", "trainer_state.json", "all_results.json", "train_results.json",
     "eval_results.json", "predict_results.json", "events.out.tfevents.*", "runs/*/events.out.tfevents.*",
     "runs/*/*/events.out.tfevents.*", *(f"checkpoint-*/{name}" for name in (*MODEL, *STATE)),

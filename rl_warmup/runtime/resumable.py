@@ -23,6 +23,10 @@ from rl_warmup.runtime.documents import parse_json
 from rl_warmup.runtime.interruptions import Interruption, Watchdog
 
 
+class Diverged(FloatingPointError):
+    """The model is beyond repair. All processes raise it at the same place."""
+
+
 class ResumableTrainer(Trainer):
     """Trainer with atomic checkpoints that refuses changed settings on resume and ends on a signal or when it hangs."""
 
@@ -108,6 +112,7 @@ class ResumableTrainer(Trainer):
             return
         checkpoint, self.changed_makers = self.checkpoint(asked), None
         if checkpoint is not None:
+            checkpoints.refuse_damaged(checkpoint)
             self.changed_makers = checkpoints.refuse_other_makers(checkpoint, self._makers())
         with ExitStack() as held:
             self.described = self.describe()
@@ -180,19 +185,19 @@ class ResumableTrainer(Trainer):
         return batches
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self._check_weights()
+        self.check_weights()
         self.watchdog.rest()  # the others wait while one process writes or evaluates
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _check_weights(self) -> None:
-        """Raises FloatingPointError if an update left weights that are not finite."""
+    def check_weights(self) -> None:
+        """Raises Diverged if an update left weights that are not finite."""
         trained = (weight.detach() for weight in self.model.parameters() if weight.requires_grad)
         here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
         # a sum is finite where all its terms are, and costs a fifth of a check of each
         sums = [weight.sum(dtype=torch.float32).to(self.args.device) for weight in here]
         finite = torch.stack(sums).isfinite().all()
         if self._maximum(int(not finite)):
-            raise FloatingPointError(
+            raise Diverged(
                 f"The weights are not finite any more after update {self.state.global_step}. Earlier checkpoints are intact. "
                 f"Lower learning_rate or max_grad_norm, or use bf16 or float32."
             )
@@ -245,7 +250,8 @@ class ResumableTrainer(Trainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Extends Trainer's: looks for the best checkpoint beside the resumed one, as the folder may have moved."""
-        found = super()._init_training_state(*args, **kwargs)
+        with checkpoints.readable(self.resumed_from, TRAINER_STATE_NAME):
+            found = super()._init_training_state(*args, **kwargs)
         state, best, message = self.state, None, None
         if self.resumed_from is not None and state.best_global_step:
             best = checkpoints.beside(self.resumed_from, state.best_global_step)
@@ -261,8 +267,21 @@ class ResumableTrainer(Trainer):
             tqdm.write(message)
         return found
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with checkpoints.readable(resume_from_checkpoint, "the model"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with checkpoints.readable(self.state.best_model_checkpoint, "the model"):
+            super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.readable(checkpoint, "optimizer or scheduler"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
+        with checkpoints.readable(checkpoint, "the random state (rng_state*.pth)"):
+            super()._load_rng_state(checkpoint)
         if checkpoint and self.changed_makers:
             # otherwise the random streams of the run's beginning would repeat
             set_seed(self.args.seed + 7919 * self.state.global_step, device_specific=True)

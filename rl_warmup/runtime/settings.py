@@ -28,7 +28,7 @@ class Range(NamedTuple):
         low = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
         high = f"below {self.high:g}" if self.below else f"at most {self.high:g}"
         if self.high == 1:
-            words = f"{low} and {high}" if self.above or self.below else "between 0 and 1"
+            words = f"{low} and {high}" if self.low or self.above or self.below else "between 0 and 1"
         else:
             words = high if value > self.high or self.high == 0 else low
         return words + self.also
@@ -151,15 +151,19 @@ CHAT_ARGUMENTS = (
 )  # fmt: skip
 
 SEED, SHARE, EMPTY = Range(0, 2**32 - 1), Range(0, 1), ", or empty"
-COUNT, AMOUNT, POSITIVE = Range(1), Range(0, math.inf), Range(0, math.inf, True)
+COUNT, AMOUNT = Range(1), Range(0, math.inf)
+WEIGHT, SCALE = (
+    Range(0, 1e6),
+    Range(1e-4, 1e6),
+)  # beyond, products with float32 log-probabilities are not finite, or all alike
 BATCH = Range(1, 1e6)
 RANGES: dict[str, Range] = {
     # ours
-    "num_warmups": Range(1, 10_000), "num_eval_warmups": Range(1, 10_000), "temperature": POSITIVE, "top_p": Range(0, 1, True),
-    "min_warmup_length": Range(0, 1e6), "max_warmup_length": Range(1, 1e6), "tau": POSITIVE, "target_ess": Range(0, 10_000),
+    "num_warmups": Range(1, 10_000), "num_eval_warmups": Range(1, 10_000), "temperature": SCALE, "top_p": Range(1e-6, 1),
+    "min_warmup_length": Range(0, 1e6), "max_warmup_length": Range(1, 1e6), "tau": SCALE, "target_ess": Range(0, 10_000),
     "uniform_target_share": SHARE, "tsallis_q": SHARE, "empty_share": SHARE, "backward_samples": Range(0, 10_000),
     "min_reading_updates": Range(0), "max_reading_updates": COUNT, "reading_threshold": SHARE,
-    "beta": Range(0, math.inf, also=EMPTY), "anchor_weight": AMOUNT,
+    "beta": Range(0, 1e6, also=EMPTY), "anchor_weight": WEIGHT,
     "readiness": Range(-1e9, 0, below=True, also=" (nats per token)"),
     "max_prompt_length": Range(2, 1e7, also=", or empty for no limit"),
     "max_target_length": Range(2, 1e7, also=", or empty for no limit"),
@@ -182,6 +186,7 @@ SCRATCH: dict[str, Range | tuple[str, ...]] = {
     "feed_forward": Range(1, 1e6, also=EMPTY), "vocab_size": Range(8, 1e7), "tokenizer": ("words", "digits", "subwords"),
     "max_positions": Range(2, 1e7),
 }  # fmt: skip
+MOST_WEIGHTS = 1e10  # of a scratch model
 
 
 def number_fault(name: str, value: Any, allowed: Range | None = None) -> str | None:
@@ -307,7 +312,16 @@ def scratch_faults(given: Mapping[str, Any]) -> list[str]:
                 faults.append(f"scratch: {fault}")
         elif allowed is not None and value not in allowed:
             faults.append(f"scratch: {key} is {shown(value)}; allowed: {', '.join(allowed)}.")
-    width, heads = given.get("width", 128), given.get("heads", 4)
+    width, heads, layers = given.get("width", 128), given.get("heads", 4), given.get("layers", 2)
     if not faults and width % heads:
         faults.append(f"scratch: width {width} is not a multiple of heads {heads}.")
+    if not faults:
+        rows, inner = given.get("vocab_size", 4000), given.get("feed_forward") or 4 * width
+        layers += given.get("encoder_layers") or layers
+        weights = rows * width + layers * (4 * width**2 + 2 * width * inner)
+        if weights > MOST_WEIGHTS:
+            faults.append(
+                f"scratch: vocab_size {rows} x width {width}, and {layers} layers of 4 x width^2 + 2 x width x feed_forward, are "
+                f"{weights:.2g} weights, {weights * 4e-9:,.0f} GB; at most {MOST_WEIGHTS:.2g} are made. Lower them."
+            )
     return faults

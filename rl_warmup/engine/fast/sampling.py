@@ -20,6 +20,7 @@ from rl_warmup.engine.fast.head import Head
 from rl_warmup.engine.fast.logprobs import LOGITS_PER_CHUNK, ROWS_PER_CHUNK, Tokens
 from rl_warmup.engine.fast.packed import PaddedBuckets
 from rl_warmup.engine.fast.passes import max_tokens_per_pass
+from rl_warmup.engine.finite import are_numbers, refuse_no_numbers
 from rl_warmup.models.constraints import SamplingConstraints
 
 BLOCK = 64
@@ -75,14 +76,9 @@ def sample(
         draws: (B*n, constraints.max_length) float64 in [0, 1) that select the tokens; None takes torch's random state.
 
     Raises:
-        FloatingPointError: the network's states are not finite, so there is nothing to sample from.
+        FloatingPointError: the network's logits are not finite, so there is nothing to sample from.
     """
     hidden = decoding.first()
-    if not hidden.isfinite().all():
-        raise FloatingPointError(
-            "The model's hidden states are not finite, so no warmup can be sampled. Its training diverged (lower "
-            "learning_rate), its weights are damaged, or float16 overflows (use bf16 or float32)."
-        )
     device, rows = hidden.device, prompts * n
     ids = torch.zeros(rows, constraints.max_length, dtype=torch.int64, device=device)
     lengths = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -90,6 +86,8 @@ def sample(
     logprob = torch.zeros(rows, device=device)
     active = torch.arange(rows, device=device)  # the rows of `hidden`, after the first step
     with head.float32_weights():
+        fine = hidden.isfinite().all() and are_numbers(head.logits(hidden[:1]))
+        refuse_no_numbers(fine, "no warmup can be sampled")
         for step in range(constraints.max_length):
             if draws is None:
                 points = torch.rand(len(active), dtype=torch.float64, device=device)

@@ -24,6 +24,7 @@ from rl_warmup.engine.fast.decoding import LLAMA_LIKE, T5_LIKE, decoding_for
 from rl_warmup.engine.fast.head import Head
 from rl_warmup.engine.fast.logprobs import Tokens
 from rl_warmup.engine.fast.packed import PaddedBuckets
+from rl_warmup.engine.finite import are_numbers, refuse_no_numbers
 from rl_warmup.models.constraints import SamplingConstraints
 
 logger = logging.get_logger(__name__)
@@ -63,7 +64,7 @@ def enable(model: nn.Module) -> None:
     else:
         try:
             _check_against_stock(model)
-        except ValueError:
+        except (ValueError, FloatingPointError):
             model.forward, head.module.forward = head.stock_forward, head.stock_head_forward
             del model._warmup_head
             raise
@@ -163,7 +164,7 @@ def _states(
 def _check_against_stock(model: Any) -> None:
     """Score two rows of four tokens, of which the first two are equal, here and by the stock forward: a few small forwards.
 
-    Raises ValueError: the decoder is not causal, or the log-probabilities differ.
+    Raises ValueError: the decoder is not causal, or the log-probabilities differ. FloatingPointError: they are no numbers.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -175,6 +176,7 @@ def _check_against_stock(model: Any) -> None:
         logits = model(input_ids=ids[:1].repeat(2, 1), decoder_input_ids=torch.cat([start, ids[:, :-1]], 1)).logits
     else:
         logits = F.pad(model(input_ids=ids).logits[:, :-1], (0, 0, 1, 0))
+    refuse_no_numbers(are_numbers(logits[:, 1:]), "nothing can be scored")
     tolerance = 1e-3 if logits.dtype == torch.float32 else 0.25
     if not (logits[0, :3] - logits[1, :3]).abs().max() < tolerance:
         raise ValueError(

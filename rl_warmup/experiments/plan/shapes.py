@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.runtime.damage import size_fault
 from rl_warmup.runtime.documents import read_json
 
 # What `models.tiny.TinySize` falls back on; a test keeps the two alike, as importing that one means importing transformers.
@@ -119,6 +120,10 @@ NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 
 def _from_config(name: str, config: dict[str, Any]) -> Shape:
     """A shape from the mapping in config.json; keys that are left out have transformers' defaults."""
+    if fault := size_fault(config):
+        raise ValueError(
+            f"model_name_or_path: {name}/config.json: {fault}. Give the config.json that belongs to the weights."
+        )
     kind, given = config.get("model_type"), {key: value for key, value in config.items() if value is not None}
     if kind in T5_DEFAULTS:
         size = {**T5_DEFAULTS[kind], **given}
