@@ -124,11 +124,13 @@ class RowEncoder:
                 wanted = "a `prompt` column and a `target` (or `completion`) column"
                 raise ValueError(f"{where}: needs {wanted}; it has {', '.join(map(repr, row)) or 'none'}.")
         target = _target_text(row[target_column])
-        if not isinstance(target, str) or not target.strip():
+        _refuse_other(row["prompt"], "prompt", where, "a text, or a list of messages")
+        _refuse_other(target, target_column, where, "a text")
+        if target is None or not target.strip():
             raise ValueError(
                 f"{where}: the {target_column} is empty ({row[target_column]!r}). Remove the row or fill it."
             )
-        whole_prompt = self._prompt_ids(row["prompt"])
+        whole_prompt = self._prompt_ids(row["prompt"], where)
         if not whole_prompt:
             raise ValueError(
                 f"{where}: the prompt is empty ({row['prompt']!r}), so nothing precedes the warmup. Fill it."
@@ -197,7 +199,7 @@ class RowEncoder:
         rows = []
         for index, prompt in enumerate(prompts):
             where = f"prompt {index}"
-            whole = self._prompt_ids(prompt)
+            whole = self._prompt_ids(prompt, where)
             if not whole:
                 raise ValueError(f"{where}: is empty ({prompt!r}). Give a text.")
             ids = self._limit(whole, "prompt", where)
@@ -223,11 +225,9 @@ class RowEncoder:
             ahead.update(zip((("target", text) for text in targets), pairs, strict=True))
         return ahead
 
-    def _prompt_ids(self, prompt: Any) -> list[int]:
+    def _prompt_ids(self, prompt: Any, where: str) -> list[int]:
         if isinstance(prompt, list):  # TRL's conversational form
-            ids = self.tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+            ids = self._chat_ids(prompt, where)
         elif isinstance(prompt, str) and ("prompt", prompt) in self._tokenized:
             ids = self._tokenized["prompt", prompt]
         else:
@@ -241,6 +241,22 @@ class RowEncoder:
         if not self.encoder_decoder and len(ids) > 1 and ids[-1] == self._end:
             ids = ids[:-1]  # a decoder-only prompt must not look finished
         return list(ids)
+
+    def _chat_ids(self, messages: list[Any], where: str) -> list[int]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError(
+                f"{where}: the prompt is a list of messages, but the tokenizer has no chat template. Give prompts as texts, or a "
+                f"tokenizer with a chat template."
+            )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # the template is a program
+            raise ValueError(
+                f"{where}: the chat template cannot write the messages {str(messages)[:60]!r} ({type(error).__name__}: {error}). "
+                f"Give messages with `role` and `content` that it knows."
+            ) from error
 
     def _target_ids(self, text: str) -> tuple[list[int], list[int]]:
         """Ids without special tokens, and how many of them each whitespace-separated word has."""
@@ -307,6 +323,17 @@ def _between_unspaced(text: str, place: int) -> bool:
     if unicodedata.category(text[place : place + 1] or " ").startswith("M"):
         return False  # a mark belongs to the letter before it
     return any(UNSPACED.match(text, i) for i in (place, place - 1) if 0 <= i < len(text))
+
+
+def _refuse_other(value: Any, column: str, where: str, wanted: str) -> None:
+    """Raises ValueError for a value of a column that is neither text nor empty nor a list of messages."""
+    if value is None or isinstance(value, str) or (isinstance(value, list) and "messages" in wanted):
+        return
+    hint = f'"{value}"' if isinstance(value, int | float) and not isinstance(value, bool) and value == value else "a text"
+    raise ValueError(
+        f"{where}: the {column} is a {type(value).__name__} ({str(value)[:60]}), but has to be {wanted}. Write {hint}, or remove "
+        f"the row."
+    )
 
 
 def _target_text(value: Any) -> Any:

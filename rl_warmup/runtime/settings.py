@@ -49,7 +49,7 @@ EFFECTIVE: dict[str, str] = {
         "data_seed", "accelerator_config", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory",
         "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
         "dataloader_in_order", "train_sampling_strategy", "ddp_find_unused_parameters", "ddp_bucket_cap_mb",
-        "ddp_broadcast_buffers", "ddp_static_graph", "fsdp", "fsdp_config", "deepspeed", "debug", "skip_memory_metrics",
+        "ddp_broadcast_buffers", "ddp_static_graph", "fsdp", "fsdp_config", "deepspeed", "skip_memory_metrics",
     ), "Trainer"),
     **dict.fromkeys((
         "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "logging_steps", "log_on_each_node", "log_level",
@@ -85,6 +85,7 @@ REFUSED: dict[str, str] = {
     "use_cache": "training needs no cache, and sampling always has one",
     "auto_find_batch_size": "it would change the rows of an update during the run; lower per_device_train_batch_size and "
     "raise gradient_accumulation_steps",
+    "debug": "a loss or a weight that is not finite always ends the run, and TPUs are not supported",
     "logging_nan_inf_filter": "a loss that is not finite always ends the run",
     "include_num_input_tokens_seen": "it counts tensors that do not exist here; timing.jsonl has train_tokens",
     "prediction_loss_only": _TEXT_METRICS,
@@ -104,7 +105,7 @@ REFUSED: dict[str, str] = {
     "hub_always_push": "the model is uploaded once, when training ends",
 }  # fmt: skip
 # Values that TrainingArguments itself gives to a refused setting; they count as the default.
-SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no",)}
+SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no",), "debug": ([], None)}
 # Settings that do nothing unless another one is on.
 NEEDS: dict[str, str] = {
     **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
@@ -126,7 +127,6 @@ REFUSED_VALUES: dict[tuple[str, str], str] = {
        for kind in ("group_by_length", "batch_rebalance")},
     **{("lora_task_type", kind): "the adapter's model has to write text; leave it out"
        for kind in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")},
-    ("debug", "tpu_metrics_debug"): "it is for TPUs, which are not supported",
 }  # fmt: skip
 ACCELERATOR_KEYS = (
     "split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking", "gradient_accumulation_kwargs",
@@ -237,6 +237,8 @@ def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> l
         faults.append("lr_scheduler_kwargs: has no effect with a constant lr_scheduler_type. Leave it out.")
     if given.get("lora_dropout") and all_values.get("use_peft") and all_values.get("disable_dropout", True):
         faults.append("lora_dropout: has no effect while disable_dropout is on. Set that to false, or leave it out.")
+    if given.get("bf16") and given.get("fp16"):
+        faults.append("fp16: is on beside bf16. Leave one of the two out.")
     optimizer = str(getattr(all_values.get("optim"), "value", all_values.get("optim")))
     for names, optimizers, only in OPTIMIZERS:
         faults += [

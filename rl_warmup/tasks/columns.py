@@ -200,7 +200,7 @@ class ColumnMap:
         named: dict[str, Any] = {"text": text}
         extras: dict[str, Any] = {}
         if self.choices is None:
-            column = self.target_column(record)
+            column = self.target_column(record, where)
             target = as_text(pick(record, column, where), column, where)
         else:
             choices, answer = self.choices.read(record, where)
@@ -229,8 +229,16 @@ class ColumnMap:
         of_target = [self.target] if self.target else ["target", "completion"]
         return [self.prompt, *of_target, self.id or "id", *of_choices, *self.template.fields]
 
-    def target_column(self, record: Record) -> str:
-        """The name of the column that holds the target."""
+    def target_column(self, record: Record, where: str) -> str:
+        """The name of the column that holds the target.
+
+        Raises:
+            ValueError: `target` and `completion` say different things, and nobody chose.
+        """
+        if not self.target and record.get("target", other := record.get("completion")) != other and other is not None:
+            raise ValueError(
+                f"{where}: has the columns 'target' and 'completion', which differ; give target_column, one of the two"
+            )
         return self.target or ("completion" if "target" not in record and "completion" in record else "target")
 
 

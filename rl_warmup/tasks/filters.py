@@ -74,7 +74,7 @@ class RowFilter:
     def _why_not(self, record: Record, columns: ColumnMap, place: str) -> str | None:
         texts = [pick(record, columns.prompt, place)]
         if columns.choices is None:
-            texts.append(pick(record, columns.target_column(record), place))
+            texts.append(pick(record, columns.target_column(record, place), place))
         if self.drop_empty and any(text is None or (isinstance(text, str) and not text.strip()) for text in texts):
             return "empty"
         lengths = [len(text) for text in texts if isinstance(text, str)]
