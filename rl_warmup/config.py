@@ -22,7 +22,13 @@ from rl_warmup.runtime import compat
 from rl_warmup.runtime.launched import initialize_distributed_on_cpu
 from rl_warmup.runtime.recipe_file import masked, read_values
 from rl_warmup.runtime.settings import (
-    RANGES, accelerator_faults, is_on, number_fault, scratch_faults, setting_faults, shown,
+    RANGES,
+    accelerator_faults,
+    is_on,
+    number_fault,
+    scratch_faults,
+    setting_faults,
+    shown,
 )  # fmt: skip
 from rl_warmup.runtime.values import defaults_of, typed, unknown
 

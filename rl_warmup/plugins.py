@@ -192,13 +192,17 @@ def build_plugin(
 
 
 def code_hashes(names: Iterable[Any]) -> dict[str, str]:
-    """Path -> hash of the file, for every `path/to/file.py:function` among the names (or mappings with a `name`)."""
+    """Path or module -> hash of its file, for every `path/to/file.py:function` and `module:function` among the names (or
+    mappings with a `name`). What these files import is not looked at."""
     found = {}
     for given in names:
         name = given.get("name") if isinstance(given, Mapping) else given
-        place = Path(name.rpartition(":")[0]).expanduser() if isinstance(name, str) else Path()
-        if place.suffix == ".py" and place.is_file():
-            found[str(place)] = hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+        named = name.rpartition(":")[0] if isinstance(name, str) else ""
+        place = Path(named).expanduser()
+        if place.suffix != ".py":
+            place = Path(getattr(sys.modules.get(named), "__file__", None) or "")  # it is loaded already
+        if place.is_file():
+            found[str(Path(named).expanduser())] = hashlib.sha256(place.read_bytes()).hexdigest()[:16]
     return found
 
 

@@ -334,3 +334,11 @@ def test_names_of_controls_agree():
 
 def test_a_secret_is_in_no_error():
     assert "hf_S" not in " ".join(faults_of(hub_token={"hf_S": 1}))
+
+
+@pytest.mark.parametrize("given", [{"eval_steps": 50}, {"eval_steps": 2, "eval_delay": 9}])
+def test_nothing_to_choose_the_best_model_from_is_refused(given):
+    saves = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": given["eval_steps"], "max_steps": 6}
+    assert keys_of(faults_of(**saves, **given, load_best_model_at_end=True)) == ["load_best_model_at_end"]
+    build_recipe({**BASE, **saves, **given})
+    build_recipe({**BASE, **saves, "eval_steps": 2, "save_steps": 2, "eval_delay": 3, "load_best_model_at_end": True})

@@ -202,6 +202,8 @@ class RowEncoder:
             whole = self._prompt_ids(prompt, where)
             if not whole:
                 raise ValueError(f"{where}: is empty ({prompt!r}). Give a text.")
+            if self._is_unknown(whole):
+                self.writable.unread = self.writable.unread or f"{where}, {str(prompt)[:60]!r}"
             ids = self._limit(whole, "prompt", where)
             if ids is not None:
                 if self.positions is not None:
@@ -329,7 +331,9 @@ def _refuse_other(value: Any, column: str, where: str, wanted: str) -> None:
     """Raises ValueError for a value of a column that is neither text nor empty nor a list of messages."""
     if value is None or isinstance(value, str) or (isinstance(value, list) and "messages" in wanted):
         return
-    hint = f'"{value}"' if isinstance(value, int | float) and not isinstance(value, bool) and value == value else "a text"
+    hint = (
+        f'"{value}"' if isinstance(value, int | float) and not isinstance(value, bool) and value == value else "a text"
+    )
     raise ValueError(
         f"{where}: the {column} is a {type(value).__name__} ({str(value)[:60]}), but has to be {wanted}. Write {hint}, or remove "
         f"the row."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
 from rl_warmup.models.starts import PREFIX, resolve
-from rl_warmup.models.stored import check_head, check_numbers
+from rl_warmup.models.stored import check_finite, check_head, check_numbers
 from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
 from rl_warmup.models.whole import check_adapter, check_kind, load_tokenizer, load_weights
 from rl_warmup.runtime.documents import read_json
@@ -75,6 +76,11 @@ def load_model(
         check_kind(config, name)
         with whole_on_every_process():
             model = load_weights(auto, name, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"model_name_or_path: the .bin files of {name} hold more than weights, such as code, which is never run. Give "
+            f"a model in safetensors."
+        ) from error
     except (OSError, ValueError) as error:
         if str(error).startswith("model_name_or_path:"):
             raise
@@ -86,6 +92,7 @@ def load_model(
         raise ValueError(f"model_name_or_path: {what} ({str(error).splitlines()[0]}). Give {hint}.") from error
     check_numbers(model, name, kwargs.get("revision"))
     check_head(model, name, kwargs.get("revision"))
+    check_finite(model, name)
     return model, tokenizer
 
 
@@ -196,6 +203,7 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
     if quantized.is_file():  # merging would round the adapter with the base model
         return adapted.eval(), load_tokenizer(folder)
     merged = adapted.merge_and_unload()
+    check_finite(merged, folder)
     merged.name_or_path = folder  # its base is another model, and what the folder declares is true of this one alone
     return merged.requires_grad_(True), load_tokenizer(folder)  # peft has frozen the base model
 

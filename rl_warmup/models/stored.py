@@ -93,6 +93,19 @@ def check_numbers(model: Any, name: str, revision: str | None = None) -> None:
             )
 
 
+def check_finite(model: Any, name: str) -> None:
+    """Refuse weights that are not finite, as a diverged run leaves them. Every prediction with them would be noise.
+
+    Raises:
+        ValueError: names the first such tensor.
+    """
+    for key, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.detach().sum(dtype=torch.float32).isfinite():
+            raise ValueError(
+                f"model_name_or_path: {key} of {name} is not finite. Give a model from before it diverged."
+            )
+
+
 def _kinds(name: str, revision: str | None) -> Iterator[tuple[str, str]]:
     """Name and dtype of every stored tensor."""
     for single in (SAFE, PICKLED):

@@ -230,13 +230,22 @@ def setting_faults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> li
 def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     """A sentence for every setting that has no effect because of another one."""
     faults, all_values = [], {**defaults, **given}
-    scheduler = all_values.get("lr_scheduler_type")
+    scheduler, evaluates = all_values.get("lr_scheduler_type"), all_values.get("eval_strategy")
     if given.get("warmup_steps") and getattr(scheduler, "value", scheduler) == "constant":
         faults.append("warmup_steps: has no effect with lr_scheduler_type constant. Use constant_with_warmup.")
     if given.get("lr_scheduler_kwargs") and str(getattr(scheduler, "value", scheduler)).startswith("constant"):
         faults.append("lr_scheduler_kwargs: has no effect with a constant lr_scheduler_type. Leave it out.")
     if given.get("lora_dropout") and all_values.get("use_peft") and all_values.get("disable_dropout", True):
         faults.append("lora_dropout: has no effect while disable_dropout is on. Set that to false, or leave it out.")
+    if given.get("load_best_model_at_end") and str(getattr(evaluates, "value", evaluates)) == "steps":
+        every, updates = (
+            all_values.get("eval_steps") or all_values.get("logging_steps") or 1,
+            all_values.get("max_steps"),
+        )
+        first = every * max(1, math.ceil((all_values.get("eval_delay") or 0) / every))
+        if updates and every >= 1 and 0 < updates < first:
+            faults.append(f"load_best_model_at_end: the first validation would be at update {first:g} of {updates}, so there is "
+                          f"nothing to choose from. Lower eval_steps (or eval_delay).")  # fmt: skip
     if given.get("bf16") and given.get("fp16"):
         faults.append("fp16: is on beside bf16. Leave one of the two out.")
     optimizer = str(getattr(all_values.get("optim"), "value", all_values.get("optim")))

@@ -5,6 +5,7 @@ A column may be a dotted path: `translation.de` is column `de` inside column `tr
 """
 
 import difflib
+import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def as_text(value: Any, column: str, where: str) -> str:
     """
     if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN: a missing number
         raise ValueError(f"{where}: column '{column}' is empty; give it text or drop the row")
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
+    if isinstance(value, int | float | str) and not isinstance(value, bool) and value not in (math.inf, -math.inf):
         return str(value)
     raise ValueError(f"{where}: column '{column}' holds a {type(value).__name__}, not text; choose a column of text")
 
@@ -169,7 +170,7 @@ class ColumnMap:
 
     Args:
         prompt: column for the template's field {text}.
-        target: column of the target; None takes `target`, else `completion`.
+        target: column of the target; None takes `target`, else `completion`, if they do not differ.
         id: column of the row's id, a label that may occur twice; None takes `id`, else numbers the rows.
         template: may also use any column of the record by its name.
         choices: makes multiple-choice rows: the template has {options} ("A) ... B) ..."), the target is the answer, and

@@ -31,7 +31,8 @@ def load(
         validation_fraction, test_fraction: shares of the distinct prompts of `path`; unused with one path per split.
         train_size, validation_size, test_size: None for all rows; a number takes the first rows of a shuffle by `seed`.
         prompt_column, target_column, id_column: columns, dotted paths allowed ("translation.de");
-            target_column None takes "target", else "completion"; id_column None takes "id", else numbers the rows.
+            target_column None takes "target", else "completion", and refuses a row where both differ; id_column None takes "id",
+            else numbers the rows.
         prompt_template: {text} is the prompt column; other columns by their names. Columns stay in the row as extras.
         choices_column, answer_column, target_style: multiple choice instead of a target column (`columns.ChoiceMap`); the
             template then has the field {options}.
@@ -102,6 +103,9 @@ def _split(rows: list[Row], validation_fraction: float, test_fraction: float, se
 
 
 def _as_list(paths: Paths) -> list[Path]:
+    listed = isinstance(paths, Sequence) and all(isinstance(path, str | PathLike) for path in paths)
+    if not listed and not isinstance(paths, PathLike):
+        raise ValueError(f"file: {paths!r:.80} is no path; give a path, or a list of paths")
     return [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
 
 

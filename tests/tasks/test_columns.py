@@ -62,7 +62,23 @@ def test_column_map_makes_rows():
     template = Template.parse("{text} ({lang})")
     row = ColumnMap("p", None, None, template).row({"p": "x", "completion": "y", "lang": "de"}, 4, "here")
     assert row == {"p": "x", "completion": "y", "lang": "de", "id": "4", "prompt": "x (de)", "target": "y"}
-    both = {"p": "x", "completion": "c", "target": "t", "lang": "de", "id": 9}
+    both = {"p": "x", "completion": "t", "target": "t", "lang": "de", "id": 9}
     assert ColumnMap("p", None, None, template).row(both, 4, "here")["target"] == "t"
     assert ColumnMap("p", None, None, template).row(both, 4, "here")["id"] == "9"
-    assert ColumnMap("p", "completion", "lang", template).row(both, 4, "here")["target"] == "c"
+    assert ColumnMap("p", "completion", "lang", template).row({**both, "completion": "c"}, 4, "")["target"] == "c"
+
+
+def test_two_targets_are_refused_unless_they_agree_or_one_is_chosen():
+    template = Template.parse("{text}")
+    row = {"prompt": "p", "target": "a", "completion": "b"}
+    with pytest.raises(ValueError, match=r"rows\.jsonl:3.*'target' and 'completion'.*target_column"):
+        ColumnMap("prompt", None, None, template).row(row, 0, "rows.jsonl:3")
+    assert ColumnMap("prompt", "completion", None, template).row(row, 0, "")["target"] == "b"
+    for other in ("a", None):
+        assert ColumnMap("prompt", None, None, template).row({**row, "completion": other}, 0, "")["target"] == "a"
+
+
+def test_a_number_that_is_infinite_is_no_text():
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ValueError, match="column 'n'"):
+            as_text(value, "n", "rows.jsonl:1")

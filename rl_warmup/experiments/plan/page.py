@@ -13,7 +13,7 @@ from rl_warmup.experiments.plan.hardware import USABLE
 
 PARTS = ("sampling", "scoring", "forward", "backward")
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "logits", "sampling", "peak", "host")
-UNCHECKED = "Settings were checked as by train. Not checked: output_dir, devices, deepspeed, fsdp, rewards, own functions, weights, rows."
+UNCHECKED = "Settings were checked as by train. Not checked: output_dir, devices, launch, rewards, own functions, weights, rows."
 
 
 def plan_text(plan: Plan, recipe: str, flags: list[str], unread: list[str]) -> str:

@@ -16,6 +16,7 @@ from rl_warmup.experiments.report.page import Part, page
 from rl_warmup.experiments.report.plots import plot_curves, require_extras
 from rl_warmup.experiments.report.summary import summary
 from rl_warmup.experiments.report.words import title
+from rl_warmup.runtime.ownership import refuse_link
 
 
 def write_report(
@@ -44,6 +45,11 @@ def write_report(
             f"--control-run: no run belongs to {control!r}. Give one of the arms ({names}) or a run folder."
         )
     folder = Path(output)
+    if (folder / "summary.md").exists() and not (folder / "report.html").exists():
+        raise ValueError(f"--output: {folder} holds a summary.md that no report wrote. Give another folder.")
+    for name in ("report.html", "summary.md", "*.png"):
+        for place in [folder / name, *folder.glob(name)]:
+            refuse_link(place)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [_pictures(part, folder) for part in parts]
     html, text = folder / "report.html", folder / "summary.md"
