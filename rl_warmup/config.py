@@ -327,7 +327,7 @@ def without_effect(*parts: Any) -> dict[str, str]:
     compares = evaluates != "no" or schedule == "reduce_lr_on_plateau"
     named = str(values.get("model_name_or_path") or "scratch-")
     rules = [
-        (WARMUP_SETTINGS, sft, "the objective is sft"),
+        ((*WARMUP_SETTINGS, "controls"), sft, "the objective is sft"),
         (("tsallis_q",), objective in RULES and "tsallis_q" not in READS[objective], f"the objective is {objective}"),
         (("readiness",), not set(proposals) - {"reference"}, "no proposals but those of the starting model are given"),
         (("imitation", "min_reading_updates", "max_reading_updates", "reading_threshold"), not reference,
