@@ -25,6 +25,7 @@ from rl_warmup.runtime.settings import (
     RANGES,
     accelerator_faults,
     chat_faults,
+    is_on,
     number_fault,
     scratch_faults,
     setting_faults,
@@ -39,6 +40,8 @@ REMOTE_CODE = (
 SINGLE_WARMUP_OBJECTIVES = ("sft", *(name for name in RULES if name not in NEEDS_TWO))
 
 
+# Settings that TrainingArguments tries on the devices of this machine.
+OF_DEVICES = ("bf16", "fp16", "tf32", "deepspeed", "fsdp", "fsdp_config", "ddp_backend")
 # Settings that the objective sft does not read.
 WARMUP_SETTINGS = (
     "num_warmups", "tau", "uniform_target_share", "tsallis_q", "empty_share", "backward_samples", "rewards", "proposals",
@@ -142,8 +145,14 @@ def read_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     return build_recipe(read_values(path, overrides))
 
 
-def build_recipe(values: dict[str, Any]) -> Recipe:
-    """A recipe from a flat mapping, checked as `read_recipe` does."""
+def build_recipe(values: dict[str, Any], on_this_machine: bool = True) -> Recipe:
+    """A recipe from a flat mapping, checked as `read_recipe` does.
+
+    Args:
+        on_this_machine: whether it will run here. If not, its devices need not be here, and no code that it names is run.
+    """
+    if not on_this_machine:
+        values = {**values, **_without_code(values)}
     model_class = compat.model_config_class()
     coerced, faults = _read_settings(values, (TaskOptions, WarmupConfig, model_class))
     if values.get("model_name_or_path") is None:
@@ -156,6 +165,8 @@ def build_recipe(values: dict[str, Any]) -> Recipe:
         if twice := [spec for place, spec in enumerate(listed) if spec in listed[:place]]:
             more.append(f"{key}: {shown(twice[0])} is listed twice. List it once.")
     faults += [fault for fault in more if fault.partition(":")[0] not in reported]
+    if not on_this_machine:
+        coerced = {key: value for key, value in coerced.items() if key not in OF_DEVICES} | {"use_cpu": True}
     parts: dict[str, Any] = {}
     for name, cls in (("task", TaskOptions), ("config", WarmupConfig), ("model", model_class)):
         try:
@@ -200,12 +211,25 @@ def code_named_by(task: TaskOptions) -> dict[str, str]:
     return found
 
 
+def _without_code(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings whose names would be imported, without own ones (`module:function`)."""
+    objective, proposals = values.get("objective"), values.get("proposals")
+    found: dict[str, Any] = {"objective": "marginal"} if isinstance(objective, str) and ":" in objective else {}
+    if isinstance(proposals, list) and any(":" in str(name) for name in proposals):
+        found["proposals"] = [name for name in proposals if ":" not in str(name)] or ["filler"]
+    return found
+
+
 def _read_settings(values: dict[str, Any], classes: tuple[type, ...]) -> tuple[dict[str, Any], list[str]]:
     """The values converted to the types of their fields, and a sentence for every fault."""
     remote = values.get("trust_remote_code", False)
     coerced, faults = typed({key: value for key, value in values.items() if key != "trust_remote_code"}, classes)
     faults += [] if remote is False else [REMOTE_CODE.format(value=remote)]
     faults += scratch_faults(coerced.get("scratch") or {})
+    for name in ("do_train", "do_predict", *(["do_eval"] if is_on(coerced.get("eval_strategy")) else [])):
+        if coerced.get(name) is False:
+            why = "eval_strategy asks for evaluations" if name == "do_eval" else "a run always trains, then predicts"
+            faults.append(f"{name}: false has no effect: {why}. Leave it out.")
     for spec in coerced.get("metrics") or ():
         given = {"name": spec} if isinstance(spec, str) else spec
         fine = isinstance(given, dict) and isinstance(given.get("name"), str) and not set(given) - {"name", "kwargs"}
@@ -309,7 +333,7 @@ def without_effect(*parts: Any) -> dict[str, str]:
     compares = evaluates != "no" or schedule == "reduce_lr_on_plateau"
     named = str(values.get("model_name_or_path") or "scratch-")
     rules = [
-        (WARMUP_SETTINGS, sft, "the objective is sft"),
+        ((*WARMUP_SETTINGS, "controls"), sft, "the objective is sft"),
         (("tsallis_q",), objective in RULES and "tsallis_q" not in READS[objective], f"the objective is {objective}"),
         (("readiness",), not set(proposals) - {"reference"}, "no proposals but those of the starting model are given"),
         (("imitation", "min_reading_updates", "max_reading_updates", "reading_threshold"), not reference,

@@ -40,32 +40,40 @@ class _Ended(BaseException):
 
 
 _inside: ContextVar[bool] = ContextVar("inside a plugin", default=False)
+# The exit code of the command that this process is: 2 until it has finished, None for any other program.
+exit_code: int | None = None
 
 
 @functools.cache
 def _guard_exits() -> None:
     """Make `os._exit` and `os.exec*` raise where a plugin calls them.
 
-    Forked child processes keep the real functions, as they end by `os._exit`. So do other threads, such as our watchdog, but
-    none of them can end the process with code 0: that would look like a finished run.
+    Forked child processes keep the real functions, as they end by `os._exit`. So does what a plugin left behind (a thread, an
+    atexit handler, a finalizer, a signal handler), but it cannot end an unfinished or failed command with code 0: that would
+    look like a finished run.
     """
     process, real_exit = os.getpid(), os._exit
 
     def guarded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(real)
         def function(*args: Any, **kwargs: Any) -> Any:
-            if os.getpid() == process and _inside.get():
+            if os.getpid() != process:
+                return real(*args, **kwargs)
+            if _inside.get():
                 raise _Ended(f"os.{name}")
             in_thread = threading.current_thread() is not threading.main_thread()
-            if os.getpid() == process and in_thread and real is real_exit and not any(args):
-                print("rl-warmup: a thread ended the process by os._exit before the run was finished.", file=sys.stderr)
-                args = (2,)
+            code = exit_code or (2 if in_thread and exit_code is None else 0)
+            if code and (real is not real_exit or not any((*args, *kwargs.values()))):
+                print(f"rl-warmup: os.{name} was called before the run was finished: code {code}.", file=sys.stderr)
+                return real_exit(code)
             return real(*args, **kwargs)
 
         return function
 
     for name in ("_exit", "execv", "execve"):
-        setattr(os, name, guarded(name, getattr(os, name)))
+        function = guarded(name, getattr(os, name))
+        for module in (os, sys.modules[os.name]):  # os has them from posix
+            setattr(module, name, function)
 
 
 @contextmanager
@@ -184,13 +192,17 @@ def build_plugin(
 
 
 def code_hashes(names: Iterable[Any]) -> dict[str, str]:
-    """Path -> hash of the file, for every `path/to/file.py:function` among the names (or mappings with a `name`)."""
+    """Path or module -> hash of its file, for every `path/to/file.py:function` and `module:function` among the names (or
+    mappings with a `name`). What these files import is not looked at."""
     found = {}
     for given in names:
         name = given.get("name") if isinstance(given, Mapping) else given
-        place = Path(name.rpartition(":")[0]).expanduser() if isinstance(name, str) else Path()
-        if place.suffix == ".py" and place.is_file():
-            found[str(place)] = hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+        named = name.rpartition(":")[0] if isinstance(name, str) else ""
+        place = Path(named).expanduser()
+        if place.suffix != ".py":
+            place = Path(getattr(sys.modules.get(named), "__file__", None) or "")  # it is loaded already
+        if place.is_file():
+            found[str(Path(named).expanduser())] = hashlib.sha256(place.read_bytes()).hexdigest()[:16]
     return found
 
 

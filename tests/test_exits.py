@@ -96,6 +96,40 @@ def test_a_thread_that_a_plugin_leaves_cannot_end_the_run_with_success(tmp_path)
     assert (ended.returncode, len(ended.stderr.strip().splitlines())) == (2, 1)
 
 
+LEFT_BEHIND = {
+    "atexit": "atexit.register(lambda: os._exit(0))",
+    "keyword": "atexit.register(lambda: os._exit(status=0))",
+    "posix": "atexit.register(lambda: posix._exit(0))",
+    "exec": "atexit.register(lambda: os.execvp('true', ['true']))",
+    "sys.exit": "atexit.register(sys.exit, 0)",
+    "signal": "signal.signal(signal.SIGALRM, lambda *_: os._exit(0)); signal.alarm(1)",
+    "finalizer": "global kept; kept = type('Kept', (), {'__del__': lambda self: os._exit(0)})()",
+}
+
+
+@pytest.mark.parametrize(("ending", "rc"), [("raise ValueError('failed')", 2), ("return", 0)])
+@pytest.mark.parametrize("left", LEFT_BEHIND)
+def test_what_a_plugin_leaves_behind_cannot_end_a_failed_command_with_success(left, ending, rc):
+    code = (
+        "import atexit, os, posix, signal, sys, time\nfrom rl_warmup.cli import main, plan\n"
+        "from rl_warmup.plugins import contained\ndef command(args):\n"
+        f"  with contained():\n    {LEFT_BEHIND[left]}\n  {ending}\n"
+        "plan.command = command\nsys.argv = ['rl-warmup', 'plan']\ncode = main.main()\n"
+        f"time.sleep({1.2 if left == 'signal' else 0})\nsys.exit(code)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == rc
+    assert ("failed" in ended.stderr) == bool(rc)
+
+
+def test_a_program_of_the_users_own_may_end_as_it_likes():
+    code = (
+        "import os\nfrom rl_warmup.cli.main import main\nfrom rl_warmup.plugins import contained\n"
+        "with contained(): pass\nassert main(['plan', 'missing.yaml', '--hardware', '1xCPU']) == 2\nos._exit(0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
 def test_ctrl_c_stays_ctrl_c():
     def press():
         os.kill(os.getpid(), signal.SIGINT)

@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "experiments": {
         "batch", "config", "inference", "metrics", "models", "options", "plugins", "runtime", "tasks", "trainer",
     },
-    "cli": {"config", "experiments", "inference", "options", "runtime", "tasks"},
+    "cli": {"config", "experiments", "inference", "options", "plugins", "runtime", "tasks"},
 }  # fmt: skip
 # Modules that may import nothing of ours, or only a few modules, though their room may: what is read without torch, and what
 # has to be understood alone.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rl_warmup.runtime import ownership
+from rl_warmup.runtime.run_folder import write_json
 
 HOLD = """
 import sys, time
@@ -287,3 +288,18 @@ def test_the_fingerprint_of_an_adapter_is_of_its_scale_and_base_too(tmp_path):
     assert adapter(8, moved) == found[0]
     put(moved, "model.safetensors", text="other")
     assert len({*found, adapter(8, moved)}) == 3
+
+
+def test_no_link_in_a_received_folder_is_written_through(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    for name, write in (
+        (ownership.LOCK, lambda: ownership.writing(tmp_path, "--output").__enter__()),
+        ("metrics.json.part", lambda: write_json(tmp_path / "metrics.json", {})),
+    ):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+        with pytest.raises(ValueError, match=f"{name} is a link to"):
+            write()
+        (tmp_path / name).unlink()
+    (tmp_path / "metrics.json").symlink_to(tmp_path / "mine")  # replaced by a rename, so nothing is written through it
+    write_json(tmp_path / "metrics.json", {})
+    assert (tmp_path / "mine").read_text() == "precious"

@@ -12,6 +12,7 @@ from rl_warmup.config import build_recipe
 from rl_warmup.method.objectives import RULES, ObjectiveSettings, load_objective
 from rl_warmup.method.proposals import ProposalContext, load_proposal, propose
 from rl_warmup.metrics import compute
+from rl_warmup.plugins import code_hashes, find_plugin
 from rl_warmup.rewards import load_reward
 from rl_warmup.tasks import load_task
 
@@ -142,3 +143,15 @@ def test_a_recipe_takes_own_names_and_still_finds_typing_errors():
         ValueError, match="num_warmups: is 1, but the objective 'own.py:best' compares warmups of a group"
     ):
         build_recipe({**base, "objective": "own.py:best", "num_warmups": 1})
+
+
+def test_code_of_files_and_modules_has_a_hash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "hashed_module.py").write_text("def f(): pass")
+    find_plugin("reward", "hashed_module:f", {})
+    names = ["hashed_module:f", {"name": "hashed_module.py:f"}, "target_logprob", "no_module:f", len]
+    before = code_hashes(names)
+    assert set(before) == {"hashed_module", "hashed_module.py"}
+    (tmp_path / "hashed_module.py").write_text("def f(): return 1")
+    assert all(code_hashes(names)[key] != value for key, value in before.items())

@@ -14,6 +14,7 @@ import yaml
 
 from rl_warmup.cli.main import main
 from rl_warmup.experiments.demo import run_demo
+from rl_warmup.inference.rehearsal import _check_json
 from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.run_folder import json_line, write_json, write_jsonl
 
@@ -183,3 +184,9 @@ def test_extras_are_asked_for_before_a_demo_runs(monkeypatch, tmp_path):
     monkeypatch.setattr("rl_warmup.experiments.demo.run_jobs", lambda *a: pytest.fail("runs were started"))
     with pytest.raises(ImportError, match="matplotlib"):
         run_demo(Path(__file__).parents[1] / "recipes" / "demo", tmp_path, 1, ["ledger"])
+
+
+@pytest.mark.parametrize("column", ["prompt_ids", "target_ids", "word_lengths", "prediction"])
+def test_a_column_with_the_name_of_one_that_is_made_here_is_named(column):
+    with pytest.raises(ValueError, match=f"^test row 3.*'{column}'"):
+        _check_json({"prompt": "a", "target": "b", column: [1]}, "test row 3")

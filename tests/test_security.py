@@ -6,6 +6,8 @@ import ast
 import copy
 import io
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 
 from rl_warmup.cli.launch import _masked
 from rl_warmup.cli.main import main
@@ -255,3 +258,29 @@ def test_code_of_a_metric_s_model_never_runs(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="bertscore"):
         compute([{"name": "bertscore", "kwargs": {"model": str(tmp_path / "m"), "num_layers": 1}}], ["a"], ["a"])
     assert not list(tmp_path.glob("PWNED*"))
+
+
+class _Pickled:
+    def __reduce__(self):
+        return open, ("PWNED", "w")
+
+
+def test_a_pickle_runs_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, tmp_path / "got")
+    (tmp_path / "got" / "training_args.bin").write_bytes(pickle.dumps(_Pickled()))
+    (tmp_path / "got" / "model.safetensors").unlink()
+    (tmp_path / "got" / "pytorch_model.bin").write_bytes(pickle.dumps(_Pickled()))
+    with pytest.raises(ValueError, match="got"):
+        load_model("got")
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "got")
+    file = tmp_path / "got" / "model.safetensors"
+    weights = load_file(file)
+    name = sorted(weights)[0]
+    save_file({**weights, name: weights[name] * float("nan")}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{name} of "):
+        load_model(str(tmp_path / "got"))

@@ -46,7 +46,7 @@ OTHER = {
     "hub_revision": "x", "dataloader_prefetch_factor": 2, "dataloader_multiprocessing_context": "fork", "fsdp_config": {"a": 1},
     "activation_checkpointing_kwargs": {"use_reentrant": False}, "gradient_checkpointing_kwargs": {"use_reentrant": False},
     "project": "mine", "trackio_space_id": "a/b", "trackio_bucket_id": "a/b", "trackio_static_space_id": "a/b",
-    "lora_dropout": 0.25,
+    "lora_dropout": 0.25, "debug": "underflow_overflow",
 }  # fmt: skip
 
 
@@ -168,6 +168,14 @@ def test_refused_values_and_void_pairs():
 def test_settings_without_effect_are_known(given, void):
     recipe = build_recipe({**BASE, **given})
     assert set(without_effect(recipe.config, recipe.model, recipe.task)) == void
+
+
+def test_what_a_run_always_does_cannot_be_switched_off():
+    assert keys_of(faults_of(do_train=False, do_predict=False)) == ["do_train", "do_predict"]
+    assert keys_of(faults_of(do_eval=False, eval_strategy="steps")) == ["do_eval"]
+    assert keys_of(faults_of(bf16=True, fp16=True)) == ["fp16"]
+    assert keys_of(faults_of(debug=["tpu_metrics_debug"])) == ["debug"]
+    build_recipe({**BASE, "do_train": True, "do_predict": True, "do_eval": False})
 
 
 def test_the_keys_of_an_accelerator_config_are_known(tmp_path):
@@ -326,3 +334,11 @@ def test_names_of_controls_agree():
 
 def test_a_secret_is_in_no_error():
     assert "hf_S" not in " ".join(faults_of(hub_token={"hf_S": 1}))
+
+
+@pytest.mark.parametrize("given", [{"eval_steps": 50}, {"eval_steps": 2, "eval_delay": 9}])
+def test_nothing_to_choose_the_best_model_from_is_refused(given):
+    saves = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": given["eval_steps"], "max_steps": 6}
+    assert keys_of(faults_of(**saves, **given, load_best_model_at_end=True)) == ["load_best_model_at_end"]
+    build_recipe({**BASE, **saves, **given})
+    build_recipe({**BASE, **saves, "eval_steps": 2, "save_steps": 2, "eval_delay": 3, "load_best_model_at_end": True})

@@ -64,6 +64,8 @@ def command(args: list[str]) -> None:
     wanted.metrics = [] if options.metrics else wanted.metrics
     refuse_code(recipe, wanted, options.allow_code)
     wanted.metrics = options.metrics or wanted.metrics
+    if options.warmups_from and Path(options.warmups_from).resolve() == folder.resolve():
+        raise ValueError(f"--warmups-from: {options.warmups_from} is the run that is evaluated. Give another run.")
     output = Path(options.output or folder / "evaluation" / options.split)
     ownership.refuse_output(output, run, [folder, *(Path(other) for other in [options.warmups_from] if other)])
     device = initialize_distributed()

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
+from rl_warmup import plugins
+
 COMMANDS = {
     "train": "train one recipe, then predict and score it",
     "evaluate": "predict and score a trained model again, under controls",
@@ -87,11 +89,17 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         print(f"rl-warmup: unknown command {args[0]!r}. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    return run_command(args[0], args[1:])
+    return run_command(args[0], args[1:]) if argv is None else _run(args[0], args[1:])
 
 
 def run_command(name: str, args: list[str]) -> int:
-    """Run `rl_warmup.cli.<name>` with one-line errors. RL_WARMUP_TRACEBACK=1 shows tracebacks."""
+    """Run `rl_warmup.cli.<name>` as what this process is for, with one-line errors. RL_WARMUP_TRACEBACK=1 shows tracebacks."""
+    plugins.exit_code = 2
+    plugins.exit_code = _run(name, args)
+    return plugins.exit_code
+
+
+def _run(name: str, args: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

@@ -1,6 +1,7 @@
 """`rl-warmup plan RECIPE --hardware 8xA100-80GB`: what a run would cost and whether it fits, before anything is paid for.
 
-From shapes alone: no weight is loaded, nothing is downloaded, and torch is not even imported. Only `--measure` runs something."""
+From shapes alone: no weight is loaded and nothing is downloaded. Settings are checked as `train` checks them. Only `--measure`
+runs something."""
 
 from __future__ import annotations
 
@@ -40,6 +41,9 @@ def command(args: list[str]) -> None:
 
     values = read_values(options.recipe, flags)
     hardware = read_hardware(options.hardware)
+    with quick_imports():
+        from rl_warmup.config import build_recipe
+    build_recipe(values, on_this_machine=False)
     given = {part: getattr(options, f"{part}_tokens") for part in ("prompt", "warmup", "target")}
     given = {part: tokens for part, tokens in given.items() if tokens is not None}
     plan = make_plan(values, hardware, given)

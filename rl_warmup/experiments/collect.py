@@ -181,6 +181,8 @@ def read_run(folder: Path) -> Run:
         recipe = parse_yaml((folder / "recipe.yaml").read_bytes()) or {}
     except Unreadable as error:
         raise ValueError(f"{error.at(str(folder / 'recipe.yaml'))}. {remedy}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{folder / 'recipe.yaml'}: is no mapping of settings. {remedy}")
     result = read_json(folder / "metrics.json", remedy)
     found = read_json(environment, remedy) if environment.is_file() else {}
     run = Run(folder, {"metrics": {}, **result}, recipe, found)

@@ -125,7 +125,7 @@ def load_recipe_task(options: TaskOptions) -> Task:
 def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     """The trainer a recipe describes, with its model, rows and headline metrics in place."""
     config, choice = recipe.config, recipe.model
-    config.disable_tqdm = not recipe.task.show_progress
+    config.disable_tqdm = bool(config.disable_tqdm) or not recipe.task.show_progress
     if config.disable_tqdm:
         transformers_logging.disable_progress_bar()
     if not task.splits["train"]:

@@ -40,6 +40,8 @@ class Evaluation:
                 raise ValueError(f"controls: {control!r} is not a control. Allowed: {', '.join(CONTROLS)}.")
         if "other_run" in self.controls and self.other_run is None:
             raise ValueError("controls: other_run needs the run whose warmups to use (`--warmups-from RUN`).")
+        if self.other_run is not None and "other_run" not in self.controls:
+            raise ValueError("--warmups-from: only the control other_run reads it. Add other_run, or leave it out.")
 
     def run(self, warmup_generator: WarmupGenerator, task: Task, split: str, folder: Path) -> dict[str, Any]:
         """Predict, score, and write predictions.jsonl and one predictions.<control>.jsonl each into `folder`.

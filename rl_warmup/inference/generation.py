@@ -6,6 +6,7 @@ Knows: a model, its layout and sampling constraints, encoded rows. Must not know
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import Layout, make_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
-from rl_warmup.runtime.sharing import map_over_processes, uniforms
+from rl_warmup.runtime.sharing import is_main, map_over_processes, uniforms
 
 FORCED = ("shuffled", "empty_warmup", "filler")  # controls by `control_warmups`
 CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
@@ -117,7 +118,10 @@ class WarmupGenerator:
         if all("target" in row or "completion" in row for row in rows):
             return encoder.encode_all(rows, "rows")
         prompts = [self.settings.prompt(row["prompt"]) for row in rows]
-        return [{**ids, **row} for row, ids in zip(rows, encoder.encode_prompts(prompts), strict=True)]
+        found = encoder.encode_prompts(prompts)
+        if (unread := encoder.writable.say("prompts")) and is_main():
+            print(unread, file=sys.stderr)
+        return [{**ids, **row} for row, ids in zip(rows, found, strict=True)]
 
     def check_room(self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None) -> None:
         """Check that forced warmups, which may be longer than the model's, fit its positions.

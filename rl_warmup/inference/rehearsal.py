@@ -60,9 +60,11 @@ def rehearse(
 
 
 def _check_json(row: dict[str, Any], where: str) -> None:
-    """Raises ValueError naming a column that JSON cannot hold, or that has the name of a prediction's column."""
-    if taken := [column for column in WRITTEN if column in row]:
-        raise ValueError(f"{where}: predictions.jsonl has its own {taken[0]!r}. Rename the column of that name.")
+    """Raises ValueError naming a column that JSON cannot hold, or that has the name of a column made here."""
+    if taken := [column for column in (*WRITTEN, "prompt_ids", "target_ids", "word_lengths") if column in row]:
+        raise ValueError(
+            f"{where}: {taken[0]!r} is the name of a column that is made here. Rename the column of that name."
+        )
     for column, value in row.items():
         try:
             json_line({column: value})

@@ -208,7 +208,7 @@ def _score_part(reward: Reward, result: RewardResult, make: Callable[..., Argume
     result.values += [None if math.isnan(value) else value for value in outcome.values.tolist()]
     if changed := [name for name, before in texts.items() if arguments[name] != before]:
         result.faults.append(
-            f"Reward {result.name!r} changes its argument {changed[0]!r}, which other rewards get too."
+            f"Reward {result.name!r} changes its argument {changed[0]!r}, which other trainers give to all rewards."
         )
     if not is_first or outcome.fault is not None:
         return

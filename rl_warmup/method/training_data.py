@@ -39,8 +39,10 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
         print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
     if said := encoder.writable.say(name):
         print(said)
-    if name == "train":
-        _refuse_words(encoded, args.proposals, encoder.tokenizer)
+    if any(row.get("completion", row["target"]) not in (row["target"], None) for row in encoded):
+        print(f"{name}: rows have a column `completion` beside `target`, which says something else. `target` is used.")
+    if name == "train" and (words := _refuse_words(encoded, args.proposals, encoder.tokenizer)):
+        print(words)
     return encoded
 
 
@@ -127,7 +129,8 @@ def first_rows(rows: Any) -> list[dict[str, Any]]:
     if not isinstance(rows, EncodedStream):
         return rows or []
     first = rows.first(CHECKED if rows.proposals else 1)
-    _refuse_words(first, rows.proposals, rows.encoder.tokenizer)
+    if words := _refuse_words(first, rows.proposals, rows.encoder.tokenizer):
+        print(words)
     return first
 
 
@@ -260,10 +263,12 @@ class EncodedStream(IterableDataset, TrainerCallback):
                 )
 
 
-def _refuse_words(rows: list[dict[str, Any]], proposals: list[Any], tokenizer: Any) -> None:
+def _refuse_words(rows: list[dict[str, Any]], proposals: list[Any], tokenizer: Any) -> str | None:
     """Proposals move words. If the tokenizer makes one token of a clause without spaces, they copy too much of the target.
 
-    Raises ValueError: most rows are like that.
+    Returns a sentence if some rows are like that.
+
+    Raises ValueError: most rows are.
     """
     moving = [name for name in proposals if name not in (REFERENCE, "stored", DRAFT, "filler")]
     checked = rows[:: max(1, len(rows) // CHECKED)] if moving else []
@@ -275,6 +280,12 @@ def _refuse_words(rows: list[dict[str, Any]], proposals: list[Any], tokenizer: A
             f"proposal would be most of the target itself. Use a tokenizer of pieces (scratch: {{tokenizer: subwords}}), or "
             f"other proposals."
         )
+    if not whole:
+        return None
+    return (
+        f"train: in {len(whole)} of {len(checked)} rows (id {whole[0]['id']}) the tokenizer makes single tokens of whole clauses "
+        f"without spaces, so {moving[0]} proposes most of the target itself there."
+    )
 
 
 def _has_long_words(row: dict[str, Any], tokenizer: Any) -> bool:

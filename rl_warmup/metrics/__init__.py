@@ -107,11 +107,18 @@ def _gather(
             )
         call = function, json.dumps(kwargs, sort_keys=True, default=repr)
         if call not in computed:
-            computed[call] = check(name, _called(name, partial(function, predictions, targets, rows, **kwargs)))
+            given = predictions, targets, rows
+            if name not in METRICS:  # what somebody else's changes, no other metric may see
+                given = list(predictions), list(targets), rows and [dict(row) for row in rows]
+            computed[call] = check(name, _called(name, partial(function, *given, **kwargs)))
         for key in computed[call] if metric.keys is None else metric.keys:
             if sources.setdefault(key, call) != call and sources[key][0] is function:
                 raise ValueError(
                     f"metric '{name}' is asked for with two settings, and both are called '{key}'; ask once"
+                )
+            if results.get(key, computed[call][key]) != computed[call][key]:
+                raise ValueError(
+                    f"metric '{name}' gives a number '{key}', as another metric does; rename one of the two"
                 )
             results[key] = computed[call][key]
     return results

@@ -125,7 +125,9 @@ class RowEncoder:
                     f"{where}: needs {wanted}; it has {', '.join(map(repr, row)) or 'none'}. {OTHER_FORMS}"
                 )
         target = _target_text(row[target_column])
-        if not isinstance(target, str) or not target.strip():
+        _refuse_other(row["prompt"], "prompt", where, "a text, or a list of messages")
+        _refuse_other(target, target_column, where, "a text")
+        if target is None or not target.strip():
             raise ValueError(
                 f"{where}: the {target_column} is empty ({row[target_column]!r}). Remove the row or fill it."
             )
@@ -194,6 +196,8 @@ class RowEncoder:
             whole = self._prompt_ids(prompt, where)
             if not whole:
                 raise ValueError(f"{where}: is empty ({prompt!r}). Give a text.")
+            if self._is_unknown(whole):
+                self.writable.unread = self.writable.unread or f"{where}, {str(prompt)[:60]!r}"
             ids = self._limit(whole, "prompt", where)
             if ids is not None:
                 if self.positions is not None:
@@ -297,6 +301,19 @@ def _between_unspaced(text: str, place: int) -> bool:
     if unicodedata.category(text[place : place + 1] or " ").startswith("M"):
         return False  # a mark belongs to the letter before it
     return any(UNSPACED.match(text, i) for i in (place, place - 1) if 0 <= i < len(text))
+
+
+def _refuse_other(value: Any, column: str, where: str, wanted: str) -> None:
+    """Raises ValueError for a value of a column that is neither text nor empty nor a list of messages."""
+    if value is None or isinstance(value, str) or (isinstance(value, list) and "messages" in wanted):
+        return
+    hint = (
+        f'"{value}"' if isinstance(value, int | float) and not isinstance(value, bool) and value == value else "a text"
+    )
+    raise ValueError(
+        f"{where}: the {column} is a {type(value).__name__} ({str(value)[:60]}), but has to be {wanted}. Write {hint}, or remove "
+        f"the row."
+    )
 
 
 def _target_text(value: Any) -> Any:

@@ -68,6 +68,10 @@ class RewardSet:
                 f"`rewards` is {specs!r}; give a list of names, mappings {{name, weight, kwargs}}, or functions."
             )
         rewards = cls([load_reward(spec) for spec in specs or ["target_logprob"]], tokenizer, report)
+        if not any(reward.weight for reward in rewards.rewards):
+            raise ValueError(
+                "rewards: all have the weight 0, so nothing tells warmups apart. Give one of them another."
+            )
         for reward in rewards.rewards:
             if callable(prepare := getattr(reward.function, "prepare", None)):
                 try:

@@ -101,7 +101,7 @@ class Reward:
                     f"data ({', '.join(offered.columns) or 'none'}), nor one of {', '.join((*CHEAP, *ON_REQUEST))}."
                 )
         wanted = [n for n in on_offer if n in self.asks_for or (self.takes_everything and n not in ON_REQUEST)]
-        values = {name: offered[name] for name in wanted}
+        values = {name: _own(offered[name]) for name in wanted}
         if self.messages:
             roles = {"prompts": "user", "completions": "assistant"}
             values |= {n: as_messages(values[n], role) for n, role in roles.items() if n in values}
@@ -120,3 +120,8 @@ class Reward:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _own(value: Any) -> Any:
+    """Lists, and lists in them, as copies: what a reward changes, no other reward and no log must see."""
+    return [list(one) if isinstance(one, list) else one for one in value] if isinstance(value, list) else value

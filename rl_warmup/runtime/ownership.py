@@ -70,6 +70,7 @@ def file_lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[in
         wait: called repeatedly while another process has the lock, and may raise; None waits silently.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_link(path)
     with path.open("a") as file:
         while True:
             try:
@@ -84,6 +85,12 @@ def file_lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[in
                     raise
                 break
         yield file.fileno()
+
+
+def refuse_link(path: Path) -> None:
+    """Raises ValueError for a link in the place of a file that is written: in a received folder it may lead anywhere."""
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link to {path.readlink()}, and that file would be changed. Remove the link.")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ folder, `ownership.py` who may write to a folder, `interruptions.py` what ends a
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -63,6 +64,11 @@ class ResumableTrainer(Trainer):
             try:
                 with checkpoints.disk_faults(self.folder):
                     return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
+            except pickle.UnpicklingError as error:
+                raise ValueError(
+                    f"resume_from_checkpoint: a file of {checkpoint} is damaged, or holds code, which is never run. Resume from "
+                    f"another checkpoint."
+                ) from error
             finally:
                 self.watchdog.close()
                 self.interruption.close()

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from rl_warmup.runtime.documents import whole_records
+from rl_warmup.runtime.ownership import refuse_link
 
 CLOCK_KEYS = ("runtime", "per_second", "total_flos", "train_loss")  # Trainer's train_loss covers only this session
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets", "peft", "deepspeed", "sacrebleu", "rl_warmup")
@@ -175,6 +176,7 @@ def environment(processes: dict[str, Any] | None = None) -> dict[str, Any]:
 def _write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
+    refuse_link(part)
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 

@@ -49,7 +49,7 @@ EFFECTIVE: dict[str, str] = {
         "data_seed", "accelerator_config", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory",
         "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
         "dataloader_in_order", "train_sampling_strategy", "ddp_find_unused_parameters", "ddp_bucket_cap_mb",
-        "ddp_broadcast_buffers", "ddp_static_graph", "fsdp", "fsdp_config", "deepspeed", "debug", "skip_memory_metrics",
+        "ddp_broadcast_buffers", "ddp_static_graph", "fsdp", "fsdp_config", "deepspeed", "skip_memory_metrics",
     ), "Trainer"),
     **dict.fromkeys((
         "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "logging_steps", "log_on_each_node", "log_level",
@@ -85,6 +85,7 @@ REFUSED: dict[str, str] = {
     "use_cache": "training needs no cache, and sampling always has one",
     "auto_find_batch_size": "it would change the rows of an update during the run; lower per_device_train_batch_size and "
     "raise gradient_accumulation_steps",
+    "debug": "a loss or a weight that is not finite always ends the run, and TPUs are not supported",
     "logging_nan_inf_filter": "a loss that is not finite always ends the run",
     "include_num_input_tokens_seen": "it counts tensors that do not exist here; timing.jsonl has train_tokens",
     "prediction_loss_only": _TEXT_METRICS,
@@ -104,7 +105,7 @@ REFUSED: dict[str, str] = {
     "hub_always_push": "the model is uploaded once, when training ends",
 }  # fmt: skip
 # Values that TrainingArguments itself gives to a refused setting; they count as the default.
-SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no",)}
+SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no",), "debug": ([], None)}
 # Settings that do nothing unless another one is on.
 NEEDS: dict[str, str] = {
     **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
@@ -126,7 +127,6 @@ REFUSED_VALUES: dict[tuple[str, str], str] = {
        for kind in ("group_by_length", "batch_rebalance")},
     **{("lora_task_type", kind): "the adapter's model has to write text; leave it out"
        for kind in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")},
-    ("debug", "tpu_metrics_debug"): "it is for TPUs, which are not supported",
 }  # fmt: skip
 ACCELERATOR_KEYS = (
     "split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking", "gradient_accumulation_kwargs",
@@ -215,6 +215,11 @@ def _word(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
+def is_on(value: Any) -> bool:
+    """Whether a setting that others need is on."""
+    return bool(value) and _word(value) not in ("no", "none", "['none']")
+
+
 def setting_faults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     """A sentence for every inherited setting whose value is refused, or would do nothing.
 
@@ -233,7 +238,7 @@ def setting_faults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> li
             faults.append(f"{name}: {shown(value)} cannot be used: {why}. Leave it out.")
         elif name not in EFFECTIVE:
             faults.append(f"{name}: is new in transformers or trl, and its effect here is unknown. Leave it out.")
-        elif needed and (_word(values.get(needed, defaults.get(needed)) or "no") in ("no", "none", "['none']")):
+        elif needed and not is_on(values.get(needed, defaults.get(needed))):
             faults.append(f"{name}: has no effect without {needed}. Set {needed}, or leave {name} out.")
     return faults + _faults_of_pairs(values, defaults)
 
@@ -248,6 +253,19 @@ def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> l
         faults.append("lr_scheduler_kwargs: has no effect with a constant lr_scheduler_type. Leave it out.")
     if given.get("lora_dropout") and all_values.get("use_peft") and all_values.get("disable_dropout", True):
         faults.append("lora_dropout: has no effect while disable_dropout is on. Set that to false, or leave it out.")
+    if given.get("load_best_model_at_end") and _word(all_values.get("eval_strategy")) == "steps":
+        every, updates = (
+            all_values.get("eval_steps") or all_values.get("logging_steps") or 1,
+            all_values.get("max_steps"),
+        )
+        first = every * max(1, math.ceil((all_values.get("eval_delay") or 0) / every))
+        if updates and every >= 1 and 0 < updates < first:
+            faults.append(
+                f"load_best_model_at_end: the first validation would be at update {first:g} of {updates}, so there is nothing "
+                f"to choose from. Lower eval_steps (or eval_delay)."
+            )
+    if given.get("bf16") and given.get("fp16"):
+        faults.append("fp16: is on beside bf16. Leave one of the two out.")
     for names, optimizers, only in OPTIMIZERS:
         faults += [
             f"{name}: has no effect with optim {optimizer}. Leave it out."

@@ -5,6 +5,7 @@ A column may be a dotted path: `translation.de` is column `de` inside column `tr
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def as_text(value: Any, column: str, where: str) -> str:
     """
     if is_empty(value):
         raise ValueError(f"{where}: column '{column}' is empty; give it text or drop the row")
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
+    if isinstance(value, int | float | str) and not isinstance(value, bool) and value not in (math.inf, -math.inf):
         return str(value)
     raise ValueError(f"{where}: column '{column}' holds a {type(value).__name__}, not text; choose a column of text")
 

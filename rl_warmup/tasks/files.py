@@ -153,4 +153,7 @@ def _split(rows: list[Row], validation_fraction: float, test_fraction: float, se
 
 def _as_list(paths: Paths) -> list[Path]:
     paths = list(paths.values()) if isinstance(paths, Mapping) else paths
+    listed = isinstance(paths, Sequence) and all(isinstance(path, str | PathLike) for path in paths)
+    if not listed and not isinstance(paths, PathLike):
+        raise ValueError(f"file: {paths!r:.80} is no path; give a path, or a list of paths")
     return [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]

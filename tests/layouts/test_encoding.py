@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -254,3 +256,21 @@ def test_a_word_cut_in_the_middle_keeps_its_beginning():
     row = encode(encoder, prompt="the", target="house the houses")
     assert tokens(encoder, row["target_ids"]) == ["▁", "house", "▁the", "▁", "house", "</s>"]
     assert row["word_lengths"] == [2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"prompt": "a", "target": 5}, "target is a int (5)"), ({"prompt": "a", "target": True}, "target is a bool"),
+        ({"prompt": "a", "target": float("nan")}, "target is a float"), ({"prompt": 5, "target": "a"}, "prompt is a int"),
+        ({"prompt": "a", "target": ["x", "y"]}, "target is a list"), ({"prompt": {"a": 1}, "target": "a"}, "prompt is a dict"),
+        ({"prompt": "a", "completion": None}, "completion is empty"),
+        ({"prompt": [{"role": "user", "content": "a"}], "target": "a"}, "no chat template"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_named_with_its_row(row, named):
+    encoder = make_encoder()
+    encoder.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=re.escape(named)) as caught:
+        encoder.encode_all([row], "train")
+    assert str(caught.value).startswith("train row 0 (id 0): ")

@@ -128,3 +128,17 @@ def test_a_missing_library_is_one_sentence(monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"{package}; pip install 'rl_warmup\[metrics\]'"):
         compute([name], ["a"], ["a"])
+
+
+def test_what_an_own_metric_changes_or_calls_like_another_changes_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "def greedy(predictions, targets, rows):\n"
+        "    predictions[:] = targets\n    rows[0]['target'] = 'hacked'\n    return 1.0\n"
+        "def clash(predictions, targets, rows): return {'exact_match': 99.0}\n"
+    )
+    rows = [{"target": "a"}, {"target": "b"}]
+    found = compute(["own.py:greedy", "exact_match"], ["x", "b"], ["a", "b"], rows)
+    assert (found["exact_match"], rows[0]["target"]) == (0.5, "a")
+    with pytest.raises(ValueError, match="'exact_match'"):
+        compute(["exact_match", "own.py:clash"], ["x", "b"], ["a", "b"], rows)

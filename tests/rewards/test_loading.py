@@ -135,3 +135,27 @@ def test_a_file_that_fails_to_run(tmp_path):
 def test_a_rewards_own_name_is_checked(name):
     with pytest.raises(ValueError, match="name has to be a non-empty string"):
         Reward(name, 1.0, print)
+
+
+def test_what_a_reward_changes_is_its_own(world):
+    seen = []
+
+    def greedy(completions, completion_ids, **kwargs):
+        kept = [list(ids) for ids in completion_ids]
+        completions[:] = ["zz"] * len(completions)
+        for ids in completion_ids:
+            ids.clear()
+        return [float(len(ids)) for ids in kept]
+
+    def watching(completions, completion_ids, **kwargs):
+        seen.extend([list(completions), [list(ids) for ids in completion_ids]])
+        return [0.0] * len(completions)
+
+    world.judge([greedy, watching])
+    assert "zz" not in seen[0]
+    assert any(seen[1])
+
+
+def test_no_reward_with_a_weight_is_refused(world):
+    with pytest.raises(ValueError, match="rewards: all have the weight 0"):
+        world.judge([{"name": "target_logprob", "weight": 0}])

@@ -94,3 +94,18 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
         signatures(["reasoning_gym_score"])
     with pytest.raises(ValueError, match="The reward 'reasoning_gym_score' cannot be made .*" + words):
         load_reward("reasoning_gym_score")
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("file", {"train": "rows.jsonl", "train_size": True}), ("file", {"train": "rows.jsonl", "train_size": "five"}),
+        ("file", {"path": "rows.jsonl", "test_fraction": float("nan")}), ("file", {"train": "rows.jsonl", "stream": "no"}),
+        ("file", {"train": 5}), ("ledger", {"length": "8"}),
+    ],
+)  # fmt: skip
+def test_arguments_have_the_types_that_a_task_declares(name, kwargs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "target": "b"}\n' * 9)
+    with pytest.raises(ValueError, match=f"^(task )?'?{name}'?: .*{list(kwargs.values())[-1]!r}.*give"):
+        load_task(name, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 from rl_warmup.experiments.plan import GIB, USABLE, Option, Plan
 
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "logits", "sampling", "peak", "host")
+UNCHECKED = "Settings were checked as by train. Not checked: output_dir, devices, launch, rewards, own functions, weights, rows."
 
 
 def plan_text(plan: Plan, recipe: str, flags: list[str], unread: list[str]) -> str:
@@ -20,8 +21,9 @@ def plan_text(plan: Plan, recipe: str, flags: list[str], unread: list[str]) -> s
         fits = "fits" if option.surely else "may fit"
         best = f"First way that {fits}: {option.strategy}, peak {option.memory['peak'] / GIB:.2f} GiB"
         advice = [best, f"  {launch_line(plan, option, recipe, flags)}"]
-    notes = {"Not counted": plan.work.not_counted, "Not looked at": unread}
+    notes = {"Not counted": plan.work.not_counted, "Without effect on the cost": unread}
     said = [f"{what}: {', '.join(names)}" for what, names in notes.items() if names]
+    said.append(UNCHECKED)
     title = f"Plan of {recipe} on {plan.hardware.spelled}: estimates from shapes (docs/plan.md)"
     return "\n\n".join("\n".join(lines) for lines in ([title], _work(plan), _memory(plan), advice, said) if lines)
 

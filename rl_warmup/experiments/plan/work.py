@@ -164,7 +164,7 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     faults += scratch_faults(said["scratch"] or {})
     if not faults and not said["model_name_or_path"]:
         faults = ["model_name_or_path is missing. Give a folder, a well-known name, scratch-t5 or scratch-llama."]
-    if not faults and said["objective"] not in OBJECTIVES:
+    if not faults and said["objective"] not in OBJECTIVES and ":" not in said["objective"]:
         faults = [f"objective: {said['objective']!r} is not one of {', '.join(OBJECTIVES)}."]
     if faults:
         head = [f"{len(faults)} settings cannot be used:"] if len(faults) > 1 else []

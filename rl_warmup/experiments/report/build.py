@@ -13,6 +13,7 @@ from rl_warmup.experiments.report import curves
 from rl_warmup.experiments.report.curves import Chart, plot_curves, require_extras
 from rl_warmup.experiments.report.page import Part, example_data, page, summary
 from rl_warmup.experiments.report.words import title
+from rl_warmup.runtime.ownership import refuse_link
 
 
 def write_report(paths: Sequence[str | Path], output: str | Path, control: str | None = None) -> list[Path]:
@@ -31,6 +32,11 @@ def write_report(paths: Sequence[str | Path], output: str | Path, control: str |
         said = f"--control-run: no run belongs to {control!r}."
         raise ValueError(f"{said} Give one of the arms ({names}) or a run folder.")
     folder = Path(output)
+    if (folder / "summary.md").exists() and not (folder / "report.html").exists():
+        raise ValueError(f"--output: {folder} holds a summary.md that no report wrote. Give another folder.")
+    for name in ("report.html", "summary.md", "*.png"):
+        for place in [folder / name, *folder.glob(name)]:
+            refuse_link(place)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [_pictures(part, folder) for part in parts]
     texts = {"report.html": page(parts, example_data(found), skipped)}
