@@ -78,8 +78,7 @@ class Evaluation:
             out["ceiling"] = ceiling(task, rows, warmup_generator.tokenizer)
         out |= {**likelihood, "metrics": {}}
         for name, found in predictions.items():
-            kept = [{k: v for k, v in p.items() if k != "prediction_ids"} for p in found]
-            write_jsonl(folder / f"predictions{'.' if name else ''}{name}.jsonl", kept)
+            write_jsonl(folder / f"predictions{'.' if name else ''}{name}.jsonl", found)
             out["metrics"][name] = {**score_predictions(task, found), **ranked[name]}
         return out
 
