@@ -44,9 +44,9 @@ SINGLE_WARMUP_OBJECTIVES = ("sft", *(name for name in RULES if name not in NEEDS
 OF_DEVICES = ("bf16", "fp16", "tf32", "deepspeed", "fsdp", "fsdp_config", "ddp_backend")
 # Settings that the objective sft does not read.
 WARMUP_SETTINGS = (
-    "num_warmups", "tau", "uniform_target_share", "tsallis_q", "empty_share", "backward_samples", "rewards", "proposals",
-    "stored_warmups", "imitation", "min_reading_updates", "max_reading_updates", "reading_threshold", "beta", "readiness",
-    "proposal_only", "anchor_weight", "num_eval_warmups", "log_warmups", "guard",
+    "num_warmups", "tau", "uniform_target_share", "tsallis_q", "empty_share", "backward_samples", "rewards", "reward_weights",
+    "proposals", "stored_warmups", "imitation", "min_reading_updates", "max_reading_updates", "reading_threshold", "beta",
+    "readiness", "proposal_only", "anchor_weight", "num_eval_warmups", "log_warmups", "guard",
 )  # fmt: skip
 
 

@@ -77,6 +77,10 @@ class WarmupOptions:
         "The score R: names or {name, weight, kwargs, ...}. Empty: target_logprob, which a list must name to keep.",
     )
 
+    reward_weights: list | None = _option(
+        None, "Weights of the rewards in their order, in the place of each one's own (TRL's name)."
+    )
+
     # the cold start
     proposals: list = _option(
         [],

@@ -208,7 +208,14 @@ def code_hashes(names: Iterable[Any]) -> dict[str, str]:
 
 def spelled(given: Iterable[Any] | None) -> list[Any] | None:
     """Names, mappings and callables, in a form for files: callables by name."""
-    return None if given is None else [short_name(one) if callable(one) else one for one in given]
+    if given is None:
+        return None
+    return [
+        {key: short_name(value) if callable(value) else value for key, value in one.items()}
+        if isinstance(one, Mapping)
+        else short_name(one) if callable(one) else one
+        for one in given
+    ]  # fmt: skip
 
 
 def short_name(function: Any) -> str:

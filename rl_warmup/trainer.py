@@ -49,11 +49,14 @@ from rl_warmup.models.loading import (
     disable_dropout,
     refuse_fp16,
     save_quantization,
+    tokenizer_of,
     with_dtype,
 )
+from rl_warmup.models.plain_use import save_for_plain_use, size_cache_by_decoder
 from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.plugins import spelled
 from rl_warmup.rewards import PREDICTIONS, RewardScores, RewardSet
+from rl_warmup.rewards.loading import function_of, weighted
 from rl_warmup.runtime.launched import LaunchCheck, refuse_launch
 from rl_warmup.runtime.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
 from rl_warmup.runtime.search import SearchTrainer, first_model
@@ -79,9 +82,9 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         train_dataset: rows with `prompt` and `target`; TRL's prompt-completion rows work unchanged. Further columns reach
             the rewards. An IterableDataset is read and encoded as it is needed (`training_data.EncodedStream`).
         eval_dataset: rows for validation, or a dict of such sets, each measured under `eval_NAME_...`.
-        processing_class: the tokenizer; loaded with the model when that is a name.
-        reward_funcs: rewards beside or instead of `args.rewards`: names, `{name, weight, kwargs}`, or callables with TRL's
-            signature. None or [] means the target's log-probability.
+        processing_class: the tokenizer; by default the one of the model's name.
+        reward_funcs: rewards instead of `args.rewards`: names, `{name, weight, kwargs}` (the name may be a function), or
+            callables with TRL's signature. None or [] means the target's log-probability.
         compute_metrics: predictions (dicts with `prediction` and `target`) -> metrics; when given, every evaluation also
             writes predictions.
         peft_config: a LoRA configuration.
@@ -112,9 +115,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         if not isinstance(args, WarmupConfig):
             raise ValueError(f"args: is a {type(args).__name__}; give a WarmupConfig, which takes the same settings.")
         model, loaded = with_dtype(first_model(model, model_init, args.seed), dtype)
-        processing_class = processing_class or loaded
-        if processing_class is None:
-            raise ValueError("WarmupTrainer needs the model's tokenizer: pass processing_class=AutoTokenizer....")
+        processing_class = processing_class or loaded or tokenizer_of(model)
         args.check_devices()
         if (void := void_note(without_effect(args))) and not args.process_index:
             print(void)
@@ -132,6 +133,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
             model = add_adapter(model, peft_config)
         if args.disable_dropout:
             disable_dropout(model)
+        size_cache_by_decoder(model.config)
         self.layout = make_layout(model, tokens)
         self.settings = Inference.of(args, tokens, args.device)
         # Rows that are scored are never dropped, or a long target would leave the comparison unseen.
@@ -156,14 +158,15 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
             processing_class=processing_class, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
         )  # fmt: skip
         self.model_accepts_loss_kwargs = True  # with loss_is_scaled_for_ga, for transformers before 5.20
+        self.settings = self.settings.seen_in(known, tokens)
         count = partial(count_targets, train_rows, args)
         self.rollout = Rollout.of(args, self.layout, self.settings.constraints, processing_class, known, count)
         specs = reward_funcs if reward_funcs is not None else args.rewards
         self.rewards = RewardSet.load(
-            specs, tokenizer=processing_class, layout=self.layout, constraints=self.constraints, device=args.device,
-            report=self._warn,
+            weighted(specs, args.reward_weights), tokenizer=processing_class, layout=self.layout,
+            constraints=self.constraints, device=args.device, report=self._warn,
         )  # fmt: skip
-        self.plugins = [args.objective, *args.proposals, *specs]
+        self.plugins = [args.objective, *args.proposals, *map(function_of, specs)]
         # a run that goes on is compared by these too
         self.recipe = {"reward_funcs": spelled(reward_funcs), "dtype": str(dtype), **self.settings.template_hash()}
         self.rollout.predictions = self.rewards.asked(PREDICTIONS)
@@ -345,8 +348,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self.inference().save(output_dir or self.args.output_dir)
-            save_quantization(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
+            folder, model = output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model)
+            self.inference().save(folder)
+            save_for_plain_use(folder, model, self.inference(), self.layout.tokens)
+            save_quantization(model, folder)
 
     # ------------------------------------------------------------------ small parts
 

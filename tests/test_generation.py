@@ -20,7 +20,7 @@ from transformers import (
 from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.inference.evaluation import Evaluation, others_warmups
 from rl_warmup.inference.generation import WarmupGenerator
-from rl_warmup.inference.likelihood import rerank, target_likelihood
+from rl_warmup.inference.likelihood import target_likelihood
 from rl_warmup.models.inference_settings import Inference
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
@@ -117,7 +117,7 @@ def test_what_is_sampled_does_not_depend_on_the_batch(warmup_generator, rows):
     bounds, best, drawn = [], [], []
     for size in (1, 2, 5):
         bounds.append(target_likelihood(warmup_generator, rows, counts=(1, 4), batch_size=size)["bound"][4]["mean"])
-        best.append([row["warmup_ids"] for row in rerank(warmup_generator, rows, 3, size)])
+        best.append([row["warmup_ids"] for row in warmup_generator.generate(rows, num_warmups=3, batch_size=size)])
         drawn.append([row["warmup_ids"] for row in warmup_generator.predict(rows, size, sample_warmup=True, seed=2)])
     assert bounds == pytest.approx([bounds[0]] * 3, rel=1e-5)
     assert best[1:] == best[:1] * 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import torch
 
 from rl_warmup.engine import sample_warmups
 from rl_warmup.inference.generation import WarmupGenerator
-from rl_warmup.inference.likelihood import rank_choices, rerank, target_likelihood
+from rl_warmup.inference.likelihood import rank_choices, target_likelihood
 from rl_warmup.models.inference_settings import Inference
 
 
@@ -95,26 +94,6 @@ def test_choices_are_ranked_by_their_likelihood(warmup_generator):
             one = lab.score(lab.row("a b c d", choice), [Warmup(lab.ids("a b"), "proposal")], write.constraints)
         by_hand.append(one.target_logprob.item())
     assert picked == by_hand.index(max(by_hand))
-
-
-def test_reranking_takes_the_target_with_the_best_estimate(warmup_generator):
-    lab, write = warmup_generator
-    rows = [lab.row("a b c d", "d c"), lab.row("e f g", "h")]
-    chosen = rerank(write, rows, num_warmups=4, batch_size=2, seed=3)
-    again = rerank(write, rows, num_warmups=4, batch_size=2, seed=3)
-    assert chosen == again
-    candidates = [write.predict(rows, 2, sample_warmup=True, seed=3 + k) for k in range(4)]
-    for i, row in enumerate(rows):
-        estimates = []
-        for k in range(4):
-            target = {**row, "target_ids": [*candidates[k][i]["prediction_ids"], lab.tokens.eos_id]}
-            from rl_warmup.batch import Warmup
-
-            warmups = [Warmup(drawn[i]["warmup_ids"], drawn[i]["warmup_finish"]) for drawn in candidates]
-            with torch.no_grad():
-                logprob = lab.score(target, warmups, write.constraints).target_logprob
-            estimates.append(logprob.logsumexp(0).item() - math.log(4))
-        assert chosen[i] == candidates[estimates.index(max(estimates))][i]
 
 
 def test_sampling_uses_a_random_state_of_its_own(warmup_generator):

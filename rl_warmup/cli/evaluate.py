@@ -30,6 +30,12 @@ def command(args: list[str]) -> None:
     parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
                         help="run code that the run's recipe names as its task or a metric (module:function, file.py:function, "
                              "a command): these, or all without NAME; refused by default")  # fmt: skip
+    parser.add_argument(
+        "--task", help="in place of the recipe's data: file, hub, ...; a run made in Python has no recipe"
+    )
+    parser.add_argument(
+        "--task_kwargs", "--task-kwargs", metavar="MAPPING", help="arguments of --task, '{test: rows.jsonl}'"
+    )
     parser.add_argument("--limit", type=count, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=count, default=32)
     parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")
@@ -56,13 +62,15 @@ def command(args: list[str]) -> None:
     folder = Path(options.run)
     run = folder if ownership.is_run(folder) else ownership.run_around(folder) or folder  # folder may be a checkpoint
     recipe = run / "recipe.yaml"
-    if not recipe.is_file():
+    if options.task is None and not recipe.is_file():
         raise ValueError(
-            f"{run} holds no recipe.yaml with a task. Give the output_dir of a run, or a checkpoint in it."
+            f"{run} holds no recipe.yaml with a task. Give the output_dir of a run, or a checkpoint in it; for a run made in "
+            f"Python also the data: `--task file --task_kwargs '{{test: rows.jsonl}}'`."
         )
-    wanted = read_task(recipe)
-    wanted.metrics = [] if options.metrics else wanted.metrics
-    refuse_code(recipe, wanted, options.allow_code)
+    wanted = read_task(recipe) if options.task is None else _task(options.task, options.task_kwargs)
+    if options.task is None:
+        wanted.metrics = [] if options.metrics else wanted.metrics
+        refuse_code(recipe, wanted, options.allow_code)
     wanted.metrics = options.metrics or wanted.metrics
     if options.warmups_from and Path(options.warmups_from).resolve() == folder.resolve():
         raise ValueError(f"--warmups-from: {options.warmups_from} is the run that is evaluated. Give another run.")
@@ -117,6 +125,17 @@ def refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
         )
     if found and is_main():
         print(f"Runs code that {recipe} names: {'; '.join(found.values())}.", file=sys.stderr)
+
+
+def _task(name: str, kwargs: str | None) -> Any:
+    """The task of the flags."""
+    from rl_warmup.config import TaskOptions
+    from rl_warmup.runtime.recipe_file import flag_value
+
+    given = flag_value("task_kwargs", kwargs) if kwargs is not None else None
+    if given is not None and not isinstance(given, dict):
+        raise ValueError(f"--task_kwargs: {kwargs!r} is no mapping. Write '{{argument: value}}'.")
+    return TaskOptions(task=name, task_kwargs=given)
 
 
 def _metric(text: str) -> Any:

@@ -1,32 +1,29 @@
-"""`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts from arguments, a file or stdin.
+"""`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts from arguments, a file, a pipe or a terminal.
 
+FILE or the pipe holds a prompt per line, or JSON lines with `prompt` (a text of any number of lines, or a conversation); then
+the answers are JSON lines too, with the further keys of each. In a terminal without prompts it asks for one after another.
 Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from rl_warmup.cli.main import OptionParser, count, quick_imports, run_command
+from rl_warmup.cli.main import OptionParser, count, quantity, quick_imports, run_command
 
 
 def command(args: list[str]) -> None:
     """One warmup and one target per prompt, as text or as JSON lines."""
-    parser = OptionParser(prog="rl-warmup generate", description=__doc__)
-    parser.add_argument("model", help="folder that training wrote")
-    parser.add_argument("prompts", nargs="*", help="prompts; default: one per line from --file or standard input")
-    parser.add_argument("--file", help="text file with one prompt per line")
-    parser.add_argument("--warmup", help="use this warmup instead of the model's own ('' is none)")
-    parser.add_argument("--sample", action="store_true", help="sample the warmup instead of the likeliest tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of --sample")
-    parser.add_argument("--batch-size", type=count, default=32)
-    parser.add_argument("--json", action="store_true", help="JSON lines: prompt, warmup, warmup_finish, prediction")
-    options = parser.parse_args(args)
-    prompts = options.prompts or _lines(options.file)
-    if not prompts:
+    options = _parser().parse_args(args)
+    talks = not options.prompts and options.file is None and sys.stdin is not None and sys.stdin.isatty()
+    rows = [] if talks else [{"prompt": prompt} for prompt in options.prompts] or _rows(options)
+    if not rows and not talks:
         raise ValueError("No prompt was given. Write it after the model, use --file, or pipe one per line.")
 
     with quick_imports():
@@ -38,27 +35,106 @@ def command(args: list[str]) -> None:
     if warmup_generator.settings.prompt_template is None and is_main():
         note = "this model's training prompts had several columns; prompts are used without a template."
         print(f"rl-warmup generate: {note}", file=sys.stderr)
-    rows = warmup_generator.encoded([{"prompt": prompt} for prompt in prompts])
-    forced = None
-    if options.warmup is not None:
-        forced = [warmup_generator.tokenizer(options.warmup, add_special_tokens=False)["input_ids"]] * len(rows)
-    out = warmup_generator.predict(rows, options.batch_size, forced, sample_warmup=options.sample, seed=options.seed)
-    for written in out if is_main() else ():
-        if options.json:
-            keys = ("prompt", "warmup", "warmup_finish", "prediction")
-            print(json.dumps({key: written[key] for key in keys}, ensure_ascii=False))
-        else:
-            print("\n".join(f"{key:<11} {written[key]}" for key in ("prompt", "warmup", "prediction")) + "\n")
+    names = ("warmup", "num_warmups", "select", "utility", "sample_target", "temperature", "num_beams", "gate", "seed")
+    settings = {name: getattr(options, name) for name in names} | {"sample_warmup": options.sample}
+    settings["logprobs"] = options.json
+    if talks:
+        _talk(warmup_generator, settings, options.json)
+        return
+    for written, row in zip(warmup_generator.iterate(rows, options.batch_size, **settings), rows, strict=True):
+        if is_main():
+            _show(written, row, options.json)
 
 
-def _lines(path: str | None) -> list[str]:
+def _parser() -> OptionParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = OptionParser(prog="rl-warmup generate", description=__doc__, formatter_class=formatter)
+    parser.add_argument("model", help="folder that training wrote, or a checkpoint or adapter of it")
+    parser.add_argument("prompts", nargs="*", help="prompts; default: from --file, standard input or the terminal")
+    parser.add_argument("--file", help="text file with one prompt per line, or JSON lines with `prompt`")
+    parser.add_argument("--warmup", help="use this warmup instead of the model's own ('' is none)")
+    parser.add_argument("--sample", action="store_true", help="sample the warmup instead of the likeliest tokens")
+    parser.add_argument("--num-warmups", type=count, default=1, help="sample so many, and take the target of one")
+    parser.add_argument("--select", choices=["marginal", "mbr", "vote"], default="marginal",
+                        help="which of them: likeliest over all warmups, nearest to all, most frequent")  # fmt: skip
+    parser.add_argument("--utility", choices=["chrf", "rouge"], default="chrf", help="of --select mbr")
+    parser.add_argument("--sample-target", action="store_true", help="sample the target too")
+    parser.add_argument("--temperature", type=quantity, default=1.0, help="of --sample-target")
+    parser.add_argument("--num-beams", type=count, default=1, help="beams of the target")
+    parser.add_argument("--gate", type=float, metavar="NATS",
+                        help="no warmup where the target without one has this mean log-probability per token")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of everything sampled")
+    parser.add_argument("--batch-size", type=count, default=32)
+    parser.add_argument("--json", action="store_true",
+                        help="JSON lines: prompt, warmup, prediction, how they ended, log-probabilities")  # fmt: skip
+    return parser
+
+
+def _show(written: dict[str, Any], row: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        kept = {k: v for k, v in written.items() if not k.endswith("_ids") and (k != "id" or "id" in row)}
+        print(json.dumps(kept, ensure_ascii=False, default=str), flush=True)
+    else:
+        print("\n".join(f"{key:<11} {written[key]}" for key in ("prompt", "warmup", "prediction")) + "\n", flush=True)
+
+
+def _talk(warmup_generator: Any, settings: dict[str, Any], as_json: bool) -> None:
+    """Ask for a prompt and answer it, until the input ends."""
+    plain = {"num_warmups": 1, "sample_target": False, "num_beams": 1, "gate": None, "sample_warmup": False}
+    streams = not as_json and all(settings[name] == value for name, value in plain.items())
+    for prompt in _asked():
+        if not streams:
+            _show(warmup_generator.generate(prompt, **settings)[0], {}, as_json)
+            continue
+        part = ""
+        for begun, piece in warmup_generator.stream(prompt, settings["warmup"]):
+            print(piece if begun == part else f"{chr(10) if part else ''}{begun:<11} {piece}", end="", flush=True)
+            part = begun
+        print("\n")
+
+
+def _asked() -> Iterator[str]:
+    while True:
+        try:
+            prompt = input("prompt      ")
+        except EOFError:
+            print()
+            return
+        if prompt.strip():
+            yield prompt
+
+
+def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The prompts of a file or a pipe; sets `options.json` where they are JSON lines.
+
+    Raises:
+        ValueError: no such file, or a line that holds no prompt, with its number.
+    """
+    path, name = options.file, options.file or "standard input"
     if path is None and int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ValueError("Several processes cannot share the standard input. Give the prompts with --file.")
     if path is not None and not Path(path).is_file():
         raise ValueError(f"--file: {path} does not exist.")
-    piped = "" if path is not None or sys.stdin.isatty() else sys.stdin.read()
-    text = piped if path is None else Path(path).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line.strip()]
+    piped = sys.stdin.buffer if path is None and sys.stdin is not None else None
+    data = Path(path).read_bytes() if path is not None else piped.read() if piped else b""
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    if str(path).endswith((".jsonl", ".json")) or data.lstrip()[:1] == b"{":
+        from rl_warmup.runtime.documents import records
+
+        options.json, rows = True, []
+        for number, record in records(lines, f"{name}, line ", "Give an object with a prompt."):
+            if not isinstance(record.get("prompt"), str | list) or not record["prompt"]:
+                raise ValueError(f"{name}, line {number}: has no prompt. Give a text or a conversation as `prompt`.")
+            rows.append(record)
+        return rows
+    try:
+        texts = [line.decode("utf-8").removesuffix("\r") for line in lines]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: is no text in UTF-8 ({error}).") from error
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise ValueError(f"{name}, line {number}: is empty. Remove it, or give JSON lines with `prompt`.")
+    return [{"prompt": text} for text in texts]
 
 
 if __name__ == "__main__":

@@ -156,12 +156,14 @@ def only_drawn(scores: Tensor, draws: Tensor) -> Tensor:
 
 
 def constrained_generate(
-    model: Any, layout: Layout, prompts: Sequence[list[int]], processor: LogitsProcessor, **settings: Any
-) -> Tensor:
+    model: Any, layout: Layout, prompts: Sequence[list[int]], processor: LogitsProcessor, streamer: Any = None,
+    **settings: Any,
+) -> Tensor:  # fmt: skip
     """`generate` under nothing but `processor`: no top-k, no penalties, nothing of the checkpoint's generation_config."""
     base = inside(model)
     ids, mask = layout.prompt_inputs(list(prompts))
-    call: dict[str, Any] = {"synced_gpus": False}  # every weight is whole, so processes may stop at different lengths
+    # every weight is whole, so processes may stop at different lengths
+    call: dict[str, Any] = {"synced_gpus": False, "streamer": streamer}
     if settings["do_sample"]:
         settings |= {"top_k": 0, "top_p": 1.0, "temperature": 1.0}
     start = getattr(base.config, "decoder_start_token_id", None)

@@ -21,10 +21,11 @@ from rl_warmup.models.layouts import Layout
 
 
 class Written(NamedTuple):
-    """A warmup and the target that followed it (ids without the end token)."""
+    """A warmup and the target that followed it (ids without the end token), and whether the target ended by itself."""
 
     warmup: Warmup
     target: list[int]
+    ended: bool = True
 
 
 @torch.no_grad()
@@ -36,7 +37,11 @@ def generate_targets(
     max_target_length: int,
     forced: Sequence[list[int]] | None = None,
     draws: Tensor | None = None,
-    sample_target: bool = False,
+    sample_target: bool | Tensor = False,
+    suppressed: Sequence[int] = (),
+    temperature: float = 1.0,
+    num_beams: int = 1,
+    streamer: Any = None,
 ) -> list[Written]:
     """Write a warmup, the separator and a target for every prompt.
 
@@ -44,17 +49,25 @@ def generate_targets(
         max_target_length: tokens of the target, its end token included.
         forced: warmups to use instead of the policy's own, one per prompt ([] is the empty warmup).
         draws: (B, constraints.max_length) float64 in [0, 1) that select the warmups' tokens; None takes the likeliest ones.
-        sample_target: sample the target too.
+        sample_target: sample the target too; a tensor (B, steps) of float64 in [0, 1) selects its tokens.
+        suppressed: ids that a target may not hold.
+        temperature: of a sampled target.
+        num_beams: of the target after given warmups: the likeliest one found, by its summed log-probability.
+        streamer: of transformers, for one prompt.
 
     Raises:
         FloatingPointError: the model's logits are not finite.
     """
+    assert num_beams == 1 or forced is not None, "beams go on from given warmups"
     start, eos_id = layout.written_from(max(map(len, prompts))), layout.tokens.eos_id
-    processor = _WarmupThenTarget(constraints, start, forced, draws, sample_target)
+    beams = None if forced is None else [ids for ids in forced for _ in range(num_beams)]
+    limit = (max_target_length, eos_id)
+    processor = _WarmupThenTarget(constraints, start, beams, draws, sample_target, limit, list(suppressed), temperature)
+    search = {"num_beams": num_beams, "length_penalty": 0.0} if num_beams > 1 else {}
     longest = max((len(ids) for ids in forced), default=0) if forced is not None else constraints.max_length
     out = constrained_generate(
         model, layout, prompts, processor, max_new_tokens=longest + 1 + max_target_length, do_sample=False,
-        eos_token_id=eos_id,
+        eos_token_id=eos_id, streamer=streamer, **search,
     )  # fmt: skip
     refuse_no_numbers(processor.fine, "it can write nothing")
     given: Sequence[list[int] | None] = [None] * len(prompts) if forced is None else forced
@@ -63,7 +76,8 @@ def generate_targets(
     for row, ids in rows:
         warmup = read_warmup(row, constraints) if ids is None else Warmup(list(ids), "proposal" if ids else "empty")
         rest = row[len(warmup.ids) + 1 :][:max_target_length]
-        both.append(Written(warmup, rest[: rest.index(eos_id)] if eos_id in rest else rest))
+        ended = eos_id in rest
+        both.append(Written(warmup, rest[: rest.index(eos_id)] if ended else rest, ended))
     return both
 
 
@@ -75,20 +89,36 @@ class _WarmupThenTarget(LogitsProcessor):
     start: int
     forced: Sequence[list[int]] | None
     draws: Tensor | None
-    sample_target: bool
+    sample_target: bool | Tensor
+    limit: tuple[int, int]  # tokens of a target, and the token that ends it there
+    suppressed: list[int]
+    temperature: float
     fine: Tensor | bool = True  # whether all logits so far were numbers
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.fine = are_numbers(scores) & self.fine
         written = input_ids[:, self.start :]
         target = scores.float()
-        if self.sample_target:
+        if self.suppressed:
+            target = target.clone()
+            target[:, self.suppressed] = -torch.inf
+        if isinstance(self.sample_target, Tensor):
+            target = only_drawn(target / self.temperature, self.sample_target[:, written.size(1)])
+        elif self.sample_target:
             target = only_drawn(target, torch.rand(len(target), dtype=torch.float64))
-        if self.forced is None:
-            in_target = (written == self.constraints.separator_id).any(1)
-        else:  # after the separator
-            in_target = torch.tensor([written.size(1) > len(ids) for ids in self.forced], device=written.device)
-        return torch.where(in_target[:, None], target, self._warmup_scores(scores, written.size(1)))
+        begun = self._target_length(written)
+        end = torch.full((len(scores),), self.limit[1], device=scores.device)
+        target = torch.where((begun >= self.limit[0])[:, None], only(scores, end), target)
+        return torch.where((begun >= 0)[:, None], target, self._warmup_scores(scores, written.size(1)))
+
+    def _target_length(self, written: Tensor) -> Tensor:
+        """(M,) tokens of each row's target so far; negative in the warmup."""
+        if self.forced is not None:  # the separator follows the given ids
+            return written.size(1) - 1 - torch.tensor([len(ids) for ids in self.forced], device=written.device)
+        ends = written == self.constraints.separator_id
+        if not written.size(1):
+            return ends.sum(1) - 1
+        return torch.where(ends.any(1), written.size(1) - 1 - ends.int().argmax(1), -1)
 
     def _warmup_scores(self, scores: Tensor, step: int) -> Tensor:
         separator = self.constraints.separator_id

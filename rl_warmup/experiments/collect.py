@@ -18,6 +18,7 @@ from typing import Any
 from rl_warmup.runtime.documents import Unreadable, parse_yaml, read_json, read_jsonl
 from rl_warmup.runtime.ownership import fingerprint
 
+ENVIRONMENT = "environment.json"  # of a run made in Python it holds the settings
 Predictions = dict[str, list[dict[str, Any]]]
 
 # recipe keys that do not make another arm: where a run goes, what it shows, which seed it has
@@ -161,8 +162,8 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             raise ValueError(
                 f"{path} is no folder. Give run folders (output_dir of a recipe) or folders that hold some."
             )
-        folders = sorted(recipe.parent for recipe in path.rglob("recipe.yaml"))
-        finished = [folder for folder in folders if (folder / "metrics.json").is_file()]
+        folders = sorted({found.parent for name in ("recipe.yaml", ENVIRONMENT) for found in path.rglob(name)})
+        finished = [folder for folder in folders if _result_of(folder) is not None]
         if not finished:
             found = (
                 f"{len(folders)} unfinished (no metrics.json)" if folders else "none (no recipe.yaml anywhere in it)"
@@ -174,18 +175,39 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     return list(runs.values()), skipped + [said for run in runs.values() for said in run.left_out]
 
 
+def _result_of(folder: Path) -> Path | None:
+    """The metrics.json of a run; of one made in Python (without a recipe) else the one that `rl-warmup evaluate` wrote."""
+    own, later = folder / "metrics.json", folder / "evaluation" / "test" / "metrics.json"
+    in_python = not (folder / "recipe.yaml").is_file()
+    return own if own.is_file() else later if in_python and later.is_file() else None
+
+
 def read_run(folder: Path) -> Run:
     """One finished run; ValueError where a file of it cannot be read."""
-    remedy, environment = "Remove the folder or repeat the run.", folder / "environment.json"
+    remedy, environment = "Remove the folder or repeat the run.", folder / ENVIRONMENT
+    found = read_json(environment, remedy) if environment.is_file() else {}
+    recipe = found.pop("settings", {})
     try:
-        recipe = parse_yaml((folder / "recipe.yaml").read_bytes()) or {}
+        if (folder / "recipe.yaml").is_file():
+            recipe = parse_yaml((folder / "recipe.yaml").read_bytes()) or {}
     except Unreadable as error:
         raise ValueError(f"{error.at(str(folder / 'recipe.yaml'))}. {remedy}") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{folder / 'recipe.yaml'}: is no mapping of settings. {remedy}")
-    result = read_json(folder / "metrics.json", remedy)
-    found = read_json(environment, remedy) if environment.is_file() else {}
+    place = _result_of(folder) or folder / "metrics.json"
+    result = read_json(place, remedy)
     run = Run(folder, {"metrics": {}, **result}, recipe, found)
+    if place.parent != folder:  # made in Python, and evaluated by a command
+        last: dict[str, Any] = next(iter(reversed(run.timing)), {})
+        known = {
+            "objective": recipe.get("objective"),
+            "seed": recipe.get("seed"),
+            "model": recipe.get("model_name_or_path"),
+        }
+        known |= {"updates": last.get("step"), "train_seconds": last.get("train_seconds")}
+        run.result.update({key: value for key, value in known.items() if value is not None})
+        files = {c: place.with_name(f"predictions{'.' if c else ''}{c}.jsonl") for c in run.metrics}
+        run.extra.update(files)
     if said := other_weights(folder, result.get("weights"), fingerprint(folder)):
         run.left_out.append(said)
     for later in sorted(folder.glob("evaluation/*/metrics.json")):

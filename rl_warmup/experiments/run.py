@@ -21,7 +21,7 @@ from rl_warmup.runtime import compat
 from rl_warmup.runtime.checkpoints import disk_faults, newest, refuse_damaged
 from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.launched import refuse_quantized
-from rl_warmup.runtime.ownership import RESULT, fingerprint, reading, refuse_folder, sources
+from rl_warmup.runtime.ownership import RESULT, reading, refuse_folder, sources
 from rl_warmup.runtime.recipe_file import masked
 from rl_warmup.runtime.run_folder import write_json
 from rl_warmup.tasks import Task, load_task, rows_hash
@@ -71,15 +71,7 @@ def _predict(recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Eva
     result = {
         "task": task.name,
         "model": recipe.model.model_name_or_path,
-        "objective": recipe.config.objective,
-        "seed": recipe.config.seed,
-        "updates": trainer.state.global_step,
-        "train_seconds": round(trainer.run_folder.train_seconds, 3),
-        "switched_at": trainer.schedule.switched_at,
-        "gave_up_at": trainer.schedule.gave_up_at,
-        **({} if trainer.diverged_at is None else {"diverged_at": trainer.diverged_at}),
-        "model_of_update": trainer.best_at() or trainer.state.global_step,
-        "weights": fingerprint(folder),
+        **trainer.about(folder),
         "truncation": dict(truncation),
         **scored,
     }
@@ -105,7 +97,7 @@ def _scored(recipe: Recipe, task: Task, evaluation: Evaluation, warmup_generator
         return evaluation.run(warmup_generator, task, split, folder)
     return {
         "split": split, "rows": 0, "rows_hash": rows_hash([]), "signatures": signatures(task.metrics),
-        "metric_specs": list(task.metrics), "inference": warmup_generator.inference, "metrics": {},
+        "metric_specs": list(task.metrics), "inference": warmup_generator.mode, "metrics": {},
     }  # fmt: skip
 
 

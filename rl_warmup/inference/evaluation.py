@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.inference.generation import CONTROLS, WarmupGenerator, control_warmups
-from rl_warmup.inference.likelihood import rank_choices, rerank, target_likelihood
+from rl_warmup.inference.likelihood import rank_choices, target_likelihood
 from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.run_folder import write_jsonl
@@ -57,7 +57,7 @@ class Evaluation:
         encoder = warmup_generator.encoder()
         rows = encoder.encode_all(task.splits[split], split)
         unwritable = encoder.writable.say(split)
-        controls = self.applicable(warmup_generator.inference == "policy", len(rows))
+        controls = self.applicable(warmup_generator.mode == "policy", len(rows))
         other = others_warmups(Path(str(self.other_run)), warmup_generator, rows) if "other_run" in controls else []
         own = warmup_generator.predict(rows, self.batch_size, show_progress=self.show_progress)
         predictions = {"": own}
@@ -73,15 +73,14 @@ class Evaluation:
             return {}
         out: dict[str, Any] = {"split": split, "rows": len(rows), "rows_hash": rows_hash(rows)}
         out |= {"signatures": signatures(task.metrics), "metric_specs": list(task.metrics)}
-        out["inference"] = warmup_generator.inference
+        out["inference"] = warmup_generator.mode
         if encoder.counts:
             out["truncation"] = dict(encoder.counts)
         if unwritable:
             out["ceiling"] = ceiling(task, rows, warmup_generator.tokenizer)
         out |= {**likelihood, "metrics": {}}
         for name, found in predictions.items():
-            kept = [{k: v for k, v in p.items() if k != "prediction_ids"} for p in found]
-            write_jsonl(folder / f"predictions{'.' if name else ''}{name}.jsonl", kept)
+            write_jsonl(folder / f"predictions{'.' if name else ''}{name}.jsonl", found)
             out["metrics"][name] = {**score_predictions(task, found), **ranked[name]}
         return out
 
@@ -104,7 +103,13 @@ class Evaluation:
     ) -> list[dict[str, Any]]:
         settings: dict[str, Any] = {"show_progress": self.show_progress}
         if control == "rerank":
-            return rerank(warmup_generator, rows, self.num_warmups, self.batch_size)
+            several: dict[str, Any] = {
+                "num_warmups": self.num_warmups,
+                "batch_size": self.batch_size,
+                "logprobs": False,
+            }
+            best = warmup_generator.generate(rows, **several)
+            return [{k: v for k, v in row.items() if k not in ("score", "candidates")} for row in best]
         if control == "sampled":
             settings |= {"sample_warmup": True, "seed": 0}
         elif control == "other_run":

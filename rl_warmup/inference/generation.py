@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
-from rl_warmup.engine import generate_targets
+from rl_warmup.engine import Written, generate_targets
+from rl_warmup.inference.asked import as_rows, check_settings
+from rl_warmup.inference.gate import Gate, calibrate, sureness
+from rl_warmup.inference.likelihood import mixtures, written_logprobs
+from rl_warmup.inference.selection import Utility, expected_utility, utility_of, votes
+from rl_warmup.inference.streaming import PartStreamer
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import ADDED, RowEncoder
 from rl_warmup.models.inference_settings import Inference, read_layout
@@ -25,7 +32,11 @@ from rl_warmup.runtime.sharing import is_main, map_over_processes, uniforms
 
 FORCED = ("shuffled", "empty_warmup", "filler")  # controls by `control_warmups`
 CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
-WRITTEN = ("warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids")  # columns of a prediction
+WRITTEN = (  # columns of a prediction
+    "warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids", "prediction_finish",
+)  # fmt: skip
+LOGPROBS = ("warmup_logprob", "prediction_logprob")
+WINDOW = 32  # batches that `iterate` holds
 
 
 @dataclass
@@ -39,7 +50,9 @@ class WarmupGenerator:
     shared: bool = False  # whether the processes share the rows; all of them have to call
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any) -> WarmupGenerator:
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device | None = None, **kwargs: Any
+    ) -> WarmupGenerator:
         """Load a folder that training wrote: weights, tokenizer and warmup_layout.json.
 
         Raises ValueError: no such model, or warmup_layout.json is missing or damaged.
@@ -56,13 +69,15 @@ class WarmupGenerator:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         return cls(model, tokenizer, make_layout(model, tokens), settings)
 
+    load = from_pretrained
+
     @property
     def constraints(self) -> SamplingConstraints:
         """The sampling constraints of warmups."""
         return self.settings.constraints
 
     @property
-    def inference(self) -> str:
+    def mode(self) -> str:
         """`policy`, or `empty` for a model trained without warmups."""
         return self.settings.mode
 
@@ -70,9 +85,82 @@ class WarmupGenerator:
         """Encodes rows and prompts for this model, as training would."""
         return self.settings.encoder(self.model, self.tokenizer)
 
+    def generate(
+        self, inputs: Any, *, warmup: Any = None, num_warmups: int = 1, select: str = "marginal",
+        utility: str | Utility = "chrf", sample_warmup: bool = False, sample_target: bool = False, temperature: float = 1.0,
+        num_beams: int = 1, gate: float | Gate | None = None, logprobs: bool = True, batch_size: int = 32, seed: int = 0,
+        first: int = 0, show_progress: bool = False,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Predictions for texts, conversations or rows, in their order.
+
+        Args:
+            inputs: a text; a conversation (a list of messages); a row with `prompt`; or a list or data set of these.
+            warmup: a text that is read in place of the model's warmups, or one for each input; "" is none.
+            num_warmups: with more than one, so many warmups are sampled, a target is written after each, and one is taken.
+            select: `marginal` takes the target of the highest log mean_i P(y|x,c_i), `mbr` the one of the highest mean
+                utility against all, `vote` the most frequent one (of rows with `choices`: the choice picked most often).
+            utility: of `mbr`: `chrf`, `rouge`, or a function of two texts.
+            sample_warmup: sample one warmup instead of taking the likeliest tokens.
+            sample_target, temperature: sample the target too.
+            num_beams: beams of the target, which is then the likeliest found (summed log-probability).
+            gate: mean log-probability per token from which a prediction without a warmup is kept; see `calibrate_gate`.
+            logprobs: whether to measure `warmup_logprob` and `prediction_logprob` (one forward).
+            seed, first: of everything sampled; the number of the first input.
+
+        Returns:
+            A dict for each input: its columns, `warmup`, `warmup_ids`, `warmup_finish`, `prediction`, `prediction_ids`,
+            `prediction_finish`; with `logprobs` log P(c|x) and log P(y|x,c), nats; with several warmups `score` and
+            `candidates`; with a gate `gated` (whether the warmup was skipped).
+
+        Raises:
+            ValueError: settings that exclude each other, or an input that cannot be encoded.
+        """
+        check_settings(self.mode, warmup, num_warmups, select, sample_target, num_beams, gate, temperature)
+        rows = self.encoded(as_rows(inputs))
+        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "first": first, "num_beams": num_beams}
+        settings |= {"sample_target": sample_target, "temperature": temperature, "show_progress": show_progress}
+        if gate is not None:
+            return self._gated(rows, gate.threshold if isinstance(gate, Gate) else gate, settings, num_warmups=num_warmups,
+                               select=select, utility=utility, sample_warmup=sample_warmup, logprobs=logprobs)  # fmt: skip
+        if num_warmups > 1:
+            out = self._best(rows, num_warmups, select, utility, settings)
+        else:
+            out = self.predict(rows, forced=self._given(warmup, len(rows)), sample_warmup=sample_warmup, **settings)
+        if logprobs:
+            for prediction, pair in zip(out, written_logprobs(self, rows, out, batch_size), strict=True):
+                prediction["warmup_logprob"], prediction["prediction_logprob"] = pair
+        return out
+
+    def iterate(
+        self, inputs: Iterable[Any], batch_size: int = 32, show_progress: bool = False, **settings: Any
+    ) -> Iterator[dict[str, Any]]:
+        """The predictions of `generate` one by one, without holding all inputs: `WINDOW` batches are sorted at a time."""
+        source, place = iter(inputs), 0
+        with tqdm(desc="Predicting", unit="row", disable=not (show_progress and is_main()), leave=False) as bar:
+            while window := list(islice(source, WINDOW * batch_size)):
+                for prediction in self.generate(window, batch_size=batch_size, first=place, **settings):
+                    bar.update()
+                    yield prediction
+                place += len(window)
+
+    def stream(self, prompt: Any, warmup: str | None = None) -> Iterator[tuple[str, str]]:
+        """The pieces of one prompt's text as they are written: ("warmup", piece), then ("target", piece). Greedy."""
+        (row,) = self.encoded(as_rows([prompt]))
+        forced = self._given("" if self.mode == "empty" else warmup, 1)
+        self.check_room([row], forced)
+        streamer = PartStreamer(self.decode, self.constraints.separator_id, self.layout.tokens.eos_id)
+        yield from streamer.pieces(lambda: self._write([row], forced, streamer=streamer))
+
+    def calibrate_gate(
+        self, rows: Any, metric: Any = "exact_match", tolerance: float = 0.0, batch_size: int = 32
+    ) -> Gate:
+        """The `gate` of `generate` by validation rows, and what it does on them: see `gate.calibrate`."""
+        return calibrate(self, as_rows(rows), metric, tolerance, batch_size)
+
     def predict(
         self, rows: Sequence[dict[str, Any]], batch_size: int = 32, forced: Sequence[list[int]] | None = None,
-        sample_warmup: bool = False, show_progress: bool = False, seed: int | None = None,
+        sample_warmup: bool = False, show_progress: bool = False, seed: int | None = None, sample_target: bool = False,
+        temperature: float = 1.0, num_beams: int = 1, first: int = 0,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Predictions for rows: the text columns plus those of `WRITTEN`.
 
@@ -82,33 +170,105 @@ class WarmupGenerator:
         Args:
             rows: with `prompt` (and, besides other columns, `target`), or already encoded (`models.encoding`).
             forced: warmups (ids) instead of the policy's, one per row; see `control_warmups`.
-            sample_warmup: sample warmups instead of taking their likeliest tokens; the target stays greedy.
-            seed: of the sampled warmups; None takes one from torch's random state.
+            sample_warmup: sample warmups instead of taking their likeliest tokens.
+            seed: of what is sampled; None takes one from torch's random state.
+            sample_target, temperature, num_beams, first: as `generate`; without them the target is greedy.
 
         Raises:
             ValueError: a row that cannot be encoded, or a forced warmup that leaves too few positions.
         """
         rows = self.encoded(rows)
-        if forced is None and self.inference == "empty":
+        if forced is None and self.mode == "empty":
             forced = [[] for _ in rows]
         self.check_room(rows, forced)
-        if sample_warmup and seed is None:
+        if (sample_warmup or sample_target) and seed is None:
             seed = int(torch.randint(2**31, ()))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]))
 
         def write(start: int) -> list[dict[str, Any]]:
             chosen = order[start : start + batch_size]
-            draws = uniforms("predict", seed, chosen, 1, self.constraints.max_length) if sample_warmup else None
-            written = generate_targets(
-                self.model, self.layout, self.constraints, [rows[i]["prompt_ids"] for i in chosen],
-                self.settings.max_target_length, None if forced is None else [forced[i] for i in chosen], draws=draws,
-            )  # fmt: skip
-            return [self._prediction(rows[i], *both) for i, both in zip(chosen, written, strict=True)]
+            places = [first + i for i in chosen]
+            given = None if forced is None else [forced[i] for i in chosen]
+            settings: dict[str, Any] = {"temperature": temperature}
+            if sample_warmup:
+                settings["draws"] = uniforms("predict", seed, places, 1, self.constraints.max_length)
+            if sample_target:
+                longest = max(map(len, given), default=0) if given is not None else self.constraints.max_length
+                steps = longest + 1 + self.settings.max_target_length
+                settings["sample_target"] = uniforms("target", seed, places, 1, steps)
+            return self._write([rows[i] for i in chosen], given, num_beams, **settings)
 
         starts = range(0, len(rows), batch_size)
         batches = map_over_processes(write, starts, self.shared, "Predicting" if show_progress else "")
         out = [prediction for batch in batches for prediction in batch]
         return [prediction for _, prediction in sorted(zip(order, out, strict=True), key=lambda pair: pair[0])]
+
+    def _write(
+        self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None, num_beams: int = 1, **settings: Any
+    ) -> list[dict[str, Any]]:
+        """Predictions of one batch."""
+        prompts, longest = [row["prompt_ids"] for row in rows], self.settings.max_target_length
+        settings["suppressed"] = self.settings.suppressed(self.layout.tokens)
+        finishes: list[str] | None = None
+        if num_beams > 1 and forced is None:  # first the warmups, then beams from them
+            found = generate_targets(self.model, self.layout, self.constraints, prompts, 1, **settings)
+            forced, finishes = [w.warmup.ids for w in found], [w.warmup.finish for w in found]
+        written = generate_targets(
+            self.model, self.layout, self.constraints, prompts, longest, forced, num_beams=num_beams, **settings
+        )
+        out = [self._prediction(row, w) for row, w in zip(rows, written, strict=True)]
+        for prediction, finish in zip(out, finishes or (), strict=False):
+            prediction["warmup_finish"] = finish
+        return out
+
+    def _best(
+        self,
+        rows: list[dict[str, Any]],
+        num_warmups: int,
+        select: str,
+        utility: str | Utility,
+        settings: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """The selected one of the targets written after several sampled warmups."""
+        seed, measure = settings.pop("seed"), utility_of(utility) if select == "mbr" else None
+        candidates = [self.predict(rows, sample_warmup=True, seed=seed + k, **settings) for k in range(num_warmups)]
+        marginal = mixtures(self, rows, candidates, settings["batch_size"]) if select == "marginal" else []
+        out = []
+        for place, row in enumerate(rows):
+            own = [drawn[place] for drawn in candidates]
+            texts = [candidate["prediction"] for candidate in own]
+            if select == "marginal":
+                scores = marginal[place]
+            else:
+                scores = expected_utility(texts, measure) if measure is not None else votes(texts, row.get("choices"))
+            pairs = zip(own, scores, strict=True)
+            tried = [{"warmup": c["warmup"], "prediction": c["prediction"], "score": score} for c, score in pairs]
+            best = scores.index(max(scores))
+            out.append({**own[best], "score": scores[best], "candidates": tried})
+        return out
+
+    def _gated(
+        self, rows: list[dict[str, Any]], threshold: float, settings: dict[str, Any], **more: Any
+    ) -> list[dict[str, Any]]:
+        """Predictions without a warmup where they are sure enough, and with warmups for the other rows."""
+        out = self.generate(rows, warmup="", **settings)
+        unsure = [i for i, prediction in enumerate(out) if sureness(prediction) < threshold]
+        for prediction in out:
+            prediction["gated"] = True
+        if unsure:
+            warmed = self.generate([rows[i] for i in unsure], **settings, **more)
+            for i, prediction in zip(unsure, warmed, strict=True):
+                out[i] = {**prediction, "gated": False}
+        return out if more["logprobs"] else [{k: v for k, v in p.items() if k not in LOGPROBS} for p in out]
+
+    def _given(self, warmup: Any, count: int) -> list[list[int]] | None:
+        """Ids of given warmups, one for each row; None for the model's own."""
+        if warmup is None:
+            return None
+        texts = [warmup] * count if isinstance(warmup, str) else list(warmup)
+        if len(texts) != count:
+            raise ValueError(f"warmup: {len(texts)} texts for {count} inputs. Give one text, or one for each input.")
+        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in texts]
 
     def encoded(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows with their ids. Encoded rows stay as they are; a prompt without a target is filled into the template."""
@@ -146,10 +306,11 @@ class WarmupGenerator:
         """Ids as text, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def _prediction(self, row: dict[str, Any], warmup: Any, target: list[int]) -> dict[str, Any]:
-        text = {k: v for k, v in row.items() if k not in ADDED}
-        written = (self.decode(warmup.ids), warmup.ids, warmup.finish, self.decode(target), target)
-        return {**text, **dict(zip(WRITTEN, written, strict=True))}
+    def _prediction(self, row: dict[str, Any], written: Written) -> dict[str, Any]:
+        text, warmup = {k: v for k, v in row.items() if k not in ADDED}, written.warmup
+        prediction, finish = self.decode(written.target), "end" if written.ended else "length"
+        values = (self.decode(warmup.ids), warmup.ids, warmup.finish, prediction, written.target, finish)
+        return {**text, **dict(zip(WRITTEN, values, strict=True))}
 
 
 def control_warmups(control: str, own: Sequence[dict[str, Any]], filler: Sequence[int] = ()) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Likelihood of the targets: the n-sample bound on log P(y|x), the gain of warmups, ranking of choices, reranking.
+"""Likelihood of the targets: the n-sample bound on log P(y|x), the gain of warmups, ranking of choices, mixtures.
 
 Knows: a `WarmupGenerator`, encoded rows, scoring. Must not know: training, files. All numbers are nats, summed over a
 target, unless named "per token".
@@ -10,18 +10,21 @@ import math
 import statistics
 from collections.abc import Sequence
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rl_warmup.batch import Scores, Warmup, WarmupBatch
 from rl_warmup.engine import enable_scoring, sample_warmups, score
-from rl_warmup.inference.generation import WarmupGenerator
+from rl_warmup.inference.selection import mixture
 from rl_warmup.method.diagnostics import token_overlap
 from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.models.layouts.splice import batch_of_groups, empty_rows
 from rl_warmup.runtime.sharing import map_over_processes, uniforms
+
+if TYPE_CHECKING:
+    from rl_warmup.inference.generation import WarmupGenerator
 
 COUNTS = (1, 2, 4, 8, 16)
 LITTLE_OVERLAP, ENOUGH = 0.25, 0.05  # the gain at zero overlap is given if this share of warmups has so little overlap
@@ -46,7 +49,7 @@ def target_likelihood(
         without warmups gets `without_warmup` alone.
     """
     enable_scoring(warmup_generator.model)
-    largest = max(counts) if warmup_generator.inference == "policy" else 0
+    largest = max(counts) if warmup_generator.mode == "policy" else 0
     if any(largest % n for n in counts):
         raise ValueError(f"counts: {list(counts)}: each must divide the largest.")
 
@@ -97,28 +100,68 @@ def rank_choices(
 
 
 @torch.no_grad()
-def rerank(
-    warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], num_warmups: int, batch_size: int, seed: int = 0
-) -> list[dict[str, Any]]:
-    """The best of the targets written after `num_warmups` sampled warmups, for each row.
+def written_logprobs(
+    warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]], batch_size: int
+) -> list[tuple[float, float]]:  # fmt: skip
+    """log P(c|x) and log P(y|x,c) of what was written for each row; nats. A forced separator or end is not counted.
 
-    A target's score is log-mean-exp over all warmups of its prompt, an estimate of log P(y|x). So a target that is likely
-    only after its own warmup does not win. Ties go to the first.
+    A warmup that was given has the probability with which the model would have written it.
     """
-    enable_scoring(warmup_generator.model)
-    seeds = range(seed, seed + num_warmups)
-    candidates = [warmup_generator.predict(rows, batch_size, sample_warmup=True, seed=one) for one in seeds]
+    w = warmup_generator
+    enable_scoring(w.model)
+    written = [_as_target(w, row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]) + len(written[i]["target_ids"]))
 
-    def best(place: int) -> dict[str, Any]:
-        own = [drawn[place] for drawn in candidates]
-        targets = [[*c["prediction_ids"], warmup_generator.layout.tokens.eos_id] for c in own]
-        prompts = [{**rows[place], "target_ids": target} for target in targets]
-        group = [Warmup(c["warmup_ids"], c["warmup_finish"]) for c in own]
-        scores = _score(warmup_generator, batch_of_groups(warmup_generator.layout, prompts, [group] * len(prompts)))
-        bound = log_mean_exp(scores.target_logprob.view(num_warmups, num_warmups))
-        return own[int(bound.argmax())]
+    def measure(start: int) -> list[tuple[float, float]]:
+        chosen = order[start : start + batch_size]
+        warmups = [[Warmup(predictions[i]["warmup_ids"], predictions[i]["warmup_finish"])] for i in chosen]
+        scores = _score(w, batch_of_groups(w.layout, [written[i] for i in chosen], warmups))
+        return list(zip(scores.warmup_logprob.tolist(), scores.target_logprob.tolist(), strict=True))
 
-    return map_over_processes(best, range(len(rows)), warmup_generator.shared)
+    batches = map_over_processes(measure, range(0, len(rows), batch_size), w.shared)
+    found = [pair for batch in batches for pair in batch]
+    return [pair for _, pair in sorted(zip(order, found, strict=True))]
+
+
+@torch.no_grad()
+def mixtures(
+    warmup_generator: WarmupGenerator, rows: Sequence[dict[str, Any]], candidates: Sequence[Sequence[dict[str, Any]]],
+    batch_size: int,
+) -> list[list[float]]:  # fmt: skip
+    """For each row, log mean_i P(y|x,c_i) of each candidate's target over the warmups of all: an estimate of log P(y|x).
+
+    So a target that is likely only after its own warmup does not win.
+
+    Args:
+        candidates: n lists of predictions, each in the order of the rows.
+    """
+    w, num = warmup_generator, len(candidates)
+    enable_scoring(w.model)
+    step = max(1, batch_size // num)
+
+    def measure(start: int) -> list[list[float]]:
+        targets: list[list[dict[str, Any]]] = []
+        distinct: dict[tuple[int, ...], dict[str, Any]] = {}
+        groups: dict[tuple[int, ...], list[Warmup]] = {}
+        for place in range(start, min(start + step, len(rows))):
+            own = [drawn[place] for drawn in candidates]
+            group = [Warmup(c["warmup_ids"], c["warmup_finish"]) for c in own]
+            targets.append([{**_as_target(w, rows[place], c), "place": place} for c in own])
+            for target in targets[-1]:
+                distinct[key := (target["place"], *target["target_ids"])] = target
+                groups[key] = group
+        batch = batch_of_groups(w.layout, list(distinct.values()), list(groups.values()))
+        found = dict(zip(distinct, mixture(_score(w, batch).target_logprob.view(-1, num)), strict=True))
+        return [[found[target["place"], *target["target_ids"]] for target in row] for row in targets]
+
+    starts = range(0, len(rows), step)
+    return [scores for batch in map_over_processes(measure, starts, w.shared) for scores in batch]
+
+
+def _as_target(warmup_generator: WarmupGenerator, row: dict[str, Any], prediction: dict[str, Any]) -> dict[str, Any]:
+    """The row with what was written as its target, ended if it ended."""
+    end = [warmup_generator.layout.tokens.eos_id] if prediction["prediction_finish"] == "end" else []
+    return {"prompt_ids": row["prompt_ids"], "target_ids": [*prediction["prediction_ids"], *end]}
 
 
 @torch.no_grad()

@@ -5,10 +5,11 @@ Knows: transformers' evaluation loop, the model under its engine. Must not know:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,19 +17,25 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from rl_warmup.batch import Warmup
+from rl_warmup.inference.evaluation import Evaluation
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.likelihood import score_samples
+from rl_warmup.inference.rehearsal import rehearse
 from rl_warmup.method.diagnostics import Means, Sums, rollout_metrics, variety
 from rl_warmup.method.reference_trainer import ReferenceTrainer
 from rl_warmup.method.training_data import encode_sets
 from rl_warmup.metrics import scores_of
-from rl_warmup.models.encoding import RowEncoder
+from rl_warmup.models.encoding import ADDED, RowEncoder
 from rl_warmup.models.inference_settings import Inference
+from rl_warmup.runtime import ownership
 from rl_warmup.runtime.launched import whole_weights
-from rl_warmup.runtime.run_folder import clock
+from rl_warmup.runtime.run_folder import clock, write_json
 from rl_warmup.runtime.sharing import map_over_processes, seeded
+from rl_warmup.tasks import Task
+from rl_warmup.tasks.rows import SPLITS
 
 FEW = 8  # rows of each set on which validation is tried before training
+CONTROLLED = ("shuffled", "empty_warmup")
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
 
 
@@ -60,6 +67,7 @@ class ValidatingTrainer(ReferenceTrainer):
         if not self.owns:
             self._try_validation()
         with super().own_folder(asked):
+            self.run_folder.settings = None if "task" in self.recipe else self.described["settings"]
             yield
 
     def _try_validation(self) -> None:
@@ -107,6 +115,57 @@ class ValidatingTrainer(ReferenceTrainer):
             raise ValueError(f"predict: takes one set of rows, but {given} was given. Call it for each set.")
         return super().predict(rows, ignore_keys, metric_key_prefix)
 
+    def evaluate_controls(
+        self, rows: Any = None, metrics: Sequence[Any] = ("exact_match",), controls: Sequence[str] = CONTROLLED,
+        split: str = "test", likelihood: bool = False, num_warmups: int = 8, name: str = "own data",
+        folder: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Predict rows with the model's warmups and under controls, score them, and write predictions*.jsonl and metrics.json.
+
+        What a recipe's run does after training; `rl-warmup report` reads the folder then. All processes call it.
+
+        Args:
+            rows: as for `evaluate`; one set. None is the trainer's eval_dataset.
+            metrics: names of `rl_warmup.metrics`, or `{name, kwargs}`.
+            controls, likelihood, num_warmups: of `inference.evaluation.Evaluation`.
+            split, name: of the data, in metrics.json.
+            folder: None is the trainer's output_dir.
+
+        Returns:
+            What metrics.json holds; empty on all processes but the main one.
+        """
+        found = encode_sets(self.eval_encoder, self.eval_dataset if rows is None else rows, split, self.args)
+        if not found or isinstance(found, dict):
+            raise ValueError("evaluate_controls: takes one set of rows. Give it.")
+        plain = [{k: v for k, v in row.items() if k not in ADDED} for row in found]
+        task = Task(name, {**{one: [] for one in SPLITS}, split: plain}, tuple(metrics))
+        evaluation = Evaluation(controls, likelihood, self.args.per_device_eval_batch_size, num_warmups)
+        evaluation.check()
+        rehearse(task, split, self.eval_encoder, self.warmup_generator(), controls)
+        place = Path(folder or str(self.args.output_dir))
+        with ExitStack() as held:
+            if self.is_world_process_zero() and not self.owns:
+                held.enter_context(ownership.writing(place, "evaluate_controls"))
+            with self.shared_generator() as w, torch.autocast(w.model.device.type, enabled=False):
+                scored = evaluation.run(w, task, split, place)
+            if not scored:
+                return {}
+            model = getattr(self.model, "name_or_path", "") or type(self.model).__name__
+            result = {"task": name, "model": model, **self.about(place), **scored}
+            write_json(place / ownership.RESULT, result)
+        return result
+
+    def about(self, folder: Path) -> dict[str, Any]:
+        """What metrics.json says about the training: objective, seed, updates, seconds, and the weights in `folder`."""
+        return {
+            "objective": self.args.objective, "seed": self.args.seed, "updates": self.state.global_step,
+            "train_seconds": round(self.run_folder.train_seconds, 3), "switched_at": self.schedule.switched_at,
+            "gave_up_at": self.schedule.gave_up_at,
+            **({} if self.diverged_at is None else {"diverged_at": self.diverged_at}),
+            "model_of_update": self.best_at() or self.state.global_step,
+            "weights": ownership.fingerprint(folder),
+        }  # fmt: skip
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """The rows, encoded; `evaluation_loop` shares them among the processes."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -152,7 +211,7 @@ class ValidatingTrainer(ReferenceTrainer):
 
     def _measure(self, warmup_generator: WarmupGenerator, rows: list[dict[str, Any]]) -> dict[str, float]:
         """The n-sample bound on log P(y|x), its negative per target token as loss, the gain, and statistics of warmups."""
-        size = self.args.num_eval_warmups if warmup_generator.inference == "policy" else 0
+        size = self.args.num_eval_warmups if warmup_generator.mode == "policy" else 0
         step = self.args.per_device_eval_batch_size
 
         def sums(start: int) -> tuple[Sums, list[Warmup]]:

@@ -271,6 +271,6 @@ def add_predictions(
         forced = [warmup.ids for warmup in warmups]
         sampled = name == "sampled_predictions"
         both = generate_targets(model, layout, constraints, prompts, max_target_length, forced, sample_target=sampled)
-        for predictions, (_, target) in zip(written, both, strict=True):
+        for predictions, (_, target, _) in zip(written, both, strict=True):
             predictions[name] = target
     return [w._replace(predictions=p) for w, p in zip(warmups, written, strict=True)] if wanted else warmups

@@ -88,6 +88,11 @@ def _and_unparsed(segments: Callable[..., dict[str, Segments]]) -> Callable[...,
     return function
 
 
+def pick(text: str, choices: Sequence[str]) -> str | None:
+    """The letter of the choice that a text picks, or None."""
+    return _letter(text, choices)
+
+
 def _letter(text: str, choices: Sequence[str] | None) -> str | None:
     """The letter that `text` picks among `choices` (None: any letter is one), or None."""
     text = PREAMBLE.sub("", _normal(text), count=1)

@@ -7,7 +7,8 @@ alone: a limit that a later `evaluate` or `generate` does not know would change 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rl_warmup.models.chat import AUTO, NONE, Chat, read_template
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.positions import Positions
-from rl_warmup.models.tokens import LayoutTokens
+from rl_warmup.models.tokens import LayoutTokens, special_tokens_in
 from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.settings import RANGES
 
@@ -26,11 +27,14 @@ MODES = ("policy", "empty")
 CUTS = ("error", "left", "right")
 LONGEST = 512  # tokens of a written target where training had no limit
 # keys that files of earlier versions lack
-LATER = ("prompt_truncation", "prompt_template", "chat", "chat_template", "system", "chat_template_kwargs")
+LATER = (
+    "prompt_truncation", "prompt_template", "chat", "chat_template", "system", "chat_template_kwargs", "special_targets",
+)  # fmt: skip
 KINDS: dict[str, tuple[type, ...]] = {  # key of the file -> what it may hold
     "separator": (str,), "separator_id": (int,), "law": (dict,), "inference": (str,), "max_prompt_length": (int, type(None)),
     "max_target_length": (int,), "prompt_truncation": (str,), "prompt_template": (str, type(None)), "chat": (bool,),
     "chat_template": (str, type(None)), "system": (str, type(None)), "chat_template_kwargs": (dict,),
+    "special_targets": (list,),
 }  # fmt: skip
 EXAMPLE = (
     '{"separator": "<extra_id_0>", "separator_id": 4, "law": {"temperature": 1.0, "top_p": 1.0, "min_length": 1, "max_length": '
@@ -54,6 +58,7 @@ class Inference:
     chat_template: str | None = None
     system: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    special_targets: Sequence[int] = ()  # special tokens that training's targets hold; predictions hold no others
 
     @classmethod
     def of(cls, options: Any, tokens: LayoutTokens, device: Any = None) -> Inference:
@@ -74,6 +79,10 @@ class Inference:
             chat=options.chat_template not in (AUTO, NONE), chat_template=template, system=options.system or None,
             chat_template_kwargs=options.chat_template_kwargs or {},
         )  # fmt: skip
+
+    def seen_in(self, rows: Sequence[dict[str, Any]], tokens: LayoutTokens) -> Inference:
+        """These settings with the special tokens that targets of encoded training rows hold."""
+        return replace(self, special_targets=special_tokens_in((row["target_ids"] for row in rows), tokens))
 
     @classmethod
     def read(cls, folder: str | Path, tokens: LayoutTokens) -> Inference:
@@ -105,8 +114,14 @@ class Inference:
             "max_prompt_length": self.max_prompt_length, "max_target_length": self.max_target_length,
             "prompt_truncation": self.prompt_truncation, "prompt_template": self.prompt_template, "chat": self.chat,
             "chat_template": self.chat_template, "system": self.system, "chat_template_kwargs": self.chat_template_kwargs,
+            "special_targets": list(self.special_targets),
         }  # fmt: skip
         Path(folder, LAYOUT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+    def suppressed(self, tokens: LayoutTokens) -> list[int]:
+        """Ids that neither a warmup nor a prediction may hold; the end token is not among them."""
+        allowed = {tokens.eos_id, *self.special_targets}
+        return [i for i in tokens.banned.nonzero()[:, 0].tolist() if i not in allowed]
 
     def encoder(self, model: Any, tokenizer: Any, writes_targets: bool = True) -> RowEncoder:
         """An encoder of rows and prompts for this model. Targets are not cut, as they are only scored.
@@ -169,6 +184,8 @@ def _fault(found: dict[str, Any], name: str) -> str | None:
     if type(value) not in KINDS[name]:
         kinds = ("null" if kind is type(None) else kind.__name__ for kind in KINDS[name])
         return f"{name!r} is {value!r}, not {' or '.join(kinds)}"
+    if name == "special_targets" and not all(type(i) is int for i in value):
+        return f"{name!r} is {value!r}, not a list of token ids"
     if name == "law":
         numbers = [value.get(key) for key in CONSTRAINTS]
         if all(type(number) in (int, float) for number in numbers) and _are_valid(*numbers):

@@ -128,6 +128,23 @@ def with_dtype(model: Any, dtype: Any) -> tuple[Any, Any]:
     return model, None
 
 
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer of the folder or hub name that a model object was loaded from.
+
+    Raises ValueError: the model has no such name, or nothing there is a tokenizer.
+    """
+    name = getattr(model, "name_or_path", "")
+    remedy = "Give its tokenizer: WarmupTrainer(..., processing_class=AutoTokenizer.from_pretrained(...))."
+    if not name:
+        raise ValueError(f"processing_class: the model was made in Python, so no tokenizer is known. {remedy}")
+    try:
+        return load_tokenizer(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"processing_class: {name} has no tokenizer that could be loaded ({error}). {remedy}"
+        ) from error
+
+
 def _converted(model: Any, name: str, asked: dict[str, Any]) -> Any:
     """A model with random weights in the requested dtype and with the requested attention (`kwargs` of `load_model`).
 

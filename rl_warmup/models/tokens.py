@@ -7,6 +7,7 @@ T5 v1.1, FLAN or mT5 ties their output head to the embeddings again and overwrit
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,12 @@ def _decoder_start(model: Any, rows: int) -> int | None:
             f"below the model's {rows} embedding rows. Set it to the token before every text of the decoder (of a T5: 0)."
         )
     return start
+
+
+def special_tokens_in(texts: Iterable[Sequence[int]], tokens: LayoutTokens) -> list[int]:
+    """Ids of the tokens in these texts that a warmup may not hold, the end token aside."""
+    banned = set(tokens.banned.nonzero()[:, 0].tolist()) - {tokens.eos_id}
+    return sorted(banned.intersection(set().union(*texts)))
 
 
 def _added_token(model: Any, tokenizer: Any, rows: int) -> str:

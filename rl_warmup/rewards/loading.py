@@ -5,7 +5,8 @@ Knows: the built-in rewards. Must not know: batches. `plugins.py` finds other fu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rl_warmup.plugins import OWN, build_plugin, find_plugin, nearest, short_name
@@ -40,13 +41,31 @@ OFFERED = (*CHEAP, *ON_REQUEST)
 KEYS = ("name", "weight", "kwargs", "label", "on_failure", "timeout", "messages")
 
 
+def weighted(specs: Sequence[Any], weights: Sequence[float] | None) -> list[Any]:
+    """Rewards with these weights in the place of their own, in order; None leaves them.
+
+    Raises:
+        ValueError: another number of weights than of rewards, or a weight that is no number.
+    """
+    if weights is None:
+        return list(specs)
+    if len(weights) != len(specs):
+        raise ValueError(f"reward_weights: {len(weights)} weights for {len(specs)} rewards. Give one for each.")
+    return [replace(load_reward(spec), weight=weight) for spec, weight in zip(specs, weights, strict=True)]
+
+
+def function_of(spec: Any) -> Any:
+    """The function of a mapping whose name is one; anything else unchanged."""
+    return spec["name"] if isinstance(spec, Mapping) and callable(spec.get("name")) else spec
+
+
 def load_reward(spec: Any) -> Reward:
     """The reward that a recipe's entry describes. Raises ValueError: with what was given, what is allowed, what to do.
 
     Args:
         spec: a name, `{"name": ..., "weight": 1.0, "kwargs": {}, "label": ..., "on_failure": "raise", "timeout": 600.0,
-            "messages": False}` (see `Reward`; `label` is the name in the log), a callable, or a `Reward`. `build_plugin`
-            makes classes and factories.
+            "messages": False}` (see `Reward`; `label` is the name in the log; in Python the name may be a function), a
+            callable, or a `Reward`. `build_plugin` makes classes and factories.
     """
     if isinstance(spec, Reward):
         return spec
@@ -62,12 +81,15 @@ def load_reward(spec: Any) -> Reward:
             hint = nearest(str(key), KEYS)
             raise ValueError(f"The reward {dict(spec)} has the key {key!r}; allowed are {', '.join(KEYS)}.{hint}")
     place: Any = spec.get("name")
+    if callable(place):
+        spec = {"label": short_name(place), **spec, "name": f"function {short_name(place)}"}
     kwargs = {} if spec.get("kwargs") is None else spec["kwargs"]
-    if not isinstance(place, str) or not place:
+    if not callable(place) and (not isinstance(place, str) or not place):
         raise ValueError(f"The reward {dict(spec)} needs a `name`, a text: one of {', '.join(BUILT_IN)}. {OWN}")
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
         raise ValueError(f"The kwargs of reward {place!r} are {kwargs!r}; give a mapping of argument names to values.")
-    found, short = find_plugin("reward", place, BUILT_IN)
+    found, short = (place, spec["label"]) if callable(place) else find_plugin("reward", place, BUILT_IN)
+    place = spec["name"]
     return Reward(
         spec.get("label", short), spec.get("weight", 1.0), build_plugin("reward", place, found, kwargs, OFFERED),
         spec.get("on_failure", "raise"), spec.get("timeout", TIMEOUT), spec.get("messages", False),

@@ -21,6 +21,7 @@ from rl_warmup.runtime.documents import parse_json, read_json
 
 LOCK = "writing.lock"
 RESULT = "metrics.json"
+CARD = "<!-- written by rl_warmup"  # begins our part of a folder's README.md
 LOGS = "RL_WARMUP_LOGS"  # folder for the output of all processes but the first
 MARKS = ("environment.json", "recipe.yaml", "reference_warmups.jsonl")  # a folder with one of these is a run
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
@@ -31,7 +32,7 @@ MODEL = (
     "tokenizer.model", "spiece.model", "sentencepiece*.model", "spm*.model", "source.spm", "target.spm", "tiktoken.model",
     "*.tiktoken", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template.*", "additional_chat_templates/*.jinja",
-    "training_args.bin",
+    "training_args.bin", "custom_generate/generate.py",
 )  # fmt: skip
 STATE = (
     "checkpoint.json", "trainer_state.json", "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "latest",
@@ -320,7 +321,7 @@ def _is_own(path: Path, folder: Path) -> bool:
     if name.endswith(".part"):  # left by a kill
         return _is_own(path.with_name(name.removesuffix(".part")), folder)
     if name == "README.md":  # of an adapter or a model card
-        return path.read_text(encoding="utf-8", errors="replace").startswith("---\n")
+        return path.read_text(encoding="utf-8", errors="replace").startswith(("---\n", CARD))
     outputs = {RESULT: EVALUATED, "report.html": REPORT}  # of `evaluate` and `report`, by a file that marks the folder
     return any((path.parent / mark).is_file() and _fits(Path(name), names) for mark, names in outputs.items())
 

@@ -81,7 +81,7 @@ def test_train_evaluate_generate(recipe, tmp_path, capsys):
 
     assert main(["generate", str(run), "a+1 b+2 c+0", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
-    assert set(written) == {"prompt", "warmup", "warmup_finish", "prediction"}
+    assert {"prompt", "warmup", "warmup_finish", "warmup_logprob", "prediction", "prediction_logprob"} <= set(written)
     assert main(["generate", str(run), "a+1 b+2 c+0", "--warmup", ""]) == 0
     assert "warmup      \n" in capsys.readouterr().out
 

@@ -255,7 +255,7 @@ def test_a_start_that_helps_nobody_ends_as_plain_fine_tuning(make_trainer, tmp_p
     assert "ess" not in logs[-1]
     assert trainer.state.best_global_step in (4, 5, 6)  # what was measured with warmups counts no more
     trainer.save_model()
-    assert WarmupGenerator.load(tmp_path / "run").inference == "empty"
+    assert WarmupGenerator.load(tmp_path / "run").mode == "empty"
 
 
 @pytest.mark.parametrize("metric", ["gain", "eval_target_bound"])

@@ -1,0 +1,54 @@
+"""What a call of `WarmupGenerator.generate` asks for: its inputs as rows, its settings checked.
+
+Knows: plain values. Must not know: models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rl_warmup.inference.selection import SELECTIONS
+
+
+def as_rows(inputs: Any) -> list[dict[str, Any]]:
+    """Rows with `prompt`: of a text, a conversation, a row, or several of these (a list, a data set, any iterable).
+
+    Raises:
+        ValueError: an input that is none of them.
+    """
+    one = isinstance(inputs, str | Mapping) or _is_conversation(inputs)
+    rows: list[dict[str, Any]] = []
+    for number, given in enumerate([inputs] if one else inputs):
+        if isinstance(given, Mapping) and "prompt" in given:
+            rows.append(dict(given))
+        elif isinstance(given, str) or _is_conversation(given):
+            rows.append({"prompt": given})
+        else:
+            raise ValueError(
+                f"input {number}: {str(given)[:60]!r} is no text, no conversation (a list of messages) and no row with a prompt."
+            )
+    return rows
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
+
+
+def check_settings(
+    mode: str, warmup: Any, num_warmups: int, select: str, sample_target: bool, num_beams: int, gate: Any, temperature: float
+) -> None:  # fmt: skip
+    """Raises ValueError for settings of `generate` that are out of range or exclude each other."""
+    if select not in SELECTIONS:
+        raise ValueError(f"select: {select!r} is none of {', '.join(SELECTIONS)}.")
+    for name, value in (("num_warmups", num_warmups), ("num_beams", num_beams)):
+        if value < 1:
+            raise ValueError(f"{name}: is {value}. Give 1 or more.")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: is {temperature}. Give a number above 0.")
+    if sample_target and num_beams > 1:
+        raise ValueError("num_beams: beams search for the likeliest target, so they exclude sample_target.")
+    if warmup is not None and (num_warmups > 1 or gate is not None):
+        raise ValueError("warmup: a given warmup excludes num_warmups and gate, which use the model's own.")
+    if mode == "empty" and (num_warmups > 1 or gate is not None):
+        raise ValueError("num_warmups, gate: this model was trained without warmups, so it has none to choose from.")
