@@ -45,11 +45,11 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     parser = OptionParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--launch")
     for flag in TO_ACCELERATE:
-        parser.add_argument(f"--{flag}")
+        parser.add_argument(f"--{flag}", type=str if flag == "main_process_ip" else _whole)
     try:
         asked, rest = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
-        raise ValueError(f"{error.argument_name}: {error.message}.") from error
+        raise ValueError(f"{error.argument_name}: {error.message}.") from None
     if asked.launch not in LAYOUTS:
         raise ValueError(f"--launch: {asked.launch!r} is not one of {', '.join(LAYOUTS)}.")
     if asked.launch == "single" and (asked.num_processes or "1") != "1":
@@ -72,6 +72,12 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     if asked.launch == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
     return [*command, "-m", "rl_warmup.cli.train", *rest], environment, logs
+
+
+def _whole(text: str) -> str:
+    if not text.isascii() or not text.isdigit() or len(text) > 6:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to 999999")
+    return text
 
 
 def configurations() -> Path:
@@ -102,15 +108,14 @@ def _masked(words: list[str]) -> list[str]:
 
 def run_folder(args: list[str]) -> Path:
     """`output_dir` of the flags, else of the recipe."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    parser.add_argument("--output_dir")
-    flags = [f"--{arg}" if arg.startswith("output_dir=") else arg for arg in args]
-    found, _ = parser.parse_known_args(flags)
-    if found.output_dir is None and found.config is not None and Path(found.config).is_file():
-        from rl_warmup.runtime.recipe_file import read_values
+    from rl_warmup.runtime.recipe_file import read_values, split_config
 
-        found.output_dir = read_values(found.config).get("output_dir")
+    path, flags = split_config(args)
+    parser = OptionParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output_dir")
+    found, _ = parser.parse_known_args([f"--{arg}" if arg.startswith("output_dir=") else arg for arg in flags])
+    if found.output_dir is None and path is not None and Path(path).is_file():
+        found.output_dir = read_values(path).get("output_dir")
     return Path(found.output_dir or "trainer_output")  # TrainingArguments' default
 
 

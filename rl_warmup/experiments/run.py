@@ -42,7 +42,7 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     """
     folder = Path(str(recipe.config.output_dir))
     resume = _early(recipe, folder)
-    size, progress = recipe.config.per_device_eval_batch_size, recipe.task.show_progress
+    size, progress = recipe.config.per_device_eval_batch_size, recipe.task.show_progress and not recipe.config.disable_tqdm
     evaluation = Evaluation(recipe.task.controls, batch_size=size, show_progress=progress)
     evaluation.check()
     task = recipe_task(recipe)
@@ -125,6 +125,7 @@ def load_recipe_task(options: TaskOptions) -> Task:
 def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     """The trainer a recipe describes, with its model, rows and headline metrics in place."""
     config, choice = recipe.config, recipe.model
+    config.lines = recipe.task.show_progress  # type: ignore[misc]  # of this run
     config.disable_tqdm = bool(config.disable_tqdm) or not recipe.task.show_progress
     if config.disable_tqdm:
         transformers_logging.disable_progress_bar()

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from tqdm.auto import tqdm
 
 from rl_warmup.runtime.compat import without_deepspeed_config
+from rl_warmup.runtime.terminal import progress as with_progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,10 +54,10 @@ def map_over_processes(
 
     Args:
         shared: False does all work in this process; the others need not call.
-        progress: title of a progress bar, which the main process shows; none by default.
+        progress: its title; the main process shows it, as a bar or lines; none by default.
     """
     rank, processes = _rank_and_count() if shared else (0, 1)
-    shown = tqdm(range(rank, len(items), processes), desc=progress, disable=not progress or rank > 0, leave=False)
+    shown = with_progress(range(rank, len(items), processes), progress, bool(progress) and rank == 0)
     done = [(place, work(items[place])) for place in shown]
     if processes > 1:
         parts: list[Any] = [None] * processes
