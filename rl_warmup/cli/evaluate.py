@@ -47,13 +47,13 @@ def command(args: list[str]) -> None:
         from rl_warmup.config import read_task
         from rl_warmup.experiments.collect import other_weights
         from rl_warmup.experiments.report import result_table
-        from rl_warmup.experiments.run import load_recipe_task, read_result
+        from rl_warmup.experiments.run import identity, load_recipe_task, read_result
         from rl_warmup.inference.evaluation import Evaluation
         from rl_warmup.inference.generation import WarmupGenerator
         from rl_warmup.inference.rehearsal import rehearse
         from rl_warmup.runtime import ownership
         from rl_warmup.runtime.run_folder import write_json
-        from rl_warmup.runtime.sharing import initialize_distributed, is_main
+        from rl_warmup.runtime.sharing import initialize_distributed, is_main, refuse_differences
         from rl_warmup.tasks.stream import Stream
 
     evaluation = Evaluation(
@@ -92,6 +92,7 @@ def command(args: list[str]) -> None:
         if not task.splits[options.split]:
             others = " or ".join(f"--split {name}" for name, rows in task.splits.items() if rows)
             raise ValueError(f"The task {task.name} has no rows in its {options.split} split, only for {others}.")
+        refuse_differences(identity(task, {}))
         rehearse(task, options.split, warmup_generator.encoder(), warmup_generator, evaluation.controls)
         if is_main():  # results of other weights or controls must not stay beside the new files
             held.enter_context(ownership.writing(output, "--output"))

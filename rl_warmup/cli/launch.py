@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -55,7 +56,7 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     if asked.launch == "single" and (asked.num_processes or "1") != "1":
         raise ValueError(f"--launch single is one process, not {asked.num_processes}. Give ddp, cpu or zero2.")
     folder = configurations()
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher = [sys.executable, "-m", "rl_warmup.cli.launch"]
     command = [*launcher, "--config_file", str(folder / f"{asked.launch}.yaml")]
     json = folder / f"{asked.launch}.json"
     if json.is_file():  # the path in the YAML file is relative to the repository's root
@@ -96,6 +97,26 @@ def configurations() -> Path:
     )
 
 
+def run_launcher() -> int:
+    """Be `accelerate launch` for this process's arguments; a process that failed is named, without the launcher's traceback."""
+    from accelerate.commands.launch import main
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        main()
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        where = "above" if rank == 0 else f"in {os.environ.get(LOGS, 'logs')}/rank{rank}.log"
+        print(
+            f"rl-warmup: process {rank} failed first, with exit code {failure.exitcode}; {where} it says why.",
+            file=sys.stderr,
+        )
+        return 1
+    except subprocess.CalledProcessError as error:
+        return error.returncode if error.returncode > 0 else 128 - error.returncode
+    return 0
+
+
 def _masked(words: list[str]) -> list[str]:
     """The words of a command without the values of `--*_token`."""
     out: list[str] = []
@@ -129,3 +150,7 @@ def keep_own_log() -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())  # C libraries write to the descriptor
+
+
+if __name__ == "__main__":
+    sys.exit(run_launcher())

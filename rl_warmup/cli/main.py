@@ -18,7 +18,7 @@ from importlib import import_module, metadata
 from typing import Any, NoReturn
 
 from rl_warmup import plugins
-from rl_warmup.runtime.faults import claim, connection_lost, disk_sentence, launch_faults
+from rl_warmup.runtime.faults import claim, connection_lost, disk_sentence, launch_faults, processes
 from rl_warmup.runtime.terminal import lost_output, steady_streams
 
 COMMANDS = {
@@ -189,10 +189,10 @@ def _guarded(name: str, args: list[str]) -> int:
 
 def _tell(name: str, sentence: str, error: Exception) -> None:
     """Print the sentence, unless another process of this launch has already failed with its own."""
-    if not claim():
+    if not claim(sentence):
         return
     where = " (RL_WARMUP_TRACEBACK=1 shows where)" if error.__cause__ is not None else ""
-    many = int(os.environ.get("WORLD_SIZE") or 1)
+    many = processes()
     which = f" (process {os.environ['RANK']} of {many})" if many > 1 and os.environ.get("RANK") else ""
     print(f"rl-warmup {name}{which}: {sentence}{where}", file=sys.stderr, flush=True)
 
@@ -201,7 +201,7 @@ def _leave_processes() -> None:
     """Close the connections to the other processes of a launch. Left to the end of the interpreter, this aborted some runs that
     were finished ("terminate called without an active exception")."""
     distributed = sys.modules.get("torch.distributed")
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and distributed and distributed.is_initialized():
+    if processes() > 1 and distributed and distributed.is_initialized():
         distributed.destroy_process_group()
 
 

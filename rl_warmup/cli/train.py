@@ -57,24 +57,12 @@ def command(args: list[str]) -> None:
     keep_own_log()
     path, args = split_config(args)
     with quick_imports():
-        from torch.distributed.elastic.multiprocessing.errors import record
-
         from rl_warmup.config import read_recipe
         from rl_warmup.experiments.report import result_table
         from rl_warmup.experiments.run import train_run
 
     recipe = read_recipe(path, args)
-
-    def run() -> dict[str, Any]:
-        try:
-            return train_run(recipe)
-        except SystemExit as error:  # `record` would take 0 for success
-            if error.code:
-                raise
-            message = "Code in the run called sys.exit before the run was finished; RL_WARMUP_TRACEBACK=1 shows where."
-            raise ValueError(message) from error
-
-    result = record(run)()  # so that the launcher of several processes prints the first failure
+    result = train_run(recipe)
     if not result:
         return  # not the main process
     print(result_table(result))

@@ -84,9 +84,8 @@ def _schedule_faults(values: Mapping[str, Any]) -> list[str]:
         ]
     needed, given = SCHEDULES.get(schedule), values.get("lr_scheduler_kwargs")
     if needed and (not given or isinstance(given, dict)) and not set(needed) & set(given or {}):
-        return [
-            f"lr_scheduler_kwargs: {schedule} needs {' or '.join(needed)}, e.g. {{{needed[0]}: {'100' if 'steps' in needed[0] else '1e-6'}}}."
-        ]
+        example = f"{{{needed[0]}: {'100' if 'steps' in needed[0] else '1e-6'}}}"
+        return [f"lr_scheduler_kwargs: {schedule} needs {' or '.join(needed)}, e.g. {example}."]
     return []
 
 

@@ -6,7 +6,10 @@ Knows: error numbers, the variables that launchers set. Must not know: what a co
 from __future__ import annotations
 
 import errno
+import json
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 RANK, PROCESSES = "RANK", "WORLD_SIZE"
@@ -83,23 +86,33 @@ def _flag_of(path: str, args: list[str]) -> str | None:
 
 def connection_lost(error: Exception) -> str | None:
     """A sentence where an error says that another process of the launch has gone; None for other errors."""
-    if _number(PROCESSES, 1) < 2 or not any(word in str(error) for word in LOST):
+    if processes() < 2 or not any(word in str(error) for word in LOST):
         return None
     return "another process of the launch ended, and the connection to it is lost; its own output says why."
 
 
-def claim() -> bool:
-    """Whether this process may tell its error: alone, or the first of its machine that fails in this launch."""
+def claim(sentence: str) -> bool:
+    """Whether this process may tell its error: alone, or the first of its machine that fails in this launch.
+
+    The launcher gets the sentence too, in the file where it looks for it.
+    """
     file = os.environ.get(ERRORS)
-    if _number(PROCESSES, 1) < 2 or not file:
+    if processes() < 2 or not file:
         return True
     try:
         Path(file).parents[1].joinpath("told").open("x").close()
     except FileExistsError:
         return False
     except OSError:
-        pass
+        return True
+    with suppress(OSError):
+        Path(file).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}), encoding="utf-8")
     return True
+
+
+def processes() -> int:
+    """How many processes the launcher says there are; 1 without one."""
+    return _number(PROCESSES, 1)
 
 
 def _number(name: str, default: int) -> int:

@@ -49,6 +49,10 @@ OURS: dict[str, str] = {
     "group_by_length": "rows are not sorted by length; leave it out",
     "no_cuda": "use use_cpu",
     "logging_dir": "logs are in output_dir; report_to names other places",
+    **dict.fromkeys(
+        ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
+        "it goes with --launch, e.g. `--launch ddp --num_processes 2`",
+    ),
     "lr": "use learning_rate", "epochs": "use num_train_epochs", "steps": "use max_steps",
     "use_lora": "use use_peft", "max_new_warmup_tokens": "use max_warmup_length",
 }  # fmt: skip

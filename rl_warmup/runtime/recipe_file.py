@@ -123,6 +123,7 @@ def _read_flags(flags: list[str]) -> dict[str, Any]:
 def _no_flag(word: str, after: list[str]) -> str:
     """The sentence for a word that stands where a flag should."""
     name, _, value = word.lstrip("-\u2013\u2014").partition(":" if ":" in word else "=")
+    name = "config" if name == "c" else name
     value = value.strip() or (after[0] if after else "VALUE")
     if word.endswith((".yaml", ".yml")):
         return f"Cannot read {word!r}: a recipe is given as `--config {word}`, once, and settings as `--key value`."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -45,6 +45,28 @@ def initialize_distributed() -> torch.device:
 def is_main() -> bool:
     """Whether this process writes and prints: the first, or the only one."""
     return _rank_and_count()[0] == 0
+
+
+def refuse_differences(facts: Mapping[str, str]) -> None:
+    """Compare what all processes of a launch need alike, e.g. hashes of their rows.
+
+    Args:
+        facts: what something is called in a sentence -> text that identifies it.
+
+    Raises ValueError: on every process, naming what differs and the process that has another.
+    """
+    _, processes = _rank_and_count()
+    if processes == 1:
+        return
+    everywhere: list[Any] = [None] * processes
+    dist.all_gather_object(everywhere, dict(facts))
+    for name in everywhere[0]:
+        others = [at for at, found in enumerate(everywhere) if found.get(name) != everywhere[0][name]]
+        if others:
+            raise ValueError(
+                f"Process {others[0]} has other {name} than process 0, so they would work apart. Give all processes the same "
+                f"files and settings."
+            )
 
 
 def map_over_processes(

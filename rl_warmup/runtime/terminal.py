@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -25,7 +25,8 @@ class Steady:
     """A stream whose writes never fail: from the first failure on, its output goes to /dev/null."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.fault = stream, None
+        self.stream: Any = stream
+        self.fault: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -46,7 +47,7 @@ class Steady:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
-        self.fault = self.fault or error  # type: ignore[assignment]
+        self.fault = self.fault or error
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())  # what is in the buffer goes there too, and what C libraries write
@@ -68,7 +69,7 @@ def steady_streams(outlives_terminal: bool = False) -> Iterator[Any]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     shown = Steady(sys.stdout or open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    sys.stdout, sys.stderr = shown, Steady(sys.stderr) if sys.stderr else sys.stderr  # type: ignore[assignment]
+    sys.stdout, sys.stderr = shown, Steady(sys.stderr) if sys.stderr else sys.stderr
     handled = outlives_terminal and threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN) if handled else None
     try:
@@ -96,7 +97,7 @@ def progress(items: Iterable[Item], title: str, shown: bool = True, total: int |
 
         yield from tqdm(items, desc=title, total=total, disable=not shown, leave=False)
         return
-    total = len(items) if total is None and hasattr(items, "__len__") else total
+    total = len(items) if total is None and isinstance(items, Sized) else total
     said = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
