@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from rl_warmup import plugins
 from rl_warmup.runtime.faults import claim, connection_lost, disk_sentence, launch_faults, processes
-from rl_warmup.runtime.terminal import lost_output, steady_streams
+from rl_warmup.runtime.terminal import bars, lost_output, steady_streams
 
 COMMANDS = {
     "train": "train one recipe, then predict and score it",
@@ -163,6 +163,8 @@ def _guarded(name: str, args: list[str]) -> int:
     """Run `rl_warmup.cli.<name>` with one-line errors. RL_WARMUP_TRACEBACK=1 shows tracebacks."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not bars():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of transformers and datasets too
     try:
         if faults := launch_faults():
             raise ValueError(faults[0])

@@ -129,6 +129,8 @@ def _no_flag(word: str, after: list[str]) -> str:
         return f"Cannot read {word!r}: a recipe is given as `--config {word}`, once, and settings as `--key value`."
     if name.isidentifier() and (word != name or "=" in word):
         return f"Cannot read {word!r}: write `--{name} {value}`."
+    if word.startswith("--"):
+        return f"{word!r} names no setting: give settings as `--key value` or `key=value`."
     return (
         f"Cannot read {word!r}: give settings as `--key value` or `key=value`, and several values as `--key '[a, b]'`."
     )

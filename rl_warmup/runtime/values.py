@@ -81,7 +81,7 @@ def choices(hint: Any, metadata: Mapping[str, Any]) -> list[str]:
 def no_setting(key: Any, known: Iterable[str]) -> str:
     """The sentence for an unknown setting."""
     if key in OURS:
-        return f"{key!r} is not a setting here: {OURS[key]}."
+        return f"{key}: is no setting here; {OURS[key]}."
     near = difflib.get_close_matches(str(key), list(known), n=1)
     return f"{key!r} is not a setting.{f' Did you mean {near[0]!r}?' if near else ' See `rl-warmup train --help`.'}"
 

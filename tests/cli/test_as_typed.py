@@ -67,7 +67,7 @@ def test_ways_to_give_the_recipe(args):
         ("train --config r.yaml s.yaml", "'s.yaml': a recipe is given as `--config s.yaml`"),
         ("train --config r.yaml --report_to", "report_to: True is not a text or a list|--report_to VALUE"),
         ("train --config r.yaml --controls shuffled filler", "'filler'|--key '[a, b]'"),
-        ("train --config r.yaml --num_processes 2", "'num_processes'|--launch"),
+        ("train --config r.yaml --num_processes 2", "num_processes: is no setting|--launch"),
         ("train --launch ddp --num_processes x", "--num_processes: 'x' is not a whole number"),
         ("train --config r.yaml --output_dir file/x", "--output_dir: file/x|a part of the path is a file"),
         ("train --config r.yaml --output_dir /proc/x", "--output_dir: /proc/x"),
@@ -96,7 +96,7 @@ def test_what_cannot_be_used_is_named_with_the_remedy(here, capsys, args, facts)
 @pytest.mark.parametrize("flag", [*(f"--{name}" for name in OURS)])
 def test_names_of_other_libraries_are_answered(here, capsys, flag):
     assert main(["train", "--config", "r.yaml", flag, "1"]) == 2
-    assert f"'{flag[2:]}' is not a setting here: {OURS[flag[2:]]}." in capsys.readouterr().err
+    assert f"{flag[2:]}: is no setting here; {OURS[flag[2:]]}." in capsys.readouterr().err
 
 
 def test_names_of_other_libraries_are_none_of_ours():
