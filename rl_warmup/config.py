@@ -19,7 +19,7 @@ from rl_warmup.method.objectives import NEEDS_TWO, READS, RULES
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.runtime import compat
-from rl_warmup.runtime.arguments import argument_faults, refused_arguments
+from rl_warmup.runtime.arguments import argument_faults, refused_arguments, try_scheduler
 from rl_warmup.runtime.launched import initialize_distributed_on_cpu
 from rl_warmup.runtime.recipe_file import masked, read_values
 from rl_warmup.runtime.settings import (
@@ -88,7 +88,7 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
                 "on_divergence: stop_before ends a run with its last checkpoint, and save_strategy is no. Set save_strategy: "
                 "steps and save_steps, or leave on_divergence out."
             )
-        _try_scheduler(self)
+        try_scheduler(self)
 
     def _read_numbers(self) -> list[str]:
         """Convert and check numbers; returns faults. A faulty number gets its default, so that checking can continue."""
@@ -302,24 +302,6 @@ def _number(value: Any) -> Any:
     """numpy numbers and whole floats as Python's numbers."""
     value = value.item() if hasattr(value, "item") else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _try_scheduler(config: WarmupConfig) -> None:
-    """Make the learning rate schedule once, as transformers does when training begins.
-
-    Raises:
-        ValueError: lr_scheduler_kwargs does not fit this schedule.
-    """
-    import torch
-    from transformers import get_scheduler
-
-    kind = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    try:
-        get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}))
-    except Exception as error:
-        given = shown(config.lr_scheduler_kwargs)
-        raise ValueError(f"lr_scheduler_kwargs: {given} does not fit lr_scheduler_type {kind} ({error}).") from None
 
 
 def without_effect(*parts: Any) -> dict[str, str]:

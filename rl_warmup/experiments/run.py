@@ -45,7 +45,10 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     """
     folder = Path(str(recipe.config.output_dir))
     resume = _early(recipe, folder)
-    size, progress = recipe.config.per_device_eval_batch_size, recipe.task.show_progress and not recipe.config.disable_tqdm
+    size, progress = (
+        recipe.config.per_device_eval_batch_size,
+        recipe.task.show_progress and not recipe.config.disable_tqdm,
+    )
     evaluation = Evaluation(recipe.task.controls, batch_size=size, show_progress=progress)
     evaluation.check()
     task = recipe_task(recipe)

@@ -1,6 +1,7 @@
 """Values that TrainingArguments, or the libraries below it, would refuse in their own words: said here as ours.
 
-Knows: names of schedules, optimizers and their packages, keys of engines' configurations. Must not know: torch, transformers.
+Knows: names of schedules, optimizers and their packages, keys of engines' configurations. Must not know: recipes; it imports
+torch and transformers only to try a schedule.
 """
 
 from __future__ import annotations
@@ -71,6 +72,24 @@ def refused_arguments(values: Mapping[str, Any], defaults: Mapping[str, Any], er
     named = [name for name in changed if name in said.lower()] or [name for name in changed if name in FILES]
     what = ", ".join(f"{name}: {shown(values[name])}" for name in named if not name.endswith("_token"))
     return f"{what or 'The settings of the training'} cannot be used ({type(error).__name__}: {said})."
+
+
+def try_scheduler(config: Any) -> None:
+    """Make the learning rate schedule once, as transformers does when training begins.
+
+    Raises:
+        ValueError: lr_scheduler_kwargs does not fit this schedule.
+    """
+    import torch
+    from transformers import get_scheduler
+
+    kind = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    try:
+        get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}))
+    except Exception as error:
+        given = shown(config.lr_scheduler_kwargs)
+        raise ValueError(f"lr_scheduler_kwargs: {given} does not fit lr_scheduler_type {kind} ({error}).") from None
 
 
 def _schedule_faults(values: Mapping[str, Any]) -> list[str]:
