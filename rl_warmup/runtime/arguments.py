@@ -29,7 +29,6 @@ OPTIMIZERS = (  # a part of the name, the module it needs, the package of that
     ("lion", "bitsandbytes", "bitsandbytes"), ("ademamix", "bitsandbytes", "bitsandbytes"),
 )  # fmt: skip
 FSDP = ("full_shard", "shard_grad_op", "no_shard", "hybrid_shard", "hybrid_shard_zero2", "offload", "auto_wrap")
-DEBUG = ("underflow_overflow", "tpu_metrics_debug")
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 FILES = ("deepspeed", "accelerator_config", "fsdp_config")  # a mapping, or the name of a JSON file with one
 MAPPINGS = (*FILES, "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "lr_scheduler_kwargs")
@@ -52,10 +51,6 @@ def argument_faults(values: Mapping[str, Any]) -> list[str]:
     fsdp = values.get("fsdp")
     if isinstance(fsdp, str) and (unknown := [word for word in fsdp.split() if word not in FSDP]):
         faults.append(f"fsdp: {shown(unknown[0])} is no option of it. Allowed: true, or words of {', '.join(FSDP)}.")
-    debug = values.get("debug") or []
-    for word in debug.split() if isinstance(debug, str) else debug:
-        if str(getattr(word, "value", word)) not in DEBUG:
-            faults.append(f"debug: {shown(word)} is not one of {', '.join(DEBUG)}.")
     if values.get("ddp_backend") and "RANK" not in os.environ:
         faults.append(
             f"ddp_backend: {values['ddp_backend']} connects processes, and there is one. Launch several, or leave it out."

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl_warmup.experiments.plan.shapes import Shape, read_shape
 from rl_warmup.models.starts import resolve
-from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
+from rl_warmup.options import OBJECTIVES, TaskOptions, WarmupOptions
 from rl_warmup.runtime.settings import scratch_faults
-from rl_warmup.runtime.values import defaults_of, typed, unknown
+from rl_warmup.runtime.values import defaults_of, typed
 from rl_warmup.tasks import Row, load_task
 from rl_warmup.tasks.conversations import flat
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
@@ -30,7 +30,7 @@ class Inherited:
     max_steps: int = -1
     num_train_epochs: float = 3.0
     bf16: bool = False
-    dtype: str | None = field(default=None, metadata={"choices": ["auto", "bfloat16", "float16", "float32"]})
+    dtype: str | None = None
     gradient_checkpointing: bool = False
     optim: str = "adamw_torch_fused"
     use_peft: bool = False
@@ -164,11 +164,6 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     faults += scratch_faults(said["scratch"] or {})
     if not faults and not said["model_name_or_path"]:
         faults = ["model_name_or_path is missing. Give a folder, a well-known name, scratch-t5 or scratch-llama."]
-    faults += [
-        unknown("proposals", name, PROPOSALS)
-        for name in said["proposals"]
-        if name not in PROPOSALS and ":" not in str(name)
-    ]
     if not faults and said["objective"] not in OBJECTIVES and ":" not in said["objective"]:
         faults = [f"objective: {said['objective']!r} is not one of {', '.join(OBJECTIVES)}."]
     if faults:
