@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from transformers import TrainingArguments
@@ -19,6 +19,7 @@ from rl_warmup.method.objectives import NEEDS_TWO, READS, RULES
 from rl_warmup.options import OBJECTIVES, PROPOSALS, TaskOptions, WarmupOptions
 from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.runtime import compat
+from rl_warmup.runtime.arguments import argument_faults, refused_arguments, try_scheduler
 from rl_warmup.runtime.launched import initialize_distributed_on_cpu
 from rl_warmup.runtime.recipe_file import masked, read_values
 from rl_warmup.runtime.settings import (
@@ -62,6 +63,8 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub, upload the model after training."})
     logging_steps: float = field(default=10, metadata={"help": "Updates between two logs."})
 
+    lines: ClassVar[bool | None] = None  # whether a run prints lines; None: where disable_tqdm is off
+
     def __repr__(self) -> str:
         """The settings without secrets."""
         values = masked({one.name: getattr(self, one.name) for one in fields(self)})
@@ -70,11 +73,14 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     def __post_init__(self) -> None:
         faults = self._read_numbers()
         inherited = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if f.name != "do_eval"}
-        faults += option_faults(self) + setting_faults(inherited, _inherited([type(self)]))
+        faults += option_faults(self) + setting_faults(inherited, _inherited([type(self)])) + argument_faults(inherited)
         if faults:
             raise ValueError(_report(faults))
         initialize_distributed_on_cpu(self)
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except Exception as error:  # of transformers, accelerate or DeepSpeed, in their words
+            raise ValueError(refused_arguments(inherited, _inherited([type(self)]), error)) from error
         if faults := accelerator_faults(self.accelerator_config):  # from a file
             raise ValueError(_report(faults))
         if self.on_divergence == "stop_before" and getattr(self.save_strategy, "value", self.save_strategy) == "no":
@@ -82,7 +88,7 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
                 "on_divergence: stop_before ends a run with its last checkpoint, and save_strategy is no. Set save_strategy: "
                 "steps and save_steps, or leave on_divergence out."
             )
-        _try_scheduler(self)
+        try_scheduler(self)
 
     def _read_numbers(self) -> list[str]:
         """Convert and check numbers; returns faults. A faulty number gets its default, so that checking can continue."""
@@ -296,24 +302,6 @@ def _number(value: Any) -> Any:
     """numpy numbers and whole floats as Python's numbers."""
     value = value.item() if hasattr(value, "item") else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _try_scheduler(config: WarmupConfig) -> None:
-    """Make the learning rate schedule once, as transformers does when training begins.
-
-    Raises:
-        ValueError: lr_scheduler_kwargs does not fit this schedule.
-    """
-    import torch
-    from transformers import get_scheduler
-
-    kind = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    try:
-        get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}))
-    except Exception as error:
-        given = shown(config.lr_scheduler_kwargs)
-        raise ValueError(f"lr_scheduler_kwargs: {given} does not fit lr_scheduler_type {kind} ({error}).") from None
 
 
 def without_effect(*parts: Any) -> dict[str, str]:

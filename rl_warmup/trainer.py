@@ -58,8 +58,9 @@ from rl_warmup.plugins import spelled
 from rl_warmup.rewards import PREDICTIONS, RewardScores, RewardSet
 from rl_warmup.rewards.loading import function_of, weighted
 from rl_warmup.runtime.launched import LaunchCheck, refuse_launch
-from rl_warmup.runtime.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl
+from rl_warmup.runtime.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, tells
 from rl_warmup.runtime.search import SearchTrainer, first_model
+from rl_warmup.runtime.terminal import bars
 
 
 class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
@@ -342,7 +343,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         shown = sample_table(batch, scores, weights, self.warmup_generator().decode, self.args.log_warmups)
         records = [{"step": self.state.global_step, **row} for row in shown]
         append_jsonl(self.run_folder.folder / "warmups.jsonl", records)
-        if shown and not self.args.disable_tqdm:
+        if shown and tells(self.args):
             tqdm.write(format_sample(shown[0]))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -366,7 +367,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         )  # fmt: skip
         self.run_folder = RunFolder(args.output_dir)
         self.pop_callback(PrinterCallback)
-        if self.pop_callback(ProgressCallback) is not None:
+        if self.pop_callback(ProgressCallback) is not None and bars():
             self.add_callback(ProgressBar())
         ours: list[Any] = [LaunchCheck(self), self.means, self.schedule, self.run_folder, ProgressLine()]
         ours += callbacks_for(self.train_dataset)

@@ -218,7 +218,7 @@ def test_flags_in_all_their_forms_override_the_file(tmp_path, flags):
     assert config.num_warmups == 3
 
 
-@pytest.mark.parametrize("flags", [["tau"], ["--tau"], ["--tau", "1", "stray"]])
+@pytest.mark.parametrize("flags", [["tau"], ["--tau", "1", "stray"]])
 def test_flags_that_cannot_be_read(flags):
     with pytest.raises(ValueError, match="Cannot read '.*': give settings as `--key value` or `key=value`"):
         read_recipe(None, flags)
@@ -230,8 +230,8 @@ def test_flags_alone_are_a_recipe_and_their_faults_are_the_same():
     )
     assert recipe.model.model_name_or_path == "scratch-llama"
     assert recipe.task.scratch == {"width": 8}
-    with pytest.raises(ValueError, match="'num-warmups' is not a setting. Did you mean 'num_warmups'"):
-        read_recipe(None, ["model_name_or_path=scratch-t5", "--num-warmups=2"])
+    with pytest.raises(ValueError, match="'num_warmup' is not a setting. Did you mean 'num_warmups'"):
+        read_recipe(None, ["model_name_or_path=scratch-t5", "--num-warmup=2"])
 
 
 # ---------------------------------------------------------------------- files

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.cli.main import OptionParser, count, quick_imports
+from rl_warmup.cli.main import OptionParser, count, place, quick_imports
 
 OF_GROUPS: dict[str, Any] = {
     "backward_samples": None, "target_ess": None, "stored_warmups": None, "anchor_weight": 0.0, "proposal_only": False,
@@ -20,13 +20,15 @@ def command(args: list[str]) -> None:
     """Write the arms as a sweep file, do its missing runs, and print the answer."""
     epilog = "Repeat the command after a stop. It runs the sweep file DIR/ceiling.yaml."
     parser = OptionParser(prog="rl-warmup ceiling", description=__doc__, epilog=epilog)
-    parser.add_argument("--config", required=True, metavar="RECIPE", help="recipe with the task and the start")
+    parser.add_argument(
+        "--config", type=place, required=True, metavar="RECIPE", help="recipe with the task and the start"
+    )
     parser.add_argument("--warmups", required=True, nargs="+", metavar="FILE",
                         help="warmups of the training rows (docs/stored-warmups.md); each file is an arm")  # fmt: skip
     parser.add_argument("--metric", help="the metric to compare; default: the recipe's metric_for_best_model")
     parser.add_argument("--seeds", type=count, default=3, help="number of seeds of each arm; default 3")
     parser.add_argument(
-        "--output", metavar="DIR", default="runs/ceiling", help="folder of the runs; default runs/ceiling"
+        "--output", type=place, metavar="DIR", default="runs/ceiling", help="folder of the runs; default runs/ceiling"
     )
     parser.add_argument("--jobs", type=count, default=1, help="runs at a time; default 1")
     options = parser.parse_args(args)

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from rl_warmup.cli.main import OptionParser, count, quick_imports
+from rl_warmup.cli.main import OptionParser, count, place, quick_imports
 
 PARTS = """\
 parts:
@@ -27,9 +27,10 @@ def command(args: list[str]) -> None:
         prog="rl-warmup demo", description=__doc__, epilog=PARTS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default="quick", help="what to run, separated by commas; default quick")
-    parser.add_argument("--output", default="runs/demo", help="folder for the results; default runs/demo")
+    parser.add_argument("--output", type=place, default="runs/demo", help="folder for the results; default runs/demo")
     parser.add_argument(
         "--recipes",
+        type=place,
         default="recipes/demo",
         help="folder of the demo's recipes and of its parts' sweep files; default recipes/demo",
     )

@@ -5,18 +5,21 @@ Also `accelerate launch -m rl_warmup.cli.evaluate RUN`: the processes share the 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.cli.main import OptionParser, count, quick_imports, run_command
+from rl_warmup.cli.main import OptionParser, count, place, quick_imports, run_command
 
 
 def command(args: list[str]) -> None:
     """Load the task of the run's recipe and the model; write predictions and metrics; print the table."""
     parser = OptionParser(prog="rl-warmup evaluate", description=__doc__)
-    parser.add_argument("run", help="folder of a finished run (output_dir of its recipe), or a checkpoint in it")
+    parser.add_argument(
+        "run", type=place, help="folder of a finished run (output_dir of its recipe), or a checkpoint in it"
+    )
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--controls", nargs="*", default=["shuffled", "empty_warmup"], metavar="CONTROL",
                         help="shuffled (another row's warmup), empty_warmup, filler, sampled, rerank (the best of several), "
@@ -24,7 +27,9 @@ def command(args: list[str]) -> None:
     parser.add_argument("--likelihood", action="store_true",
                         help="also log P(y|x) by 1 to 16 warmups, the gain, and multiple choice by likelihood")  # fmt: skip
     parser.add_argument("--num-warmups", type=count, default=8, help="candidates of rerank; default 8")
-    parser.add_argument("--warmups-from", metavar="RUN", help="run whose warmups the control other_run uses")
+    parser.add_argument(
+        "--warmups-from", type=place, metavar="RUN", help="run whose warmups the control other_run uses"
+    )
     parser.add_argument("--metrics", nargs="*", type=_metric, metavar="METRIC",
                         help="in place of the recipe's: bleu, chrf++, ..., or '{name: bertscore, kwargs: {...}}'")  # fmt: skip
     parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
@@ -38,20 +43,23 @@ def command(args: list[str]) -> None:
     )
     parser.add_argument("--limit", type=count, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=count, default=32)
-    parser.add_argument("--output", help="folder for the results; default RUN/evaluation/SPLIT")
+    parser.add_argument("--output", type=place, help="folder for the results; default RUN/evaluation/SPLIT")
     options = parser.parse_args(args)
+    for flag, named in (("--controls", options.controls), ("--metrics", options.metrics or [])):
+        if twice := [name for at, name in enumerate(named) if name in named[:at]]:
+            raise ValueError(f"{flag}: {twice[0]!r} is listed twice. List it once.")
 
     with quick_imports():
         from rl_warmup.config import read_task
         from rl_warmup.experiments.collect import other_weights
         from rl_warmup.experiments.report import result_table
-        from rl_warmup.experiments.run import load_recipe_task, read_result
+        from rl_warmup.experiments.run import identity, load_recipe_task, read_result
         from rl_warmup.inference.evaluation import Evaluation
         from rl_warmup.inference.generation import WarmupGenerator
         from rl_warmup.inference.rehearsal import rehearse
         from rl_warmup.runtime import ownership
         from rl_warmup.runtime.run_folder import write_json
-        from rl_warmup.runtime.sharing import initialize_distributed, is_main
+        from rl_warmup.runtime.sharing import initialize_distributed, is_main, refuse_differences
         from rl_warmup.tasks.stream import Stream
 
     evaluation = Evaluation(
@@ -92,6 +100,7 @@ def command(args: list[str]) -> None:
         if not task.splits[options.split]:
             others = " or ".join(f"--split {name}" for name, rows in task.splits.items() if rows)
             raise ValueError(f"The task {task.name} has no rows in its {options.split} split, only for {others}.")
+        refuse_differences(identity(task, {}))
         rehearse(task, options.split, warmup_generator.encoder(), warmup_generator, evaluation.controls)
         if is_main():  # results of other weights or controls must not stay beside the new files
             held.enter_context(ownership.writing(output, "--output"))
@@ -142,7 +151,10 @@ def _metric(text: str) -> Any:
     """A metric's name, or its mapping of name and kwargs as in a recipe."""
     from rl_warmup.runtime.recipe_file import flag_value
 
-    return flag_value("metrics", text) if text.startswith("{") else text
+    try:
+        return flag_value("metrics", text) if text.startswith("{") else text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _names(asked: list[str], other_run: str | None) -> list[str]:

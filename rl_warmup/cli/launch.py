@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -45,17 +46,17 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     parser = OptionParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--launch")
     for flag in TO_ACCELERATE:
-        parser.add_argument(f"--{flag}")
+        parser.add_argument(f"--{flag}", type=str if flag == "main_process_ip" else _whole)
     try:
         asked, rest = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
-        raise ValueError(f"{error.argument_name}: {error.message}.") from error
+        raise ValueError(f"{error.argument_name}: {error.message}.") from None
     if asked.launch not in LAYOUTS:
         raise ValueError(f"--launch: {asked.launch!r} is not one of {', '.join(LAYOUTS)}.")
     if asked.launch == "single" and (asked.num_processes or "1") != "1":
         raise ValueError(f"--launch single is one process, not {asked.num_processes}. Give ddp, cpu or zero2.")
     folder = configurations()
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher = [sys.executable, "-m", "rl_warmup.cli.launch"]
     command = [*launcher, "--config_file", str(folder / f"{asked.launch}.yaml")]
     json = folder / f"{asked.launch}.json"
     if json.is_file():  # the path in the YAML file is relative to the repository's root
@@ -74,6 +75,12 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     return [*command, "-m", "rl_warmup.cli.train", *rest], environment, logs
 
 
+def _whole(text: str) -> str:
+    if not text.isascii() or not text.isdigit() or len(text) > 6:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to 999999")
+    return text
+
+
 def configurations() -> Path:
     """The folder deepspeed_configs, of this repository or installed by pip.
 
@@ -90,6 +97,26 @@ def configurations() -> Path:
     )
 
 
+def run_launcher() -> int:
+    """Be `accelerate launch` for this process's arguments; a process that failed is named, without the launcher's traceback."""
+    from accelerate.commands.launch import main
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        main()
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        where = "above" if rank == 0 else f"in {os.environ.get(LOGS, 'logs')}/rank{rank}.log"
+        print(
+            f"rl-warmup: process {rank} failed first, with exit code {failure.exitcode}; {where} it says why.",
+            file=sys.stderr,
+        )
+        return 1
+    except subprocess.CalledProcessError as error:
+        return error.returncode if error.returncode > 0 else 128 - error.returncode
+    return 0
+
+
 def _masked(words: list[str]) -> list[str]:
     """The words of a command without the values of `--*_token`."""
     out: list[str] = []
@@ -102,15 +129,14 @@ def _masked(words: list[str]) -> list[str]:
 
 def run_folder(args: list[str]) -> Path:
     """`output_dir` of the flags, else of the recipe."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    parser.add_argument("--output_dir")
-    flags = [f"--{arg}" if arg.startswith("output_dir=") else arg for arg in args]
-    found, _ = parser.parse_known_args(flags)
-    if found.output_dir is None and found.config is not None and Path(found.config).is_file():
-        from rl_warmup.runtime.recipe_file import read_values
+    from rl_warmup.runtime.recipe_file import read_values, split_config
 
-        found.output_dir = read_values(found.config).get("output_dir")
+    path, flags = split_config(args)
+    parser = OptionParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output_dir")
+    found, _ = parser.parse_known_args([f"--{arg}" if arg.startswith("output_dir=") else arg for arg in flags])
+    if found.output_dir is None and path is not None and Path(path).is_file():
+        found.output_dir = read_values(path).get("output_dir")
     return Path(found.output_dir or "trainer_output")  # TrainingArguments' default
 
 
@@ -124,3 +150,7 @@ def keep_own_log() -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())  # C libraries write to the descriptor
+
+
+if __name__ == "__main__":
+    sys.exit(run_launcher())

@@ -1,21 +1,25 @@
 """`rl-warmup COMMAND`: runs a command and prints expected errors in one line.
 
-Imports nothing heavy, so that `--help` is fast.
+Knows: commands, what their errors become, several processes of which one speaks. Imports nothing heavy, so that `--help` is
+fast.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any, NoReturn
 
 from rl_warmup import plugins
+from rl_warmup.runtime.faults import claim, connection_lost, disk_sentence, launch_faults, processes
+from rl_warmup.runtime.terminal import bars, lost_output, steady_streams
 
 COMMANDS = {
     "train": "train one recipe, then predict and score it",
@@ -28,16 +32,20 @@ COMMANDS = {
     "sweep": "run many recipes to answer one question",
     "ceiling": "can warmups pay on this data at all: good ones imitated, beside plain fine-tuning",
     "demo": "train everything small, next to its controls, and compare",
+    "env": "versions, devices and variables, for a report of a fault",
+    "completion": "a script that completes commands and flags: bash, zsh or fish",
 }
+OUTLIVE_TERMINAL = ("train", "evaluate", "sample", "sweep", "ceiling", "demo")  # their results are files
 USAGE = "\n".join([
     "rl-warmup: train a model to write a short warmup first and the target after it\n",
-    "usage: rl-warmup COMMAND [--help] ...\n",
+    "usage: rl-warmup COMMAND [--help] ...",
+    "       rl-warmup --version\n",
     *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
 ])  # fmt: skip
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Refuses an option that is given twice; argparse would silently take the last one.
+    """Takes `--batch_size` for `--batch-size` and the other way round, and refuses an option that is given twice.
 
     Raises:
         ValueError: from `parse_args`, for anything that cannot be parsed.
@@ -51,7 +59,17 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ValueError instead of printing the usage."""
-        raise ValueError(f"{message}; see `{self.prog} --help`.")
+        raise ValueError(f"{message.rstrip('.')}; see `{self.prog} --help`.")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Extends argparse's."""
+        known = {name.replace("_", "-"): name for name in self._option_string_actions if name.startswith("--")}
+        spelled = []
+        for arg in args:
+            name, sign, value = arg.partition("=")
+            other = known.get(name.replace("_", "-"), name) if name not in known.values() else name
+            spelled.append(f"{other}{sign}{value}")
+        return super().parse_known_args(spelled, namespace)
 
 
 class _StoreOnce(argparse._StoreAction):
@@ -75,34 +93,81 @@ def quantity(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0")
+    if not 0 < value <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0 and at most 10^9")
     return value
+
+
+def figure(text: str) -> int:
+    """The type of an option: a whole number from 0 on."""
+    return 0 if text == "0" else count(text)
+
+
+def place(text: str) -> str:
+    """The type of an option: a path that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 success, 2 an error of the user, 130 interrupted, 143 terminated."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if args else 2
-    if args[0] not in COMMANDS:
-        print(f"rl-warmup: unknown command {args[0]!r}. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
-        return 2
-    return run_command(args[0], args[1:]) if argv is None else _run(args[0], args[1:])
+    return _process(sys.argv[1:]) if argv is None else _told(list(argv))
 
 
-def run_command(name: str, args: list[str]) -> int:
-    """Run `rl_warmup.cli.<name>` as what this process is for, with one-line errors. RL_WARMUP_TRACEBACK=1 shows tracebacks."""
+def _process(args: list[str]) -> int:
+    """The command as what this process is for: code that a plugin leaves behind cannot end it with another code."""
     plugins.exit_code = 2
-    plugins.exit_code = _run(name, args)
+    plugins.exit_code = _told(args)
     return plugins.exit_code
 
 
-def _run(name: str, args: list[str]) -> int:
+def _told(args: list[str]) -> int:
+    if args[:1] == ["help"]:
+        args = [*args[1:2], "--help"]
+    with steady_streams(bool(args) and args[0] in OUTLIVE_TERMINAL) as shown:
+        try:
+            code = _dispatch(args)
+        except SystemExit as error:  # of --help
+            if error.code:
+                raise
+            code = 0
+        shown.flush()
+        if fault := lost_output(shown):
+            print(f"rl-warmup: {fault}", file=sys.stderr)
+    shows = not args or args[0] not in OUTLIVE_TERMINAL or {"-h", "--help"} & set(args)
+    return 2 if fault and shows else code
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        print(f"rl-warmup {metadata.version('rl_warmup')}")
+        return 0
+    if args[0] not in COMMANDS:
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"rl-warmup: unknown command {args[0]!r}.{meant} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    return _guarded(args[0], args[1:])
+
+
+def run_command(name: str, args: list[str]) -> int:
+    """`main` for `python -m rl_warmup.cli.<name>`, as launchers start it."""
+    return _process([name, *args])
+
+
+def _guarded(name: str, args: list[str]) -> int:
+    """Run `rl_warmup.cli.<name>` with one-line errors. RL_WARMUP_TRACEBACK=1 shows tracebacks."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not bars():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of transformers and datasets too
     try:
+        if faults := launch_faults():
+            raise ValueError(faults[0])
         import_module(f"rl_warmup.cli.{name}").command(args)
         _leave_processes()
     except KeyboardInterrupt as error:
@@ -111,26 +176,34 @@ def _run(name: str, args: list[str]) -> int:
     except SystemExit as error:
         if error.code or {"-h", "--help"} & set(args):
             raise
-        print(
-            f"rl-warmup {name}: a plugin or a library called sys.exit before the command was finished.", file=sys.stderr
-        )
+        said = "a plugin or a library called sys.exit before the command was finished."
+        print(f"rl-warmup {name}: {said}", file=sys.stderr)
         return 2
-    except (ValueError, ImportError, OSError, ArithmeticError) as error:
-        if os.environ.get("RL_WARMUP_TRACEBACK"):
+    except (ValueError, ImportError, OSError, ArithmeticError, RuntimeError) as error:
+        # a RuntimeError is a fault of the program, or says that another process of a launch has ended
+        lost = isinstance(error, RuntimeError) and connection_lost(error)
+        if os.environ.get("RL_WARMUP_TRACEBACK") or (isinstance(error, RuntimeError) and not lost):
             raise
-        where = " (RL_WARMUP_TRACEBACK=1 shows where)" if error.__cause__ is not None else ""
-        many = int(os.environ.get("WORLD_SIZE") or 1)
-        which = f" (process {os.environ['RANK']} of {many})" if many > 1 and "RANK" in os.environ else ""
-        print(f"rl-warmup {name}{which}: {error}{where}", file=sys.stderr)
+        _tell(name, lost or disk_sentence(error, args) or str(error), error)
         return 2
     return 0
+
+
+def _tell(name: str, sentence: str, error: Exception) -> None:
+    """Print the sentence, unless another process of this launch has already failed with its own."""
+    if not claim(sentence):
+        return
+    where = " (RL_WARMUP_TRACEBACK=1 shows where)" if error.__cause__ is not None else ""
+    many = processes()
+    which = f" (process {os.environ['RANK']} of {many})" if many > 1 and os.environ.get("RANK") else ""
+    print(f"rl-warmup {name}{which}: {sentence}{where}", file=sys.stderr, flush=True)
 
 
 def _leave_processes() -> None:
     """Close the connections to the other processes of a launch. Left to the end of the interpreter, this aborted some runs that
     were finished ("terminate called without an active exception")."""
     distributed = sys.modules.get("torch.distributed")
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and distributed and distributed.is_initialized():
+    if processes() > 1 and distributed and distributed.is_initialized():
         distributed.destroy_process_group()
 
 

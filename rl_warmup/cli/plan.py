@@ -10,7 +10,8 @@ import os
 from dataclasses import asdict, replace
 from typing import Any
 
-from rl_warmup.cli.main import OptionParser, quantity, quick_imports
+from rl_warmup.cli.main import OptionParser, place, quantity, quick_imports
+from rl_warmup.runtime.recipe_file import split_config
 
 
 def command(args: list[str]) -> None:
@@ -20,9 +21,9 @@ def command(args: list[str]) -> None:
         description=__doc__,
         epilog="Settings of the recipe follow as `--key value`, as for train.",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, as for train")
+    parser.add_argument("recipe", type=place, metavar="RECIPE", help="a YAML file, as for train")
     parser.add_argument(
-        "--hardware", required=True, metavar="COUNTxNAME-MEMORY", help="e.g. 8xA100-80GB, 4xH100, 2xCPU"
+        "--hardware", metavar="COUNTxNAME-MEMORY", help="e.g. 8xA100-80GB, 4xH100, 2xCPU; default: this machine"
     )
     for part in ("prompt", "warmup", "target"):
         parser.add_argument(
@@ -30,17 +31,20 @@ def command(args: list[str]) -> None:
         )
     parser.add_argument("--measure", action="store_true", help="run one update here as well, and leave nothing behind")
     parser.add_argument("--json", action="store_true", help="print it for programs: bytes and operations")
+    if any(arg.partition("=")[0] == "--config" for arg in args):
+        recipe, rest = split_config(args)
+        args = [str(recipe), *rest]
     options, flags = parser.parse_known_args(args)
     if gone := [flag for flag in flags if flag.startswith(("--tflops", "--bandwidth"))]:
         parser.error(f"{gone[0]}: seconds are not estimated any more. Leave it out; --measure times one update here.")
 
-    from rl_warmup.experiments.plan import make_plan, read_hardware
+    from rl_warmup.experiments.plan import make_plan, read_hardware, this_machine
     from rl_warmup.experiments.plan.page import measured_text, plan_mapping, plan_text
     from rl_warmup.experiments.plan.work import unread
     from rl_warmup.runtime.recipe_file import read_values
 
     values = read_values(options.recipe, flags)
-    hardware = read_hardware(options.hardware)
+    hardware = this_machine() if options.hardware is None else read_hardware(options.hardware)
     with quick_imports():
         from rl_warmup.config import build_recipe
     build_recipe(values, on_this_machine=False)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rl_warmup.cli.main import OptionParser
+from rl_warmup.cli.main import OptionParser, place
 
 
 def command(args: list[str]) -> None:
     """Write report.html, summary.md and pictures; print their paths."""
     parser = OptionParser(prog="rl-warmup report", description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders that hold some, e.g. runs/demo")
-    parser.add_argument("--output", metavar="DIR", help="folder for the report; default: report/ beside the runs")
+    parser.add_argument(
+        "runs", nargs="+", type=place, metavar="RUN", help="run folders, or folders that hold some, e.g. runs/demo"
+    )
+    parser.add_argument(
+        "--output", type=place, metavar="DIR", help="folder for the report; default: report/ beside the runs"
+    )
     parser.add_argument("--control-run", metavar="RUN",
                         help="the control: an arm's name or a run folder; default: the SFT arm that trained longest")  # fmt: skip
     options = parser.parse_args(args)

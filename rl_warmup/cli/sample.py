@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.cli.evaluate import refuse_code
-from rl_warmup.cli.main import OptionParser, count, quick_imports, run_command
+from rl_warmup.cli.main import OptionParser, count, place, quick_imports, run_command
 
 EPILOG = """A run has its task in recipe.yaml and its sampling constraints in warmup_layout.json; any other model (a folder, a hub
 name, start:NAME) needs --config or --task. All other settings of a recipe are flags too: --dtype bfloat16,
@@ -37,10 +37,12 @@ def command(args: list[str]) -> None:
         prog="rl-warmup sample", description=__doc__, epilog=EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", metavar="MODEL_OR_RUN", help="first of all: a run folder, or any model")
-    parser.add_argument("--config", metavar="RECIPE", help="recipe with the task and the sampling constraints")
+    parser.add_argument("model", type=place, metavar="MODEL_OR_RUN", help="first of all: a run folder, or any model")
+    parser.add_argument(
+        "--config", type=place, metavar="RECIPE", help="recipe with the task and the sampling constraints"
+    )
     parser.add_argument("--split", default="train", choices=["train", "validation", "test"], help="default train")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the file of warmups")
+    parser.add_argument("--output", type=place, required=True, metavar="FILE", help="the file of warmups")
     parser.add_argument("--overwrite", action="store_true", help="replace a FILE of another drawing")
     parser.add_argument("--allow_code", "--allow-code", nargs="*", metavar="NAME",
                         help="run the code that the run's recipe names as its task; refused by default")  # fmt: skip

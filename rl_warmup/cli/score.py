@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.cli.main import OptionParser, count, quick_imports
+from rl_warmup.cli.main import OptionParser, count, figure, place, quick_imports
 
 EPILOG = """FILE holds JSON lines with prompt, target and warmup (further keys are columns), or is a run's warmups.jsonl.
 SPEC is a name, module:function, path/to/file.py:function, or a mapping as in a recipe:
@@ -20,14 +20,14 @@ def command(args: list[str]) -> None:
     """Print scores, spread, correlation with the target's log-probability, time per row, and mistakes."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = OptionParser(prog="rl-warmup score", description=__doc__, epilog=EPILOG, formatter_class=formatter)
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", type=place, metavar="FILE")
     parser.add_argument("--reward", action="append", required=True, metavar="SPEC", help="may be given several times")
-    parser.add_argument("--model", metavar="RUN_OR_MODEL", help="for log-probabilities and predictions; default: the "
+    parser.add_argument("--model", type=place, metavar="RUN_OR_MODEL", help="for log-probabilities and predictions; default: the "
                         "run that contains FILE, else none; then rewards that need one fail")  # fmt: skip
-    parser.add_argument("--show", type=int, default=8, help="rows whose scores are printed; default 8")
+    parser.add_argument("--show", type=figure, default=8, help="rows whose scores are printed; default 8")
     parser.add_argument("--limit", type=count, help="only the first rows of the file")
     parser.add_argument("--batch-size", type=count, default=32, help="rows per call; default 32")
-    parser.add_argument("--output", metavar="FILE", help="write the scores of all rows as JSON lines")
+    parser.add_argument("--output", type=place, metavar="FILE", help="write the scores of all rows as JSON lines")
     options = parser.parse_args(args)
     specs = [_spec(text) for text in options.reward]
 

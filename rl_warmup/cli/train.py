@@ -9,11 +9,12 @@ from typing import Any
 from rl_warmup.cli.launch import asks_launch, keep_own_log, launch
 from rl_warmup.cli.main import quick_imports, run_command
 from rl_warmup.runtime.orphans import end_with_parent
+from rl_warmup.runtime.recipe_file import split_config
 
 HELP = """usage: rl-warmup train --config RECIPE.yaml [--launch NAME [--num_processes N]] [--key value ...]
 
 Trains one recipe and leaves a run folder (`output_dir`) with the model, metrics.jsonl, predictions.jsonl and metrics.json.
-Flags override the recipe: `--key value`, `--key=value` or `key=value`.
+Flags override the recipe: `--key value`, `--key=value` or `key=value`; `--key` is true and `--no_key` false.
 
 On several processes: --launch ddp, zero1, zero2, zero3, zero2_offload, zero3_offload, fsdp2, cpu or single prints the
 `accelerate launch` line of deepspeed_configs/NAME.yaml and runs it, with --num_processes, --num_machines, --machine_rank,
@@ -43,41 +44,25 @@ def _line(f: Field[Any]) -> str:
 
 def command(args: list[str]) -> None:
     """Read the recipe, train it, print the results."""
-    if not args or "-h" in args or "--help" in args:
+    if "-h" in args or "--help" in args:
         print(help_text())
         return
+    if not args:
+        raise ValueError(
+            f"neither a recipe nor a setting is given.\n{HELP.splitlines()[0]}\n`--help` lists the settings."
+        )
     if asks_launch(args):
         launch(args)
     end_with_parent()
     keep_own_log()
-    path = None
-    if args.count("--config") > 1:
-        raise ValueError("--config is given twice. Remove one of the two.")
-    if "--config" in args:
-        at = args.index("--config")
-        if at + 1 == len(args):
-            raise ValueError("--config needs the path of a recipe.")
-        path = args[at + 1]
-        args = args[:at] + args[at + 2 :]
+    path, args = split_config(args)
     with quick_imports():
-        from torch.distributed.elastic.multiprocessing.errors import record
-
         from rl_warmup.config import read_recipe
         from rl_warmup.experiments.report import result_table
         from rl_warmup.experiments.run import train_run
 
     recipe = read_recipe(path, args)
-
-    def run() -> dict[str, Any]:
-        try:
-            return train_run(recipe)
-        except SystemExit as error:  # `record` would take 0 for success
-            if error.code:
-                raise
-            message = "Code in the run called sys.exit before the run was finished; RL_WARMUP_TRACEBACK=1 shows where."
-            raise ValueError(message) from error
-
-    result = record(run)()  # so that the launcher of several processes prints the first failure
+    result = train_run(recipe)
     if not result:
         return  # not the main process
     print(result_table(result))

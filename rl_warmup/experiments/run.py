@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.rehearsal import rehearse
 from rl_warmup.metrics import signatures
 from rl_warmup.models.loading import load_model
+from rl_warmup.plugins import code_hashes
 from rl_warmup.runtime import compat
 from rl_warmup.runtime.checkpoints import disk_faults, newest, refuse_damaged
 from rl_warmup.runtime.documents import read_json
@@ -24,6 +26,7 @@ from rl_warmup.runtime.launched import refuse_quantized
 from rl_warmup.runtime.ownership import RESULT, reading, refuse_folder, sources
 from rl_warmup.runtime.recipe_file import masked
 from rl_warmup.runtime.run_folder import write_json
+from rl_warmup.runtime.sharing import refuse_differences
 from rl_warmup.tasks import Task, load_task, rows_hash
 from rl_warmup.tasks.conversations import flat
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
@@ -42,10 +45,14 @@ def train_run(recipe: Recipe) -> dict[str, Any]:
     """
     folder = Path(str(recipe.config.output_dir))
     resume = _early(recipe, folder)
-    size, progress = recipe.config.per_device_eval_batch_size, recipe.task.show_progress
+    size, progress = (
+        recipe.config.per_device_eval_batch_size,
+        recipe.task.show_progress and not recipe.config.disable_tqdm,
+    )
     evaluation = Evaluation(recipe.task.controls, batch_size=size, show_progress=progress)
     evaluation.check()
     task = recipe_task(recipe)
+    refuse_differences(identity(task, recipe.values))
     for note in task.notes if not recipe.config.process_index else ():
         print(f"{task.name}: {note}.")
     trainer = make_trainer(recipe, task)
@@ -101,6 +108,17 @@ def _scored(recipe: Recipe, task: Task, evaluation: Evaluation, warmup_generator
     }  # fmt: skip
 
 
+def identity(task: Task, values: Mapping[str, Any]) -> dict[str, str]:
+    """What has to be the same on all processes of a launch: rows, the recipe, the files of plugins. Of a stream, no rows."""
+    named = [item for value in values.values() for item in (value if isinstance(value, list) else [value])]
+    found = {f"{name} rows": rows_hash(rows) for name, rows in task.splits.items() if not isinstance(rows, Stream)}
+    return {
+        **found,
+        "settings": json.dumps(values, default=str, sort_keys=True),
+        "plugin files": str(code_hashes(named)),
+    }
+
+
 def recipe_task(recipe: Recipe) -> Task:
     return load_recipe_task(recipe.task)
 
@@ -117,6 +135,7 @@ def load_recipe_task(options: TaskOptions) -> Task:
 def make_trainer(recipe: Recipe, task: Task) -> WarmupTrainer:
     """The trainer a recipe describes, with its model, rows and headline metrics in place."""
     config, choice = recipe.config, recipe.model
+    config.lines = recipe.task.show_progress  # type: ignore[misc]  # of this run
     config.disable_tqdm = bool(config.disable_tqdm) or not recipe.task.show_progress
     if config.disable_tqdm:
         transformers_logging.disable_progress_bar()

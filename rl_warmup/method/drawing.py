@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from rl_warmup.batch import Warmup
 from rl_warmup.engine import sample_warmups
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.layouts import Layout
 from rl_warmup.runtime.sharing import is_main, map_over_processes, seeded
+from rl_warmup.runtime.terminal import progress
 
 BATCHES_PER_WRITE = 16  # drawn by all processes together between two writes to the file
 HASHED_NUMBERS = 1024  # of every tensor, to identify a model
@@ -72,28 +71,21 @@ def draw_missing(
         prompts: token ids.
         done: indices of prompts whose groups exist; the same on every process.
         keep: called on every process with the groups of some whole batches, always in the same order.
-        title: of the progress bar, which the main process shows; no bar by default.
+        title: of the progress, which the main process shows; none by default.
     """
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     batches = [order[i : i + drawing.batch_size] for i in range(0, len(order), drawing.batch_size)]
     missing = [batch for batch in batches if any(place not in done for place in batch)]
     was_training = drawing.model.training
     drawing.model.eval()
-    bar = tqdm(
-        total=len(prompts), initial=len(prompts) - sum(map(len, missing)), desc=title, unit="prompt",
-        disable=not title or not is_main(), leave=False,
-    )  # fmt: skip
-    with bar:
-        for start in range(0, len(missing), BATCHES_PER_WRITE):
-            part = missing[start : start + BATCHES_PER_WRITE]
-            drawn = map_over_processes(lambda batch: drawing.draw(prompts, batch), part)
-            new = {
-                place: group
-                for batch, members in zip(part, drawn, strict=True)
-                for place, group in zip(batch, members, strict=True)
-            }
-            keep(new)
-            bar.update(len(new))
+    for start in progress(range(0, len(missing), BATCHES_PER_WRITE), title, bool(title) and is_main()):
+        part = missing[start : start + BATCHES_PER_WRITE]
+        drawn = map_over_processes(lambda batch: drawing.draw(prompts, batch), part)
+        keep({
+            place: group
+            for batch, members in zip(part, drawn, strict=True)
+            for place, group in zip(batch, members, strict=True)
+        })  # fmt: skip
     drawing.model.train(was_training)
 
 

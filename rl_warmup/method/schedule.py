@@ -202,8 +202,8 @@ class Schedule(TrainerCallback, ExportableState):
         if self.switched_at is None:
             waits = bool(self.threshold) and (now.read < self.threshold or self.unsettled)
             if not waits or (step >= self.updates[1] and now.helped >= HELPS):
-                self.switched_at = step
-                if state.is_world_process_zero and not args.disable_tqdm:
+                self.switched_at, lines = step, getattr(args, "lines", None)
+                if state.is_world_process_zero and (not args.disable_tqdm if lines is None else lines):
                     tqdm.write(SWITCH.format(step=step, read=now.read))
             elif step >= self.updates[1]:
                 self._give_up(state, now)

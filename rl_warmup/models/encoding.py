@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from rl_warmup.models.chat import Chat
 from rl_warmup.models.positions import Positions
+from rl_warmup.runtime.terminal import progress
 
 # Columns that encoding and training add to a row of data.
 ADDED = (
@@ -85,7 +84,7 @@ class RowEncoder:
 
         Raises ValueError: names the first faulty row, its fault, and what to do.
         """
-        shown = tqdm(rows, desc=f"Tokenizing {name}", disable=not show_progress, leave=False)
+        shown = progress(rows, f"Tokenizing {name}", show_progress)
         self.writable = Writable()
         encoded = list(self.encode_each(shown, name))
         if encoded and self.writable.unknown == self.writable.rows:

@@ -90,8 +90,8 @@ def _stored(name: str, files: tuple[str, ...], revision: str | None) -> list[str
     """The paths of those files of a folder, or of the hub's cache, that are there."""
     if Path(name).is_dir():
         return list(dict.fromkeys(str(path) for file in files for path in sorted(Path(name).glob(file))))
-    if Path(name).is_absolute():
-        return []
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+        return []  # no name of the hub
     return [path for file in files if "*" not in file and (path := stored_file(name, file, revision))]
 
 

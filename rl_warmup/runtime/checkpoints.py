@@ -42,9 +42,16 @@ STATE_KINDS: dict[str, Any] = {
 }  # fmt: skip
 NEEDED = {"step", "processes", "sharding", "rows_per_update", "global_step", "max_steps"}
 UNREAD = ("training_args.bin", "tokenizer*.json", "special_tokens_map.json", "generation_config.json")  # by a resume
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
 # torch and safetensors give no error number for a full disk
-DISK_WORDS = ("No space left", "PytorchStreamWriter failed", "file write failed", "unexpected pos", "Disk quota")
+DISK_WORDS = (
+    "No space left",
+    "PytorchStreamWriter failed",
+    "file write failed",
+    "unexpected pos",
+    "Disk quota",
+    "File too large",
+)
 GONE_WORDS = ("No such file", "does not exist")
 
 # What a resumed run may change: where it writes, what it logs, on which machine it runs (`Makers` has the rest), ...

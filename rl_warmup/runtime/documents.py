@@ -69,7 +69,7 @@ def parse_yaml(text: str | bytes) -> Any:
     except yaml.MarkedYAMLError as error:
         line = None if error.problem_mark is None else error.problem_mark.line + 1
         raise Unreadable(f"is not valid YAML ({error.problem})", line) from None
-    except (yaml.YAMLError, ValueError) as error:  # of characters, numbers of thousands of digits, dates
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:  # of characters, huge numbers, dates, tags
         raise Unreadable(f"is not valid YAML ({' '.join(str(error).split()):.120})") from None
 
 

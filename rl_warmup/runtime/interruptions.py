@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from rl_warmup.runtime.documents import read_json
+from rl_warmup.runtime.faults import claim
 
 EXIT_SIGNALLED = 143  # a shell's code for SIGTERM; the checkpoint is written and the run can be resumed
 EXIT_HUNG = 124  # the code of timeout(1)
@@ -136,6 +137,7 @@ class Watchdog(TrainerCallback):
         furthest = max((found["count"] for found, _ in heartbeats.values()), default=self.count)
         waited = f"for {self.limit:g} seconds (hang_timeout)"
         if self.count < furthest:
+            claim(f"it hangs at `{self.point}`")  # what the others say of the lost connection is no news
             print(
                 f"rl-warmup: process {self.rank} hangs: since `{self.point}` it has not come further {waited}, while others "
                 f"wait for it. The stacks of its threads:",

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from rl_warmup.runtime import compat
+from rl_warmup.runtime.run_folder import tells
 from rl_warmup.runtime.sharing import whole_on_every_process
 
 SHARDED_STAGE = 3  # the ZeRO stage that shards the parameters
@@ -105,7 +106,7 @@ class LaunchCheck(TrainerCallback):
         self.trainer.run_folder.processes = found
         # DeepSpeed 0.19 under torch 2.13 gives this warning at every collective
         warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
-        if state.is_world_process_zero and not args.disable_tqdm and (found["count"] > 1 or "zero_stage" in found):
+        if state.is_world_process_zero and tells(args) and (found["count"] > 1 or "zero_stage" in found):
             tqdm.write("Training on " + sentence(found))
 
 

@@ -256,6 +256,8 @@ def refuse_file(path: Path) -> None:
     """Raises ValueError for a file that belongs to a run or a checkpoint."""
     if path.is_dir():
         raise ValueError(f"--output: {path} is a folder. Give a file.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--output: {path} is no ordinary file. Give another name.")
     run = next((place for place in path.absolute().parents if is_run(place)), None)
     if run is not None and _is_own(path.absolute(), run) and not drawn(path) and not _scored(path):
         raise ValueError(f"--output: {path} is a file of the run {run} itself. Give another name.")

@@ -6,7 +6,7 @@ Must not know: which settings there are (`config` checks them), torch, transform
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
 
     Args:
         path: the YAML file; None for flags alone.
-        overrides: `--key value`, `--key=value` or `key=value`; values are read as YAML.
+        overrides: `--key value`, `--key=value` or `key=value`, values being read as YAML; or `--key`, `--no_key` alone.
 
     Raises:
         ValueError: there is no such file, it is no mapping, or a flag cannot be read.
@@ -60,6 +60,9 @@ def _is_secret(name: str, inside: bool) -> bool:
 
 def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> dict[str, Any]:
     """The mapping in a YAML file. Raises ValueError: there is no such file, it is no YAML, or no mapping."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+        raise ValueError(f"The {what} {path} is {kind}. Give a YAML file; shipped {what}s are in {shipped}.")
     if not path.is_file():
         raise ValueError(f"The {what} {path} does not exist. Shipped {what}s are in {shipped}.")
     try:
@@ -71,19 +74,66 @@ def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> di
     return values
 
 
+def split_config(args: Iterable[str]) -> tuple[str | None, list[str]]:
+    """The path of the recipe, as `--config FILE`, `--config=FILE` or the first word, and the other flags.
+
+    Raises ValueError: there are two, or none follows `--config`.
+    """
+    rest, found = list(args), []
+    if rest and not rest[0].startswith("-") and "=" not in rest[0] and not rest[0].endswith(":"):
+        found.append(rest.pop(0))
+    flags, rest = rest, []
+    while flags:
+        name, sign, value = flags.pop(0).partition("=")
+        if name not in ("--config", "config") or (name == "config" and not sign):
+            rest.append(f"{name}{sign}{value}")
+            continue
+        if not sign and (not flags or flags[0].startswith("--")):
+            raise ValueError("--config needs the path of a recipe.")
+        found.append(value if sign else flags.pop(0))
+    if len(found) > 1:
+        raise ValueError(f"--config is given twice, {' and '.join(found)}. Remove one of the two.")
+    if found and not found[0].strip():
+        raise ValueError("--config is empty. Give the path of a recipe.")
+    return (found[0] if found else None), rest
+
+
 def _read_flags(flags: list[str]) -> dict[str, Any]:
+    """Settings by name. A flag without a value is true, and false where it begins with `no_`; dashes count as underscores."""
     values: dict[str, Any] = {}
     while flags:
         flag = flags.pop(0)
-        key, sign, text = flag.removeprefix("--").partition("=")
-        if not sign:
-            if not flag.startswith("--") or not flags:
-                raise ValueError(f"Cannot read {flag!r}: give settings as `--key value` or `key=value`.")
-            text = flags.pop(0)
+        name, sign, text = flag.removeprefix("--").partition("=")
+        key = name.replace("-", "_")
+        if (
+            not key.strip("_ ")
+            or (not sign and not flag.startswith("--"))
+            or (sign and flag.startswith("-") and name == flag)
+        ):
+            raise ValueError(_no_flag(flag, flags))
+        bare = not sign and (not flags or flags[0].startswith("--"))
+        negated = bare and key.startswith("no_") and key != "no_cuda"
+        key = key.removeprefix("no_") if negated else key
         if key in values:
             raise ValueError(f"--{key} is given twice. Remove one of the two.")
-        values[key] = flag_value(key, text)
+        values[key] = not negated if bare else flag_value(key, text if sign else flags.pop(0))
     return values
+
+
+def _no_flag(word: str, after: list[str]) -> str:
+    """The sentence for a word that stands where a flag should."""
+    name, _, value = word.lstrip("-\u2013\u2014").partition(":" if ":" in word else "=")
+    name = "config" if name == "c" else name
+    value = value.strip() or (after[0] if after else "VALUE")
+    if word.endswith((".yaml", ".yml")):
+        return f"Cannot read {word!r}: a recipe is given as `--config {word}`, once, and settings as `--key value`."
+    if name.isidentifier() and (word != name or "=" in word):
+        return f"Cannot read {word!r}: write `--{name} {value}`."
+    if word.startswith("--"):
+        return f"{word!r} names no setting: give settings as `--key value` or `key=value`."
+    return (
+        f"Cannot read {word!r}: give settings as `--key value` or `key=value`, and several values as `--key '[a, b]'`."
+    )
 
 
 def flag_value(key: str, text: str) -> Any:

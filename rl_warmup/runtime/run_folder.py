@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ class ProgressBar(ProgressCallback):
         """Does nothing."""
 
 
+def tells(args: Any) -> bool:
+    """Whether lines about the run are printed: as `args.lines` says, else where bars are shown."""
+    lines = getattr(args, "lines", None)
+    return not args.disable_tqdm if lines is None else lines
+
+
 class ProgressLine(TrainerCallback):
     """Prints one readable line per log."""
 
@@ -109,7 +116,7 @@ class ProgressLine(TrainerCallback):
     )  # fmt: skip
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or args.disable_tqdm or not logs:
+        if not state.is_world_process_zero or not tells(args) or not logs:
             return
         shown = [k for k in logs if k in self.SHOWN or (k.startswith("eval_") and "_per_second" not in k)]
         if shown:
@@ -184,6 +191,16 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Remove lines after `step` and a line that a kill left incomplete; a new run (step 0) starts an empty file."""
-    if path.is_file():
-        write_jsonl(path, [record for record in whole_records(path) if step and record["step"] <= step])
+    """Remove lines after `step` and a line that a kill left incomplete; a new run (step 0) starts an empty file.
+
+    Says how many lines are lost where a line before the last is damaged.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    found = whole_records(path)
+    fine = list(takewhile(lambda record: isinstance(record, dict) and isinstance(record.get("step"), int), found))
+    lost = len(lines) - len(fine)
+    if step and lost > (not lines[-1].endswith(b"\n")):
+        tqdm.write(f"{path}, line {len(fine) + 1}: is damaged; it and all after it are left out ({lost} lines).")
+    write_jsonl(path, [record for record in fine if step and record["step"] <= step])

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from tqdm.auto import tqdm
 
 from rl_warmup.runtime.compat import without_deepspeed_config
+from rl_warmup.runtime.terminal import progress as with_progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,6 +47,28 @@ def is_main() -> bool:
     return _rank_and_count()[0] == 0
 
 
+def refuse_differences(facts: Mapping[str, str]) -> None:
+    """Compare what all processes of a launch need alike, e.g. hashes of their rows.
+
+    Args:
+        facts: what something is called in a sentence -> text that identifies it.
+
+    Raises ValueError: on every process, naming what differs and the process that has another.
+    """
+    _, processes = _rank_and_count()
+    if processes == 1:
+        return
+    everywhere: list[Any] = [None] * processes
+    dist.all_gather_object(everywhere, dict(facts))
+    for name in everywhere[0]:
+        others = [at for at, found in enumerate(everywhere) if found.get(name) != everywhere[0][name]]
+        if others:
+            raise ValueError(
+                f"Process {others[0]} has other {name} than process 0, so they would work apart. Give all processes the same "
+                f"files and settings."
+            )
+
+
 def map_over_processes(
     work: Callable[[Item], Result], items: Sequence[Item], shared: bool = True, progress: str = ""
 ) -> list[Result]:
@@ -54,10 +76,10 @@ def map_over_processes(
 
     Args:
         shared: False does all work in this process; the others need not call.
-        progress: title of a progress bar, which the main process shows; none by default.
+        progress: its title; the main process shows it, as a bar or lines; none by default.
     """
     rank, processes = _rank_and_count() if shared else (0, 1)
-    shown = tqdm(range(rank, len(items), processes), desc=progress, disable=not progress or rank > 0, leave=False)
+    shown = with_progress(range(rank, len(items), processes), progress, bool(progress) and rank == 0)
     done = [(place, work(items[place])) for place in shown]
     if processes > 1:
         parts: list[Any] = [None] * processes

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from rl_warmup.runtime.other_names import OURS
 from rl_warmup.runtime.recipe_file import is_masked
 from rl_warmup.runtime.settings import number_fault, shown
 
@@ -45,8 +46,9 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
         try:
             found = _coerce(value, hints[key], key)
         except (TypeError, ValueError, OverflowError):
-            keys = " with texts as keys" if isinstance(value, dict) else ""
-            faults.append(f"{key}: {'its value' if secret else shown(value)} is not {_type_names(hints[key])}{keys}.")
+            keys = " with texts as keys" if isinstance(value, dict) and "mapping" in _type_names(hints[key]) else ""
+            said = f"{key}: {'its value' if secret else shown(value)} is not {_type_names(hints[key])}{keys}."
+            faults.append(f"{said} A flag without a value is true: write `--{key} VALUE`." if value is True else said)
             continue
         allowed = choices(hints[key], known[key].metadata)
         if allowed and found is not None and "plugin" not in known[key].metadata:
@@ -78,6 +80,8 @@ def choices(hint: Any, metadata: Mapping[str, Any]) -> list[str]:
 
 def no_setting(key: Any, known: Iterable[str]) -> str:
     """The sentence for an unknown setting."""
+    if key in OURS:
+        return f"{key}: is no setting here; {OURS[key]}."
     near = difflib.get_close_matches(str(key), list(known), n=1)
     return f"{key!r} is not a setting.{f' Did you mean {near[0]!r}?' if near else ' See `rl-warmup train --help`.'}"
 

@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_overwritten(recipe
         ({"objective": "marginl"}, ["objective: There is no objective 'marginl'", "Did you mean 'marginal'"]),
         ({"num_warmups": 1, "objective": "grpo"}, ["num_warmups: is 1", "'grpo'", "at least 2"]),
         ({"num_warmups": "many"}, ["num_warmups: 'many' is not a whole number"]),
-        ({"num_warmup": 3, "tau": 0.0}, ["2 settings cannot be used", "num_warmups", "tau: is 0.0, must be above 0"]),
+        ({"num_warmup": 3, "tau": 0.0}, ["2 settings cannot be used", "num_warmups", "tau: is 0.0, must be at least"]),
         ({"proposals": ["revers"]}, ["proposals: There is no proposal 'revers'", "Did you mean 'reverse'"]),
         ({"controls": ["shuffle"]}, ["controls: 'shuffle' is not one of", "shuffled"]),
         ({"model_name_or_path": "./nowhere"}, ["model_name_or_path: './nowhere' is no folder", "scratch-t5"]),

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[2] / "deepspeed_configs"
 
 
 def flags(command: list[str]) -> list[str]:
-    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert command[:3] == [sys.executable, "-m", "rl_warmup.cli.launch"]
     return command[3:]
 
 

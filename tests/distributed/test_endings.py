@@ -78,6 +78,21 @@ def test_the_job_ends_and_names_the_process(tmp_path, what, words):
     assert checkpoints.newest(tmp_path / "run").name == "checkpoint-2"
 
 
+def test_other_rows_on_one_process_are_told_once(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import os\nfrom rl_warmup.tasks import Task\n"
+        "def task():\n"
+        "    rows = [{'id': str(n), 'prompt': f'a w{n}', 'target': f'w{n}'} for n in range(8)]\n"
+        "    test = rows[: 8 - int(os.environ['RANK'])]\n"
+        "    return Task('own', {'train': rows, 'validation': [], 'test': test}, ('exact_match',))\n"
+    )
+    out = finish(launch(tmp_path, task=f"{tmp_path}/own.py:task", task_kwargs=None), 90)
+    told = [line for line in out.splitlines() if "rl-warmup train" in line]
+    assert len(told) == 1, out
+    assert "Process 1 has other test rows than process 0" in told[0]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_launcher_told_to_end_saves_first(tmp_path):
     process = launch(tmp_path)
     wait_for(tmp_path / "run" / "checkpoint-2", process)

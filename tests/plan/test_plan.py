@@ -147,8 +147,16 @@ def test_devices_have_their_memory_or_what_is_given_or_a_share_of_this_machine()
     assert spelled == ["1xRTX4090-24GB", "4xGAUDI2-96GB", "2xCPU-8GB"]
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     assert read_hardware("2xCPU").memory == pytest.approx(machine / 2)
-    for text in ("eight GPUs", "0xA100-80GB"):
-        with pytest.raises(ValueError, match=f"cannot read {text!r}. Write COUNTxNAME-MEMORY"):
+    for text in (
+        "eight GPUs",
+        "0xA100-80GB",
+        "1xFOO-0GB",
+        "1xFOO-0.0GB",
+        f"{9**40}xA100-80GB",
+        "1xA100-9999999GB",
+        "\u0661xA100-80GB",
+    ):
+        with pytest.raises(ValueError, match=f"cannot read {text!r} as at least one device"):
             read_hardware(text)
     for text, known in {"2xA100": "A100-40GB or A100-80GB", "1xH10": "H10-24GB or what it has"}.items():
         with pytest.raises(ValueError, match=f"{text!r} says no memory; write {known}"):

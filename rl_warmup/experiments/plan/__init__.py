@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -16,11 +18,12 @@ from typing import Any
 from rl_warmup.experiments.plan.cost import STRATEGIES, count_flops, count_memory
 from rl_warmup.experiments.plan.work import Work, read_work
 
-__all__ = ["Hardware", "Option", "Plan", "make_plan", "planned_cost", "read_hardware"]
+__all__ = ["Hardware", "Option", "Plan", "make_plan", "planned_cost", "read_hardware", "this_machine"]
 
 GIB, TOLERANCE = 2**30, 1.25  # of peaks
 CONTEXT = {True: 0.5, False: 1.0}  # GiB of the runtime: on a CPU interpreter and libraries (measured), on a GPU assumed
 USABLE = 0.95  # of a device's memory; the allocator never gets the rest
+LEAST = 0.1  # GB of a device's memory
 SPELLING = "COUNTxNAME-MEMORY, e.g. 8xA100-80GB, 1xRTX4090-24GB, 2xCPU or 2xCPU-8GB (memory of each process)"
 # GB of the vendors' data sheets
 DEVICES = {
@@ -46,15 +49,30 @@ class Hardware:
         return f"{self.count}x{self.name}-{self.memory:.0f}GB"
 
 
+def this_machine() -> Hardware:
+    """The GPUs that nvidia-smi lists, where all are equal, else one process on the CPU."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+        if lines and len(set(lines)) == 1:
+            name, _, memory = lines[0].rpartition(",")
+            return Hardware(len(lines), name.replace("NVIDIA", "").strip().replace(" ", ""), float(memory) / 1024)
+    return Hardware(1, "CPU", _memory())
+
+
+def _memory() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
 def read_hardware(text: str) -> Hardware:
     """`8xA100-80GB`, `1xH100`, `4xNAME-64GB`; ValueError where it cannot be read, or does not settle the memory."""
-    spelling = r"(?:(\d+)[x*])?([a-z][\w.]*)(?:-(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?)?"
-    found = re.fullmatch(spelling, text.strip(), re.IGNORECASE)
-    if found is None or found[1] == "0":
-        raise ValueError(f"--hardware: cannot read {text!r}. Write {SPELLING}.")
+    spelling = r"(?:(\d{1,6})[x*])?([a-z][\w.]*)(?:-(\d{1,6}(?:\.\d+)?)\s*(?:GB|GiB|G)?)?"
+    found = re.fullmatch(spelling, text.strip(), re.IGNORECASE | re.ASCII)
+    if found is None or int(found[1] or 1) == 0 or float(found[3] or 1) < LEAST:
+        least = f"at least one device of at least {LEAST:g} GB"
+        raise ValueError(f"--hardware: cannot read {text[:80]!r} as {least}. Write {SPELLING}.")
     count, name = int(found[1] or 1), found[2].upper()
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    sizes = DEVICES.get(name, ()) if name != "CPU" else (machine / count,)
+    sizes = DEVICES.get(name, ()) if name != "CPU" else (_memory() / count,)
     if not found[3] and len(sizes) != 1:
         known = " or ".join(f"{name}-{size}GB" for size in sizes)
         known = known or f"{name}-24GB or what it has; known without it: {', '.join(DEVICES)}"

@@ -6,6 +6,7 @@ is locked while its process lives, so that the process of a killed worker is wai
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -33,6 +34,7 @@ from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUN
 from rl_warmup.runtime.documents import read_json, read_jsonl
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import RESULT, file_lock, run_of
+from rl_warmup.runtime.terminal import SECONDS, bars
 
 POLL = 0.1  # seconds between two looks at a run's process
 PATIENT = 30.0  # seconds a run's process is given to end when asked to
@@ -84,10 +86,11 @@ class Worker:
 
     def __init__(self, queues: Sequence[Queue], settings: SweepSettings) -> None:
         self.queues, self.settings = queues, settings
-        self.began = time.monotonic()
+        self.began = self.said = time.monotonic()
         self.stop = threading.Event()
         self.out_of_time: str | None = None
         self.news: list[str] = []  # lines for the terminal, written by the main thread
+        self.at_work: dict[str, Job] = {}  # by name
 
     def run(self) -> str | None:
         """Until everything has ended, or the budget has; a sentence where it was the budget. KeyboardInterrupt on Ctrl-C
@@ -159,7 +162,12 @@ class Worker:
         with file_lock(job.folder / "run.lock", self._raise_if_stopped) as lock:
             begun = (job.folder / "environment.json").is_file()
             if not job.done:
-                self._process(queue, job, trial, slot, offset, lock)
+                name = self._name(queue, job)
+                self.at_work[name] = job
+                try:
+                    self._process(queue, job, trial, slot, offset, lock)
+                finally:
+                    self.at_work.pop(name, None)
             result = read_json(job.folder / RESULT, "Remove the folder; the run is repeated then.")
         metric, warmups = queue.sweep.question.metric, queue.sweep.question.warmups[0]
         scored = result["metrics"].get(warmups, result["metrics"][""])
@@ -228,7 +236,7 @@ class Worker:
         with tqdm(
             total=sum(queue.total for queue in self.queues), initial=counts[DONE] + counts[PRUNED] + counts[FAILED],
             desc=self.queues[0].sweep.question.name if len(self.queues) == 1 else "runs", miniters=0,
-            mininterval=0.3 if sys.stderr.isatty() else 20.0,
+            mininterval=0.3, disable=not bars(),
             bar_format="{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]",
         ) as bar:  # fmt: skip
             running: set[Future[None]] = set(slots)
@@ -242,11 +250,18 @@ class Worker:
 
     def _line(self, bar: Any) -> None:
         counts = self._counts()
+        ended = counts[DONE] + counts[PRUNED] + counts[FAILED]
         shown = [f"{counts[word]} {word}" for word in (FAILED, PRUNED, RUNNING) if counts[word]]
-        bar.set_postfix_str(", ".join(shown), refresh=False)
-        bar.update(counts[DONE] + counts[PRUNED] + counts[FAILED] - bar.n)
+        shown += [f"{name} {_standing(job)}" for name, job in list(self.at_work.items())]
         while self.news:
             bar.write(self.news.pop(0))
+        if bars():
+            bar.set_postfix_str(", ".join(shown), refresh=False)
+            bar.update(ended - bar.n)
+        elif self.at_work and time.monotonic() - self.said >= SECONDS:
+            self.said = time.monotonic()
+            total = sum(queue.total for queue in self.queues)
+            print(f"{ended} of {total} ended, {', '.join(shown)}", file=sys.stderr, flush=True)
 
 
 class Terminated(KeyboardInterrupt):
@@ -282,6 +297,19 @@ def _end(process: subprocess.Popen) -> None:
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
+
+
+def _standing(job: Job) -> str:
+    """The update that a run has reached, and the last validation or loss of its log."""
+    found: dict[str, Any] = {}
+    with suppress(OSError), (job.folder / "metrics.jsonl").open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+        for line in file:
+            with suppress(ValueError):  # of a line cut off
+                found |= json.loads(line)
+    shown = next((key for key in found if key.startswith("eval_")), "loss")
+    number = f", {shown} {found[shown]:.4g}" if isinstance(found.get(shown), float) else ""
+    return f"update {found.get('step', 0)}/{job.recipe.config.max_steps}{number}"
 
 
 def seconds_of(text: str) -> float:

@@ -1,0 +1,58 @@
+"""What settings of TRL, of older transformers and of other trainers are called here: name -> what to write or do instead."""
+
+from __future__ import annotations
+
+_VLLM = "sampling is done by the trained model itself, without vLLM; leave it out"
+_FIXED = "sampling here is exactly what is scored: temperature, top_p, min_warmup_length and max_warmup_length shape it"
+_ROWS = "rows come from task and task_kwargs, e.g. `task: file` with `task_kwargs: {train: rows.jsonl}`, or `task: hub`"
+_LIMITS = "use max_prompt_length, max_warmup_length and max_target_length"
+_REWARDS = "use rewards, a list of names or {name: ..., weight: ..., kwargs: ...} (docs/rewards.md)"
+_ONE_UPDATE = "every group of warmups is used for one update, so nothing is clipped or repeated; leave it out"
+_OBJECTIVE = "use objective (`rl-warmup train --help` lists them)"
+_TARGET = "the loss is always that of the target, and of warmups by their rewards; leave it out"
+_TOKENS = "the tokenizer's own token is used; separator names the token that ends a warmup"
+_MODEL = "use model_name_or_path, dtype, attn_implementation and model_revision"
+_START = "the KL is to the starting model, weighed by beta; leave it out"
+_BATCH = "use per_device_train_batch_size and gradient_accumulation_steps"
+
+OURS: dict[str, str] = {
+    "num_generations": "use num_warmups",
+    "num_sample_generations": "use log_warmups, the sampled warmups that are shown at every log",
+    "use_vllm": _VLLM, "vllm_mode": _VLLM, "vllm_gpu_memory_utilization": _VLLM, "vllm_server_host": _VLLM,
+    "packing": "rows go without padding where the model allows it (`scoring: auto`); leave it out",
+    "max_length": _LIMITS, "max_seq_length": _LIMITS,
+    "max_completion_length": "use max_warmup_length for warmups, and max_target_length for targets",
+    "max_new_tokens": "use max_warmup_length for warmups, and max_target_length for targets",
+    "response_length": "use max_warmup_length",
+    "missing_eos_penalty": "a warmup that reaches max_warmup_length is ended by the separator; use rewards: [length_penalty]",
+    "mask_truncated_completions": "a warmup that reaches max_warmup_length is ended by the separator; leave it out",
+    "epsilon": _ONE_UPDATE, "epsilon_high": _ONE_UPDATE, "num_iterations": _ONE_UPDATE, "steps_per_generation": _ONE_UPDATE,
+    "cliprange": _ONE_UPDATE, "num_ppo_epochs": _ONE_UPDATE,
+    "generation_batch_size": _BATCH, "per_gpu_train_batch_size": _BATCH, "batch_size": _BATCH, "train_batch_size": _BATCH,
+    "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
+    "loss_type": _OBJECTIVE, "scale_rewards": _OBJECTIVE, "advantage_estimator": _OBJECTIVE,
+    "reward_weights": _REWARDS, "reward_funcs": _REWARDS, "reward_model_path": _REWARDS,
+    "dataset_name": _ROWS, "dataset_path": _ROWS, "dataset_config": _ROWS, "dataset_train_split": _ROWS,
+    "dataset_test_split": _ROWS, "dataset_text_field": f"{_ROWS}, which names its columns by prompt_column and target_column",
+    "train_file": _ROWS, "validation_file": _ROWS,
+    "kl_coef": "use beta", "init_kl_coef": "use beta", "kl_coeff": "use beta",
+    "top_k": _FIXED, "min_p": _FIXED, "repetition_penalty": _FIXED, "presence_penalty": _FIXED,
+    "ref_model_mixup_alpha": _START, "sync_ref_model": _START, "ref_model_sync_steps": _START,
+    "completion_only_loss": _TARGET, "assistant_only_loss": _TARGET,
+    "eos_token": _TOKENS, "pad_token": _TOKENS,
+    "chat_template_path": "use chat_template, where this version has it, or write prompts as the model expects them",
+    "model_init_kwargs": _MODEL, "model_name": "use model_name_or_path", "model": "use model_name_or_path",
+    "torch_dtype": "use dtype",
+    "use_liger": "its fused loss replaces the forward that scores warmups; leave it out",
+    "evaluation_strategy": "use eval_strategy",
+    "warmup_ratio": "use warmup_steps; a number below 1 is a share of all updates",
+    "group_by_length": "rows are not sorted by length; leave it out",
+    "no_cuda": "use use_cpu",
+    "logging_dir": "logs are in output_dir; report_to names other places",
+    **dict.fromkeys(
+        ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
+        "it goes with --launch, e.g. `--launch ddp --num_processes 2`",
+    ),
+    "lr": "use learning_rate", "epochs": "use num_train_epochs", "steps": "use max_steps",
+    "use_lora": "use use_peft", "max_new_warmup_tokens": "use max_warmup_length",
+}  # fmt: skip
