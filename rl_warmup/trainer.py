@@ -205,7 +205,8 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         prompts, cold_start = update.rows, self.schedule.in_cold_start
         with self._writing() as model:
             cache = self.rollout.cache_prompts(model, prompts, cold_start) if self._shares_prompts(update) else None
-            rows = iter(self.rollout.choose_rows(model, prompts, cold_start, cache))
+            with self.agreed():
+                rows = iter(self.rollout.choose_rows(model, prompts, cold_start, cache))
         batches = (self.rollout.batch(part, [next(rows) for _ in part]) for part in update.parts)
         return deque(replace(batch, prefix_cache=cache) for batch in batches)
 

@@ -6,6 +6,8 @@ Knows: transformers' Trainer, checkpoints, how a batch is scored. Must not know:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,18 @@ class DivergenceTrainer(ResumableTrainer):
                 f"than exp(-{EXPLODED:g}) per token, no number, or all tokens the same. Earlier checkpoints are intact. {REMEDY}"
             )
 
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Makes of one process's FloatingPointError a Diverged of all. Nothing inside may wait for another process."""
+        fault = None
+        try:
+            yield
+        except FloatingPointError as error:
+            fault = error
+        if self._maximum(int(fault is not None)):
+            said = "Another process met numbers that are not finite." if fault is None else str(fault)
+            raise Diverged(said, self.state.global_step + 1) from fault
+
     @torch.no_grad()
     def _is_sound(self) -> bool:
         """Whether the model gives the targets of the last scored rows possible log-probabilities, on all processes."""
@@ -84,7 +98,7 @@ class DivergenceTrainer(ResumableTrainer):
         except FloatingPointError as error:
             together = isinstance(error, Diverged) or self.accelerator.num_processes == 1
             ended = isinstance(error, Diverged) or (self.update.shown is not None and not self.update.batches)
-            update = self.state.global_step + (not ended)
+            update = getattr(error, "update", None) or self.state.global_step + (not ended)
             said = f"{error} The rows of update {update}: {self._save_rows(update, together)}."
             if self.args.on_divergence != "stop_before" or not together:
                 raise type(error)(said) from error

@@ -25,7 +25,15 @@ from rl_warmup.runtime.interruptions import Interruption, Watchdog
 
 
 class Diverged(FloatingPointError):
-    """The model is beyond repair. All processes raise it at the same place."""
+    """The model is beyond repair. All processes raise it at the same place.
+
+    Args:
+        update: that diverged; None is the last one that was done.
+    """
+
+    def __init__(self, said: str, update: int | None = None) -> None:
+        super().__init__(said)
+        self.update = update
 
 
 class ResumableTrainer(Trainer):
