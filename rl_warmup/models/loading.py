@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,25 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
             f"base_model_name_or_path into {Path(folder, ADAPTER_FILE)}; a relative one counts from where the command is started."
         ) from error
     shared = shared_weights(model)
-    try:
+    with _fitting(folder, base):
         adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
-    except Exception as error:  # peft raises every kind, by the setting
+    check_finite(adapted, folder)
+    _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
+    check_adapter(folder, adapted)
+    if quantized.is_file():  # merging would round the adapter with the base model
+        return adapted.eval(), load_tokenizer(folder)
+    with _fitting(folder, base):
+        merged = adapted.merge_and_unload()
+    merged.name_or_path = folder  # its base is another model, and what the folder declares is true of this one alone
+    return merged.requires_grad_(True), load_tokenizer(folder)  # peft has frozen the base model
+
+
+@contextmanager
+def _fitting(folder: str, base: str) -> Iterator[None]:
+    """Raises ValueError for whatever peft raises, by the setting every kind: names the folder, its config, and the fault."""
+    try:
+        yield
+    except Exception as error:
         if found := adapter_fault(folder):
             raise ValueError(f"model_name_or_path: {found}") from error
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -225,14 +242,6 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
             f"model_name_or_path: the adapter in {folder} does not fit its {ADAPTER_FILE} or its base model {base!r} ({why}). "
             f"Give the files as they were saved together."
         ) from error
-    check_finite(adapted, folder)
-    _refuse_shared(adapted, shared, f"model_name_or_path: the adapter in {folder}")
-    check_adapter(folder, adapted)
-    if quantized.is_file():  # merging would round the adapter with the base model
-        return adapted.eval(), load_tokenizer(folder)
-    merged = adapted.merge_and_unload()
-    merged.name_or_path = folder  # its base is another model, and what the folder declares is true of this one alone
-    return merged.requires_grad_(True), load_tokenizer(folder)  # peft has frozen the base model
 
 
 def _base_of(name: str) -> str:

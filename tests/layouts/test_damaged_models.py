@@ -186,7 +186,7 @@ def test_damaged_pickles_are_refused(copy, told, content):
         ({"r": -3}, "r is -3"), ({"target_modules": 5}, "target_modules is 5"), ({"target_modules": ["nosuch"]}, "nosuch"),
         ({"modules_to_save": ["lm_head"]}, "lm_head"), ({"task_type": "NOSUCH"}, "NOSUCH"),
         ({"init_lora_weights": "nosuch"}, "init_lora_weights"), ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}, ""),
-        ({"lora_alpha": "x"}, "lora_alpha is 'x'"),
+        ({"lora_alpha": "x"}, "lora_alpha is 'x'"), ({"alora_invocation_tokens": [3]}, "aLoRA does not support merging"),
     ],
 )  # fmt: skip
 def test_an_adapters_config_is_named_with_its_key(copy, told, values, named):
