@@ -52,10 +52,17 @@ class OptionParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self.given: set[str] = set()
+        self.flags: dict[str, str] = {}  # as people may spell it, with dashes -> as it is declared
+        super().__init__(*args, **kwargs)
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """Extends argparse's."""
+        action = super().add_argument(*args, **kwargs)
+        self.flags |= {name.replace("_", "-"): name for name in action.option_strings if name.startswith("--")}
+        return action
 
     def error(self, message: str) -> NoReturn:
         """Raises ValueError instead of printing the usage."""
@@ -63,12 +70,10 @@ class OptionParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Extends argparse's."""
-        known = {name.replace("_", "-"): name for name in self._option_string_actions if name.startswith("--")}
         spelled = []
         for arg in args:
             name, sign, value = arg.partition("=")
-            other = known.get(name.replace("_", "-"), name) if name not in known.values() else name
-            spelled.append(f"{other}{sign}{value}")
+            spelled.append(f"{self.flags.get(name.replace('_', '-'), name)}{sign}{value}")
         return super().parse_known_args(spelled, namespace)
 
 

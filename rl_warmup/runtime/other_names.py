@@ -31,7 +31,7 @@ OURS: dict[str, str] = {
     "generation_batch_size": _BATCH, "per_gpu_train_batch_size": _BATCH, "batch_size": _BATCH, "train_batch_size": _BATCH,
     "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
     "loss_type": _OBJECTIVE, "scale_rewards": _OBJECTIVE, "advantage_estimator": _OBJECTIVE,
-    "reward_weights": _REWARDS, "reward_funcs": _REWARDS, "reward_model_path": _REWARDS,
+    "reward_funcs": _REWARDS, "reward_model_path": _REWARDS,
     "dataset_name": _ROWS, "dataset_path": _ROWS, "dataset_config": _ROWS, "dataset_train_split": _ROWS,
     "dataset_test_split": _ROWS, "dataset_text_field": f"{_ROWS}, which names its columns by prompt_column and target_column",
     "train_file": _ROWS, "validation_file": _ROWS,
