@@ -78,7 +78,7 @@ def test_files(tmp_path):
     assert read_jsonl(path) == [{"a": 1}, {"a": "\ud83d"}]
     assert read_jsonl(tmp_path / "none") == []
     path.write_bytes("a: ä".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"recipe .*x: line 1: is no text in UTF-8\. Mend it there"):
+    with pytest.raises(ValueError, match=r"recipe .*x, line 1: is no text in UTF-8\. Mend it there"):
         read_yaml(path)
 
 

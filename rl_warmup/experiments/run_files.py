@@ -25,11 +25,10 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _is_likelihood(value: Any) -> bool:
-    parts = [value.get(key, {}) for key in ("without_warmup", "bound", "gain")] if isinstance(value, dict) else [None]
-    if not all(isinstance(part, dict) for part in parts):
+    if not isinstance(value, dict):
         return False
-    bounds = parts.pop(1)
-    return all(map(_are_numbers, parts)) and all(key.isdecimal() and _are_numbers(one) for key, one in bounds.items())
+    bounds, parts = value.get("bound", {}), (value.get("without_warmup", {}), value.get("gain", {}))
+    return isinstance(bounds, dict) and all(map(_are_numbers, parts)) and all(key.isdecimal() and _are_numbers(one) for key, one in bounds.items())
 
 
 Kind = tuple[str, Callable[[Any], bool]]
@@ -101,14 +100,14 @@ def read_records(path: Path, rows: int | None = None) -> list[dict[str, Any]]:
     kinds = {"timing.jsonl": COST, "metrics.jsonl": {"step": NUMBER}, "warmups.jsonl": {"warmups": WARMUPS}}.get(
         path.name, {}
     )
-    needed = tuple(key for key in ("step", "warmups") if key in kinds)
+    needed: tuple[str, ...] = tuple(key for key in ("step", "warmups") if key in kinds)
     if predicted:
         kinds, needed = {"prediction": TEXT, "target": TEXT, "warmup": TEXT}, ("prediction", "target")
     found = read_jsonl(path)
     for number, record in enumerate(found, 1):
         more = {key: NUMBER for key in record if path.name == "metrics.jsonl" and key.startswith(LOGGED)}
         _checked(record, {**kinds, **more}, f"{path}, record {number}", remedy, needed)
-    if predicted and rows is not None and found and len(found) < rows:
+    if predicted and rows is not None and path.is_file() and len(found) < rows:
         raise ValueError(
             f"{path} holds {len(found)} predictions, and metrics.json says {rows} rows: it was cut. {REMEDY}"
         )

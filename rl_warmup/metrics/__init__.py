@@ -138,7 +138,9 @@ def _called(name: str, function: Callable[[], Any]) -> Any:
 
 
 def _listed(names: Iterable[Spec] | Spec) -> list[Spec]:
-    return [names] if isinstance(names, str | Mapping) else list(names)
+    if isinstance(names, str | Mapping) or not isinstance(names, Iterable):
+        return [names]
+    return list(names)
 
 
 def _checked(name: str, scores: Any) -> dict[str, float]:

@@ -157,8 +157,14 @@ def parse_object(text: str | bytes, place: str, remedy: str) -> dict[str, Any]:
 
 
 def read_json(path: str | Path, remedy: str = "Copy it again, or make it anew.") -> dict[str, Any]:
-    """The object in a JSON file. Raises OSError, or as `parse_object`."""
-    return parse_object(Path(path).read_bytes(), str(path), remedy)
+    """The object in a JSON file. Raises FileNotFoundError, or as `parse_object`."""
+    try:
+        text = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # it is a folder, or somebody else's
+        raise Unreadable(f"{path}: cannot be read ({error.strerror}). {remedy}") from None
+    return parse_object(text, str(path), remedy)
 
 
 def records(lines: Iterable[str | bytes], place: str, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -176,6 +176,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if isinstance(value, list | tuple) and issubclass(list, base):
         return all(_fits(item, inner) for inner in typing.get_args(hint)[:1] for item in value)
+    if isinstance(value, Mapping) and issubclass(dict, base):
+        return all(_fits(item, inner) for inner in typing.get_args(hint)[1:] for item in value.values())
     return isinstance(value, base) and not (isinstance(value, str | bytes | Mapping) and issubclass(list, base))
 
 

@@ -66,7 +66,7 @@ class Queue:
             remedy = (
                 "It is damaged or no study: move it away, and the same command makes it again from the runs that are there"
                 if self.beside
-                else "Give what SQLAlchemy can open, e.g. sqlite:////shared/study.db or postgresql://user@host/name, with its driver"
+                else "Give what SQLAlchemy can open, e.g. sqlite:////shared/study.db or postgresql://user@host/name"
             )
             place = f"The study {url.removeprefix('sqlite:///')}" if self.beside else "--storage"
             raise ValueError(f"{place} cannot be opened ({first:.200}). {remedy}.") from None
