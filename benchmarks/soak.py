@@ -48,7 +48,13 @@ def recipe(folder: Path) -> Path:
     """The run that never ends by itself."""
     (folder / "flaky.py").write_text(REWARD)
     flaky = {"name": f"{folder / 'flaky.py'}:flaky", "on_failure": "skip", "weight": 0.1}
-    changes = {"rewards": ["target_logprob", flaky], "save_steps": 25, "eval_steps": 50, "guard": "warn", "max_steps": 10**6}
+    changes = {
+        "rewards": ["target_logprob", flaky],
+        "save_steps": 25,
+        "eval_steps": 50,
+        "guard": "warn",
+        "max_steps": 10**6,
+    }
     path = folder / "soak.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, **changes, "output_dir": str(folder / "run")}))
     return path
@@ -95,9 +101,13 @@ def main() -> int:
         lines = [line.split() for line in (folder / "held.txt").read_text().splitlines()]
         first = [(int(held), int(fds)) for pid, held, fds in lines if pid == lines[0][0]]
         updates = len((folder / "run" / "timing.jsonl").read_text().splitlines())
-        checkpoints = sorted(int(p.name.rpartition("-")[2]) for p in (folder / "run").glob("checkpoint-*") if p.name[-1].isdigit())
+        checkpoints = sorted(
+            int(p.name.rpartition("-")[2]) for p in (folder / "run").glob("checkpoint-*") if p.name[-1].isdigit()
+        )
     memory, handles = growth([held for held, _ in first]), growth([fds for _, fds in first])
-    print(f"{len({line[0] for line in lines})} lives trained, {len(lines)} updates done (newest checkpoints {checkpoints}, {updates} timed)")
+    print(
+        f"{len({line[0] for line in lines})} lives trained, {len(lines)} updates done (newest checkpoints {checkpoints}, {updates} timed)"
+    )
     print(f"ends: {dict(ends)}; {os.cpu_count()} cores, {options.minutes:g} minutes, seed {options.seed}")
     print(f"first life, {len(first)} updates: {first[-1][0] / 2**20:.0f} MiB at its end, grown by {memory / 2**10:.0f} KiB in its second half; "
           f"{first[-1][1]} handles, grown by {handles}")  # fmt: skip

@@ -28,7 +28,11 @@ def _is_likelihood(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     bounds, parts = value.get("bound", {}), (value.get("without_warmup", {}), value.get("gain", {}))
-    return isinstance(bounds, dict) and all(map(_are_numbers, parts)) and all(key.isdecimal() and _are_numbers(one) for key, one in bounds.items())
+    return (
+        isinstance(bounds, dict)
+        and all(map(_are_numbers, parts))
+        and all(key.isdecimal() and _are_numbers(one) for key, one in bounds.items())
+    )
 
 
 Kind = tuple[str, Callable[[Any], bool]]
@@ -43,6 +47,10 @@ METRICS: Kind = (
 WARMUPS: Kind = (
     "list of objects, `warmup` being a text",
     lambda value: isinstance(value, list) and all(isinstance(w, dict) and TEXT[1](w.get("warmup", "")) for w in value),
+)
+PROMPT: Kind = (
+    "text or list of messages",
+    lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, dict) for one in value)),
 )
 MEASURED = {
     "split": TEXT, "rows": WHOLE, "rows_hash": TEXT, "weights": TEXT, "signatures": TEXTS, "metrics": METRICS,
@@ -97,12 +105,14 @@ def read_records(path: Path, rows: int | None = None) -> list[dict[str, Any]]:
     """
     remedy = "Mend or remove the line."
     predicted = path.name.startswith("predictions")
-    kinds = {"timing.jsonl": COST, "metrics.jsonl": {"step": NUMBER}, "warmups.jsonl": {"warmups": WARMUPS}}.get(
-        path.name, {}
-    )
+    kinds = {
+        "timing.jsonl": COST,
+        "metrics.jsonl": {"step": NUMBER},
+        "warmups.jsonl": {"warmups": WARMUPS, "prompt": PROMPT},
+    }.get(path.name, {})
     needed: tuple[str, ...] = tuple(key for key in ("step", "warmups") if key in kinds)
     if predicted:
-        kinds, needed = {"prediction": TEXT, "target": TEXT, "warmup": TEXT}, ("prediction", "target")
+        kinds, needed = {"prediction": TEXT, "target": TEXT, "warmup": TEXT, "prompt": PROMPT}, ("prediction", "target")
     found = read_jsonl(path)
     for number, record in enumerate(found, 1):
         more = {key: NUMBER for key in record if path.name == "metrics.jsonl" and key.startswith(LOGGED)}

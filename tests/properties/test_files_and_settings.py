@@ -24,9 +24,13 @@ from rl_warmup.runtime.documents import Unreadable, parse_json, parse_yaml
 from rl_warmup.tasks import Task, load_task
 
 texts = st.one_of(st.text(max_size=12), st.sampled_from(["a b", "\ud800", "\x00", "", " ", "1e400", "file", "null"]))
-numbers = st.one_of(st.integers(-3, 3), st.sampled_from([10**40, 10**400, -(2**63)]), st.floats(), st.booleans(), st.none())
+numbers = st.one_of(
+    st.integers(-3, 3), st.sampled_from([10**40, 10**400, -(2**63)]), st.floats(), st.booleans(), st.none()
+)
 scalars = st.one_of(numbers, texts)
-names = st.one_of(st.sampled_from(["prompt", "target", "id", "warmup", "warmups", "row", "completion", "finish"]), texts)
+names = st.one_of(
+    st.sampled_from(["prompt", "target", "id", "warmup", "warmups", "row", "completion", "finish"]), texts
+)
 
 
 def nested(leaves):
@@ -91,7 +95,14 @@ def test_any_warmups(tmp_path_factory, table):
             assert "w.jsonl" in str(error)
 
 
-@given(st.one_of(st.binary(max_size=60), texts, values.map(json.dumps), values.map(lambda v: yaml.safe_dump(v, allow_unicode=True))))
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        texts,
+        values.map(json.dumps),
+        values.map(lambda v: yaml.safe_dump(v, allow_unicode=True)),
+    )
+)
 def test_any_text_is_read_or_unreadable(text):
     for parse in (parse_json, parse_yaml):
         try:

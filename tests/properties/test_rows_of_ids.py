@@ -13,7 +13,9 @@ from rl_warmup.models.layouts import Layout, LayoutTokens
 from rl_warmup.models.layouts.splice import batch_of_groups, pad_right, splice
 
 PAD, EOS, SEPARATOR, VOCAB = 0, 1, 4, 30
-LAYOUTS = [Layout(LayoutTokens("<sep>", SEPARATOR, PAD, EOS, torch.zeros(VOCAB, dtype=torch.bool)), e) for e in (True, False)]
+LAYOUTS = [
+    Layout(LayoutTokens("<sep>", SEPARATOR, PAD, EOS, torch.zeros(VOCAB, dtype=torch.bool)), e) for e in (True, False)
+]
 ids = st.lists(st.integers(0, VOCAB - 1), max_size=6)  # pad, end and separator may be real tokens
 warmups = st.builds(Warmup, ids, st.sampled_from(FINISHES))
 prompts = st.fixed_dictionaries({"prompt_ids": ids.filter(len), "target_ids": ids.map(lambda target: [*target, EOS])})
@@ -53,7 +55,9 @@ def test_masks_part_a_row(made):
     forced = torch.tensor([int(not warmup.separator_is_action) for warmup in batch.warmups])
     assert parts.max() <= 1
     assert (parts <= batch.seq_mask).all()
-    torch.testing.assert_close(parts.sum(1) + forced, batch.seq_mask.sum(1))  # all that does not count is a forced separator
+    torch.testing.assert_close(
+        parts.sum(1) + forced, batch.seq_mask.sum(1)
+    )  # all that does not count is a forced separator
     assert (batch.seq_mask.diff(dim=1) <= 0).all()  # padded on the right
 
 

@@ -52,14 +52,18 @@ def test_weights_are_finite_and_sum_up(name, made, settings):
 @given(groups(), numbers, st.randoms(use_true_random=False))
 def test_order_in_a_group_is_no_matter(name, made, settings, random):
     order = random.sample(range(made[0].size(1)), made[0].size(1))
-    for whole, shuffled in zip(RULES[name](*made, settings), RULES[name](*(one[:, order] for one in made), settings), strict=True):
+    for whole, shuffled in zip(
+        RULES[name](*made, settings), RULES[name](*(one[:, order] for one in made), settings), strict=True
+    ):
         torch.testing.assert_close(whole[:, order], shuffled, atol=1e-9, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", RULES)
 @given(groups(), numbers)
 def test_groups_do_not_know_of_each_other(name, made, settings):
-    for whole, alone in zip(RULES[name](*made, settings), RULES[name](*(one[:1] for one in made), settings), strict=True):
+    for whole, alone in zip(
+        RULES[name](*made, settings), RULES[name](*(one[:1] for one in made), settings), strict=True
+    ):
         torch.testing.assert_close(whole[:1], alone, atol=1e-9, rtol=1e-6)
 
 
@@ -67,7 +71,9 @@ def test_groups_do_not_know_of_each_other(name, made, settings):
 @given(groups(), numbers, st.integers(-5000, 5000))
 def test_a_constant_beside_all_rewards_changes_nothing(name, made, settings, shift):
     rewards, logprobs = made
-    for one, other in zip(RULES[name](rewards, logprobs, settings), RULES[name](rewards + shift, logprobs, settings), strict=True):
+    for one, other in zip(
+        RULES[name](rewards, logprobs, settings), RULES[name](rewards + shift, logprobs, settings), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 

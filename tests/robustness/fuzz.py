@@ -32,7 +32,26 @@ WORDS = [
     "file", "ledger", "exact_match", "bleu", "target_logprob", "reverse", "stored", "rows.jsonl", "scratch-t5", "out", ".", "/", "a:b",
     "no.py:f", "steps", "epoch", "no", "auto", "prompt", "target", "row", "warmup", "warmups", "id", "name", "kwargs", "weight",
 ]  # fmt: skip
-NUMBERS = [0, 1, -1, 2, 5, 0.0, 0.5, 1e-9, 1e30, 10**19, 10**40, 10**400, float("nan"), float("inf"), -float("inf"), True, False, None]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    5,
+    0.0,
+    0.5,
+    1e-9,
+    1e30,
+    10**19,
+    10**40,
+    10**400,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    True,
+    False,
+    None,
+]
 
 
 def any_value(draw: random.Random, depth: int = 3) -> Any:
@@ -50,7 +69,14 @@ def mutated(draw: random.Random, text: bytes) -> bytes:
     for _ in range(draw.randrange(4)):
         at, more = draw.randrange(len(text) + 1), draw.randrange(1, 9)
         part = text[at : at + more]
-        new = draw.choice([b"", part * 2, bytes(draw.randrange(256) for _ in part), draw.choice([b'"', b"{", b"[", b": ", b"\n", b"&a ", b"*a"])])
+        new = draw.choice(
+            [
+                b"",
+                part * 2,
+                bytes(draw.randrange(256) for _ in part),
+                draw.choice([b'"', b"{", b"[", b": ", b"\n", b"&a ", b"*a"]),
+            ]
+        )
         text = text[:at] + new + text[at + more :]
     return text
 
@@ -88,7 +114,13 @@ class Fuzz:
             "control": "num_warmups=2", "direction": "maximize", "warmups": [""], "settings": {"tau": 0.5},
         }  # fmt: skip
         self.row = {"id": "1", "prompt": "a b", "target": "b", "warmup": "c", "choices": ["x", "y"], "answer": 0}
-        self.group = {"row": 0, "id": "1", "prompt": "a", "target": "b", "warmups": [{"warmup": "x", "finish": "length", "logprob": -1.0}]}
+        self.group = {
+            "row": 0,
+            "id": "1",
+            "prompt": "a",
+            "target": "b",
+            "warmups": [{"warmup": "x", "finish": "length", "logprob": -1.0}],
+        }
         self.run = {
             "metrics.json": {"task": "toy", "model": "m", "objective": "sft", "seed": 1, "updates": 2, "train_seconds": 1.0, "split": "test",
                              "rows": 2, "rows_hash": "h", "signatures": {"bleu": "s"}, "metrics": {"": {"exact_match": 0.5}},
@@ -136,7 +168,12 @@ class Fuzz:
         table = self.some([self.row] * self.draw.randrange(1, 4))
         if suffix in ("csv", "tsv"):
             path = self.folder / f"r.{suffix}"
-            path.write_bytes(mutated(self.draw, b"prompt\ttarget\tid\nx y\tz\t1\n\"q\tr\ts\n".replace(b"\t", b"," if suffix == "csv" else b"\t")))
+            path.write_bytes(
+                mutated(
+                    self.draw,
+                    b'prompt\ttarget\tid\nx y\tz\t1\n"q\tr\ts\n'.replace(b"\t", b"," if suffix == "csv" else b"\t"),
+                )
+            )
         else:
             path = self.write(f"r.{suffix}", table)
         more = {name: any_value(self.draw) for name in self.draw.sample(KWARGS, self.draw.choice([0, 0, 1, 2]))}
@@ -146,7 +183,18 @@ class Fuzz:
         from rl_warmup.plugins import find_plugin
         from rl_warmup.tasks import TASKS, load_task
 
-        name = self.draw.choice(["ledger", "legs", "translation", "summarization", "multiple_choice", "hub", "file", self.draw.choice(WORDS)])
+        name = self.draw.choice(
+            [
+                "ledger",
+                "legs",
+                "translation",
+                "summarization",
+                "multiple_choice",
+                "hub",
+                "file",
+                self.draw.choice(WORDS),
+            ]
+        )
         load = find_plugin("task", TASKS[name], {})[0] if name in TASKS else lambda: None
         keys = list(inspect.signature(load).parameters)
         small = {"train_size": 5, "validation_size": 2, "test_size": 2} if name in ("ledger", "multiple_choice") else {}
@@ -157,7 +205,12 @@ class Fuzz:
     def settings(self) -> None:
         from rl_warmup.config import build_recipe
 
-        build_recipe({**self.recipe, **{name: any_value(self.draw) for name in self.draw.sample(self.names, self.draw.randrange(1, 4))}})
+        build_recipe(
+            {
+                **self.recipe,
+                **{name: any_value(self.draw) for name in self.draw.sample(self.names, self.draw.randrange(1, 4))},
+            }
+        )
 
     def recipes(self) -> None:
         from rl_warmup.config import read_recipe
@@ -172,7 +225,10 @@ class Fuzz:
 
         path = self.write("p.yaml", self.some(self.recipe))
         if (self.folder / "rows.jsonl").is_file():
-            count, memory = self.draw.choice(["8", "1", "2", "4", "0", "9" * 30]), self.draw.choice(["80", "80", "40", "0", "1.5", "x"])
+            count, memory = (
+                self.draw.choice(["8", "1", "2", "4", "0", "9" * 30]),
+                self.draw.choice(["80", "80", "40", "0", "1.5", "x"]),
+            )
             name = self.draw.choice(["A100", "CPU", "FOO", "h100"])
             command([str(path), "--hardware", f"{count}x{name}-{memory}GB"])
 
@@ -190,8 +246,8 @@ class Fuzz:
         read(self.write("w.jsonl", self.some([self.draw.choice([self.row, self.group])] * self.draw.randrange(1, 3))))
 
     def runs(self) -> None:
-        from rl_warmup.experiments.compare import compare_section
         from rl_warmup.experiments.collect import find_runs, sections
+        from rl_warmup.experiments.compare import compare_section
         from rl_warmup.experiments.report import curves, page
 
         damaged = self.draw.choice(list(self.run))
@@ -224,10 +280,24 @@ KWARGS = [
     "test", "train_size", "seed", "stream", "metrics", "prompt_column", "target_column", "id_column", "prompt_template", "choices_column",
     "answer_column", "target_style", "shuffle_buffer", "column_names", "quoted", "validation_fraction", "path",
 ]  # fmt: skip
-CALLS = ("documents", "rows", "own_tasks", "settings", "recipes", "plans", "sweeps", "warmup_files", "runs", "metrics", "rewards")
+CALLS = (
+    "documents",
+    "rows",
+    "own_tasks",
+    "settings",
+    "recipes",
+    "plans",
+    "sweeps",
+    "warmup_files",
+    "runs",
+    "metrics",
+    "rewards",
+)
 
 
-def fuzz(calls: int, seed: int, show: Callable[[str], None] = print, only: str | None = None, verbose: bool = False) -> tuple[Counter[str], list[str]]:
+def fuzz(
+    calls: int, seed: int, show: Callable[[str], None] = print, only: str | None = None, verbose: bool = False
+) -> tuple[Counter[str], list[str]]:
     """Make that many calls. Returns how often each ended how, and a text per kind of finding."""
     draw, ends, found = random.Random(seed), Counter[str](), {}
 
@@ -251,12 +321,21 @@ def fuzz(calls: int, seed: int, show: Callable[[str], None] = print, only: str |
                 if verbose:
                     show(f"{kind}, call {number}: {error}")
                 if not str(error):
-                    found.setdefault(f"{kind}, no words", f"{kind}, call {number}: {type(error).__name__} without words")
+                    found.setdefault(
+                        f"{kind}, no words", f"{kind}, call {number}: {type(error).__name__} without words"
+                    )
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 frames = traceback.extract_tb(error.__traceback__)
-                ours = next((f"{f.filename.rpartition('/rl_warmup/')[2]}:{f.lineno}" for f in reversed(frames) if "/rl_warmup/" in f.filename), "")
+                ours = next(
+                    (
+                        f"{f.filename.rpartition('/rl_warmup/')[2]}:{f.lineno}"
+                        for f in reversed(frames)
+                        if "/rl_warmup/" in f.filename
+                    ),
+                    "",
+                )
                 ends[f"{kind}: unexpected"] += 1
                 key = f"{kind} {type(error).__name__} {ours}"
                 if key not in found:
@@ -279,7 +358,9 @@ def main() -> int:
     ends, found = fuzz(options.calls, options.seed, lambda text: print(text, flush=True), options.only, options.verbose)
     for end, count in sorted(ends.items()):
         print(f"{count:7d}  {end}")
-    print(f"{sum(ends.values())} calls in {time.monotonic() - began:.0f} s, seed {options.seed}: {len(found)} kinds of unexpected end")
+    print(
+        f"{sum(ends.values())} calls in {time.monotonic() - began:.0f} s, seed {options.seed}: {len(found)} kinds of unexpected end"
+    )
     return int(bool(found))
 
 
