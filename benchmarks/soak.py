@@ -4,9 +4,9 @@
 
 One tiny run with a checkpoint every 25 updates, a reward that fails for one warmup in ten (`on_failure: skip`) and a metric on
 validation rows. Its first life is left alone for half of the time, to look at memory and handles; the others are killed (SIGKILL)
-or may write no file over 60 kB, as on a full disk, by turns, and the same command goes on each time. The reward writes down what the
-process holds. The script ends with 1 if the first life grew by over 2 MB or by a handle in its second half, or if a life
-ended in another way than by its kill, its disk, or its end.
+or may write no file over 60 kB, as on a full disk, by turns, and the same command goes on each time. The reward writes
+down what the process holds. The script ends with 1 if the first life grew by over 2 MiB or by a handle in its second half,
+or if a life ended in another way than by its kill or its disk.
 """
 
 from __future__ import annotations
@@ -105,12 +105,13 @@ def main() -> int:
             int(p.name.rpartition("-")[2]) for p in (folder / "run").glob("checkpoint-*") if p.name[-1].isdigit()
         )
     memory, handles = growth([held for held, _ in first]), growth([fds for _, fds in first])
+    lives = len({line[0] for line in lines})
     print(
-        f"{len({line[0] for line in lines})} lives trained, {len(lines)} updates done (newest checkpoints {checkpoints}, {updates} timed)"
+        f"{lives} lives trained, {len(lines)} updates done; newest checkpoints {checkpoints}, {updates} lines of timing"
     )
     print(f"ends: {dict(ends)}; {os.cpu_count()} cores, {options.minutes:g} minutes, seed {options.seed}")
-    print(f"first life, {len(first)} updates: {first[-1][0] / 2**20:.0f} MiB at its end, grown by {memory / 2**10:.0f} KiB in its second half; "
-          f"{first[-1][1]} handles, grown by {handles}")  # fmt: skip
+    print(f"first life, {len(first)} updates: {first[-1][0] / 2**20:.0f} MiB and {first[-1][1]} handles at its end")
+    print(f"grown in its second half by {memory / 2**10:.0f} KiB and {handles} handles")
     return int(memory > 2 * 2**20 or handles > 0 or any(end.startswith("unexpected") for end in ends))
 
 

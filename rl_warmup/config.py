@@ -190,10 +190,7 @@ def build_recipe(values: dict[str, Any], on_this_machine: bool = True) -> Recipe
 def read_task(path: str | Path) -> TaskOptions:
     """The task and metrics of a run's recipe, for evaluation.
 
-    All other settings, which may name code (`objective`, `rewards`, `proposals`), are ignored.
-
-    Raises:
-        ValueError: as `read_recipe`, for these settings.
+    All other settings, which may name code (`objective`, `rewards`, `proposals`), are ignored. Raises as `read_recipe`.
     """
     names = {f.name for f in fields(TaskOptions)}
     values = {key: value for key, value in read_values(path).items() if key in names}

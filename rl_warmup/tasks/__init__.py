@@ -71,7 +71,7 @@ def _check_kwargs(name: str, load: Callable[..., Any], given: dict[str, Any]) ->
 
 
 def _check_types(name: str, load: Callable[..., Any], given: dict[str, Any]) -> None:
-    """Refuse what is not of the declared type; of a plugin only where that is a number or true/false, the rest is its own matter."""
+    """Refuse what is not of the declared type; of a plugin only where that is a number or true/false."""
     try:
         hints = typing.get_type_hints(load)
     except Exception:  # a plugin may declare what it likes

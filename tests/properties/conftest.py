@@ -1,4 +1,4 @@
-"""Few examples, and the same ones every time: `make test` stays quick, and a failure repeats. Look for more by the fuzz script."""
+"""Few examples, and the same ones every time: quick, and a failure repeats. tests/robustness/fuzz.py looks further."""
 
 from hypothesis import HealthCheck, settings
 

@@ -117,6 +117,10 @@ BASE = {
 }  # fmt: skip
 CLASSES = (TaskOptions, WarmupConfig, compat.model_config_class())
 SETTINGS = sorted({f.name for cls in CLASSES for f in fields(cls) if f.init})
+KWARGS = [
+    "path", "train", "test", "train_size", "seed", "stream", "metrics", "prompt_template", "column_names", "quoted",
+    "validation_fraction", "shuffle_buffer", "target_style", "choices_column",
+]  # fmt: skip
 yaml_values = nested(st.one_of(scalars, st.dates(), st.binary(max_size=4), st.just(datetime.datetime(2020, 1, 1))))
 
 
@@ -131,8 +135,7 @@ def test_any_value_of_any_setting(name, value):
 
 
 @settings(max_examples=100)
-@given(st.sampled_from(["path", "train", "test", "train_size", "seed", "stream", "metrics", "prompt_template", "column_names",
-                        "quoted", "validation_fraction", "shuffle_buffer", "target_style", "choices_column"]), yaml_values)  # fmt: skip
+@given(st.sampled_from(KWARGS), yaml_values)
 def test_any_argument_of_a_task(tmp_path_factory, name, value):
     path = tmp_path_factory.getbasetemp() / "k.jsonl"
     path.write_text("".join(f'{{"prompt": "p {i}", "target": "t"}}\n' for i in range(20)))

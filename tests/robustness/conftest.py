@@ -70,7 +70,7 @@ def _be(argv: list[str], folder: Path, log: Path) -> None:
         for number in (1, 2):
             os.dup2(file, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         os.environ |= {"HF_HUB_OFFLINE": "1"}
         sys.argv = ["rl-warmup", *argv]
         code = command_line.main(argv)
