@@ -163,10 +163,12 @@ def build_recipe(values: dict[str, Any], on_this_machine: bool = True) -> Recipe
     coerced, faults = _read_settings(values, (TaskOptions, WarmupConfig, model_class))
     if values.get("model_name_or_path") is None:
         faults.append("model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5 or scratch-llama.")
+    if values.get("output_dir", ".") is None:
+        faults.append("output_dir: is empty. Give a folder, or leave it out for trainer_output.")
     reported = {fault.partition(":")[0] for fault in faults}
     more = option_faults(WarmupOptions(**_pick(WarmupOptions, coerced)))
     more += setting_faults(coerced, _inherited([WarmupConfig, model_class]))
-    for key in ("metrics", "controls"):
+    for key in ("metrics", "controls", "proposals"):
         listed = coerced.get(key) or []
         if twice := [spec for place, spec in enumerate(listed) if spec in listed[:place]]:
             more.append(f"{key}: {shown(twice[0])} is listed twice. List it once.")
@@ -188,13 +190,12 @@ def build_recipe(values: dict[str, Any], on_this_machine: bool = True) -> Recipe
 def read_task(path: str | Path) -> TaskOptions:
     """The task and metrics of a run's recipe, for evaluation.
 
-    All other settings, which may name code (`objective`, `rewards`, `proposals`), are ignored.
-
-    Raises:
-        ValueError: as `read_recipe`, for these settings.
+    All other settings, which may name code (`objective`, `rewards`, `proposals`), are ignored. Raises as `read_recipe`.
     """
     names = {f.name for f in fields(TaskOptions)}
     values = {key: value for key, value in read_values(path).items() if key in names}
+    if "task" not in values:
+        raise ValueError(f"{path} names no task, so it is not a run's recipe. Repeat the run, or give its recipe.")
     coerced, faults = _read_settings(values, (TaskOptions,))
     if faults:
         raise ValueError(f"{path}: {_report(faults)}")
@@ -360,7 +361,7 @@ def void_note(found: dict[str, str]) -> str | None:
 def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> list[str]:
     """A sentence if this name cannot be used."""
     if not isinstance(name, str):
-        return [f"{key}: {name!r} is no name; give one of {', '.join(built_in)}, or `package.module:function`."]
+        return [f"{key}: {shown(name)} is no name; give one of {', '.join(built_in)}, or `package.module:function`."]
     try:
         found, _ = find_plugin(noun, name, dict.fromkeys(built_in))
         if name not in built_in:

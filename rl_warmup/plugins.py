@@ -99,7 +99,7 @@ def contained(cancels: bool = True) -> Iterator[None]:
     deaf = handler is signal.SIG_IGN  # a background job: nobody can type
     if listens:
         signal.signal(signal.SIGINT, hear)
-    before = _inside.set(True)
+    before, folder = _inside.set(True), _folder()
     try:
         yield
     except Exception:
@@ -113,8 +113,25 @@ def contained(cancels: bool = True) -> Iterator[None]:
         raise ProcessExit(f"it tried to end the process by {what}; let it return, or raise an error") from error
     finally:
         _inside.reset(before)
+        _put_back(folder)
         if listens:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
+def _put_back(folder: str | None) -> None:
+    """The working directory, and a stdout or stderr that is open: the run needs them after the plugin."""
+    if folder and _folder() != folder:
+        os.chdir(folder)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(getattr(sys, name), "closed", False):
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 - it stays open
 
 
 def find_plugin(noun: str, name: str, built_in: Mapping[str, Any]) -> tuple[Any, str]:
@@ -157,7 +174,7 @@ def find_plugin(noun: str, name: str, built_in: Mapping[str, Any]) -> tuple[Any,
 def no_such(noun: str, name: str, built_in: Iterable[str]) -> str:
     """The sentence for an unknown name."""
     known = list(dict.fromkeys([*built_in, *(point.name for point in entry_points(group=f"rl_warmup.{noun}s"))]))
-    return f"There is no {noun} {name!r}.{nearest(name, known)} Known are {', '.join(known)}. {OWN}"
+    return f"There is no {noun} {name!r:.80}.{nearest(name, known)} Known are {', '.join(known)}. {OWN}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

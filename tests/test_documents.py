@@ -33,9 +33,13 @@ def test_values_come_as_they_are():
         ("a: 1\n2: 3", 2, "the key 2 is no text"),
         ("a: [1\nb: 2", 2, "not valid YAML"),
         ("a: !!python/object:os.system 1", 1, "not valid YAML"),
-        ("a: " + "9" * 5000, None, "not valid YAML"),
-        ("a: \x07", None, "not valid YAML"),
-        ("a: 2020-13-45", None, "not valid YAML"),
+        ("a: " + "9" * 5000, 1, "not valid YAML"),
+        ("b: 1\na: \x07", 2, "not valid YAML"),
+        ("a: 2020-13-45", 1, "'2020-13-45' is no timestamp"),
+        ("b: 1\na: !!int abc", 2, "'abc' is no int"),
+        ("a: &a [*a]", None, "holds itself"),
+        ("a: &a0 [1]\n" + "".join(f"b{i}: &a{i + 1} [{f'*a{i},' * 9}]\n" for i in range(30)), None, "through aliases"),
+        (b"a: 1\nb: \xe9", 2, "no text in UTF-8"),
         ("a: *b", 1, "not valid YAML"),
         ("[" * (DEPTH + 1), 1, "nested deeper than 100 levels"),
         ("[" * 10**5, 1, "nested deeper than 100 levels"),
@@ -54,6 +58,7 @@ def test_what_is_no_yaml(text, line, words):
         ('{"a": 1,\n "b" 2}', 2, r"not valid JSON \(Expecting ':' delimiter, column 6\)"),
         ("[" * 10**5, None, "not valid JSON"),
         (b'{"a": "\xff"}', None, "not valid JSON"),
+        ("[" + "9" * 5000 + "]", None, "thousands of digits"),
     ],
 )
 def test_what_is_no_json(text, line, words):
@@ -73,7 +78,7 @@ def test_files(tmp_path):
     assert read_jsonl(path) == [{"a": 1}, {"a": "\ud83d"}]
     assert read_jsonl(tmp_path / "none") == []
     path.write_bytes("a: ä".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"recipe .*x: is not valid YAML \(unacceptable character"):
+    with pytest.raises(ValueError, match=r"recipe .*x, line 1: is no text in UTF-8\. Mend it there"):
         read_yaml(path)
 
 

@@ -15,7 +15,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.runtime.documents import Unreadable, parse_yaml, read_json, read_jsonl
+from rl_warmup.experiments.run_files import (
+    read_environment,
+    read_evaluation,
+    read_records,
+    read_result,
+    read_run_recipe,
+)
 from rl_warmup.runtime.ownership import fingerprint
 
 ENVIRONMENT = "environment.json"  # of a run made in Python it holds the settings
@@ -32,7 +38,7 @@ BUDGET = {"max_steps", "num_train_epochs", "eval_steps", "logging_steps", "save_
 
 def _records(name: str) -> cached_property[list[dict[str, Any]]]:
     """A file of a run folder, read when it is first asked for."""
-    return cached_property(lambda run: read_jsonl(run.folder / name))
+    return cached_property(lambda run: read_records(run.folder / name))
 
 
 @dataclass
@@ -64,7 +70,8 @@ class Run:
     def predictions(self) -> Predictions:
         """Predictions by control, as far as their files are there."""
         files = {c: self.folder / f"predictions{'.' if c else ''}{c}.jsonl" for c in self.metrics} | self.extra
-        return {control: rows for control, path in files.items() if (rows := read_jsonl(path))}
+        count = self.result.get("rows")
+        return {control: rows for control, path in files.items() if (rows := read_records(path, count))}
 
     def place(self, control: str) -> Path:
         """The folder that holds the predictions under a control: the run's, or a later evaluation's."""
@@ -184,19 +191,13 @@ def _result_of(folder: Path) -> Path | None:
 
 def read_run(folder: Path) -> Run:
     """One finished run; ValueError where a file of it cannot be read."""
-    remedy, environment = "Remove the folder or repeat the run.", folder / ENVIRONMENT
-    found = read_json(environment, remedy) if environment.is_file() else {}
+    found = read_environment(folder)
     recipe = found.pop("settings", {})
-    try:
-        if (folder / "recipe.yaml").is_file():
-            recipe = parse_yaml((folder / "recipe.yaml").read_bytes()) or {}
-    except Unreadable as error:
-        raise ValueError(f"{error.at(str(folder / 'recipe.yaml'))}. {remedy}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{folder / 'recipe.yaml'}: is no mapping of settings. {remedy}")
+    if (folder / "recipe.yaml").is_file():
+        recipe = read_run_recipe(folder)
     place = _result_of(folder) or folder / "metrics.json"
-    result = read_json(place, remedy)
-    run = Run(folder, {"metrics": {}, **result}, recipe, found)
+    result = read_result(folder) if place.parent == folder else read_evaluation(place)
+    run = Run(folder, result, recipe, found)
     if place.parent != folder:  # made in Python, and evaluated by a command
         last: dict[str, Any] = next(iter(reversed(run.timing)), {})
         known = {
@@ -211,7 +212,7 @@ def read_run(folder: Path) -> Run:
     if said := other_weights(folder, result.get("weights"), fingerprint(folder)):
         run.left_out.append(said)
     for later in sorted(folder.glob("evaluation/*/metrics.json")):
-        _join(run, read_json(later, "Remove its folder or repeat the evaluation."), later.parent)
+        _join(run, read_evaluation(later), later.parent)
     return run
 
 
@@ -261,7 +262,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     for members in sorted_runs.values():
         result = members[0].result
         task, split, rows_hash = (str(result.get(key, "")) for key in ("task", "split", "rows_hash"))
-        rows, signatures = int(result.get("rows", 0)), result.get("signatures") or {}
+        rows, signatures = int(result.get("rows") or 0), result.get("signatures") or {}
         found.append(Section(task, members[0].model, split, rows, rows_hash, signatures, _arms(members)))
     return sorted(found, key=lambda section: -len(section.runs))
 

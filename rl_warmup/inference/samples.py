@@ -134,6 +134,11 @@ class Sampler:
             return map_over_processes(_sorted_records, [path])[0], len(done)
 
 
+def is_group(found: Any) -> bool:
+    """Whether it is a list of warmups as this command writes them."""
+    return isinstance(found, list) and all(isinstance(w, dict) and {"warmup", "finish"} <= w.keys() for w in found)
+
+
 def _begin(
     path: Path, header: dict[str, Any], about: dict[str, Any], overwrite: bool, held: ExitStack
 ) -> set[int] | str:
@@ -162,7 +167,11 @@ def _begin(
                 f"--output: {path} is another drawing ({changed}). Repeat its command to continue it, give another file, or "
                 f"--overwrite."
             )
-        return {found["row"] for found in whole_records(path)}
+        found = whole_records(path)
+        for number, one in enumerate(found, 1):
+            if not (isinstance(one, dict) and type(one.get("row")) is int and is_group(one.get("warmups"))):
+                return f"--output: {path}, line {number} is none of this command. Remove the line, or give --overwrite."
+        return {one["row"] for one in found}
     path.write_text("", encoding="utf-8")
     about_file.write_text(json.dumps({**about, **header}, indent=2, default=str) + "\n", encoding="utf-8")
     return set()

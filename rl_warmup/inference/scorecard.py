@@ -63,11 +63,16 @@ def read_warmups(path: str | Path) -> list[Row]:
     rows: list[Row] = []
     lines = Path(path).read_bytes().split(b"\n")
     for number, record in records(lines, f"{path}, line ", f"Give an object with {', '.join(NEEDED)}."):
-        for row in [{**record, **w} for w in record.pop("warmups")] if "warmups" in record else [record]:
+        group = record.pop("warmups", None)
+        if group is not None and not (isinstance(group, list) and all(isinstance(one, dict) for one in group)):
+            raise ValueError(
+                f"{path}, line {number}: 'warmups' is no list of objects; give {{\"warmup\": a text}} for each."
+            )
+        for row in [record] if group is None else [{**record, **one} for one in group]:
             row.setdefault("id", f"line {number}")
             for key in NEEDED:
                 if not isinstance(row.get(key), str):
-                    raise ValueError(f"{path}, line {number}: {key!r} is {row.get(key)!r}; give a text.")
+                    raise ValueError(f"{path}, line {number}: {key!r} is {row.get(key)!r:.80}; give a text.")
                 if half := HALF.search(row[key]):
                     raise ValueError(f"{path}, line {number}: {key!r} holds half a character ({half[0]!r}). Remove it.")
             if not isinstance(row.get("target_logprob"), int | float | None):

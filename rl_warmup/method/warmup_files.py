@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from rl_warmup.batch import Warmup
 from rl_warmup.method.proposals import COLUMNS, STORED
 from rl_warmup.runtime.documents import records
+from rl_warmup.runtime.settings import shown
+from rl_warmup.tasks.rows import HALF
 
 KEYS = ("row", "id", "prompt")  # name the row of a line; the first key that the line has counts
 ONE_A_LINE = (
@@ -80,7 +82,7 @@ def _line(number: int, found: dict[str, Any], where: str) -> Line:
         )
     value = found[kind]
     if kind == "row" and (type(value) is not int or value < 0):
-        raise ValueError(f"{where}: `row` is {value!r}. Give the row's number in the training split, from 0.")
+        raise ValueError(f"{where}: `row` is {shown(value)}. Give the row's number in the training split, from 0.")
     return Line(number, kind, value if kind == "row" else _label(value), found.get("prompt"), _texts(found, where))
 
 
@@ -100,6 +102,8 @@ def _texts(found: dict[str, Any], where: str) -> list[tuple[str, bool]]:
             raise ValueError(
                 f"{where}: warmup {place} is {one!r:.60}. Give a text, or an object with a text as `warmup` or `text`."
             )
+        if half := HALF.search(text):
+            raise ValueError(f"{where}: warmup {place} holds half a character ({half[0]!r}). Remove it.")
         drawn = isinstance(one, dict) and "finish" in one
         if not text.strip() and not drawn:
             raise ValueError(f"{where}: warmup {place} is empty. Write one, or remove it from the list.")

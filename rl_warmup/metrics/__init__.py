@@ -138,7 +138,9 @@ def _called(name: str, function: Callable[[], Any]) -> Any:
 
 
 def _listed(names: Iterable[Spec] | Spec) -> list[Spec]:
-    return [names] if isinstance(names, str | Mapping) else list(names)
+    if isinstance(names, str | Mapping) or not isinstance(names, Iterable):
+        return [names]
+    return list(names)
 
 
 def _checked(name: str, scores: Any) -> dict[str, float]:
@@ -165,10 +167,10 @@ def _checked(name: str, scores: Any) -> dict[str, float]:
 
 def _metric(spec: Spec) -> tuple[str, Metric, dict[str, Any]]:
     """Name, metric and settings of a spec."""
-    given = {"name": spec} if isinstance(spec, str) else spec
+    given = spec if isinstance(spec, Mapping) else {"name": spec}
     name, kwargs = given.get("name"), given.get("kwargs") or {}
     if not isinstance(name, str) or not isinstance(kwargs, Mapping) or set(given) - {"name", "kwargs"}:
-        raise ValueError(f"metrics: {dict(given)!r}; give a name, or {{'name': ..., 'kwargs': {{...}}}}")
+        raise ValueError(f"metrics: {dict(given)!r:.80}; give a name, or {{'name': ..., 'kwargs': {{...}}}}")
     metric = _found(name)
     try:
         allowed = inspect.signature(metric.function)

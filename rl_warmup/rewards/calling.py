@@ -98,7 +98,10 @@ def _float32(value: Any) -> float:
     """The number rounded to float32; nan for what is no number."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    return torch.tensor(float(value), dtype=torch.float32).item() if isinstance(value, Real) else math.nan
+    try:
+        return torch.tensor(float(value), dtype=torch.float32).item() if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.inf
 
 
 def _call(reward: Reward, arguments: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ refused, as one of its values would be lost. Half characters (lone surrogates) c
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,8 @@ from typing import Any
 import yaml
 
 DEPTH = 100  # of mappings and lists inside each other
+VALUES = 1_000_000  # in one text of YAML, whose aliases may repeat values
+NAMES = {dict: "object", list: "list", str: "text", int: "number", float: "number", bool: "boolean", type(None): "null"}
 JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
@@ -37,8 +40,24 @@ def twice(name: str, noun: str = "key") -> str:
     return f"the {noun} {name!r} stands there twice, and one of the two values would be lost; rename or remove one"
 
 
+def kind(value: Any) -> str:
+    """What JSON calls a value."""
+    return NAMES.get(type(value), type(value).__name__)
+
+
 class _Loader(yaml.SafeLoader):
     depth = 0
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (Unreadable, yaml.YAMLError):
+            raise
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:  # as !!int abc, 2020-13-01
+            fault = f"{str(node.value)[:40]!r} is no {node.tag.rpartition(':')[2]}"
+            if "digits" in str(error):
+                fault = "holds a number of thousands of digits"
+            raise Unreadable(f"is not valid YAML ({fault})", node.start_mark.line + 1) from None
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
@@ -50,6 +69,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise Unreadable(
+                    "a key that is a list or a mapping is no text; put it into quotes", key.start_mark.line + 1
+                )
         keys = [(str(key.value), key) for key, _ in node.value if key.tag != MERGE]
         for place, (name, key) in enumerate(keys):
             if any(name == other for other, _ in keys[:place]):
@@ -61,16 +85,37 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """YAML of plain values, the keys of mappings being texts. Raises Unreadable, with the line."""
+    """YAML of plain values, the keys of mappings being texts. Raises Unreadable, with the line where it is known."""
     try:
-        return yaml.load(text, _Loader)
-    except Unreadable:
-        raise
+        if isinstance(text, bytes):
+            text = text.decode("utf-16" if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+        found = yaml.load(text, _Loader)
+        _measure(found, {}, frozenset())
+    except UnicodeDecodeError as error:
+        raise Unreadable("is no text in UTF-8", error.object.count(b"\n", 0, error.start) + 1) from None
     except yaml.MarkedYAMLError as error:
         line = None if error.problem_mark is None else error.problem_mark.line + 1
         raise Unreadable(f"is not valid YAML ({error.problem})", line) from None
-    except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:  # of characters, huge numbers, dates, tags
-        raise Unreadable(f"is not valid YAML ({' '.join(str(error).split()):.120})") from None
+    except yaml.reader.ReaderError as error:
+        line = str(text).count("\n", 0, error.position) + 1
+        raise Unreadable(f"is not valid YAML (the character {chr(error.character)!r} is not allowed)", line) from None
+    return found
+
+
+def _measure(value: Any, known: dict[int, tuple[int, int]], above: frozenset[int]) -> tuple[int, int]:
+    """How many values one is made of and how deep it is, with what aliases repeat. Raises Unreadable: too many, or too deep."""
+    if not isinstance(value, dict | list):
+        return 1, 0
+    if id(value) in above:
+        raise Unreadable("holds itself through an alias (*name); write the value out")
+    if id(value) not in known:
+        inner = value.values() if isinstance(value, dict) else value
+        sizes = [_measure(item, known, above | {id(value)}) for item in inner]
+        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+        if size > VALUES or depth > DEPTH:
+            raise Unreadable(f"holds over {VALUES:,} values or {DEPTH} levels through aliases (*name); write it out")
+        known[id(value)] = size, depth
+    return known[id(value)]
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -81,15 +126,23 @@ def parse_json(text: str | bytes) -> Any:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             again = next(name for place, name in enumerate(names) if name in names[:place])
-            raise Unreadable(twice(again), _line_of_second(text if isinstance(text, str) else text.decode()))
+            raise Unreadable(twice(again), _line_of_second(str(text)))
         return found
 
     try:
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text), "surrogatepass")
         return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise Unreadable(f"is not valid JSON ({error.msg}, column {error.colno})", error.lineno) from None
-    except (RecursionError, UnicodeDecodeError) as error:
-        raise Unreadable(f"is not valid JSON ({error})") from None
+    except UnicodeDecodeError:
+        raise Unreadable("is not valid JSON (no text in UTF-8)") from None
+    except RecursionError:
+        raise Unreadable("is not valid JSON (nested too deep)") from None
+    except Unreadable:
+        raise
+    except ValueError:  # Python reads at most 4,300 digits
+        raise Unreadable("holds a number of thousands of digits") from None
 
 
 def parse_object(text: str | bytes, place: str, remedy: str) -> dict[str, Any]:
@@ -99,13 +152,19 @@ def parse_object(text: str | bytes, place: str, remedy: str) -> dict[str, Any]:
     except Unreadable as error:
         raise Unreadable(f"{place}: {error}. {remedy}", error.line) from None
     if not isinstance(found, dict):
-        raise Unreadable(f"{place}: is a JSON {type(found).__name__}, no JSON object. {remedy}")
+        raise Unreadable(f"{place}: is a JSON {kind(found)}, no JSON object. {remedy}")
     return found
 
 
 def read_json(path: str | Path, remedy: str = "Copy it again, or make it anew.") -> dict[str, Any]:
-    """The object in a JSON file. Raises OSError, or as `parse_object`."""
-    return parse_object(Path(path).read_bytes(), str(path), remedy)
+    """The object in a JSON file. Raises FileNotFoundError, or as `parse_object`."""
+    try:
+        text = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # it is a folder, or somebody else's
+        raise Unreadable(f"{path}: cannot be read ({error.strerror}). {remedy}") from None
+    return parse_object(text, str(path), remedy)
 
 
 def records(lines: Iterable[str | bytes], place: str, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:

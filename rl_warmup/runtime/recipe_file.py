@@ -68,7 +68,9 @@ def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> di
     try:
         values = parse_yaml(path.read_bytes())
     except Unreadable as error:
-        raise ValueError(f"{error.at(f'The {what} {path}')}.") from None
+        raise ValueError(
+            f"{error.at(f'The {what} {path}')}. Mend it there; shipped {what}s are in {shipped}."
+        ) from None
     if not isinstance(values, dict):
         raise ValueError(f"The {what} {path} must be a mapping of settings, `key: value` on every line.")
     return values

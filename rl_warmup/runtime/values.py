@@ -97,13 +97,16 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
+def _bases(hint: Any) -> list[Any]:
+    return [typing.get_origin(option) or option for option in _options(hint)]
+
+
 def _coerce(value: Any, hint: Any, key: str) -> Any:
     """A YAML value as the field's type: YAML reads 1e-4 as text, and a flag may give one item for a list.
 
     Raises TypeError, ValueError, OverflowError: it does not fit the type.
     """
-    options = _options(hint)
-    bases = [typing.get_origin(option) or option for option in options]
+    options, bases = _options(hint), _bases(hint)
     if hint is Any:
         return value
     if value is None:
@@ -152,6 +155,36 @@ def _check_keys(value: dict[Any, Any]) -> None:
         raise TypeError
 
 
+def argument_fault(value: Any, hint: Any) -> str | None:
+    """What a function's argument should be, by its annotation; None where the value fits."""
+    if _fits(value, hint):
+        return None
+    return f"give {_type_names(hint)}{', or null' if type(None) in _options(hint) else ''}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, its items too; numbers must be finite and texts not empty."""
+    options, base = _options(hint), typing.get_origin(hint) or hint
+    if len(options) > 1:
+        return any(_fits(value, option) for option in options)
+    if base in (int, float):
+        kinds = int if base is int else int | float
+        return isinstance(value, kinds) and not isinstance(value, bool) and -1e18 <= value <= 1e18
+    if base is str:
+        return isinstance(value, str) and bool(value.strip())
+    if base is Any or not isinstance(base, type):
+        return True
+    if isinstance(value, list | tuple) and issubclass(list, base):
+        return all(_fits(item, inner) for inner in typing.get_args(hint)[:1] for item in value)
+    if isinstance(value, Mapping) and issubclass(dict, base):
+        return all(_fits(item, inner) for inner in typing.get_args(hint)[1:] for item in value.values())
+    return isinstance(value, base) and not (isinstance(value, str | bytes | Mapping) and issubclass(list, base))
+
+
 def _type_names(hint: Any) -> str:
-    bases = [typing.get_origin(option) or option for option in _options(hint)]
+    bases = [
+        list if base not in (Any, object) and isinstance(base, type) and issubclass(list, base) else base
+        for base in _bases(hint)
+    ]
+    bases = [dict if base is Mapping else base for base in bases]
     return " or ".join(TYPE_NAMES[base] for base in bases if base in TYPE_NAMES) or "allowed"

@@ -7,13 +7,13 @@ Your own task is a function that returns a `Task`; `plugins` finds it.
 """
 
 import inspect
-import math
-import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
 from rl_warmup.plugins import contained, find_plugin
+from rl_warmup.runtime.settings import shown
+from rl_warmup.runtime.values import argument_fault
 from rl_warmup.tasks.columns import nearest
 from rl_warmup.tasks.rows import SPLITS, Row, Task, rows_hash
 
@@ -21,7 +21,6 @@ __all__ = ["SPLITS", "TASKS", "Row", "Task", "load_task", "rows_hash"]
 
 _NAMES = ("ledger", "legs", "translation", "summarization", "multiple_choice", "file", "hub", "reasoning_gym")
 TASKS = {name: f"rl_warmup.tasks.{'files' if name == 'file' else name}:load" for name in _NAMES}
-PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 
 def load_task(name: str, /, **task_kwargs: Any) -> Task:
@@ -72,17 +71,13 @@ def _check_kwargs(name: str, load: Callable[..., Any], given: dict[str, Any]) ->
 
 
 def _check_types(name: str, load: Callable[..., Any], given: dict[str, Any]) -> None:
-    """Refuse what is no number or true/false where the function declares one; other types are its own matter."""
+    """Refuse what is not of the declared type; of a plugin only where that is a number or true/false."""
     try:
         hints = typing.get_type_hints(load)
     except Exception:  # a plugin may declare what it likes
         return
     for key, value in given.items():
-        hint = hints.get(key)
-        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if not set(allowed) <= set(PLAIN) or set(allowed) <= {str, type(None)}:
-            continue
-        fits = type(value) in allowed or (type(value) is int and float in allowed)
-        if not fits or (isinstance(value, float) and not math.isfinite(value)):
-            wanted = " or ".join(PLAIN[kind] for kind in allowed)
-            raise ValueError(f"{name}: {key}={value!r:.80}; give {wanted}")
+        hint = hints.get(key, Any)
+        plain = set(typing.get_args(hint) or (hint,)) <= {int, float, bool, type(None)}
+        if (name in TASKS or plain) and (fault := argument_fault(value, hint)):
+            raise ValueError(f"{name}: {key}={shown(value)}; {fault}")

@@ -8,13 +8,14 @@ import csv
 import gzip
 import io
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from rl_warmup.runtime.documents import Unreadable, parse_json, records, twice
+from rl_warmup.runtime.documents import Unreadable, kind, parse_json, records, twice
 
 Located = tuple[str, dict[str, Any]]  # the place of the record ("rows.jsonl:3"), the record
 Reader = Callable[[Path, Any], Iterator[Located]]  # of a file and its text, or lines of it
@@ -112,12 +113,12 @@ def _decoded(path: Path, reader: Callable[[Path, Any], Iterable[Any]], packing: 
         except UnicodeDecodeError as error:
             at = file.tell() - len(error.object) + error.start  # error.object is the last block
             raise ValueError(f"file {path} is not UTF-8 ({error.reason} at byte {at}); save it as UTF-8") from None
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, zlib.error) as error:
             if not packing:
                 raise
-            kind = PACKED[packing]
+            form = PACKED[packing]
             raise ValueError(
-                f"file {path} is not a whole {kind} file ({error}); pack it again, or drop {packing}"
+                f"file {path} is not a whole {form} file ({error}); pack it again, or drop {packing}"
             ) from None
 
 
@@ -150,12 +151,12 @@ def _json(path: Path, text: TextIO) -> Iterator[Located]:
         rows = parse_json(text.read())
     except Unreadable as error:
         hint = "; one object per line is .jsonl" if "Extra data" in str(error) else ""
-        raise ValueError(f"{path}:{error.line or 1}: {error}{hint}") from None
+        raise ValueError(f"{path}:{error.line or 1}: {error}; mend or copy the file again{hint}") from None
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: holds a JSON {type(rows).__name__}; give a list of objects, or .jsonl")
+        raise ValueError(f"{path}: holds a JSON {kind(rows)}; give a list of objects, or .jsonl")
     for number, record in enumerate(rows):
         if not isinstance(record, dict):
-            what = f"{path}, item {number}: is a JSON {type(record).__name__}"
+            what = f"{path}, item {number}: is a JSON {kind(record)}"
             raise ValueError(f"{what}, no JSON object; give an object with the columns as keys")
         yield f"{path}, item {number}", record
 
@@ -180,13 +181,16 @@ def _table(path: Path, text: Iterable[str], separator: str, table: Table, quoted
 
 
 def _quoted(path: Path, text: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(2**31 - 1)  # of Python's 131,072 characters: a long document is no fault
     reader = csv.reader(text, delimiter=separator, strict=True)
     try:
         for cells in reader:
             if cells:
                 yield reader.line_num, cells
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: not valid with separator {separator!r} ({error})") from None
+        raise ValueError(
+            f"{path}:{reader.line_num}: not valid with separator {separator!r} ({error}); mend the line, mostly a quote"
+        ) from None
 
 
 def _plain(text: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
@@ -220,4 +224,5 @@ def _parquet(path: Path) -> Iterator[Located]:
                     yield f"{path}, row {number}", record
                     number += 1
     except (pyarrow.lib.ArrowException, OSError) as error:
-        raise ValueError(f"file {path} is not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"file {path} is not a readable Parquet file ({first:.200}); copy or write it again") from None

@@ -57,12 +57,14 @@ class Task:
 def _check_rows(rows: Sequence[Row], where: str) -> None:
     for number, row in enumerate(rows):
         label = f"{where}, row {number}"
+        if not isinstance(row, dict):
+            raise ValueError(f"{label} is {row!r:.80}; give an object with id, prompt and target")
         for key in ("id", "prompt", "target"):
             value = row.get(key)
             value = flat(value) if key == "prompt" and is_conversation(value) else value
             if not isinstance(value, str) or not value.strip():
                 name = f" (id {row.get('id')!r})" if key != "id" else ""
-                found = "is missing" if key not in row else f"is {value!r}"
+                found = "is missing" if key not in row else f"is {value!r:.80}"
                 raise ValueError(f"{label}{name}: '{key}' {found}; give a non-empty string or drop the row")
             if key != "id" and (half := HALF.search(value)):
                 raise ValueError(

@@ -110,7 +110,7 @@ def test_missing_columns(tmp_path):
     message = fault(train=path)
     assert f"{path}:1: no column 'prompt' (did you mean 'promt'?); available: promt, target" in message
     for setting in ("prompt_column", "target_column", "id_column"):
-        assert f"{setting}=0; give the name" in fault(train=path, **{setting: 0})
+        assert f"{setting}=0; give a text" in fault(train=path, **{setting: 0})
     assert "no column 'hint'" in fault(train=path, prompt_column="promt", prompt_template="{hint} {text}")
     assert "no column 'target'" in fault(train=write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x"}]))
 
@@ -128,8 +128,8 @@ def test_empty_and_wrong_values(tmp_path):
         ("r.jsonl", b'{"prompt": "x", "target": "y"}\n\n{"prompt": ', ["r.jsonl:3:", "not valid JSON", "Mend or drop"]),
         ("r.jsonl", b"[1]", ["r.jsonl:1:", "a JSON list", "give an object"]),
         ("r.json", b'{"prompt": 1}\n{"prompt": 2}', ["r.json:2:", "Extra data", "one object per line is .jsonl"]),
-        ("r.json", b'{"data": []}', ["r.json:", "a JSON dict", "list of objects"]),
-        ("r.json", b"[3]", ["item 0", "a JSON int"]),
+        ("r.json", b'{"data": []}', ["r.json:", "a JSON object", "list of objects"]),
+        ("r.json", b"[3]", ["item 0", "a JSON number"]),
         ("r.csv", b"prompt,target\nx,y\na,b,c\n", ["r.csv:3:", "3 cells, but the header has 2", "quote"]),
         ("r.csv", b'prompt,target\n"x"y,z\n', ["r.csv:2:", "not valid"]),
         ("r.jsonl", b"\xff\xfe", ["r.jsonl", "not UTF-8", "byte 0"]),

@@ -191,7 +191,7 @@ def likeness(prediction: str, target: str) -> int:
 
 def _number(rows: Numbers, section: int, row: dict[str, Any]) -> int:
     """The number of a row, which is the next one where its texts are new."""
-    key = (section, *(str(flat(row.get(name, ""))) for name in ("id", "prompt", "target")))
+    key = (section, str(row.get("id", "")), str(flat(row.get("prompt", ""))), str(row.get("target", "")))
     return rows.setdefault(key, len(rows))
 
 

@@ -183,7 +183,9 @@ def _faults_of_choices(values: Mapping[str, Any]) -> Iterator[str]:
         ("direction", values.get("direction"), ("maximize", "minimize")),
         *(("warmups", name, tuple(WARMUPS)) for name in (warmups if isinstance(warmups, list) else [warmups])),
     ]
-    yield from (unknown(key, word, allowed) for key, word, allowed in asked if word is not None and word not in allowed)
+    for key, word, allowed in asked:
+        if word not in allowed and (word is not None or key == "warmups"):
+            yield unknown(key, word, allowed)
     if values.get("sampler") and not values.get("random"):
         yield "sampler: is for random ranges, and there are none."
 

@@ -46,9 +46,7 @@ class Queue:
         url = storage or f"sqlite:///{sweep.output.resolve() / 'study.db'}"
         options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
         with file_lock(self.lock):
-            database = optuna.storages.RDBStorage(
-                url, engine_kwargs=options, heartbeat_interval=max(1, patience // 4), grace_period=patience
-            )
+            database = self._database(url, options)
             self.study = optuna.create_study(
                 storage=database, study_name=sweep.question.name, load_if_exists=True,
                 direction=sweep.question.direction, pruner=self._pruner(),
@@ -57,6 +55,21 @@ class Queue:
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=5)
             self.study.set_user_attr("question", sweep.question.question)
             self._fill()
+
+    def _database(self, url: str, options: dict[str, Any]) -> Any:
+        """Optuna's storage. Raises ValueError: it cannot be opened, or holds something else."""
+        times = {"heartbeat_interval": max(1, self.patience // 4), "grace_period": self.patience}
+        try:
+            return self.optuna.storages.RDBStorage(url, engine_kwargs=options, **times)
+        except Exception as error:  # of SQLAlchemy, drivers and servers, or of Optuna
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            remedy = (
+                "It is damaged or no study: move it away, and the same command makes it again from the runs that are there"
+                if self.beside
+                else "Give what SQLAlchemy can open, e.g. sqlite:////shared/study.db or postgresql://user@host/name"
+            )
+            place = f"The study {url.removeprefix('sqlite:///')}" if self.beside else "--storage"
+            raise ValueError(f"{place} cannot be opened ({first:.200}). {remedy}.") from None
 
     def work(self, objective: Callable[[Any], float], once: Callable[[], bool]) -> str:
         """Claim a trial and run it: CLAIMED; nothing to claim, but others are at work: WAIT; everything has ended: OVER.
