@@ -126,12 +126,9 @@ def _folder() -> str | None:
 
 
 def _put_back(folder: str | None) -> None:
-    """The working directory, and a stdout or stderr that is open: the run needs them after the plugin."""
+    """The working directory: paths of the run are relative to it."""
     if folder and _folder() != folder:
         os.chdir(folder)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(getattr(sys, name), "closed", False):
-            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 - it stays open
 
 
 def find_plugin(noun: str, name: str, built_in: Mapping[str, Any]) -> tuple[Any, str]:

@@ -85,7 +85,11 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 def read_environment(folder: Path) -> dict[str, Any]:
     """environment.json of a run; empty where there is none."""
     path = folder / "environment.json"
-    return _checked(read_json(path, REMEDY), {"versions": OBJECT, "settings": OBJECT}, str(path), REMEDY) if path.is_file() else {}
+    return (
+        _checked(read_json(path, REMEDY), {"versions": OBJECT, "settings": OBJECT}, str(path), REMEDY)
+        if path.is_file()
+        else {}
+    )
 
 
 def read_run_recipe(folder: Path) -> dict[str, Any]:

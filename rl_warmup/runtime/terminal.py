@@ -46,6 +46,9 @@ class Steady:
         except OSError as error:
             self._lose(error)
 
+    def close(self) -> None:
+        """It stays open: a plugin that closes it is not the last to write."""
+
     def _lose(self, error: OSError) -> None:
         self.fault = self.fault or error
         with suppress(OSError, ValueError):

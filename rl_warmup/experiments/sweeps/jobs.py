@@ -17,6 +17,7 @@ from typing import Any
 from rl_warmup.config import Recipe, build_recipe, effective
 from rl_warmup.experiments.collect import Arm, Run
 from rl_warmup.experiments.compare import better, updates_at_equal_compute
+from rl_warmup.experiments.run_files import read_result
 from rl_warmup.experiments.sweeps.question import OWN, Question, read_question
 from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.runtime.documents import read_json
@@ -128,7 +129,7 @@ class Sweep:
         for name in [variant.name for variant in (self.variants if variants is None else variants)]:
             folders = [self.folder(name, seed) for seed in self.question.seeds_of(name)]
             finished = [folder for folder in folders if (folder / RESULT).is_file()]
-            found.append(Arm(name, [Run(folder, read_json(folder / RESULT), {}, {}) for folder in finished]))
+            found.append(Arm(name, [Run(folder, read_result(folder), {}, {}) for folder in finished]))
         return [arm for arm in found if arm.runs]
 
     def check(self) -> None:

@@ -6,7 +6,6 @@ is locked while its process lives, so that the process of a killed worker is wai
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -31,7 +30,7 @@ from tqdm.auto import tqdm
 from rl_warmup.experiments.sweeps.answer import Answer, write_answer
 from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, read_sweep, suggest
 from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
-from rl_warmup.runtime.documents import read_json, read_jsonl
+from rl_warmup.runtime.documents import parse_json, read_json, read_jsonl
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import RESULT, file_lock, run_of
 from rl_warmup.runtime.terminal import SECONDS, bars
@@ -306,7 +305,7 @@ def _standing(job: Job) -> str:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
         for line in file:
             with suppress(ValueError):  # of a line cut off
-                found |= json.loads(line)
+                found |= parse_json(line)
     shown = next((key for key in found if key.startswith("eval_")), "loss")
     number = f", {shown} {found[shown]:.4g}" if isinstance(found.get(shown), float) else ""
     return f"update {found.get('step', 0)}/{job.recipe.config.max_steps}{number}"
