@@ -10,6 +10,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +41,10 @@ ROWS = "".join(f'{{"id": "{i}", "prompt": "a b c w{i}", "target": "w{i} c b a"}}
 LIMIT = 100  # seconds
 
 
+for name in [*(f"rl_warmup.cli.{command}" for command in command_line.COMMANDS), "peft", "trl",
+             "torch.distributed.elastic.multiprocessing.errors"]:  # fmt: skip
+    with suppress(ImportError):
+        import_module(name)  # once here, not in every child
 gc.freeze()  # else every child copies these pages when its collector looks at them
 
 
