@@ -282,5 +282,5 @@ def test_weights_that_are_not_finite_are_refused(run, tmp_path):
     weights = load_file(file)
     name = sorted(weights)[0]
     save_file({**weights, name: weights[name] * float("nan")}, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"{name} of "):
+    with pytest.raises(ValueError, match=name):
         load_model(str(tmp_path / "got"))

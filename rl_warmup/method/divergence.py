@@ -21,6 +21,7 @@ from rl_warmup.method.update import Update
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import ADDED
 from rl_warmup.runtime import checkpoints
+from rl_warmup.runtime.launched import whole_weights
 from rl_warmup.runtime.resumable import Diverged, ResumableTrainer
 from rl_warmup.runtime.run_folder import append_jsonl
 
@@ -82,7 +83,9 @@ class DivergenceTrainer(ResumableTrainer):
         if self._scored is None:
             return True
         try:
-            got = score(self.model_wrapped, self._scored, self.constraints)
+            # whole, so that no engine keeps weights of other processes after this forward, which has no backward
+            with whole_weights(self.model_wrapped), self.accelerator.autocast():
+                got = score(self.accelerator.unwrap_model(self.model), self._scored, self.constraints)
             mask = self._scored.target_mask.bool()
             logps = got.token_logps[mask]
             guesses = logps.unique().numel() == 1 < self._scored.seq_ids[mask].unique().numel()  # all tokens alike

@@ -159,7 +159,8 @@ def test_the_declared_layout_is_saved_beside_the_weights(tmp_path):
     tokens = declare_tokens(make_t5(8), t5_tokenizer())
     constraints = SamplingConstraints(tokens.separator_id, tokens.banned, temperature=0.7)
     settings = Inference(constraints, tokens.separator, "empty", 9, "left", 7, "say: {text}", chat=True,
-                         chat_template="{{ messages }}", system="be kind", chat_template_kwargs={"a": [1]})  # fmt: skip
+                         chat_template="{{ messages }}", system="be kind", chat_template_kwargs={"a": [1]},
+                         special_targets=[5])  # fmt: skip
     settings.save(tmp_path)
     found = read_layout(tmp_path)
     assert (found["separator"], found["separator_id"], found["law"]["temperature"]) == ("<extra_id_0>", 3, 0.7)
