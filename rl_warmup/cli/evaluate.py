@@ -130,7 +130,7 @@ def refuse_code(recipe: Path, task: Any, allowed: list[str] | None) -> None:
     if unasked:
         raise ValueError(
             f"{recipe} names code that would run: {'; '.join(unasked.values())}. Read that code first; then allow it by "
-            f"`--allow_code {' '.join(unasked)}`, or replace metrics with `--metrics`."
+            f"`--allow_code {' '.join(unasked)}`, or name others by `--metrics` or `--task`."
         )
     if found and is_main():
         print(f"Runs code that {recipe} names: {'; '.join(found.values())}.", file=sys.stderr)

@@ -129,11 +129,9 @@ def _called(name: str, function: Callable[[], Any]) -> Any:
     try:
         with contained():
             return function()
-    except (ValueError, ImportError):
-        raise  # has a sentence of its own
     except Exception as error:
         if name in METRICS and not isinstance(error, ProcessExit):
-            raise
+            raise  # has a sentence of its own
         raise ValueError(f"metric '{name}' failed with {type(error).__name__}: {error}") from error
 
 

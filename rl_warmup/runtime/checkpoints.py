@@ -340,7 +340,7 @@ def _other_rows(before: dict[str, Any], now: dict[str, Any]) -> str:
     first, last = places[0] * size, min(now[count], (places[0] + 1) * size) - 1
     where = f"row {first}" if first == last else f"rows {first} to {last}"
     more = f" and {len(places) - 1} more such blocks" if len(places) > 1 else ""
-    return f"training {where}{more} have other contents"
+    return f"training {where}{more} {'has' if first == last and not more else 'have'} other contents"
 
 
 @contextmanager

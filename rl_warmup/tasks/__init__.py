@@ -42,9 +42,9 @@ def load_task(name: str, /, **task_kwargs: Any) -> Task:
     try:
         with contained():
             task = load(**task_kwargs)
-    except (ValueError, ImportError, OSError):
-        raise  # with its own message
     except Exception as error:
+        if name in TASKS and isinstance(error, ValueError | ImportError | OSError):
+            raise  # has a sentence of its own
         raise ValueError(f"The task {name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise ValueError(

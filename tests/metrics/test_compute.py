@@ -111,6 +111,13 @@ def test_summed_row_statistics_give_the_same_number(name):
         assert scores[key] > 0
 
 
+@pytest.mark.parametrize("body", ["raise ValueError('no')", "import json; json.loads('{')", "import nothing_here"])
+def test_an_own_metric_that_fails_is_named(tmp_path, body):
+    (tmp_path / "mine.py").write_text(f"def f(predictions, targets, rows=None):\n    {body}\n")
+    with pytest.raises(ValueError, match=r"metric '.*mine\.py:f' failed with"):
+        compute([f"{tmp_path}/mine.py:f"], ["a"], ["a"])
+
+
 def test_a_function_of_ones_own_has_no_row_statistics():
     with pytest.raises(ValueError, match="'builtins:print' has no statistics per row.*give its row scores"):
         row_statistics(["builtins:print"], ["a"], ["a"])

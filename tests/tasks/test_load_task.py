@@ -50,6 +50,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
     text += "    return Task('two', {'train': rows, 'validation': [], 'test': []}, ('exact_match',))\n"
     text += "def three():\n    return 3\n"
     text += "def torn():\n    raise KeyError('gone')\n"
+    text += "def far():\n    raise ValueError('no')\n"
     own_module(tmp_path, monkeypatch, text)
     assert load_task("own_tasks:two", word="hello").splits["train"][0]["prompt"] == "hello"
     with pytest.raises(ValueError, match="The task 'own_tasks:three' returned int 3; return an rl_warmup.tasks.Task"):
@@ -58,6 +59,8 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
         load_task("own_tasks:tow")
     with pytest.raises(ValueError, match="The task 'own_tasks:torn' failed with KeyError: 'gone'"):
         load_task("own_tasks:torn")
+    with pytest.raises(ValueError, match="The task 'own_tasks:far' failed with ValueError: no"):
+        load_task("own_tasks:far")
     with pytest.raises(ValueError, match="The task 'math:pi' is 3.14.*, which cannot be called"):
         load_task("math:pi")
     with pytest.raises(ValueError, match="needs word"):
