@@ -130,6 +130,17 @@ def test_the_snippets_of_an_adapters_readme_run(trained, tmp_path):
     check_snippets(tmp_path / "adapter", tmp_path)
 
 
+def test_the_snippets_of_a_model_of_conversations_run(trained, tmp_path):
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}{{ last }}")
+    recipe = yaml.safe_load((trained["llama by separator"] / "recipe.yaml").read_text(encoding="utf-8"))
+    more = {"chat_template": str(tmp_path / "chat.jinja"), "system": "omega", "chat_template_kwargs": {"last": "sigma"}}
+    more |= {"output_dir": str(tmp_path / "chat"), "max_prompt_length": 5, "prompt_truncation": "left"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**recipe, **more}), encoding="utf-8")
+    assert main(["train", "--config", str(tmp_path / "r.yaml")]) == 0
+    assert "apply_chat_template" in (tmp_path / "chat" / "README.md").read_text(encoding="utf-8")
+    check_snippets(tmp_path / "chat", tmp_path)
+
+
 def check_snippets(folder: Path, tmp_path: Path) -> None:
     """Run both snippets of a folder's README for one of its predictions."""
     page = (folder / "README.md").read_text(encoding="utf-8")

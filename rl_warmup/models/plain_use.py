@@ -14,6 +14,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from rl_warmup.models import custom_generate
+from rl_warmup.models.chat import NONE
 from rl_warmup.models.inference_settings import Inference
 from rl_warmup.models.tokens import LayoutTokens
 from rl_warmup.runtime.ownership import CARD
@@ -74,7 +75,7 @@ def _section(model: Any, settings: Inference, tokens: LayoutTokens, adapter: boo
     auto = "AutoModelForSeq2SeqLM" if model.config.is_encoder_decoder else "AutoModelForCausalLM"
     law, limit = settings.constraints, settings.max_prompt_length
     cut = settings.prompt_truncation
-    texts = f"text, truncation=True, max_length={limit}" if limit and cut != "error" else "text"
+    cutting = f", truncation=True, max_length={limit}" if limit and cut != "error" else ""
     side = ', truncation_side="left"' if limit and cut == "left" else ""
     begin = 1 if model.config.is_encoder_decoder else 'inputs["input_ids"].size(1)'
     writes = settings.mode == "policy"
@@ -107,8 +108,7 @@ from transformers import {imports}
 
 tokenizer = AutoTokenizer.from_pretrained("."{side})
 model = {auto}.from_pretrained("."{trust})
-text = "a prompt"
-inputs = tokenizer({texts}, return_tensors="pt")
+{_reading(settings, cutting)}
 ids = model.generate(**inputs{config}{more})[0, {begin}:].tolist()
 place = ids.index({tokens.separator_id}) if {tokens.separator_id} in ids else len(ids)
 warmup, target = ids[:place], ids[place + 1 :][:{settings.max_target_length}]
@@ -118,3 +118,16 @@ print(tokenizer.decode(target, skip_special_tokens=True))
 
 {agree} Decoding all of `ids` at once would glue the warmup to the target, so split them first.
 """
+
+
+def _reading(settings: Inference, cutting: str) -> str:
+    """The lines that make the model's inputs of a prompt, with these arguments that cut it."""
+    messages = [{"role": "system", "content": settings.system}] if settings.system else []
+    messages.append({"role": "user", "content": "a prompt"})
+    if settings.chat and settings.chat_template != NONE:
+        kwargs = "".join(f", {key}={value!r}" for key, value in settings.chat_template_kwargs.items())
+        how = f"add_generation_prompt=True, return_dict=True{kwargs}{cutting}"
+        return f'messages = {messages!r}\ninputs = tokenizer.apply_chat_template(messages, {how}, return_tensors="pt")'
+    text = "\n".join(message["content"] for message in messages) if settings.chat else "a prompt"
+    note = "  # the contents of a conversation, a message per line" if settings.chat else ""
+    return f'text = {text!r}{note}\ninputs = tokenizer(text{cutting}, return_tensors="pt")'
