@@ -18,7 +18,8 @@ from rl_warmup.runtime.recipe_file import is_masked
 from rl_warmup.runtime.settings import number_fault, shown
 
 TYPE_NAMES = {
-    int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", list: "a list", str: "a text",
+    int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", list: "a list", tuple: "a list",
+    str: "a text",
 }  # fmt: skip
 OR_TRUE = ("fsdp", "resume_from_checkpoint")  # texts that may also be true
 
@@ -174,6 +175,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str) and bool(value.strip())
     if base is Any or not isinstance(base, type):
         return True
+    if base is tuple and isinstance(value, list | tuple):
+        inner = typing.get_args(hint)  # of each place, as YAML has lists alone
+        return len(value) == len(inner) and all(map(_fits, value, inner))
     if isinstance(value, list | tuple) and issubclass(list, base):
         return all(_fits(item, inner) for inner in typing.get_args(hint)[:1] for item in value)
     if isinstance(value, Mapping) and issubclass(dict, base):

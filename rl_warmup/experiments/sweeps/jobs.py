@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from rl_warmup.config import Recipe, build_recipe, effective
 from rl_warmup.experiments.collect import Arm, Run
@@ -80,7 +81,8 @@ class Job:
                 shown = ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in keys[:4])
                 said = f"{self.folder} holds a run of other settings ({shown})."
                 raise ValueError(f"{said} Choose another --output, or remove that folder.")
-        return self.recipe.save(self.folder, ASKED)
+        # another worker may be reading it, or the run itself
+        return self.recipe.save(self.folder, f"{ASKED}.{uuid4().hex}").replace(self.folder / ASKED)
 
 
 @dataclass
