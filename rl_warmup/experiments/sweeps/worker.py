@@ -306,7 +306,8 @@ def _standing(job: Job) -> str:
         for line in file:
             with suppress(ValueError):  # of a line cut off
                 found |= parse_json(line)
-    shown = next((key for key in found if key.startswith("eval_")), "loss")
+    asked = f"eval_{str(job.recipe.config.metric_for_best_model).removeprefix('eval_')}"
+    shown = next((key for key in (asked, "eval_loss") if key in found), "loss")
     number = f", {shown} {found[shown]:.4g}" if isinstance(found.get(shown), float) else ""
     return f"update {found.get('step', 0)}/{job.recipe.config.max_steps}{number}"
 
