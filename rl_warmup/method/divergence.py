@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from rl_warmup.batch import WarmupBatch
 from rl_warmup.engine import score
+from rl_warmup.method.rollout import Rollout
 from rl_warmup.method.update import Update
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import ADDED
@@ -33,14 +34,15 @@ EXPLODED = 1000.0  # nats per target token; guessing among the words of a vocabu
 class DivergenceTrainer(ResumableTrainer):
     """Ends a run that diverged, or goes back to its last sound checkpoint (`on_divergence`); keeps the rows of that update."""
 
+    rollout: Rollout
     update: Update
     diverged_at: int | None = None  # the update that diverged, where the run went back
     _scored: WarmupBatch | None = None  # the last micro-batch that had a finite loss
 
     @property
     def constraints(self) -> SamplingConstraints:
-        """The sampling constraints of warmups."""
-        raise NotImplementedError
+        """The sampling constraints; the guard may change them."""
+        return self.rollout.constraints
 
     def is_number(self, policy_loss: float, target_loss: float) -> bool:
         """Whether the loss of a micro-batch is finite; if not, the run diverges after this update, on all processes."""

@@ -23,10 +23,8 @@ from rl_warmup.method.divergence import DivergenceTrainer
 from rl_warmup.method.drawing import Drawing, weights_hash
 from rl_warmup.method.proposals import COLUMNS, OTHER_REFERENCE, REFERENCE
 from rl_warmup.method.reference import FILE, StartingPolicy, reference_warmups
-from rl_warmup.method.rollout import Rollout
 from rl_warmup.method.schedule import Schedule
 from rl_warmup.method.training_data import EncodedStream, rows_digest
-from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.inference_settings import read_layout
 from rl_warmup.models.layouts import Layout
 from rl_warmup.models.tokens import THINKING_ENDS
@@ -40,7 +38,6 @@ class ReferenceTrainer(DivergenceTrainer):
     `WarmupTrainer` sets the attributes declared here, and calls `keep_start` when it has its model.
     """
 
-    rollout: Rollout
     layout: Layout
     schedule: Schedule
     run_folder: RunFolder
@@ -49,11 +46,6 @@ class ReferenceTrainer(DivergenceTrainer):
     plugins: list[Any]  # names of objective, proposals and rewards, which may be plugins
     has_trained = False
     train_dataset: Any
-
-    @property
-    def constraints(self) -> SamplingConstraints:
-        """The sampling constraints; the guard may change them."""
-        return self.rollout.constraints
 
     def keep_start(self) -> None:
         """Keep a hash of the starting model and, for the KL, its policy."""
