@@ -317,9 +317,8 @@ def without_effect(*parts: Any) -> dict[str, str]:
     defaults = defaults_of([type(part) for part in parts])
     objective, proposals = values["objective"], values["proposals"]
     sft, reference = objective == "sft", "reference" in proposals
-    strategies = ("eval_strategy", "lr_scheduler_type", "save_strategy", "logging_strategy")
-    evaluates, schedule, saves, logs = (getattr(values[key], "value", values[key]) for key in strategies)
-    compares = evaluates != "no" or schedule == "reduce_lr_on_plateau"
+    strategies = ("eval_strategy", "save_strategy", "logging_strategy")
+    evaluates, saves, logs = (getattr(values[key], "value", values[key]) for key in strategies)
     named = str(values.get("model_name_or_path") or "scratch-")
     rules = [
         ((*WARMUP_SETTINGS, "controls"), sft, "the objective is sft"),
@@ -335,7 +334,7 @@ def without_effect(*parts: Any) -> dict[str, str]:
          f"logging_strategy is {logs}"),
         (("num_train_epochs",), values["max_steps"] > 0, f"max_steps is {values['max_steps']}"),
         (("hub_token", "hub_private_repo"), not values["push_to_hub"], "push_to_hub is off"),
-        (("metric_for_best_model", "greater_is_better"), not compares, "eval_strategy is no"),
+        (("metric_for_best_model", "greater_is_better"), evaluates == "no", "eval_strategy is no"),
         (("scratch",), not named.startswith("scratch-"), f"the model is {named}"),
     ]  # fmt: skip
     found: dict[str, str] = {}

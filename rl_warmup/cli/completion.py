@@ -53,4 +53,4 @@ def flags_of(name: str) -> list[str]:
     found = {*re.findall(r"(?<![\w-])--[a-z][\w-]*", text.getvalue()), "--help"}
     if name == "train":
         found |= {f"--{setting}" for setting in EFFECTIVE}
-    return sorted(found - {"--key"})
+    return sorted(found - {"--key", "--no_key"})

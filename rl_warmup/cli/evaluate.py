@@ -75,6 +75,8 @@ def command(args: list[str]) -> None:
             f"{run} holds no recipe.yaml with a task. Give the output_dir of a run, or a checkpoint in it; for a run made in "
             f"Python also the data: `--task file --task_kwargs '{{test: rows.jsonl}}'`."
         )
+    if options.task is None and options.task_kwargs:
+        raise ValueError("--task_kwargs: are arguments of another task; give --task as well, e.g. `--task file`.")
     wanted = read_task(recipe) if options.task is None else _task(options.task, options.task_kwargs)
     if options.task is None:
         wanted.metrics = [] if options.metrics else wanted.metrics

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rl_warmup.cli.main import OptionParser, count, quantity, quick_imports, run_command
+from rl_warmup.runtime.faults import processes
 
 
 def command(args: list[str]) -> None:
     """One warmup and one target per prompt, as text or as JSON lines."""
     options = _parser().parse_args(args)
-    talks = not options.prompts and options.file is None and sys.stdin is not None and sys.stdin.isatty()
+    asks = not options.prompts and options.file is None and processes() == 1
+    talks = asks and sys.stdin is not None and sys.stdin.isatty()
     rows = [] if talks else [{"prompt": prompt} for prompt in options.prompts] or _rows(options)
     if not rows and not talks:
         raise ValueError("No prompt was given. Write it after the model, use --file, or pipe one per line.")
@@ -111,7 +112,7 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         ValueError: no such file, or a line that holds no prompt, with its number.
     """
     path, name = options.file, options.file or "standard input"
-    if path is None and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if path is None and processes() > 1:
         raise ValueError("Several processes cannot share the standard input. Give the prompts with --file.")
     if path is not None and not Path(path).is_file():
         raise ValueError(f"--file: {path} does not exist.")

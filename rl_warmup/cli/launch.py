@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -107,10 +108,10 @@ def run_launcher() -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         where = "above" if rank == 0 else f"in {os.environ.get(LOGS, 'logs')}/rank{rank}.log"
-        print(
-            f"rl-warmup: process {rank} failed first, with exit code {failure.exitcode}; {where} it says why.",
-            file=sys.stderr,
-        )
+        how = f"failed first, with exit code {failure.exitcode}; {where} it says why"
+        if failure.exitcode < 0:  # without a word of its own
+            how = f"was ended by {signal.Signals(-failure.exitcode).name}; its output is {where}"
+        print(f"rl-warmup: process {rank} {how}.", file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode > 0 else 128 - error.returncode
@@ -131,13 +132,8 @@ def run_folder(args: list[str]) -> Path:
     """`output_dir` of the flags, else of the recipe."""
     from rl_warmup.runtime.recipe_file import read_values, split_config
 
-    path, flags = split_config(args)
-    parser = OptionParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--output_dir")
-    found, _ = parser.parse_known_args([f"--{arg}" if arg.startswith("output_dir=") else arg for arg in flags])
-    if found.output_dir is None and path is not None and Path(path).is_file():
-        found.output_dir = read_values(path).get("output_dir")
-    return Path(found.output_dir or "trainer_output")  # TrainingArguments' default
+    given = read_values(*split_config(args)).get("output_dir")
+    return Path(str(given or "trainer_output"))  # TrainingArguments' default
 
 
 def keep_own_log() -> None:

@@ -18,7 +18,7 @@ from importlib import import_module, metadata
 from typing import Any, NoReturn
 
 from rl_warmup import plugins
-from rl_warmup.runtime.faults import claim, connection_lost, disk_sentence, launch_faults, processes
+from rl_warmup.runtime.faults import claim, connection_lost, disk_sentence, launch_fault, processes
 from rl_warmup.runtime.terminal import bars, lost_output, steady_streams
 
 COMMANDS = {
@@ -171,8 +171,8 @@ def _guarded(name: str, args: list[str]) -> int:
     if not bars():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of transformers and datasets too
     try:
-        if faults := launch_faults():
-            raise ValueError(faults[0])
+        if fault := launch_fault():
+            raise ValueError(fault)
         import_module(f"rl_warmup.cli.{name}").command(args)
         _leave_processes()
     except KeyboardInterrupt as error:
@@ -184,19 +184,21 @@ def _guarded(name: str, args: list[str]) -> int:
         said = "a plugin or a library called sys.exit before the command was finished."
         print(f"rl-warmup {name}: {said}", file=sys.stderr)
         return 2
-    except (ValueError, ImportError, OSError, ArithmeticError, RuntimeError) as error:
+    except Exception as error:
         # a RuntimeError is a fault of the program, or says that another process of a launch has ended
-        lost = isinstance(error, RuntimeError) and connection_lost(error)
-        if os.environ.get("RL_WARMUP_TRACEBACK") or (isinstance(error, RuntimeError) and not lost):
+        lost = connection_lost(error) if isinstance(error, RuntimeError) else None
+        told = lost is not None or isinstance(error, ValueError | ImportError | OSError | ArithmeticError)
+        if os.environ.get("RL_WARMUP_TRACEBACK") or not told:
+            claim(f"{type(error).__name__}: {error}", own=lost is None)
             raise
-        _tell(name, lost or disk_sentence(error, args) or str(error), error)
+        _tell(name, lost or disk_sentence(error, args) or str(error), error, own=lost is None)
         return 2
     return 0
 
 
-def _tell(name: str, sentence: str, error: Exception) -> None:
+def _tell(name: str, sentence: str, error: Exception, own: bool) -> None:
     """Print the sentence, unless another process of this launch has already failed with its own."""
-    if not claim(sentence):
+    if not claim(sentence, own):
         return
     where = " (RL_WARMUP_TRACEBACK=1 shows where)" if error.__cause__ is not None else ""
     many = processes()

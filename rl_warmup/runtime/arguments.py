@@ -43,10 +43,10 @@ def argument_faults(values: Mapping[str, Any]) -> list[str]:
     faults = _schedule_faults(values)
     optimizer = str(getattr(values.get("optim"), "value", values.get("optim")))
     for part, module, package in OPTIMIZERS:
-        if part in optimizer and importlib.util.find_spec(module) is None:
-            faults.append(
-                f"optim: {optimizer} needs the package {package}, which is not installed. Install it, or use adamw_torch."
-            )
+        if part in optimizer:  # the first that fits
+            if importlib.util.find_spec(module) is None:
+                needs = f"optim: {optimizer} needs the package {package}, which is not installed."
+                faults.append(f"{needs} Install it, or use adamw_torch.")
             break
     fsdp = values.get("fsdp")
     if isinstance(fsdp, str) and (unknown := [word for word in fsdp.split() if word not in FSDP]):

@@ -23,6 +23,7 @@ from typing import Any
 
 from rl_warmup.runtime.damage import first_damaged
 from rl_warmup.runtime.documents import read_json
+from rl_warmup.runtime.faults import connection_lost
 
 UNFINISHED = "unfinished"
 CONTENTS = "checkpoint.json"
@@ -188,23 +189,27 @@ def refuse_damaged(checkpoint: Path) -> None:
 
 def spare(checkpoint: Path) -> str:
     """What to do when a checkpoint cannot be used."""
-    found = [path for path in checkpoint.parent.glob(f"{PREFIX}*") if path != checkpoint and contents(path)]
-    if earlier := max(filter(_is_named, found), key=step_of, default=None):
-        return f"Remove {checkpoint}, and `auto` takes {earlier}; or give that one, and another output_dir."
+    if others := [path for path in whole_checkpoints(checkpoint.parent) if path != checkpoint]:
+        return f"Remove {checkpoint}, and `auto` takes {others[-1]}; or give that one, and another output_dir."
     return f"Remove {checkpoint}, and begin anew."
 
 
 @contextmanager
-def readable(checkpoint: str | Path | None, what: str) -> Iterator[None]:
-    """Raises ValueError for whatever a library raises while it reads a part of a checkpoint; names both, and the remedy."""
+def readable(checkpoint: str | Path | None, what: str, setting: str = "resume_from_checkpoint") -> Iterator[None]:
+    """Raises ValueError for what a library raises while it reads a part of a checkpoint; names both, and the remedy.
+
+    A full disk, too little memory and a lost connection say nothing of the checkpoint, and are raised as they are.
+    """
     try:
         yield
     except Exception as error:
-        if checkpoint is None or getattr(error, "errno", None) in DISK_ERRORS:
+        no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        elsewhere = no_memory or getattr(error, "errno", None) in DISK_ERRORS or connection_lost(error)
+        if checkpoint is None or elsewhere:
             raise
         why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200].rstrip(".: ")
         raise ValueError(
-            f"resume_from_checkpoint: {what} of {checkpoint} cannot be read ({why}). {spare(Path(checkpoint))}"
+            f"{setting}: {what} of {checkpoint} cannot be read ({why}). {spare(Path(checkpoint))}"
         ) from error
 
 

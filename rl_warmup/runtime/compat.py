@@ -13,7 +13,6 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 TRL_HINT = "trl is not installed: pip install 'trl>=1.9,<2'."
 
@@ -84,11 +83,7 @@ def check_reporters(names: Sequence[str]) -> None:
     for name in names:
         try:
             if name not in known:
-                kind = get_reporting_integration_callbacks([name])[0]
-                with patch.object(
-                    kind, "__del__", lambda callback: None, create=True
-                ):  # Neptune's fails on a half-made one
-                    kind()
+                get_reporting_integration_callbacks([name])[0]()
         except Exception as error:
             raise ValueError(f"report_to: {name!r} cannot be used ({error}). Install it, or leave it out.") from None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.runtime.documents import Unreadable, parse_json
+from rl_warmup.runtime.documents import Unreadable, kind, parse_json
 from rl_warmup.runtime.settings import Range, number_fault, shown
 
 AGAIN = "Copy or download the file again, or take it from an earlier checkpoint."
@@ -69,8 +69,7 @@ def _json_damage(path: Path) -> str | None:
         found = parse_json(path.read_bytes())
     except Unreadable as error:
         return f"{error}{f' in line {error.line}' if error.line else ''}"
-    kind = "null" if found is None else f"a {type(found).__name__}"
-    return None if isinstance(found, dict) else f"is JSON, but {kind} and no object"
+    return None if isinstance(found, dict) else f"is JSON, but a JSON {kind(found)} and no object"
 
 
 def _safetensors_damage(path: Path, size: int) -> str | None:

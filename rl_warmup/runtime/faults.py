@@ -34,30 +34,24 @@ LOST = (
     "Connection reset by peer",
     "Broken pipe",
     "Timed out waiting",
-    "NCCL error",
-    "gloo",
+    "remote process exited",
 )
 
 
-def launch_faults() -> list[str]:
-    """A sentence for every variable of a launcher that is no number, and for a current folder that is gone."""
-    faults = []
+def launch_fault() -> str | None:
+    """A sentence for a variable of a launcher that is no number, or for a current folder that is gone."""
     for name in (RANK, "LOCAL_RANK", PROCESSES, "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         value = os.environ.get(name, "")
         if value and not (value.isascii() and value.lstrip("-").isdigit()):
-            faults.append(
-                f"the environment variable {name} is {value!r}; launchers set it to a whole number. Unset it."
-            )
-    if not faults and 0 < _number(PROCESSES, 1) <= _number(RANK, 0):
+            return f"the environment variable {name} is {value!r}; launchers set it to a whole number. Unset it."
+    if 0 < _number(PROCESSES, 1) <= _number(RANK, 0):
         numbers = f"{RANK} is {os.environ[RANK]} and {PROCESSES} {os.environ.get(PROCESSES, 1)}"
-        faults.append(
-            f"the environment variable {numbers}; ranks count from 0. Unset both, or start all by a launcher."
-        )
+        return f"the environment variable {numbers}; ranks count from 0. Unset both, or start all by a launcher."
     try:
         os.getcwd()
     except OSError:
-        faults.append("the current folder does not exist any more; change to another one.")
-    return faults
+        return "the current folder does not exist any more; change to another one."
+    return None
 
 
 def disk_sentence(error: Exception, args: list[str]) -> str | None:
@@ -68,6 +62,8 @@ def disk_sentence(error: Exception, args: list[str]) -> str | None:
     if not isinstance(error, OSError) or error.errno is None or not str(error).startswith("[Errno"):
         return None
     path = str(error.filename or "")
+    if not path and error.errno not in REMEDIES:  # of memory, processes, the network
+        return None
     said = f"{path if len(path) <= 80 else path[:60] + '...'}: {error.strerror}" if path else str(error.strerror)
     flag = _flag_of(path, args)
     return f"{f'{flag}: ' if flag else ''}{said} ({REMEDIES.get(error.errno, 'give another path')})."
@@ -91,10 +87,10 @@ def connection_lost(error: Exception) -> str | None:
     return "another process of the launch ended, and the connection to it is lost; its own output says why."
 
 
-def claim(sentence: str) -> bool:
+def claim(sentence: str, own: bool = True) -> bool:
     """Whether this process may tell its error: alone, or the first of its machine that fails in this launch.
 
-    The launcher gets the sentence too, in the file where it looks for it.
+    The launcher gets the sentence too, in the file where it looks for it, if the fault is this process's `own`.
     """
     file = os.environ.get(ERRORS)
     if processes() < 2 or not file:
@@ -105,8 +101,9 @@ def claim(sentence: str) -> bool:
         return False
     except OSError:
         return True
-    with suppress(OSError):
-        Path(file).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}), encoding="utf-8")
+    if own:
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}), encoding="utf-8")
     return True
 
 

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from rl_warmup.runtime import compat
+from rl_warmup.runtime.faults import processes
 from rl_warmup.runtime.run_folder import tells
 from rl_warmup.runtime.sharing import whole_on_every_process
 
@@ -183,7 +184,7 @@ def whole_weights(engine: nn.Module) -> Iterator[None]:
 
 def _process_faults(args: Any) -> list[str]:
     """A fault where the processes are not connected."""
-    asked, found = int(os.environ.get("WORLD_SIZE") or 1), args.world_size
+    asked, found = processes(), args.world_size
     rank = int(os.environ.get("RANK") or 0)
     if asked != found or rank != args.process_index:
         return [

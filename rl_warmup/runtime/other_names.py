@@ -40,7 +40,7 @@ OURS: dict[str, str] = {
     "ref_model_mixup_alpha": _START, "sync_ref_model": _START, "ref_model_sync_steps": _START,
     "completion_only_loss": _TARGET, "assistant_only_loss": _TARGET,
     "eos_token": _TOKENS, "pad_token": _TOKENS,
-    "chat_template_path": "use chat_template, where this version has it, or write prompts as the model expects them",
+    "chat_template_path": "use chat_template, a file with a Jinja template (docs/data.md)",
     "model_init_kwargs": _MODEL, "model_name": "use model_name_or_path", "model": "use model_name_or_path",
     "torch_dtype": "use dtype",
     "use_liger": "its fused loss replaces the forward that scores warmups; leave it out",

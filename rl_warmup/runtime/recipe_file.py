@@ -107,11 +107,7 @@ def _read_flags(flags: list[str]) -> dict[str, Any]:
         flag = flags.pop(0)
         name, sign, text = flag.removeprefix("--").partition("=")
         key = name.replace("-", "_")
-        if (
-            not key.strip("_ ")
-            or (not sign and not flag.startswith("--"))
-            or (sign and flag.startswith("-") and name == flag)
-        ):
+        if not key.strip("_ ") or name.startswith("-") or not (sign or flag.startswith("--")):
             raise ValueError(_no_flag(flag, flags))
         bare = not sign and (not flags or flags[0].startswith("--"))
         negated = bare and key.startswith("no_") and key != "no_cuda"

@@ -73,6 +73,8 @@ class ResumableTrainer(Trainer):
                 with checkpoints.disk_faults(self.folder):
                     return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
             except pickle.UnpicklingError as error:
+                if checkpoint is None:
+                    raise
                 raise ValueError(
                     f"resume_from_checkpoint: a file of {checkpoint} is damaged, or holds code, which is never run. Resume from "
                     f"another checkpoint."
@@ -286,7 +288,7 @@ class ResumableTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        with checkpoints.readable(self.state.best_model_checkpoint, "the model"):
+        with checkpoints.readable(self.state.best_model_checkpoint, "the model", "load_best_model_at_end"):
             super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

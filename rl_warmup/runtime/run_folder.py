@@ -201,6 +201,6 @@ def _keep_until(path: Path, step: int) -> None:
     found = whole_records(path)
     fine = list(takewhile(lambda record: isinstance(record, dict) and isinstance(record.get("step"), int), found))
     lost = len(lines) - len(fine)
-    if step and lost > (not lines[-1].endswith(b"\n")):
+    if step and lines and lost > (not lines[-1].endswith(b"\n")):
         tqdm.write(f"{path}, line {len(fine) + 1}: is damaged; it and all after it are left out ({lost} lines).")
     write_jsonl(path, [record for record in fine if step and record["step"] <= step])

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from rl_warmup.runtime.compat import without_deepspeed_config
+from rl_warmup.runtime.faults import processes
 from rl_warmup.runtime.terminal import progress as with_progress
 
 Item = TypeVar("Item")
@@ -28,7 +29,7 @@ def initialize_distributed() -> torch.device:
     Raises ValueError: the launcher started several processes, but they are not connected.
     """
     on_cpu = not torch.cuda.is_available()
-    asked = int(os.environ.get("WORLD_SIZE") or 1)
+    asked = processes()
     if asked == 1:
         return torch.device("cpu" if on_cpu else "cuda")
     from accelerate import PartialState

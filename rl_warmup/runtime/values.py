@@ -75,7 +75,7 @@ def choices(hint: Any, metadata: Mapping[str, Any]) -> list[str]:
     """The values that a field allows, by its metadata or its enumeration; empty where any is allowed."""
     if metadata.get("choices"):
         return list(metadata["choices"])
-    kinds = [option for option in _options(hint) if isinstance(option, type) and issubclass(option, enum.Enum)]
+    kinds = [option for option in alternatives(hint) if isinstance(option, type) and issubclass(option, enum.Enum)]
     return [str(member.value) for member in kinds[0]] if kinds else []
 
 
@@ -94,12 +94,13 @@ def unknown(key: str, value: Any, allowed: Iterable[Any]) -> str:
     return f"{key}: {shown(value)} is not one of {', '.join(names)}.{f' Did you mean {near[0]!r}?' if near else ''}"
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other annotation itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _bases(hint: Any) -> list[Any]:
-    return [typing.get_origin(option) or option for option in _options(hint)]
+    return [typing.get_origin(option) or option for option in alternatives(hint)]
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
@@ -107,7 +108,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
 
     Raises TypeError, ValueError, OverflowError: it does not fit the type.
     """
-    options, bases = _options(hint), _bases(hint)
+    options, bases = alternatives(hint), _bases(hint)
     if hint is Any:
         return value
     if value is None:
@@ -160,12 +161,12 @@ def argument_fault(value: Any, hint: Any) -> str | None:
     """What a function's argument should be, by its annotation; None where the value fits."""
     if _fits(value, hint):
         return None
-    return f"give {_type_names(hint)}{', or null' if type(None) in _options(hint) else ''}"
+    return f"give {_type_names(hint)}{', or null' if type(None) in alternatives(hint) else ''}"
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type, its items too; numbers must be finite and texts not empty."""
-    options, base = _options(hint), typing.get_origin(hint) or hint
+    options, base = alternatives(hint), typing.get_origin(hint) or hint
     if len(options) > 1:
         return any(_fits(value, option) for option in options)
     if base in (int, float):
@@ -177,6 +178,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if base is tuple and isinstance(value, list | tuple):
         inner = typing.get_args(hint)  # of each place, as YAML has lists alone
+        if not inner or inner[1:] == (...,):  # of any length
+            return all(_fits(item, inner[0]) for item in value if inner)
         return len(value) == len(inner) and all(map(_fits, value, inner))
     if isinstance(value, list | tuple) and issubclass(list, base):
         return all(_fits(item, inner) for inner in typing.get_args(hint)[:1] for item in value)

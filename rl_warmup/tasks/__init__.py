@@ -13,7 +13,7 @@ from typing import Any
 
 from rl_warmup.plugins import contained, find_plugin
 from rl_warmup.runtime.settings import shown
-from rl_warmup.runtime.values import argument_fault
+from rl_warmup.runtime.values import alternatives, argument_fault
 from rl_warmup.tasks.columns import nearest
 from rl_warmup.tasks.rows import SPLITS, Row, Task, rows_hash
 
@@ -78,6 +78,6 @@ def _check_types(name: str, load: Callable[..., Any], given: dict[str, Any]) -> 
         return
     for key, value in given.items():
         hint = hints.get(key, Any)
-        plain = set(typing.get_args(hint) or (hint,)) <= {int, float, bool, type(None)}
+        plain = all(kind in (int, float, bool, type(None)) for kind in alternatives(hint))
         if (name in TASKS or plain) and (fault := argument_fault(value, hint)):
             raise ValueError(f"{name}: {key}={shown(value)}; {fault}")
