@@ -69,7 +69,7 @@ def _json_damage(path: Path) -> str | None:
         found = parse_json(path.read_bytes())
     except Unreadable as error:
         return f"{error}{f' in line {error.line}' if error.line else ''}"
-    return None if isinstance(found, dict) else f"is JSON, but a JSON {kind(found)} and no object"
+    return None if isinstance(found, dict) else f"is a JSON {kind(found)}, no JSON object"
 
 
 def _safetensors_damage(path: Path, size: int) -> str | None:

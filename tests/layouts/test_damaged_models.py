@@ -27,7 +27,7 @@ BYTES = {
     "page": (lambda old: b"\n<!DOCTYPE html><html></html>", "is a web page"),
     "pointer": (lambda old: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "Git LFS"),
     "zeros": (lambda old: bytes(len(old)), "begins with zero bytes"),
-    "list": (lambda old: b"[]", "is JSON, but a list|do not begin"),
+    "list": (lambda old: b"[]", "is a JSON list|do not begin"),
     "deep": (lambda old: b"[" * 100_000, "is not valid JSON|do not begin"),
     "binary": (lambda old: bytes(range(256)), "is not valid JSON|do not begin"),
 }
