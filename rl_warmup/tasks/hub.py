@@ -5,8 +5,9 @@ Code of a data set is never run (`trust_remote_code=False`). The name may be a l
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ Split = str | Mapping[str, Any] | None
 
 def load(
     dataset_name: str, dataset_config: str | None = None, revision: str | None = None,
-    data_files: Mapping[str, Any] | None = None, train: Split = "train", validation: Split = "validation",
+    data_files: str | Sequence[Any] | Mapping[str, Any] | None = None, train: Split = "train", validation: Split = "validation",
     test: Split = "test", train_size: int | None = None, validation_size: int | None = None,
     test_size: int | None = None, prompt_column: str | None = None, target_column: str | None = None,
     id_column: str | None = None, prompt_template: str = "{text}", messages_column: str | None = None,
@@ -31,8 +32,8 @@ def load(
     target_language: str | None = None, choices_column: str | None = None, answer_column: str | None = None,
     labels_column: str | None = None, target_style: str = "letter", drop_empty: bool = False,
     max_chars: int | None = None, target_ratio: tuple[float, float] | None = None,
-    keep_columns: Iterable[str] | None = None, metrics: Iterable[str] = ("exact_match",), cache_dir: str | None = None,
-    seed: int = 0, stream: bool = False, shuffle_buffer: int = SHUFFLE_BUFFER,
+    keep_columns: Iterable[str] | None = None, metrics: Iterable[Any] = ("exact_match",),
+    cache_dir: str | PathLike[str] | None = None, seed: int = 0, stream: bool = False, shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> Task:  # fmt: skip
     """A task from data sets of the Hugging Face hub, or from local folders that `datasets` reads or saved (`save_to_disk`).
 
@@ -73,7 +74,7 @@ def load(
             splits[ours] = take([], size, seed, ours)
             continue
         place = _place(ours, theirs, shared)
-        key = json.dumps(place.source, sort_keys=True)
+        key = json.dumps(place.source, sort_keys=True, default=str)
         if key not in sources:
             sources[key] = _load_dataset(**place.source, cache_dir=cache_dir, stream=stream)
         named = place.columns[:2] if languages is None else languages.named(target_column, choices)
@@ -177,7 +178,8 @@ def _saved(folder: str) -> dict[str, Any] | None:
 
 
 def _load_dataset(
-    dataset_name: str, dataset_config: str | None, revision: str | None, data_files: Any, cache_dir: str | None, stream: bool
+    dataset_name: str, dataset_config: str | None, revision: str | None, data_files: Any, cache_dir: str | PathLike[str] | None,
+    stream: bool
 ) -> dict[str, Any]:  # fmt: skip
     """All splits by name. Any error of `datasets` becomes a ValueError with one sentence."""
     try:
