@@ -23,7 +23,9 @@ class RowFilter:
     """The rows to leave out. Raises ValueError for a limit that leaves nothing."""
 
     drop_empty: bool = False  # with an empty prompt or target, in every split; otherwise such a row is an error
-    max_chars: int | None = None  # training rows with more characters in the prompt, as its template makes it, or in the target
+    max_chars: int | None = (
+        None  # training rows with more characters in the prompt, as its template makes it, or in the target
+    )
     # (least, greatest): training rows whose ratio of target characters to characters of the prompt is outside; these are mostly
     # wrong translations
     target_ratio: tuple[float, float] | None = None

@@ -164,13 +164,15 @@ class Languages:
         """The arguments of a task; None without any.
 
         Raises:
-            ValueError: only some of the three are given.
+            ValueError: only some of the three are given, or one language twice.
         """
         given = {"language_column": column, "source_language": source, "target_language": target}
         if not any(given.values()):
             return None
         if missing := [name for name, value in given.items() if not value]:
             raise ValueError(f"rows with a language each need {', '.join(given)}; add {' and '.join(missing)}")
+        if source == target:
+            raise ValueError(f"source_language and target_language are both {source!r}; give two languages")
         return cls(column, str(source), str(target), text or "text", id or "id")
 
     def named(self, target_column: str | None, choices: ChoiceMap | None) -> tuple[str, str]:
@@ -210,8 +212,9 @@ class Languages:
             self.notes.add(f"{alone} texts have no translation and are left out")
         for number, key in enumerate(both):
             where, record = texts[self.source][key]
-            target = pick(theirs[key][1], self.text, theirs[key][0])
-            yield number, where, {**record, "prompt": pick(record, self.text, where), "target": target}
+            other, translation = theirs[key]
+            text, target = pick(record, self.text, where), pick(translation, self.text, other)
+            yield number, f"{where} with {other}", {**record, "prompt": text, "target": target}
 
 
 def notes_of(columns: Columns, languages: Languages | None) -> tuple[str, ...]:

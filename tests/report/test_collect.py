@@ -7,6 +7,7 @@ import json
 import pytest
 
 from rl_warmup.experiments.collect import find_runs, sections
+from rl_warmup.experiments.run_files import read_result
 
 
 def arms(path):
@@ -110,3 +111,10 @@ def test_null_for_settings_is_none(pair):
 def test_what_was_looked_for_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"no recipe.yaml or environment.json anywhere in it"):
         find_runs([tmp_path])
+
+
+def test_a_folder_without_a_result_is_a_sentence(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"holds no metrics.json: the run is not finished, or this is not a run folder"
+    ):
+        read_result(str(tmp_path))

@@ -13,7 +13,13 @@ from rl_warmup.experiments.sweeps import SweepSettings, run_sweep
 from rl_warmup.experiments.sweeps.jobs import read_sweep
 
 TWO = {"runs": {"sft": {"objective": "sft"}, "warmup": {}}, "grid": None, "control": "sft"}
-RESULT = {"task": "ledger", "model": "scratch-t5", "updates": 2, "train_seconds": 1.0, "metrics": {"": {"exact_match": 1.0}}}
+RESULT = {
+    "task": "ledger",
+    "model": "scratch-t5",
+    "updates": 2,
+    "train_seconds": 1.0,
+    "metrics": {"": {"exact_match": 1.0}},
+}
 EQUAL = {**TWO, "equal_compute": {"longer": {"like": "sft", "seconds_of": "warmup"}}}
 
 
