@@ -1,4 +1,4 @@
-"""Every block of docs/inference.md runs, in a folder with a run `runs/mine`."""
+"""Every block of docs/inference.md but those of its measurements runs, in a folder with a run `runs/mine`."""
 
 from __future__ import annotations
 

@@ -300,6 +300,12 @@ def test_no_link_in_a_received_folder_is_written_through(tmp_path):
         with pytest.raises(ValueError, match=f"{name} is a link to"):
             write()
         (tmp_path / name).unlink()
+    for name in ("recipe.yaml", "README.md", "custom_generate/generate.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+        with pytest.raises(ValueError, match=f"{name} is a link to"), ownership.writing(tmp_path, "output_dir"):
+            pass
+        (tmp_path / name).unlink()
     (tmp_path / "metrics.json").symlink_to(tmp_path / "mine")  # replaced by a rename, so nothing is written through it
     write_json(tmp_path / "metrics.json", {})
     assert (tmp_path / "mine").read_text() == "precious"

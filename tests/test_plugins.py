@@ -12,6 +12,7 @@ from rl_warmup.config import build_recipe
 from rl_warmup.method.objectives import RULES, ObjectiveSettings, load_objective
 from rl_warmup.method.proposals import ProposalContext, load_proposal, propose
 from rl_warmup.metrics import compute
+from rl_warmup.options import PROPOSALS
 from rl_warmup.plugins import code_hashes, find_plugin
 from rl_warmup.rewards import load_reward
 from rl_warmup.tasks import load_task
@@ -134,10 +135,9 @@ def test_a_recipe_takes_own_names_and_still_finds_typing_errors():
         "4 settings cannot be used:",
         "  - objective: The objective 'own.py:bets': own.py has no 'bets'. Did you mean 'best'?",
         "  - proposals: The proposal 'own.py:lats': own.py has no 'lats'. Did you mean 'last'?",
-        "  - proposals: There is no proposal 'revers'. Did you mean 'reverse'? Known are reference, stored, reverse, "
-        "head, sorted, keywords, filler, draft. Own ones are named `package.module:function` or `path/to/file.py:function`.",
-        "  - proposals: 3 is no name; give one of reference, stored, reverse, head, sorted, keywords, filler, "
-        "draft, or `package.module:function`.",
+        "  - proposals: There is no proposal 'revers'. Did you mean 'reverse'? Known are "
+        f"{', '.join(PROPOSALS)}. Own ones are named `package.module:function` or `path/to/file.py:function`.",
+        f"  - proposals: 3 is no name; give one of {', '.join(PROPOSALS)}, or `package.module:function`.",
     ]
     with pytest.raises(
         ValueError, match="num_warmups: is 1, but the objective 'own.py:best' compares warmups of a group"

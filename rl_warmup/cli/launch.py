@@ -132,7 +132,8 @@ def run_folder(args: list[str]) -> Path:
     """`output_dir` of the flags, else of the recipe."""
     from rl_warmup.runtime.recipe_file import read_values, split_config
 
-    given = read_values(*split_config(args)).get("output_dir")
+    path, flags = split_config(args)
+    given = read_values(path if path is not None and Path(path).is_file() else None, flags).get("output_dir")
     return Path(str(given or "trainer_output"))  # TrainingArguments' default
 
 

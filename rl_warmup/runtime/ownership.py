@@ -96,13 +96,18 @@ def refuse_link(path: Path) -> None:
 
 @contextmanager
 def writing(folder: Path, what: str) -> Iterator[None]:
-    """Lock the folder for writing. Raises ValueError, which begins with `what`, where another process writes to or reads it."""
+    """Lock the folder for writing.
+
+    Raises ValueError: another process writes to or reads it (begins with `what`), or a file of a run there is a link.
+    """
 
     def refuse() -> None:
         raise ValueError(f"{what}: {_busy(folder)}, or reads it. Give another folder, or wait for it to end.")
 
     with file_lock(folder / LOCK, refuse):
         (folder / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
+        for path in (path for name in (*OWN, "README.md") for path in folder.glob(name)):
+            refuse_link(path)
         yield
 
 

@@ -24,7 +24,13 @@ SUMS = {  # of a and of b over a group
     "marginal": (0, 1), "marginal_loo": (None, 1), "joint": (1, 1), "expected_logprob": (0, 1), "grpo": (0, 1),
     "expected_prob": (0, None), "tsallis": (0, None),
 }  # fmt: skip
-SHIFTED = ("marginal", "marginal_loo", "joint", "expected_logprob", "grpo")  # the same for rewards that are all higher
+SHIFTED = (
+    "marginal",
+    "marginal_loo",
+    "joint",
+    "expected_logprob",
+    "grpo",
+)  # the same for rewards that are all higher; no rank jumps
 
 
 @st.composite

@@ -105,9 +105,9 @@ def test_samples_hold_the_useful_habit_as_often_as_recorded(name):
     start, told = STARTS[name], record(name)
     useful = next(iter(start.habits(_prompts(name)[0])))
     share = told["samples"][useful]
-    map_over_processes = 3 * (share * (1 - share) / 100) ** 0.5 + 0.01
+    tolerance = 3 * (share * (1 - share) / 100) ** 0.5 + 0.01
     shares = habit_shares(*load_model(f"start:{name}"), start.habits, _prompts(name), seed=1)
-    assert abs(shares[useful] - share) <= map_over_processes
+    assert abs(shares[useful] - share) <= tolerance
 
 
 def _prompts(name: str) -> list[str]:
