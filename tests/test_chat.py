@@ -12,7 +12,8 @@ from trl.data_utils import apply_chat_template as trl_template
 from rl_warmup import WarmupConfig, WarmupGenerator, WarmupTrainer
 from rl_warmup.cli.main import main
 from rl_warmup.config import build_recipe
-from rl_warmup.experiments.run import read_result, train_run
+from rl_warmup.experiments.run import train_run
+from rl_warmup.experiments.run_files import read_result
 from rl_warmup.inference.samples import Sampler
 from rl_warmup.models.chat import Chat
 from rl_warmup.models.encoding import RowEncoder

@@ -53,7 +53,8 @@ def command(args: list[str]) -> None:
         from rl_warmup.config import read_task
         from rl_warmup.experiments.collect import other_weights
         from rl_warmup.experiments.report import result_table
-        from rl_warmup.experiments.run import identity, load_recipe_task, read_result
+        from rl_warmup.experiments.run import identity, load_recipe_task
+        from rl_warmup.experiments.run_files import read_result
         from rl_warmup.inference.evaluation import Evaluation
         from rl_warmup.inference.generation import WarmupGenerator
         from rl_warmup.inference.rehearsal import rehearse
@@ -91,7 +92,7 @@ def command(args: list[str]) -> None:
         if is_main():
             held.enter_context(ownership.reading(run, "evaluate"))
         weights = ownership.fingerprint(folder) if is_main() else None
-        with suppress(ValueError, AttributeError):  # no result, or an unreadable one
+        with suppress(ValueError):  # no result, or an unreadable one
             if is_main() and folder == run and (note := other_weights(run, read_result(run).get("weights"), weights)):
                 print(note)
         warmup_generator = WarmupGenerator.load(folder, device)

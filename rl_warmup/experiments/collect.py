@@ -173,7 +173,9 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
         finished = [folder for folder in folders if _result_of(folder) is not None]
         if not finished:
             found = (
-                f"{len(folders)} unfinished (no metrics.json)" if folders else "none (no recipe.yaml anywhere in it)"
+                f"{len(folders)} unfinished (no metrics.json)"
+                if folders
+                else f"none (no recipe.yaml or {ENVIRONMENT} anywhere in it)"
             )
             raise ValueError(f"{path} holds no finished run: {found}. Give the output_dir of a run that has ended.")
         others = [folder for folder in folders if folder not in finished]
@@ -192,7 +194,7 @@ def _result_of(folder: Path) -> Path | None:
 def read_run(folder: Path) -> Run:
     """One finished run; ValueError where a file of it cannot be read."""
     found = read_environment(folder)
-    recipe = found.pop("settings", {})
+    recipe = found.pop("settings", None) or {}
     if (folder / "recipe.yaml").is_file():
         recipe = read_run_recipe(folder)
     place = _result_of(folder) or folder / "metrics.json"

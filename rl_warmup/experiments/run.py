@@ -21,7 +21,6 @@ from rl_warmup.models.loading import load_model
 from rl_warmup.plugins import code_hashes
 from rl_warmup.runtime import compat
 from rl_warmup.runtime.checkpoints import disk_faults, newest, refuse_damaged
-from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.launched import refuse_quantized
 from rl_warmup.runtime.ownership import RESULT, reading, refuse_folder, sources
 from rl_warmup.runtime.recipe_file import masked
@@ -188,11 +187,3 @@ def _early(recipe: Recipe, folder: Path) -> str | bool | None:
         if checkpoint is None or checkpoint.resolve().parent != folder.resolve():
             refuse_folder(folder, recipe.config.overwrite, resume is True, sources(recipe.values))
     return resume
-
-
-def read_result(folder: str | Path) -> dict[str, Any]:
-    """metrics.json of a finished run; ValueError where the folder holds none."""
-    path = Path(folder, RESULT)
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no {RESULT}: the run is not finished, or this is not a run folder.")
-    return read_json(path, "Repeat the run.")

@@ -70,9 +70,12 @@ COST = {"step": NUMBER, "train_seconds": NUMBER, "train_tokens": NUMBER, "train_
 LOGGED = ("loss", "gain", "ess", "completions/", "eval_")  # what curves are drawn of, or begins like it
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """metrics.json of a run. Raises ValueError: it cannot be read, or a value is of another kind; all functions here do."""
-    path = folder / "metrics.json"
+def read_result(folder: str | Path) -> dict[str, Any]:
+    """metrics.json of a finished run. Raises ValueError: it is not there, cannot be read, or a value is of another kind; all
+    functions here do where they cannot read, or find another kind."""
+    path = Path(folder, "metrics.json")
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {path.name}: the run is not finished, or this is not a run folder.")
     return _checked(read_json(path, REMEDY), RESULT, str(path), REMEDY, NEEDED)
 
 
@@ -131,7 +134,7 @@ def read_records(path: Path, rows: int | None = None) -> list[dict[str, Any]]:
 def _checked(
     found: dict[str, Any], kinds: Mapping[str, Kind], place: str, remedy: str, needed: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """The same; keys that are not needed may be null or not there."""
+    """The values as they were found. Raises ValueError: a needed key is null or not there, or a value is not of its kind."""
     for key, (name, fits) in kinds.items():
         if key in needed and found.get(key) is None:
             raise ValueError(f"{place}: has no `{key}`. {remedy}")

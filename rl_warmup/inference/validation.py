@@ -67,7 +67,8 @@ class ValidatingTrainer(ReferenceTrainer):
         if not self.owns:
             self._try_validation()
         with super().own_folder(asked):
-            self.run_folder.settings = None if "task" in self.recipe else self.described["settings"]
+            named = {**self.described["settings"], "model_name_or_path": self._model_name()}
+            self.run_folder.settings = None if "task" in self.recipe else named
             yield
 
     def _try_validation(self) -> None:
@@ -150,10 +151,13 @@ class ValidatingTrainer(ReferenceTrainer):
                 scored = evaluation.run(w, task, split, place)
             if not scored:
                 return {}
-            model = getattr(self.model, "name_or_path", "") or type(self.model).__name__
-            result = {"task": name, "model": model, **self.about(place), **scored}
+            result = {"task": name, "model": self._model_name(), **self.about(place), **scored}
             write_json(place / ownership.RESULT, result)
         return result
+
+    def _model_name(self) -> str:
+        """Where the model was loaded from; its class where nobody knows."""
+        return str(getattr(self.model, "name_or_path", "") or type(self.model).__name__)
 
     def about(self, folder: Path) -> dict[str, Any]:
         """What metrics.json says about the training: objective, seed, updates, seconds, and the weights in `folder`."""

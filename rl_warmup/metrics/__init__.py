@@ -8,6 +8,7 @@ published tables do; bertscore and comet are as their libraries give them; `unpa
 Libraries are imported on use: `pip install 'rl_warmup[metrics]'`. Is a difference real? `metrics/significance.py`.
 """
 
+import copy
 import inspect
 import json
 import math
@@ -22,6 +23,7 @@ from rl_warmup.plugins import ProcessExit, build_plugin, contained, find_plugin
 
 __all__ = ["METRICS", "Metric", "Segments", "Spec", "compute", "row_statistics", "scores_of", "signatures"]
 
+SHARED = ("unparsed",)  # keys that several of our metrics give, and mean the same by
 Spec = str | Mapping[str, Any]  # a name, or {"name": ..., "kwargs": {...}}
 
 
@@ -86,7 +88,8 @@ def _gather(
     check: Callable[[str, Any], dict[str, Any]],
 ) -> dict[str, Any]:
     """Call each function once, however many names stand for its keys."""
-    wanted = [_metric(spec) for spec in _listed(names)]
+    once = {json.dumps(spec, sort_keys=True, default=repr): spec for spec in _listed(names)}
+    wanted = [_metric(spec) for spec in once.values()]
     lengths = {"predictions": len(predictions), "targets": len(targets)}
     if rows is not None:
         lengths["rows"] = len(rows)
@@ -96,7 +99,7 @@ def _gather(
     if not predictions:
         raise ValueError("metrics: no predictions; an empty list has no score, so leave the result empty instead")
     results: dict[str, Any] = {}
-    sources: dict[str, tuple[Any, str]] = {}
+    sources: dict[str, tuple[tuple[Any, str], str]] = {}  # of each key: the call, and the metric's name
     computed: dict[tuple[Any, str], dict[str, Any]] = {}
     for name, metric, kwargs in wanted:
         function = choose(metric)
@@ -109,14 +112,15 @@ def _gather(
         if call not in computed:
             given = predictions, targets, rows
             if name not in METRICS:  # what somebody else's changes, no other metric may see
-                given = list(predictions), list(targets), rows and [dict(row) for row in rows]
+                given = list(predictions), list(targets), rows and [copy.deepcopy(row) for row in rows]
             computed[call] = check(name, _called(name, partial(function, *given, **kwargs)))
         for key in computed[call] if metric.keys is None else metric.keys:
-            if sources.setdefault(key, call) != call and sources[key][0] is function:
+            source, other = sources.setdefault(key, (call, name))
+            if source != call and source[0] is function:
                 raise ValueError(
                     f"metric '{name}' is asked for with two settings, and both are called '{key}'; ask once"
                 )
-            if results.get(key, computed[call][key]) != computed[call][key]:
+            if source != call and not (key in SHARED and {name, other} <= METRICS.keys()):
                 raise ValueError(
                     f"metric '{name}' gives a number '{key}', as another metric does; rename one of the two"
                 )

@@ -5,6 +5,7 @@ Knows: signatures. Must not know: where functions come from, or what they comput
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -123,5 +124,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _own(value: Any) -> Any:
-    """Lists, and lists in them, as copies: what a reward changes, no other reward and no log must see."""
-    return [list(one) if isinstance(one, list) else one for one in value] if isinstance(value, list) else value
+    """Lists, and all that is in them, as copies: what a reward changes, no other reward and no log must see."""
+    return [copy.deepcopy(one) for one in value] if isinstance(value, list) else value

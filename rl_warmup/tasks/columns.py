@@ -60,6 +60,7 @@ def _lookup(record: Record, column: str) -> tuple[bool, Any]:
 def is_empty(value: Any) -> bool:
     """Whether a value is missing or blank."""
     missing = value is None or (isinstance(value, float) and value != value)  # NaN: a missing number
+    missing = missing or (isinstance(value, list | tuple) and not value)  # a conversation without messages
     return missing or (isinstance(value, str) and not value.strip())
 
 
@@ -253,12 +254,8 @@ class ColumnMap:
         extras: dict[str, Any] = {}
         before: list[Any] = []  # messages of a completion before its answer
         if self.choices is None:
-            column = self.target_column(record, where)
-            value = pick(record, column, where)
-            if is_conversation(value):
-                messages = conversation(value, column, where)
-                before, value = split_answer(messages, column, where) if len(messages) > 1 else ([], flat(messages))
-            target = as_text(value, column, where)
+            before, value = self._answer(record, where)
+            target = as_text(value, self.target_column(record, where), where)
         else:
             choices, answer = self.choices.read(record, where)
             named["options"] = " ".join(lettered(choices))
@@ -273,11 +270,24 @@ class ColumnMap:
         }
 
     def _text(self, record: Record, where: str) -> Any:
-        """The field {text}: a text, or the prompt's conversation."""
+        """The field {text}: a text, or the prompt's conversation; empty where it may be, as {text?}."""
+        optional = "text" not in self.template.required
         if isinstance(self.prompt, Template):
-            return self.prompt.fill(record, where)
+            bare = optional and any(is_empty(pick(record, name, where)) for name in self.prompt.required)
+            return "" if bare else self.prompt.fill(record, where)
         value = pick(record, self.prompt, where)
+        if optional and is_empty(value):
+            return ""
         return conversation(value, self.prompt, where) if is_conversation(value) else as_text(value, self.prompt, where)
+
+    def _answer(self, record: Record, where: str) -> tuple[list[Any], Any]:
+        """The messages of a completion before its answer, and the answer."""
+        column = self.target_column(record, where)
+        value = pick(record, column, where)
+        if not is_conversation(value):
+            return [], value
+        messages = conversation(value, column, where)
+        return split_answer(messages, column, where) if len(messages) > 1 else ([], flat(messages))
 
     def _prompt(self, record: Record, named: dict[str, Any], before: list[Any], where: str) -> Any:
         """The template, filled; or the prompt's conversation with the messages `before` the answer."""
@@ -310,13 +320,16 @@ class ColumnMap:
         return str(given) if usable and str(given).strip() else str(number)
 
     def texts(self, record: Record, where: str) -> list[Any]:
-        """What filters look at: the prompt's text (or each required column of the template) and the target, unless of choices."""
-        fields = self.template.required if isinstance(self.prompt, str) else self.prompt.required
-        own = [str(self.prompt) if name == "text" and isinstance(self.prompt, str) else name for name in fields]
-        found = [pick(record, name, where) for name in own if not (self.choices and name == "options")]
-        if self.choices is None:
-            found.append(pick(record, self.target_column(record, where), where))
-        return [flat(conversation(value, "", where)) if is_conversation(value) else value for value in found]
+        """What a row cannot do without: every required column of the prompt, and the target, unless of choices."""
+        of_text = [self.prompt] if isinstance(self.prompt, str) else self.prompt.required
+        found = []
+        for name in self.template.required:
+            if self.choices and name == "options":
+                continue
+            for column in of_text if name == "text" else [name]:
+                value = pick(record, column, where)
+                found.append(flat(conversation(value, column, where)) if is_conversation(value) else value)
+        return found if self.choices else [*found, self._answer(record, where)[1]]
 
     def used(self) -> list[str]:
         """Every column that `row` may read."""

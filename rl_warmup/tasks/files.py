@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from rl_warmup.tasks.columns import Record, Template, choice_map
 from rl_warmup.tasks.filters import RowFilter
@@ -25,7 +26,7 @@ def load(
     messages_column: str | None = None, language_column: str | list[str] | None = None,
     source_language: str | None = None, target_language: str | None = None, choices_column: str | None = None,
     answer_column: str | None = None, labels_column: str | None = None, target_style: str = "letter",
-    drop_empty: bool = False, keep_columns: Iterable[str] | None = None, metrics: Iterable[str] = ("exact_match",),
+    drop_empty: bool = False, keep_columns: Iterable[str] | None = None, metrics: Iterable[Any] = ("exact_match",),
     seed: int = 0, stream: bool = False, shuffle_buffer: int = SHUFFLE_BUFFER,
     column_names: Sequence[str] | None = None, quoted: bool | None = None,
 ) -> Task:  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from rl_warmup.tasks.columns import Record, is_empty
+from rl_warmup.tasks.conversations import flat
 from rl_warmup.tasks.forms import Columns
 from rl_warmup.tasks.rows import Row
 
@@ -22,9 +23,11 @@ class RowFilter:
     """The rows to leave out. Raises ValueError for a limit that leaves nothing."""
 
     drop_empty: bool = False  # with an empty prompt or target, in every split; otherwise such a row is an error
-    max_chars: int | None = None  # training rows with more characters in the prompt column or in the target
-    # (least, greatest): training rows whose ratio of target characters to characters of the prompt column is outside; these are
-    # mostly wrong translations
+    max_chars: int | None = (
+        None  # training rows with more characters in the prompt, as its template makes it, or in the target
+    )
+    # (least, greatest): training rows whose ratio of target characters to characters of the prompt is outside; these are mostly
+    # wrong translations
     target_ratio: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -58,24 +61,25 @@ class RowFilter:
         dropped: Counter[str] = Counter()
         try:
             for number, place, record in located:
-                why = None if self.idle else self._why_not(record, columns, place)
-                if why is None:
-                    yield columns.row(record, number, place)
-                else:
+                if self.drop_empty and any(is_empty(text) for text in columns.texts(record, place)):
+                    dropped["empty"] += 1
+                    continue
+                row = columns.row(record, number, place)
+                if why := self._why_not(row):
                     dropped[why] += 1
+                else:
+                    yield row
         finally:
             for why, count in dropped.items():
                 logger.info("%s: left out %d rows: %s", where, count, why)
 
-    def _why_not(self, record: Record, columns: Columns, place: str) -> str | None:
-        texts = columns.texts(record, place)
-        if self.drop_empty and any(is_empty(text) for text in texts):
-            return "empty"
-        lengths = [len(text) for text in texts if isinstance(text, str)]
-        if self.max_chars is not None and any(length > self.max_chars for length in lengths):
+    def _why_not(self, row: Row) -> str | None:
+        """Why a row is too long or too uneven; None where it is neither."""
+        prompt, target = len(flat(row["prompt"])), len(row["target"])
+        if self.max_chars is not None and max(prompt, target) > self.max_chars:
             return f"more than {self.max_chars} characters"
-        if self.target_ratio is not None and len(lengths) == 2 and lengths[0]:
+        if self.target_ratio is not None and prompt:
             least, greatest = self.target_ratio
-            if not least <= lengths[1] / lengths[0] <= greatest:
+            if not least <= target / prompt <= greatest:
                 return f"characters of target per character of prompt outside {least} to {greatest}"
         return None

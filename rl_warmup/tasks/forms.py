@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from rl_warmup.tasks.columns import ChoiceMap, ColumnMap, Record, Template, as_text, pick
+from rl_warmup.tasks.columns import ChoiceMap, ColumnMap, Record, Template, as_text, is_empty, pick
 from rl_warmup.tasks.conversations import conversation, split_answer
 
 ALPACA = Template.parse("{instruction}{input?\n\n}")
@@ -38,7 +38,7 @@ class AutoColumns:
     taken: set[str] = field(default_factory=set, compare=False)
 
     def __post_init__(self) -> None:
-        assert self._pairs  # checks the id
+        ColumnMap("prompt", None, self.id, self.template, keep=self.keep)  # checks the id
         if not isinstance(self.messages, str | None):
             raise ValueError(f"messages_column={self.messages!r}; give the name of a column, a text")
 
@@ -48,7 +48,10 @@ class AutoColumns:
         return columns.row(record, number, where)
 
     def texts(self, record: Record, where: str) -> list[Any]:
-        """As `ColumnMap.texts`."""
+        """As `ColumnMap.texts`; of a conversation without messages, one empty text."""
+        column = self.messages or self._form(record, where)
+        if column in (self.messages, *CONVERSATIONS) and is_empty(pick(record, column, where)):
+            return [None]
         columns, record = self._fit(record, where)
         return columns.texts(record, where)
 
@@ -71,9 +74,11 @@ class AutoColumns:
             return self._alpaca, record
         if column != self.messages and column not in CONVERSATIONS:
             return self._pairs, record
-        prompt, answer = split_answer(conversation(pick(record, column, where), column, where), column, where)
-        rest = {name: value for name, value in record.items() if name != column.partition(".")[0]}
-        return self._pairs, {**rest, "prompt": prompt, "target": answer}
+        value = pick(record, column, where)
+        if is_empty(value):
+            as_text(value, column, where)  # raises
+        prompt, answer = split_answer(conversation(value, column, where), column, where)
+        return self._pairs, {**_without(record, column), "prompt": prompt, "target": answer}
 
     def _form(self, record: Record, where: str) -> str:
         """The first column of the record's form.
@@ -81,7 +86,7 @@ class AutoColumns:
         Raises:
             ValueError: the record has columns of two forms.
         """
-        given = {name for name in COLUMNS if record.get(name) is not None}
+        given = {name for name in COLUMNS if record.get(name) not in (None, [])}
         found = [form for form in FORMS if given.issuperset(form)]
         begun = [name for name in ("prompt", *CONVERSATIONS) if name in given]
         begun += ["instruction"] if {"instruction", "output"} <= given else []
@@ -93,11 +98,22 @@ class AutoColumns:
         if found:
             self.taken.add(FORMS[found[0]])
         elif not begun and "text" in self.template.fields:
+            if empty := [form for form in FORMS if all(name in record for name in form)]:
+                return empty[0][0]
             try:
                 pick(record, "prompt", where)
             except ValueError as error:
                 raise ValueError(f"{error}; name yours with prompt_column and target_column") from None
         return found[0][0] if found else "prompt"
+
+
+def _without(record: Record, column: str) -> dict[str, Any]:
+    """The record without a column, which may be a dotted path; what it stands in goes where nothing else is left."""
+    head, _, rest = column.partition(".")
+    if column in record or not rest:
+        return {name: value for name, value in record.items() if name != column}
+    kept = {name: _without(value, rest) if name == head else value for name, value in record.items()}
+    return {name: value for name, value in kept.items() if name != head or value}
 
 
 Columns = ColumnMap | AutoColumns
@@ -148,13 +164,15 @@ class Languages:
         """The arguments of a task; None without any.
 
         Raises:
-            ValueError: only some of the three are given.
+            ValueError: only some of the three are given, or one language twice.
         """
         given = {"language_column": column, "source_language": source, "target_language": target}
         if not any(given.values()):
             return None
         if missing := [name for name, value in given.items() if not value]:
             raise ValueError(f"rows with a language each need {', '.join(given)}; add {' and '.join(missing)}")
+        if source == target:
+            raise ValueError(f"source_language and target_language are both {source!r}; give two languages")
         return cls(column, str(source), str(target), text or "text", id or "id")
 
     def named(self, target_column: str | None, choices: ChoiceMap | None) -> tuple[str, str]:
@@ -194,8 +212,9 @@ class Languages:
             self.notes.add(f"{alone} texts have no translation and are left out")
         for number, key in enumerate(both):
             where, record = texts[self.source][key]
-            target = pick(theirs[key][1], self.text, theirs[key][0])
-            yield number, where, {**record, "prompt": pick(record, self.text, where), "target": target}
+            other, translation = theirs[key]
+            text, target = pick(record, self.text, where), pick(translation, self.text, other)
+            yield number, f"{where} with {other}", {**record, "prompt": text, "target": target}
 
 
 def notes_of(columns: Columns, languages: Languages | None) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ Code of a data set is never run (`trust_remote_code=False`). The name may be a l
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ Split = str | Mapping[str, Any] | None
 
 def load(
     dataset_name: str, dataset_config: str | None = None, revision: str | None = None,
-    data_files: Mapping[str, Any] | None = None, train: Split = "train", validation: Split = "validation",
+    data_files: str | Sequence[Any] | Mapping[str, Any] | None = None, train: Split = "train", validation: Split = "validation",
     test: Split = "test", train_size: int | None = None, validation_size: int | None = None,
     test_size: int | None = None, prompt_column: str | None = None, target_column: str | None = None,
     id_column: str | None = None, prompt_template: str = "{text}", messages_column: str | None = None,
@@ -31,8 +32,8 @@ def load(
     target_language: str | None = None, choices_column: str | None = None, answer_column: str | None = None,
     labels_column: str | None = None, target_style: str = "letter", drop_empty: bool = False,
     max_chars: int | None = None, target_ratio: tuple[float, float] | None = None,
-    keep_columns: Iterable[str] | None = None, metrics: Iterable[str] = ("exact_match",), cache_dir: str | None = None,
-    seed: int = 0, stream: bool = False, shuffle_buffer: int = SHUFFLE_BUFFER,
+    keep_columns: Iterable[str] | None = None, metrics: Iterable[Any] = ("exact_match",),
+    cache_dir: str | PathLike[str] | None = None, seed: int = 0, stream: bool = False, shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> Task:  # fmt: skip
     """A task from data sets of the Hugging Face hub, or from local folders that `datasets` reads or saved (`save_to_disk`).
 
@@ -59,13 +60,13 @@ def load(
     }  # fmt: skip
     template = Template.parse(prompt_template)
     choices = choice_map(choices_column, answer_column, target_style, target_column, labels_column)
-    languages = Languages.of(language_column, source_language, target_language, prompt_column, id_column)
+    spoken = partial(Languages.of, language_column, source_language, target_language)
     rules = RowFilter(drop_empty, max_chars, target_ratio)
     wanted = {"train": (train, train_size), "validation": (validation, validation_size), "test": (test, test_size)}
     sources: dict[str, dict[str, Any]] = {}
     splits: dict[str, list[Row] | Stream] = {}
     notes: dict[str, None] = {}
-    if stream and (train is None or train_size is not None or languages):
+    if stream and (train is None or train_size is not None or spoken(prompt_column, id_column)):
         what = "train: the name of a split" if train is None else "no train_size and no language_column"
         raise ValueError(f"hub: stream reads the training rows on demand; give {what}, or set stream to false")
     for ours, (theirs, size) in wanted.items():
@@ -73,10 +74,11 @@ def load(
             splits[ours] = take([], size, seed, ours)
             continue
         place = _place(ours, theirs, shared)
-        key = json.dumps(place.source, sort_keys=True)
+        key = json.dumps(place.source, sort_keys=True, default=str)
         if key not in sources:
             sources[key] = _load_dataset(**place.source, cache_dir=cache_dir, stream=stream)
-        named = place.columns[:2] if languages is None else languages.named(target_column, choices)
+        languages = spoken(place.columns[0], place.columns[2])
+        named = place.columns[:2] if languages is None else languages.named(place.columns[1], choices)
         columns = columns_of(*named, place.columns[2], template, choices, messages_column, keep_columns)
         if place.split not in sources[key]:
             raise ValueError(
@@ -88,12 +90,12 @@ def load(
             each = partial(_each, records, columns, rules, place.label)
             splits[ours] = Stream(place.label, each, shuffle_buffer)
         else:
-            records = _whole(records, place.label, languages)
+            records, places = _whole(records, place.label, languages)
             if keep_columns is not None:  # a missing one raises when a row is made
                 known, wanted_columns = records.column_names, [*columns.used(), *keep_columns]
                 heads = {name if name in known else name.partition(".")[0] for name in wanted_columns}
                 records = records.select_columns([name for name in known if name in heads])
-            splits[ours] = _rows(place, ours, records, columns, rules.of_split(ours), size, seed)
+            splits[ours] = _rows(place.label, ours, records, places, columns, rules.of_split(ours), size, seed)
         notes |= dict.fromkeys(notes_of(columns, languages))
     return Task(f"hub {dataset_name}", splits, tuple(metrics), template.of_text(), tuple(notes))
 
@@ -134,22 +136,26 @@ def _each(records: Any, columns: Columns, rules: RowFilter, label: str) -> Itera
     return rules.each(_located(records, label), columns, label)
 
 
-def _whole(records: Any, label: str, languages: Languages | None) -> Any:
-    """A `datasets.Dataset` with all records, of languages their pairs."""
+def _whole(records: Any, label: str, languages: Languages | None) -> tuple[Any, Sequence[str] | None]:
+    """A `datasets.Dataset` with all records, of languages their pairs, and where each of these came from."""
     import datasets
 
     if languages is not None:
-        return datasets.Dataset.from_list([dict(record) for _, _, record in languages.pairs(_located(records, label))])
-    return records if isinstance(records, datasets.Dataset) else datasets.Dataset.from_list(list(records))
+        pairs = list(languages.pairs(_located(records, label)))
+        return datasets.Dataset.from_list([dict(record) for _, _, record in pairs]), [where for _, where, _ in pairs]
+    whole = records if isinstance(records, datasets.Dataset) else datasets.Dataset.from_list(list(records))
+    return whole, None
 
 
 def _rows(
-    place: _Place, ours: str, records: Any, columns: Columns, rules: RowFilter, size: int | None, seed: int
-) -> list[Row]:
+    label: str, ours: str, records: Any, places: Sequence[str] | None, columns: Columns, rules: RowFilter, size: int | None,
+    seed: int,
+) -> list[Row]:  # fmt: skip
     # only rows that pass the filters count, so with filters the whole shuffle may be needed
     numbers = take(range(len(records)), size if rules.idle or size is None else len(records), seed, ours)
     numbered = zip(numbers, records.select(numbers), strict=True)
-    rows = rules.rows(((n, f"{place.label}, row {n}", record) for n, record in numbered), columns, size, place.label)
+    located = ((n, places[n] if places else f"{label}, row {n}", record) for n, record in numbered)
+    rows = rules.rows(located, columns, size, label)
     if size is not None and len(rows) < size:
         available = f"{len(rows)} rows are available after the filters"
         raise ValueError(f"{ours}_size={size}, but {available}; give 0 to {len(rows)}, or null for all")
@@ -166,24 +172,34 @@ def _is_tsv(dataset_name: str, data_files: Any) -> bool:
     return bool(tables) and all(name.endswith(".tsv") for name in tables)
 
 
+def _is_saved(folder: str) -> bool:
+    return Path(folder, "dataset_dict.json").is_file() or Path(folder, "state.json").is_file()
+
+
 def _saved(folder: str) -> dict[str, Any] | None:
     """The splits of a folder that `save_to_disk` wrote: a DatasetDict, or one Dataset, which becomes `train`."""
     import datasets
 
-    if not (Path(folder, "dataset_dict.json").is_file() or Path(folder, "state.json").is_file()):
+    if not _is_saved(folder):
         return None
     found = datasets.load_from_disk(folder)
     return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
 
 
 def _load_dataset(
-    dataset_name: str, dataset_config: str | None, revision: str | None, data_files: Any, cache_dir: str | None, stream: bool
+    dataset_name: str, dataset_config: str | None, revision: str | None, data_files: Any, cache_dir: str | PathLike[str] | None,
+    stream: bool
 ) -> dict[str, Any]:  # fmt: skip
     """All splits by name. Any error of `datasets` becomes a ValueError with one sentence."""
     try:
         import datasets
     except ImportError as error:
         raise ImportError("task 'hub' needs the package datasets; install it, or use the task 'file'") from error
+    given = {"dataset_config": dataset_config, "revision": revision, "data_files": data_files}
+    if _is_saved(dataset_name) and (named := [name for name, value in given.items() if value is not None]):
+        raise ValueError(
+            f"data set '{dataset_name}' is a folder of save_to_disk, which is read as it is; leave out {', '.join(named)}"
+        )
     quoting = {"quoting": csv.QUOTE_NONE} if _is_tsv(dataset_name, data_files) else {}  # as the task file reads them
     settings = {"data_files": data_files, "cache_dir": cache_dir, "revision": revision, "streaming": stream, **quoting}
     try:

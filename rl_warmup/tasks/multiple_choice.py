@@ -16,7 +16,7 @@ MAX_REPEATS = 1000  # known puzzles in a row, until a family counts as exhausted
 
 
 def load(
-    families: Iterable[str] | None = None, target_style: str = "letter", train_size: int = 5000,
+    families: str | Iterable[str] | None = None, target_style: str = "letter", train_size: int = 5000,
     validation_size: int = 500, test_size: int = 500, prompt_template: str = "{context}\n{question}\n{options}",
     seed: int = 0,
 ) -> Task:  # fmt: skip
@@ -54,7 +54,7 @@ def load(
     return Task("multiple_choice", splits, ("accuracy", "macro_f1"), template.of_text())
 
 
-def _check_families(families: Iterable[str] | None) -> list[str]:
+def _check_families(families: str | Iterable[str] | None) -> list[str]:
     chosen = list(FAMILIES) if families is None else [families] if isinstance(families, str) else list(families)
     for family in chosen:
         if family not in FAMILIES:

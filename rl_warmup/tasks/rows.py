@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rl_warmup.tasks.conversations import flat, is_conversation
+from rl_warmup.tasks.conversations import conversation, flat, is_conversation
 
 Row = dict[str, Any]
 
@@ -61,7 +61,7 @@ def _check_rows(rows: Sequence[Row], where: str) -> None:
             raise ValueError(f"{label} is {row!r:.80}; give an object with id, prompt and target")
         for key in ("id", "prompt", "target"):
             value = row.get(key)
-            value = flat(value) if key == "prompt" and is_conversation(value) else value
+            value = flat(conversation(value, key, label)) if key == "prompt" and is_conversation(value) else value
             if not isinstance(value, str) or not value.strip():
                 name = f" (id {row.get('id')!r})" if key != "id" else ""
                 found = "is missing" if key not in row else f"is {value!r:.80}"

@@ -56,6 +56,8 @@ def test_train_save_evaluate_report_generate(base, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "run"), "--controls", "shuffled", "filler"]) == 2
     assert "--task" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "run"), "--controls", "shuffled", "filler", *data]) == 0
+    known = json.loads((tmp_path / "run/environment.json").read_text("utf-8"))
+    assert known["settings"]["model_name_or_path"] == str(base)
     by_command = json.loads((tmp_path / "run/evaluation/test/metrics.json").read_text("utf-8"))
     assert set(by_command["metrics"]) == {"", "shuffled", "filler"}
 

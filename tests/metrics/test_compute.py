@@ -149,3 +149,22 @@ def test_what_an_own_metric_changes_or_calls_like_another_changes_no_other(tmp_p
     assert (found["exact_match"], rows[0]["target"]) == (0.5, "a")
     with pytest.raises(ValueError, match="'exact_match'"):
         compute(["exact_match", "own.py:clash"], ["x", "b"], ["a", "b"], rows)
+
+
+def test_whether_two_metrics_clash_does_not_depend_on_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twin.py").write_text(
+        "def same(predictions, targets, rows): return {'exact_match': 1.0}\n"
+        "class Made:\n    def __call__(self, predictions, targets, rows): return {'made': 1.0}\n"
+        "def share(predictions, targets, rows, *, of): return 0.0\n"
+        "def deep(predictions, targets, rows): rows[0]['prompt'][0]['content'] = 'hacked'; return 1.0\n"
+    )
+    rows = [{"prompt": [{"role": "user", "content": "a"}]}]
+    with pytest.raises(ValueError, match="'exact_match', as another metric does"):
+        compute(["exact_match", "twin.py:same"], ["a"], ["a"], rows)
+    with pytest.raises(ValueError, match="two settings, and both are called 'share'"):
+        compute([{"name": "twin.py:share", "kwargs": {"of": of}} for of in "AB"], ["a"], ["a"], rows)
+    assert compute(["twin.py:Made", "twin.py:Made"], ["a"], ["a"], rows) == {"made": 1.0}
+    assert compute(["accuracy", "macro_f1"], ["A"], ["A"]).keys() == {"accuracy", "macro_f1", "unparsed"}
+    compute(["twin.py:deep"], ["a"], ["a"], rows)
+    assert rows[0]["prompt"][0]["content"] == "a"

@@ -161,3 +161,11 @@ def test_devices_have_their_memory_or_what_is_given_or_a_share_of_this_machine()
     for text, known in {"2xA100": "A100-40GB or A100-80GB", "1xH10": "H10-24GB or what it has"}.items():
         with pytest.raises(ValueError, match=f"{text!r} says no memory; write {known}"):
             read_hardware(text)
+
+
+def test_words_of_conversations_are_counted(plan, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    talk = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]
+    rows.write_text(json.dumps({"messages": talk}))
+    settings = {**TINY, "task": "file", "task_kwargs": {"train": str(rows)}}
+    assert "fits" in plan("1xCPU-8GB", **settings)

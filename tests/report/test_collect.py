@@ -7,6 +7,7 @@ import json
 import pytest
 
 from rl_warmup.experiments.collect import find_runs, sections
+from rl_warmup.experiments.run_files import read_result
 
 
 def arms(path):
@@ -86,3 +87,34 @@ def test_a_folder_of_unfinished_runs_says_so(pair):
         (run / "metrics.json").unlink()
     with pytest.raises(ValueError, match=r"2 unfinished \(no metrics.json\)"):
         find_runs([pair])
+
+
+def test_runs_made_in_python_are_compared_by_the_model_they_started_from(tmp_path, run_folder):
+    for seed in (1, 2):
+        run = run_folder(tmp_path / f"mine-{seed}", seed=seed)
+        (run / "recipe.yaml").unlink()
+        settings = {"objective": "marginal", "seed": seed, "model_name_or_path": "my/start"}
+        (run / "environment.json").write_text(json.dumps({"settings": settings}))
+        later = run / "evaluation" / "test" / "metrics.json"
+        later.parent.mkdir(parents=True)
+        (run / "metrics.json").rename(later)
+        later.write_text(json.dumps({**json.loads(later.read_text()), "model": str(run)}))
+    (section,) = sections(find_runs([tmp_path])[0])
+    assert (section.model, arms(tmp_path)) == ("my/start", {"mine": [1, 2]})
+
+
+def test_null_for_settings_is_none(pair):
+    (pair / "warmup-1" / "environment.json").write_text('{"settings": null}')
+    assert len(find_runs([pair])[0]) == 2
+
+
+def test_what_was_looked_for_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"no recipe.yaml or environment.json anywhere in it"):
+        find_runs([tmp_path])
+
+
+def test_a_folder_without_a_result_is_a_sentence(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"holds no metrics.json: the run is not finished, or this is not a run folder"
+    ):
+        read_result(str(tmp_path))

@@ -156,6 +156,24 @@ def test_what_a_reward_changes_is_its_own(world):
     assert any(seen[1])
 
 
+def test_what_a_reward_changes_in_messages_is_its_own(world):
+    seen = []
+
+    def greedy(prompts, **kwargs):
+        for prompt in prompts:
+            if isinstance(prompt, list):
+                prompt[0]["content"] = "zz"
+        return [1.0] * len(prompts)
+
+    def watching(prompts, **kwargs):
+        seen.extend(prompts)
+        return [0.0] * len(prompts)
+
+    world.judge([greedy, watching])
+    assert any(isinstance(prompt, list) for prompt in seen)
+    assert "zz" not in str(seen)
+
+
 def test_no_reward_with_a_weight_is_refused(world):
     with pytest.raises(ValueError, match="rewards: all have the weight 0"):
         world.judge([{"name": "target_logprob", "weight": 0}])

@@ -13,6 +13,13 @@ from rl_warmup.experiments.sweeps import SweepSettings, run_sweep
 from rl_warmup.experiments.sweeps.jobs import read_sweep
 
 TWO = {"runs": {"sft": {"objective": "sft"}, "warmup": {}}, "grid": None, "control": "sft"}
+RESULT = {
+    "task": "ledger",
+    "model": "scratch-t5",
+    "updates": 2,
+    "train_seconds": 1.0,
+    "metrics": {"": {"exact_match": 1.0}},
+}
 EQUAL = {**TWO, "equal_compute": {"longer": {"like": "sft", "seconds_of": "warmup"}}}
 
 
@@ -43,7 +50,7 @@ def test_how_many_updates_equal_compute_takes(stage):
     for name, seconds in (("sft", 10.0), ("warmup", 35.0)):
         folder = sweep.folder(name, 1)
         folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text(json.dumps({"updates": 100, "train_seconds": seconds}))
+        (folder / "metrics.json").write_text(json.dumps({**RESULT, "updates": 100, "train_seconds": seconds}))
     config = sweep.job(sweep.variants[1], 1).recipe.config
     assert (config.max_steps, config.eval_steps) == (385, 38)  # 100 updates in 10 s; 35 s and a tenth more
 

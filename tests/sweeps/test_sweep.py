@@ -14,6 +14,8 @@ import yaml
 
 from rl_warmup.cli.main import main
 from rl_warmup.experiments.sweeps import SweepSettings, run_sweep, show_jobs
+from rl_warmup.experiments.sweeps.jobs import read_sweep
+from rl_warmup.experiments.sweeps.worker import run_jobs
 from rl_warmup.metrics.significance import compare_seeds, holm
 from rl_warmup.runtime.orphans import _start_time
 
@@ -223,3 +225,33 @@ def test_a_run_put_there_by_somebody_else_is_no_result(stage):
         run_sweep(file, SweepSettings(stage.output))
     with pytest.raises(ValueError, match="--output"):
         run_sweep(file, SweepSettings(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"metrics": {}}, "it has no exact_match, only nothing"),
+        ({"metrics": {"": {"exact_match": None}}}, "it has no exact_match"),
+        ({"metrics": {"": 3}}, "`metrics` is {'': 3}, no object of numbers"), ({"train_seconds": None}, "has no `train_seconds`"),
+    ],
+)  # fmt: skip
+def test_a_damaged_result_fails_its_run_alone(stage, changes, error):
+    stage = stage()
+    sweep = read_sweep(stage.write(grid={"num_warmups": [1, 2]}, seeds=1), stage.output)
+    folder = sweep.folder("num_warmups=1", 1)
+    folder.mkdir(parents=True)
+    known = {"task": "ledger", "model": "scratch-t5", "updates": 2, "train_seconds": 1.0, "metrics": {}}
+    (folder / "metrics.json").write_text(json.dumps({**known, **changes}))
+    (queue,), _ = run_jobs([sweep], SweepSettings(stage.output))
+    assert list(queue.errors()) == ["num_warmups=1/seed-1"]
+    assert error in queue.errors()["num_warmups=1/seed-1"]
+    assert stage.lines("ended") == ["num_warmups=2/seed-1"]
+
+
+def test_an_arm_that_tpe_makes_and_nothing_can_run_fails(stage):
+    stage = stage()
+    ranges = {"num_warmups": {"low": -2, "high": 0}}
+    file = stage.write(grid=None, control=None, random=ranges, trials=3, sampler="tpe", seeds=1)
+    answer = run_sweep(file, SweepSettings(stage.output))
+    assert [error.startswith("The arm trial-") for error in answer.failed.values()] == [True] * 3
+    assert stage.lines("started") == []

@@ -67,3 +67,10 @@ def test_column_map_makes_rows():
         ColumnMap("p", None, None, template).row(both, 4, "here")
     assert ColumnMap("p", "target", None, template).row(both, 4, "here")["id"] == "9"
     assert ColumnMap("p", "completion", "lang", template).row(both, 4, "here")["target"] == "c"
+
+
+def test_a_prompt_column_may_be_optional():
+    columns = ColumnMap("p", "t", None, Template.parse("{q} {text?}"))
+    for value in ("", None, []):
+        assert columns.row({"p": value, "q": "why", "t": "y"}, 0, "here")["prompt"] == "why"
+    assert columns.row({"p": "x", "q": "why", "t": "y"}, 0, "here")["prompt"] == "why x"

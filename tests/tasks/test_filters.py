@@ -4,6 +4,7 @@ import pytest
 
 from rl_warmup.tasks.columns import ColumnMap, Template
 from rl_warmup.tasks.filters import RowFilter
+from rl_warmup.tasks.forms import AutoColumns
 
 COLUMNS = ColumnMap("de", "en", None, Template.parse("{text}"))
 PAIRS = [("ab", "ab"), ("ab", ""), ("ab", "abcde"), ("abcdefg", "abcdefg"), ("abcd", "a"), (None, "ab")]
@@ -43,3 +44,42 @@ def test_limits_that_leave_nothing():
     for ratio in ((2, 1), (1, 1), (-1, 1), (1, 2, 3)):
         with pytest.raises(ValueError, match=r"target_ratio=.*the least and the greatest"):
             RowFilter(target_ratio=ratio)
+
+
+def left(rules, columns, *records):
+    located = [(n, f"row {n}", record) for n, record in enumerate(records)]
+    return [int(row["id"]) for row in rules.rows(located, columns, None, "here")]
+
+
+def test_limits_count_the_prompt_as_it_is_made_of_all_its_columns():
+    two = ColumnMap("q", "a", None, Template.parse("{text} {hint}"))
+    records = [{"q": "ab", "hint": "c", "a": "abcd"}, {"q": "ab", "hint": "c", "a": "abcdefgh"}]
+    assert left(RowFilter(target_ratio=(0.5, 1.5)), two, *records) == [0]  # 4 and 8 characters for "ab c"
+    alpaca = AutoColumns(None, Template.parse("{text}"))
+    records = [{"instruction": "ab", "input": x, "output": "c"} for x in ("", "de", "d" * 9)]
+    assert left(RowFilter(max_chars=6), alpaca, *records) == [0, 1]  # "ab", a blank line, the input
+    talk = [[{"role": "user", "content": "a" * n}, {"role": "assistant", "content": "b"}] for n in (3, 7)]
+    assert left(RowFilter(max_chars=6), alpaca, *({"messages": one} for one in talk)) == [0]
+
+
+def test_empty_columns_of_a_template_are_dropped_and_faults_are_named():
+    columns = AutoColumns(None, Template.parse("{text} {lang}"))
+    records = [{"instruction": "a", "output": "b", "lang": lang} for lang in ("de", "", None)]
+    assert left(RowFilter(drop_empty=True), columns, *records) == [0]
+    with pytest.raises(ValueError, match="row 0: message 0 of column 'prompt'"):
+        left(RowFilter(drop_empty=True), columns, {"prompt": [{"role": 3}], "target": "b", "lang": "de"})
+
+
+@pytest.mark.parametrize(
+    ("record", "column"),
+    [
+        ({"instruction": "c", "output": None}, "output"), ({"instruction": None, "output": "c"}, "instruction"),
+        ({"messages": None}, "messages"), ({"messages": []}, "messages"), ({"conversations": []}, "conversations"),
+        ({"prompt": None, "completion": "c"}, "prompt"), ({"prompt": [], "target": "c"}, "prompt"),
+    ],
+)  # fmt: skip
+def test_a_recognised_form_without_text_is_empty(record, column):
+    columns = AutoColumns(None, Template.parse("{text}"))
+    assert left(RowFilter(drop_empty=True), columns, record, {"prompt": "a", "target": "b"}) == [1]
+    with pytest.raises(ValueError, match=f"row 0: column '{column}' is empty"):
+        left(RowFilter(), columns, record)

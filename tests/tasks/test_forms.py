@@ -322,3 +322,11 @@ def test_choices_with_labels_of_their_own(tmp_path):
     )
     assert "give each choice a label" in fault(tmp_path, {**ARC, "answerKey": "4"}, **arc)
     assert "labels_column" in fault(tmp_path, ARC, labels_column="choices.label")
+
+
+def test_what_stands_beside_named_messages_stays(tmp_path):
+    record = {"data": {"messages": TALK, "id": "q7"}, "x": 1}
+    row = load(tmp_path, record, messages_column="data.messages", id_column="data.id").splits["train"][0]
+    assert row == {"data": {"id": "q7"}, "x": 1, "id": "q7", "prompt": TALK[:3], "target": "4"}
+    bare = load(tmp_path, {"data": {"messages": TALK}}, messages_column="data.messages").splits["train"][0]
+    assert bare.keys() == {"id", "prompt", "target"}

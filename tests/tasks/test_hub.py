@@ -112,3 +112,36 @@ def test_without_the_package_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="needs the package datasets; install it, or use the task 'file'"):
         load_task("hub", dataset_name="any")
+
+
+def test_a_folder_of_save_to_disk_has_no_configurations(tmp_path):
+    home = str(tmp_path / "saved")
+    datasets.Dataset.from_list([{"prompt": "a", "target": "b"}]).save_to_disk(home)
+    for key, value in {"dataset_config": "de", "revision": "main", "data_files": {"train": "x"}}.items():
+        with pytest.raises(ValueError, match=f"saved' is a folder of save_to_disk.*leave out {key}$"):
+            load_task("hub", dataset_name=home, validation=None, test=None, **{key: value})
+
+
+def test_a_split_has_columns_of_its_own_in_languages_too(tmp_path):
+    rows = [("fr", 7, "Oui"), ("de", 7, "Ja"), ("en", 7, "Yes"), ("de", 8, "Nein"), ("en", 8, "No")]
+    for name, text, key in (("one", "text", "id"), ("other", "said", "key")):
+        lines = [json.dumps({"lang": lang, key: n, text: words}) for lang, n, words in rows]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text("\n".join(lines))
+    pair = {"language_column": "lang", "source_language": "de", "target_language": "en", "validation": None}
+    pair |= {"dataset_name": str(tmp_path / "one"), "cache_dir": str(tmp_path / "cache")}
+    test = {"dataset_name": str(tmp_path / "other"), "split": "train", "prompt_column": "said", "id_column": "key"}
+    splits = load_task("hub", **pair, test=test).splits
+    for split in ("train", "test"):
+        found = [(row["id"], row["prompt"], row["target"]) for row in splits[split]]
+        assert found == [("7", "Ja", "Yes"), ("8", "Nein", "No")]
+    with pytest.raises(ValueError, match="leave out target_column"):
+        load_task("hub", **pair, test={**test, "target_column": "said"})
+    with pytest.raises(ValueError, match="source_language and target_language are both 'de'"):
+        load_task("hub", **{**pair, "target_language": "de"}, test=None)
+    lines[-1] = json.dumps({"lang": "en", "key": 8, "said": ""})
+    (tmp_path / "other" / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(
+        ValueError, match="other', split 'train', row 3 with .*other', split 'train', row 4: column 'target' is empty"
+    ):
+        load_task("hub", **pair, test=test)

@@ -112,3 +112,16 @@ def test_arguments_have_the_types_that_a_task_declares(name, kwargs, tmp_path, m
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "target": "b"}\n' * 9)
     with pytest.raises(ValueError, match=f"^(task )?'?{name}'?: .*{list(kwargs.values())[-1]!r}.*give"):
         load_task(name, **kwargs)
+
+
+def test_arguments_may_be_all_that_their_documentation_names(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "target": "b"}\n')
+    spec = {"name": "chrf++", "kwargs": {"lowercase": True}}
+    assert load_task("file", train=rows, metrics=["bleu", spec]).metrics == ("bleu", spec)
+    assert len(load_task("multiple_choice", families="order", train_size=2).splits["train"]) == 2
+    pytest.importorskip("datasets")
+    kwargs = {"dataset_name": "json", "validation": None, "test": None, "cache_dir": tmp_path / "cache"}
+    for files in (str(rows), [str(rows)], {"train": str(rows)}):
+        task = load_task("hub", **kwargs, data_files=files, metrics=[spec])
+        assert (len(task.splits["train"]), task.metrics) == (1, (spec,))

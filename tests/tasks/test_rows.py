@@ -66,3 +66,10 @@ def test_take_is_nested_and_reproducible():
     assert take(rows, 10, 0, "train") != take(rows, 10, 1, "train")
     with pytest.raises(ValueError, match=r"test_size=51.*50 rows are available"):
         take(rows, 51, 0, "test")
+
+
+def test_a_message_without_text_is_named():
+    row = {**ROW, "prompt": [{"role": "user", "content": ["a"]}]}
+    with pytest.raises(ValueError, match="row 0: message 0 of column 'prompt'.*give role and content as texts"):
+        task([row])
+    assert task([{**ROW, "prompt": [{"role": "user", "content": "a"}]}])

@@ -122,6 +122,9 @@ def make_plan(values: Mapping[str, Any], hardware: Hardware, lengths: Mapping[st
 def planned_cost(values: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     """An estimate of what one run of a recipe costs, for comparing runs; arguments and errors as of `make_plan`.
 
+    Args:
+        processes: that share an update.
+
     Returns:
         `parameters`; `tokens_per_update` and `flops_per_update` of all processes together; `sft_ratio`, operations over
         those of an SFT update of the same prompts; `updates`, `tokens` and `flops` of the run, None where the number of

@@ -121,7 +121,9 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
     sizes, folder = said["scratch"] or {}, Path(name)
     rows = _rows(said) if name.startswith("scratch-") or (folder / "tokenizer.json").is_file() else []
     words = name.startswith("scratch-") and sizes.get("tokenizer") == "words"
-    known = {"...", *(w for row in rows for part in ("prompt", "target") for w in row[part].split())} if words else ()
+    known = (
+        {"...", *(w for row in rows for part in ("prompt", "target") for w in flat(row[part]).split())} if words else ()
+    )
     shape = read_shape(name, sizes, len(known) + 5 if rows and words else None)
     mean, longest, origin = _lengths(said, _counted(rows, folder, words), lengths or {})
     uncounted = [key for key in ("beta", "proposals") if said[key] and not sft] + ["use_peft"] * said["use_peft"]

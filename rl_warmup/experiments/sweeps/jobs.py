@@ -21,7 +21,6 @@ from rl_warmup.experiments.compare import better, updates_at_equal_compute
 from rl_warmup.experiments.run_files import read_result
 from rl_warmup.experiments.sweeps.question import OWN, Question, read_question
 from rl_warmup.metrics import METRICS, compute, signatures
-from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.ownership import RESULT
 from rl_warmup.runtime.recipe_file import read_values, read_yaml
 from rl_warmup.tasks import load_task
@@ -191,7 +190,7 @@ class Sweep:
 
 def _equal_compute(job: Job) -> dict[str, int]:
     """How long a job trains to take at least the seconds of the second run that it depends on, at the speed of the first."""
-    like, other = (read_json(folder / RESULT) for folder in job.after)
+    like, other = (read_result(folder) for folder in job.after)
     updates = updates_at_equal_compute(like, other["train_seconds"])
     tenths = {"eval_steps": max(1, updates // 10)} if job.recipe.config.eval_strategy.value == "steps" else {}
     return {"max_steps": updates, **tenths}

@@ -27,10 +27,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl_warmup.experiments.run_files import read_records, read_result
 from rl_warmup.experiments.sweeps.answer import Answer, write_answer
 from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, read_sweep, suggest
 from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
-from rl_warmup.runtime.documents import parse_json, read_json, read_jsonl
+from rl_warmup.runtime.documents import parse_json
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import RESULT, file_lock, run_of
 from rl_warmup.runtime.terminal import SECONDS, bars
@@ -132,16 +133,18 @@ class Worker:
         """The metric of a trial's run; its mean over the seeds where the study makes the arms."""
         began, fresh = time.monotonic(), True
         values: list[float] = []
-        for job in self._jobs(queue, trial):
-            offset = len(values) * max(1, job.recipe.config.max_steps)
-            try:
+        key = trial.user_attrs["run"]
+        try:
+            for job in self._jobs(queue, trial):
+                key = job.key
+                offset = len(values) * max(1, job.recipe.config.max_steps)
                 value, again = self._execute(queue, job, trial, slot, offset)
-            except RunFailed as error:
-                trial.set_user_attr("error", str(error))
-                self.news.append(f"{self._name(queue, job)} FAILED: {error}")
-                raise
-            values.append(value)
-            fresh = fresh and not again
+                values.append(value)
+                fresh = fresh and not again
+        except (RunFailed, ValueError) as error:
+            trial.set_user_attr("error", str(error))
+            self.news.append(f"{self._name(queue, key)} FAILED: {error}")
+            raise RunFailed(str(error)) from error
         if fresh:
             trial.set_user_attr("seconds", round(time.monotonic() - began, 3))
         return statistics.mean(values)
@@ -153,27 +156,28 @@ class Worker:
         params = {name: suggest(trial, name, space) for name, space in sweep.ranges.items()}
         return [sweep.job(Variant(key, params, params), seed) for seed in sweep.question.seeds]
 
-    def _name(self, queue: Queue, job: Job) -> str:
-        return job.key if len(self.queues) == 1 else f"{queue.sweep.question.name}/{job.key}"
+    def _name(self, queue: Queue, key: str) -> str:
+        return key if len(self.queues) == 1 else f"{queue.sweep.question.name}/{key}"
 
     def _execute(self, queue: Queue, job: Job, trial: Any, slot: int, offset: int) -> tuple[float, bool]:
         """The metric of a run, and whether (a part of) it was there already."""
         with file_lock(job.folder / "run.lock", self._raise_if_stopped) as lock:
             begun = (job.folder / "environment.json").is_file()
             if not job.done:
-                name = self._name(queue, job)
+                name = self._name(queue, job.key)
                 self.at_work[name] = job
                 try:
                     self._process(queue, job, trial, slot, offset, lock)
                 finally:
                     self.at_work.pop(name, None)
-            result = read_json(job.folder / RESULT, "Remove the folder; the run is repeated then.")
+            result = read_result(job.folder)
         metric, warmups = queue.sweep.question.metric, queue.sweep.question.warmups[0]
-        scored = result["metrics"].get(warmups, result["metrics"][""])
+        found = result["metrics"].get(warmups, result["metrics"].get("", {}))
+        scored = {name: value for name, value in found.items() if value is not None}
         if metric not in scored:
-            raise RunFailed(f"it has no {metric}, only {', '.join(scored)}")
+            raise RunFailed(f"it has no {metric}, only {', '.join(scored) or 'nothing'}")
         seconds = result["train_seconds"]
-        self.news.append(f"{self._name(queue, job)}  {metric} {scored[metric]:.4g}  {seconds:.0f} s of training")
+        self.news.append(f"{self._name(queue, job.key)}  {metric} {scored[metric]:.4g}  {seconds:.0f} s of training")
         return float(scored[metric]), begun
 
     def _process(self, queue: Queue, job: Job, trial: Any, slot: int, offset: int, lock: int) -> None:
@@ -217,11 +221,12 @@ class Worker:
     def _report(self, queue: Queue, job: Job, trial: Any, offset: int, seen: int) -> int:
         """Tell the study what validation says so far, and end a run that has no prospects."""
         key = f"eval_{queue.sweep.question.metric}"
-        points = [(line["step"], line[key]) for line in read_jsonl(job.folder / "metrics.jsonl") if key in line]
+        lines = read_records(job.folder / "metrics.jsonl")
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         for step, value in points[seen:]:
             trial.report(value, offset + step)
             if trial.should_prune():
-                self.news.append(f"{self._name(queue, job)} pruned at update {step}: {key} {value:.4g}")
+                self.news.append(f"{self._name(queue, job.key)} pruned at update {step}: {key} {value:.4g}")
                 raise queue.optuna.TrialPruned
         return len(points)
 
