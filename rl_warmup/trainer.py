@@ -52,7 +52,7 @@ from rl_warmup.models.loading import (
     tokenizer_of,
     with_dtype,
 )
-from rl_warmup.models.plain_use import save_for_plain_use, size_cache_by_decoder
+from rl_warmup.models.plain_use import save_for_plain_use
 from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.plugins import spelled
 from rl_warmup.rewards import PREDICTIONS, RewardScores, RewardSet
@@ -134,7 +134,6 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
             model = add_adapter(model, peft_config)
         if args.disable_dropout:
             disable_dropout(model)
-        size_cache_by_decoder(model.config)
         self.layout = make_layout(model, tokens)
         self.settings = Inference.of(args, tokens, args.device)
         # Rows that are scored are never dropped, or a long target would leave the comparison unseen.
@@ -224,7 +223,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         """
         batch, tokens, uses_kl = inputs, num_items_in_batch, self._uses_kl(inputs)
         if self.rollout.draws_rows(batch.group_size):  # some rows of a group get a gradient, chosen by their weights
-            scores = score_sampled(model, batch, self.constraints)
+            scores = self.as_numbers(score_sampled(model, batch, self.constraints))
             judged = self._judge(model, batch, scores)
             weights = self._weigh(batch, judged.total, scores.warmup_logprob)
             trained, constants = self.rollout.draw_rows(batch, weights)
@@ -232,16 +231,16 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         else:
             known = self._weights_before_scores(batch)
             learned = score(model, batch, self.constraints, None if uses_kl else known)
-            judged = self._judge(model, batch, learned)
-            weights = known or self._weigh(batch, judged.total, learned.warmup_logprob)
-            scores, trained, constants = learned.detach(), batch, weights
+            scores, trained = self.as_numbers(learned), batch
+            judged = self._judge(model, batch, scores)
+            constants = weights = known or self._weigh(batch, judged.total, scores.warmup_logprob)
         formed = learned.objective  # by the forward, where it knew the weights
         loss = sum(weighted_loss(learned, constants, tokens)) if formed is None else -formed / tokens
         if uses_kl:
             loss = loss + self._kl_to_start(model, batch, trained, learned, constants) / tokens
-        if self.schedule.measures_reading(self.state.global_step):
-            self._measure_reading(model, batch, scores)
         self._record(batch, trained, scores, weights, judged, weighted_loss(scores, weights, tokens))
+        if self.schedule.measures_reading(self.state.global_step) and not self.diverges():
+            self._measure_reading(model, batch, scores)
         self.watchdog.reached(f"update {self.state.global_step + 1}, warmups scored")
         # DDP and ZeRO average gradients over processes, while the denominator already counts all of them.
         return loss * self.accelerator.num_processes
@@ -279,7 +278,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         """Tell schedule, log and run folder about a micro-batch, unless its loss is no number."""
         policy_loss, target_loss = (part.item() for part in losses)
         groups, cold_start = batch.num_prompts * batch.group_size, self.schedule.in_cold_start
-        if not self.is_number(policy_loss, target_loss):
+        if not self.is_number(policy_loss, target_loss) or self.update.fault is not None:
             return
         if cold_start and groups and not self.schedule.reading:
             chosen = weights.posterior.flatten()
@@ -311,13 +310,14 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
 
         def baseline() -> Tensor:
             empty = self.rollout.without_warmups(batch.prompts).to(self.args.device)
-            return score(model, empty, self.constraints).target_logprob.repeat_interleave(batch.group_size)
+            got = self.as_numbers(score(model, empty, self.constraints)).target_logprob
+            return got.repeat_interleave(batch.group_size)
 
         return self.rewards(
             batch,
-            target_logps=scores.target_logprob[:groups].detach(),
-            target_token_logps=scores.token_logps[:groups].detach(),
-            warmup_logps=scores.warmup_logprob[:groups].detach(),
+            target_logps=scores.target_logprob[:groups],
+            target_token_logps=scores.token_logps[:groups],
+            warmup_logps=scores.warmup_logprob[:groups],
             baseline_target_logps=baseline,
             trainer_state=self.state,
         )

@@ -226,3 +226,12 @@ def test_a_recipe_streams_its_file_and_orders_it_by_its_seed(tmp_path):
         orders.append([row["id"] for row in make_trainer(recipe, recipe_task(recipe)).train_dataset])
     assert sorted(orders[0]) == sorted(orders[1]) == [row["id"] for row in ROWS]
     assert orders[0] != orders[1]
+
+
+def test_special_tokens_of_targets_are_found_beyond_the_first_row_of_a_stream(make):
+    """A faulty row ends the search, as it is named in its turn."""
+    special = {"id": "r3", "prompt": "p3 q", "target": "t0 <unk> u"}
+    for rows, found in (([*ROWS[:3], special, *ROWS[4:]], True), ([*ROWS[:3], {"id": "bad"}, special], False)):
+        trainer = make(Rows(rows))
+        unknown = trainer.processing_class.unk_token_id
+        assert (unknown in trainer.settings.special_targets) == found

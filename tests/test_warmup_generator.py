@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import threading
 import tracemalloc
 from dataclasses import replace
 from itertools import product
@@ -81,7 +82,7 @@ def test_log_probabilities_equal_a_float64_loop(lab, writer):
 
 def test_marginal_reranking_equals_brute_force(lab, writer):
     out = writer.generate(rows_of(lab), num_warmups=5, batch_size=2, seed=3)
-    candidates = [writer.predict(rows_of(lab), 4, sample_warmup=True, seed=3 + k) for k in range(5)]
+    candidates = [writer.predict(rows_of(lab), 4, sample_warmup=True, seed=s) for s in (3, "3/1", "3/2", "3/3", "3/4")]
     for place, prompt in enumerate(PROMPTS):
         drawn = [c[place] for c in candidates]
         scores = []
@@ -207,6 +208,83 @@ def test_streamed_pieces_are_the_prediction(lab, writer):
     assert {part for part, _ in writer.stream("a b", warmup="")} <= {"target"}
     with pytest.raises(TypeError):  # of the thread that writes
         list(writer.stream("a b", warmup=5))
+
+
+def test_a_stream_passes_on_what_generate_finds_when_it_has_written(lab, writer):
+    with torch.no_grad():
+        writer.model.get_output_embeddings().weight.mul_(math.nan)
+    with pytest.raises(FloatingPointError, match="write nothing"):
+        list(writer.stream("a b"))
+
+
+def test_a_stream_left_early_ends_its_writing_before_the_model_is_used_again(lab, writer):
+    settings, count = writer.model.generation_config, threading.active_count()
+    whole = writer.generate(PROMPTS)
+    for prompt in PROMPTS:
+        for _ in writer.stream(prompt):
+            break
+        assert threading.active_count() == count
+        assert writer.model.generation_config is settings
+    assert writer.generate(PROMPTS) == whole
+
+
+def test_unsure_rows_of_a_gate_draw_by_their_own_numbers(lab, writer):
+    settings = {"sample_warmup": True, "sample_target": True, "seed": 3}
+    sure = sorted(p["prediction_logprob"] / len(target_of(lab, p)) for p in writer.generate(rows_of(lab), warmup=""))
+    always, out = (writer.generate(rows_of(lab), gate=gate, **settings) for gate in (1e9, sure[-2]))
+    assert {p["gated"] for p in out} == {True, False}
+    for prediction, wanted in zip(out, always, strict=True):
+        assert prediction["gated"] or prediction == wanted
+
+
+def test_neighbouring_seeds_share_no_candidates(lab, writer):
+    rows = rows_of(lab) * 10
+    of = {seed: writer.generate(rows, num_warmups=2, select="vote", seed=seed, logprobs=False) for seed in (1, 2)}
+    second, first = ([p["candidates"][k]["warmup"] for p in of[seed]] for seed, k in ((1, 1), (2, 0)))
+    assert second != first
+
+
+def test_windows_name_rows_by_their_numbers_and_share_given_warmups(lab, writer, monkeypatch):
+    monkeypatch.setattr("rl_warmup.inference.generation.WINDOW", 1)
+    texts = ["a", "b c", "", "c"]
+    found = list(writer.iterate(iter(PROMPTS), batch_size=3, warmup=iter(texts)))
+    assert found == writer.generate(PROMPTS, warmup=texts)
+    for count, fault in ((3, "3 texts for more inputs"), (5, "more texts than the 4 inputs")):
+        with pytest.raises(ValueError, match=fault):
+            list(writer.iterate(PROMPTS, batch_size=3, warmup=[*texts, "a"][:count]))
+    for fourth, fault in (
+        ({"prompt": None}, "prompt 3: is empty"),
+        (5, "input 3: '5'"),
+        ({"prompt": ["a"]}, "prompt 3: the prompt is a"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            list(writer.iterate(["a", "b", "c", fourth], batch_size=3))
+    rows = [{"prompt": "a", "target": "b"}] * 3
+    with pytest.raises(ValueError, match="rows row 3 .*the target is empty"):
+        list(writer.iterate([*rows, {"prompt": "a", "target": ""}], batch_size=3))
+
+
+def test_a_given_warmup_holds_no_token_that_a_warmup_may_not_hold(lab, writer):
+    end, separator = lab.tokenizer.convert_ids_to_tokens([lab.tokens.eos_id, lab.tokens.separator_id])
+    assert writer.generate("a b", warmup=f"b {separator} c {end}") == writer.generate("a b", warmup="b c")
+
+
+def test_a_model_without_warmups_reads_a_given_one_in_a_stream_too(lab, writer):
+    bare = replace(writer, settings=replace(writer.settings, mode="empty"))
+    for warmup in (None, "b c"):
+        pieces = list(bare.stream("a b", warmup=warmup))
+        (whole,) = bare.generate("a b", warmup=warmup)
+        assert "".join(text for part, text in pieces if part == "warmup") == whole["warmup"] == (warmup or "")
+        assert "".join(text for part, text in pieces if part == "target") == whole["prediction"]
+
+
+@pytest.mark.parametrize("prompt", [["a"], [None], 5, None])
+def test_a_prompt_that_is_no_text_and_no_conversation_is_one_sentence(lab, writer, prompt):
+    fault = "is empty" if prompt is None else "has to be a text, or a list of messages"
+    with pytest.raises(ValueError, match=f"prompt 0: .*{fault}"):
+        writer.generate({"prompt": prompt})
+    with pytest.raises(ValueError, match=f"rows row 0 .*{fault}"):
+        writer.generate({"prompt": prompt, "target": "a"})
 
 
 def test_a_gate_keeps_what_is_sure_and_is_calibrated_on_rows(lab, writer):

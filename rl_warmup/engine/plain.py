@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rl_warmup.batch import Scores, Warmup, WarmupBatch
 from rl_warmup.engine.finite import are_numbers, refuse_no_numbers
@@ -170,9 +170,6 @@ def constrained_generate(
     config = GenerationConfig(
         pad_token_id=layout.tokens.pad_id, use_cache=True, decoder_start_token_id=start, **settings
     )
-    if getattr(base.config, "num_decoder_layers", None) not in (None, getattr(base.config, "num_layers", None)):
-        # transformers sizes a T5's decoder cache by its number of *encoder* layers; an unsized cache grows as needed
-        call["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
     call |= {"generation_config": config, "logits_processor": LogitsProcessorList([processor])}
     # what a call leaves unset is filled from the checkpoint's own settings (repetition penalties, forced tokens)
     kept, base.generation_config = base.generation_config, GenerationConfig()

@@ -11,15 +11,18 @@ from typing import Any
 from rl_warmup.inference.selection import SELECTIONS
 
 
-def as_rows(inputs: Any) -> list[dict[str, Any]]:
+def as_rows(inputs: Any, first: int = 0) -> list[dict[str, Any]]:
     """Rows with `prompt`: of a text, a conversation, a row, or several of these (a list, a data set, any iterable).
+
+    Args:
+        first: the number of the first input, for errors.
 
     Raises:
         ValueError: an input that is none of them.
     """
     one = isinstance(inputs, str | Mapping) or _is_conversation(inputs)
     rows: list[dict[str, Any]] = []
-    for number, given in enumerate([inputs] if one else inputs):
+    for number, given in enumerate([inputs] if one else inputs, first):
         if isinstance(given, Mapping) and "prompt" in given:
             rows.append(dict(given))
         elif isinstance(given, str) or _is_conversation(given):

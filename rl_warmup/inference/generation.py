@@ -1,6 +1,6 @@
 """Inference: a model writes a warmup, or reads a given one, and then writes the target.
 
-Knows: a model, its layout and sampling constraints, encoded rows. Must not know: training, rewards, metrics.
+Knows: a model, its layout and sampling constraints, encoded rows. Must not know: training, rewards.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from rl_warmup.engine import Written, generate_targets
 from rl_warmup.inference.asked import as_rows, check_settings
@@ -29,6 +28,7 @@ from rl_warmup.models.layouts import Layout, make_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
 from rl_warmup.runtime.sharing import is_main, map_over_processes, uniforms
+from rl_warmup.runtime.terminal import progress
 
 FORCED = ("shuffled", "empty_warmup", "filler")  # controls by `control_warmups`
 CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
@@ -36,6 +36,7 @@ WRITTEN = (  # columns of a prediction
     "warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids", "prediction_finish",
 )  # fmt: skip
 LOGPROBS = ("warmup_logprob", "prediction_logprob")
+ONE_EACH = "Give one text, or one for each input."
 WINDOW = 32  # batches that `iterate` holds
 
 
@@ -89,7 +90,7 @@ class WarmupGenerator:
         self, inputs: Any, *, warmup: Any = None, num_warmups: int = 1, select: str = "marginal",
         utility: str | Utility = "chrf", sample_warmup: bool = False, sample_target: bool = False, temperature: float = 1.0,
         num_beams: int = 1, gate: float | Gate | None = None, logprobs: bool = True, batch_size: int = 32, seed: int = 0,
-        first: int = 0, show_progress: bool = False,
+        places: Sequence[int] | None = None, show_progress: bool = False,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Predictions for texts, conversations or rows, in their order.
 
@@ -105,7 +106,8 @@ class WarmupGenerator:
             num_beams: beams of the target, which is then the likeliest found (summed log-probability).
             gate: mean log-probability per token from which a prediction without a warmup is kept; see `calibrate_gate`.
             logprobs: whether to measure `warmup_logprob` and `prediction_logprob` (one forward).
-            seed, first: of everything sampled; the number of the first input.
+            seed: of everything sampled.
+            places: the numbers of the inputs, from 0 by default: each draws by its own, and errors name it.
 
         Returns:
             A dict for each input: its columns, `warmup`, `warmup_ids`, `warmup_finish`, `prediction`, `prediction_ids`,
@@ -116,8 +118,9 @@ class WarmupGenerator:
             ValueError: settings that exclude each other, or an input that cannot be encoded.
         """
         check_settings(self.mode, warmup, num_warmups, select, sample_target, num_beams, gate, temperature)
-        rows = self.encoded(as_rows(inputs))
-        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "first": first, "num_beams": num_beams}
+        rows = self.encoded(as_rows(inputs, places[0] if places else 0), places)
+        places = range(len(rows)) if places is None else places
+        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "places": places, "num_beams": num_beams}
         settings |= {"sample_target": sample_target, "temperature": temperature, "show_progress": show_progress}
         if gate is not None:
             return self._gated(rows, gate.threshold if isinstance(gate, Gate) else gate, settings, num_warmups=num_warmups,
@@ -132,24 +135,35 @@ class WarmupGenerator:
         return out
 
     def iterate(
-        self, inputs: Iterable[Any], batch_size: int = 32, show_progress: bool = False, **settings: Any
-    ) -> Iterator[dict[str, Any]]:
+        self, inputs: Iterable[Any], batch_size: int = 32, show_progress: bool = False, warmup: Any = None, **settings: Any
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """The predictions of `generate` one by one, without holding all inputs: `WINDOW` batches are sorted at a time."""
+        found = self._in_windows(inputs, batch_size, warmup, settings)
+        yield from progress(found, "Predicting", show_progress and is_main())
+
+    def _in_windows(
+        self, inputs: Iterable[Any], batch_size: int, warmup: Any, settings: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
         source, place = iter(inputs), 0
-        with tqdm(desc="Predicting", unit="row", disable=not (show_progress and is_main()), leave=False) as bar:
-            while window := list(islice(source, WINDOW * batch_size)):
-                for prediction in self.generate(window, batch_size=batch_size, first=place, **settings):
-                    bar.update()
-                    yield prediction
-                place += len(window)
+        given = None if warmup is None or isinstance(warmup, str) else iter(warmup)  # one for each input
+        while window := list(islice(source, WINDOW * batch_size)):
+            places = range(place, place + len(window))
+            own = warmup if given is None else list(islice(given, len(window)))
+            if given is not None and len(own) < len(window):
+                raise ValueError(f"warmup: {place + len(own)} texts for more inputs. {ONE_EACH}")
+            yield from self.generate(window, warmup=own, batch_size=batch_size, places=places, **settings)
+            place += len(window)
+        if given is not None and list(islice(given, 1)):
+            raise ValueError(f"warmup: more texts than the {place} inputs. {ONE_EACH}")
 
     def stream(self, prompt: Any, warmup: str | None = None) -> Iterator[tuple[str, str]]:
         """The pieces of one prompt's text as they are written: ("warmup", piece), then ("target", piece). Greedy."""
         (row,) = self.encoded(as_rows([prompt]))
-        forced = self._given("" if self.mode == "empty" else warmup, 1)
+        forced = self._given("" if self.mode == "empty" and warmup is None else warmup, 1)
         self.check_room([row], forced)
         streamer = PartStreamer(self.decode, self.constraints.separator_id, self.layout.tokens.eos_id)
-        yield from streamer.pieces(lambda: self._write([row], forced, streamer=streamer))
+        suppressed = self.settings.suppressed(self.layout.tokens)
+        yield from streamer.pieces(lambda: self._write([row], forced, suppressed=suppressed, streamer=streamer))
 
     def calibrate_gate(
         self, rows: Any, metric: Any = "exact_match", tolerance: float = 0.0, batch_size: int = 32
@@ -159,8 +173,8 @@ class WarmupGenerator:
 
     def predict(
         self, rows: Sequence[dict[str, Any]], batch_size: int = 32, forced: Sequence[list[int]] | None = None,
-        sample_warmup: bool = False, show_progress: bool = False, seed: int | None = None, sample_target: bool = False,
-        temperature: float = 1.0, num_beams: int = 1, first: int = 0,
+        sample_warmup: bool = False, show_progress: bool = False, seed: int | str | None = None, sample_target: bool = False,
+        temperature: float = 1.0, num_beams: int = 1, places: Sequence[int] | None = None,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Predictions for rows: the text columns plus those of `WRITTEN`.
 
@@ -172,30 +186,32 @@ class WarmupGenerator:
             forced: warmups (ids) instead of the policy's, one per row; see `control_warmups`.
             sample_warmup: sample warmups instead of taking their likeliest tokens.
             seed: of what is sampled; None takes one from torch's random state.
-            sample_target, temperature, num_beams, first: as `generate`; without them the target is greedy.
+            sample_target, temperature, num_beams, places: as `generate`; without them the target is greedy.
 
         Raises:
             ValueError: a row that cannot be encoded, or a forced warmup that leaves too few positions.
         """
-        rows = self.encoded(rows)
+        rows = self.encoded(rows, places)
+        numbers = range(len(rows)) if places is None else places
         if forced is None and self.mode == "empty":
             forced = [[] for _ in rows]
-        self.check_room(rows, forced)
+        self.check_room(rows, forced, numbers)
+        suppressed = self.settings.suppressed(self.layout.tokens)
         if (sample_warmup or sample_target) and seed is None:
             seed = int(torch.randint(2**31, ()))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]))
 
         def write(start: int) -> list[dict[str, Any]]:
             chosen = order[start : start + batch_size]
-            places = [first + i for i in chosen]
+            own = [numbers[i] for i in chosen]
             given = None if forced is None else [forced[i] for i in chosen]
-            settings: dict[str, Any] = {"temperature": temperature}
+            settings: dict[str, Any] = {"temperature": temperature, "suppressed": suppressed}
             if sample_warmup:
-                settings["draws"] = uniforms("predict", seed, places, 1, self.constraints.max_length)
+                settings["draws"] = uniforms("predict", seed, own, 1, self.constraints.max_length)
             if sample_target:
                 longest = max(map(len, given), default=0) if given is not None else self.constraints.max_length
                 steps = longest + 1 + self.settings.max_target_length
-                settings["sample_target"] = uniforms("target", seed, places, 1, steps)
+                settings["sample_target"] = uniforms("target", seed, own, 1, steps)
             return self._write([rows[i] for i in chosen], given, num_beams, **settings)
 
         starts = range(0, len(rows), batch_size)
@@ -208,7 +224,6 @@ class WarmupGenerator:
     ) -> list[dict[str, Any]]:
         """Predictions of one batch."""
         prompts, longest = [row["prompt_ids"] for row in rows], self.settings.max_target_length
-        settings["suppressed"] = self.settings.suppressed(self.layout.tokens)
         finishes: list[str] | None = None
         if num_beams > 1 and forced is None:  # first the warmups, then beams from them
             found = generate_targets(self.model, self.layout, self.constraints, prompts, 1, **settings)
@@ -231,7 +246,8 @@ class WarmupGenerator:
     ) -> list[dict[str, Any]]:
         """The selected one of the targets written after several sampled warmups."""
         seed, measure = settings.pop("seed"), utility_of(utility) if select == "mbr" else None
-        candidates = [self.predict(rows, sample_warmup=True, seed=seed + k, **settings) for k in range(num_warmups)]
+        seeds = [seed if k == 0 else f"{seed}/{k}" for k in range(num_warmups)]  # seed + k is another call's
+        candidates = [self.predict(rows, sample_warmup=True, seed=own, **settings) for own in seeds]
         marginal = mixtures(self, rows, candidates, settings["batch_size"]) if select == "marginal" else []
         out = []
         for place, row in enumerate(rows):
@@ -256,44 +272,54 @@ class WarmupGenerator:
         for prediction in out:
             prediction["gated"] = True
         if unsure:
+            settings["places"] = [settings["places"][i] for i in unsure]
             warmed = self.generate([rows[i] for i in unsure], **settings, **more)
             for i, prediction in zip(unsure, warmed, strict=True):
                 out[i] = {**prediction, "gated": False}
         return out if more["logprobs"] else [{k: v for k, v in p.items() if k not in LOGPROBS} for p in out]
 
     def _given(self, warmup: Any, count: int) -> list[list[int]] | None:
-        """Ids of given warmups, one for each row; None for the model's own."""
+        """Ids of given warmups, one for each row, without tokens that a warmup may not hold; None for the model's own."""
         if warmup is None:
             return None
         texts = [warmup] * count if isinstance(warmup, str) else list(warmup)
         if len(texts) != count:
-            raise ValueError(f"warmup: {len(texts)} texts for {count} inputs. Give one text, or one for each input.")
-        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in texts]
+            raise ValueError(f"warmup: {len(texts)} texts for {count} inputs. {ONE_EACH}")
+        found = (self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in texts)
+        return [self.constraints.allowed(ids) for ids in found]
 
-    def encoded(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows with their ids. Encoded rows stay as they are; a prompt without a target is filled into the template."""
+    def encoded(self, rows: Sequence[dict[str, Any]], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """The rows with their ids. Encoded rows stay as they are; a prompt without a target is filled into the template.
+
+        Args:
+            places: the numbers of the rows, for errors and ids; of rows with targets they follow each other.
+        """
         if all("prompt_ids" in row for row in rows):
             return list(rows)
         encoder = self.encoder()
         if all("target" in row or "completion" in row for row in rows):
-            return encoder.encode_all(rows, "rows")
+            return encoder.encode_all(rows, "rows", first=places[0] if places else 0)
         prompts = [self.settings.prompt(row["prompt"]) for row in rows]
-        found = encoder.encode_prompts(prompts)
+        found = encoder.encode_prompts(prompts, places)
         if (unread := encoder.writable.say("prompts")) and is_main():
             print(unread, file=sys.stderr)
         return [{**ids, **row} for row, ids in zip(rows, found, strict=True)]
 
-    def check_room(self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None) -> None:
+    def check_room(
+        self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None, places: Sequence[int] | None = None
+    ) -> None:
         """Check that forced warmups, which may be longer than the model's, fit its positions.
 
         Raises ValueError: naming the row that needs more positions than there are.
         """
         longest = max(map(len, forced or ()), default=0)
+        if not longest:
+            return
         positions = self.encoder().positions
         if positions is None or longest <= positions.warmup:
             return
         needed = replace(positions, warmup=longest)
-        for place, row in enumerate(rows):
+        for place, row in zip(range(len(rows)) if places is None else places, rows, strict=True):
             target = len(row.get("target_ids", [0]))
             needed.check(len(row["prompt_ids"]), target, f"row {place} with its forced warmup")
 

@@ -113,8 +113,7 @@ class RewardTrial:
 
     def _ids(self, row: Row) -> list[int]:
         ids = self.warmup_generator.tokenizer(row["warmup"], add_special_tokens=False)["input_ids"]
-        constraints = self.warmup_generator.constraints
-        kept = [i for i in ids if not constraints.banned[i] and i != constraints.separator_id]
+        kept = self.warmup_generator.constraints.allowed(ids)
         # it would be scored as no warmup; that is correct only for one that a model drew (`finish`)
         if row["warmup"].strip() and not kept and "finish" not in row:
             raise ValueError(

@@ -14,15 +14,22 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class PartStreamer(BaseStreamer):
-    """Yields (part, text): `warmup` pieces, then `target` pieces. Pieces of a part joined are its text."""
+    """Yields (part, text): `warmup` pieces, then `target` pieces.
+
+    Pieces of a part joined are its text where more tokens only add to what was decoded. Where they change it (a tokenizer that
+    cleans up spaces may), what was told stays, and text that no longer continues it is not told.
+    """
 
     def __init__(self, decode: Callable[[list[int]], str], separator_id: int, eos_id: int) -> None:
         self.decode, self.separator_id, self.eos_id = decode, separator_id, eos_id
         self.part, self.ids, self.told, self.skipped = "warmup", list[int](), "", False
+        self.left = False  # nobody reads the pieces any more
         self.queue: Queue[tuple[str, str] | BaseException | None] = Queue()
 
     def put(self, value: Tensor) -> None:
-        """A token that `generate` wrote; its first call brings the prompt."""
+        """A token that `generate` wrote; its first call brings the prompt. Raises _Left: nobody reads the pieces any more."""
+        if self.left:
+            raise _Left
         if not self.skipped:
             self.skipped = True
             return
@@ -35,9 +42,8 @@ class PartStreamer(BaseStreamer):
                 self._tell()
 
     def end(self) -> None:
-        """All is written."""
+        """All is written, but not checked yet: `pieces` ends when what generates has returned."""
         self._tell(last=True)
-        self.queue.put(None)
 
     def _tell(self, last: bool = False) -> None:
         text = self.decode(self.ids)
@@ -55,11 +61,20 @@ class PartStreamer(BaseStreamer):
                 write()
             except BaseException as error:
                 self.queue.put(error)
+            else:
+                self.queue.put(None)
 
         thread = Thread(target=run, daemon=True)
         thread.start()
-        while (found := self.queue.get()) is not None:
-            if isinstance(found, BaseException):
-                raise found
-            yield found
-        thread.join()
+        try:
+            while (found := self.queue.get()) is not None:
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+        finally:  # also where the reader leaves early: the thread ends before the model is used again
+            self.left = True
+            thread.join()
+
+
+class _Left(Exception):
+    """Ends the writing of a stream whose reader has gone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from rl_warmup.batch import WarmupBatch
+from rl_warmup.batch import Scores, WarmupBatch
 from rl_warmup.engine import score
 from rl_warmup.method.rollout import Rollout
 from rl_warmup.method.update import Update
@@ -37,6 +38,8 @@ class DivergenceTrainer(ResumableTrainer):
     rollout: Rollout
     update: Update
     diverged_at: int | None = None  # the update that diverged, where the run went back
+    went_back_to: Path | None = None  # the checkpoint whose weights it then took
+    _checked_at: int | None = None  # the update after which the model's answers were looked at
     _scored: WarmupBatch | None = None  # the last micro-batch that had a finite loss
 
     @property
@@ -54,14 +57,34 @@ class DivergenceTrainer(ResumableTrainer):
         )
         return False
 
+    def diverges(self) -> bool:
+        """Whether this update has no numbers any more, on some process. All processes call it."""
+        return bool(self._maximum(int(self.update.fault is not None)))
+
+    def as_numbers(self, scores: Scores) -> Scores:
+        """The scores without gradient. Where they are not finite, zeros, as no reward or rule is to judge them, and the run
+        diverges after this update."""
+        scores = scores.detach()
+        if (scores.target_logprob + scores.warmup_logprob).isfinite().all():
+            return scores
+        self.update.fault = (
+            f"The log-probabilities are not numbers any more at update {self.state.global_step + 1}. Checkpoints saved before it "
+            f"are intact. {REMEDY}"
+        )
+        names = ("target_logprob", "warmup_logprob", "token_logps")
+        return replace(scores, **{name: torch.zeros_like(getattr(scores, name)) for name in names})
+
     def check_weights(self) -> None:
         """Extends: the loss of the update, and after the last update what the model gives the rows that it has just seen."""
-        if self._maximum(int(self.update.fault is not None)):
+        if self.diverges():
             raise Diverged(self.update.fault or "The loss of another process is not a number any more.")
         super().check_weights()
         if self.update.shown is not None:
             self._scored = self.update.shown[0]
-        if self.state.global_step >= self.state.max_steps and not self._is_sound():
+        if self.state.global_step < self.state.max_steps or self._checked_at == self.state.global_step:
+            return
+        self._checked_at = self.state.global_step  # Trainer comes here twice where an epoch ends
+        if not self._is_sound():
             raise Diverged(
                 f"After the last update, {self.state.global_step}, the model diverged: it gives the targets of its own rows less "
                 f"than exp(-{EXPLODED:g}) per token, no number, or all tokens the same. Earlier checkpoints are intact. {REMEDY}"
@@ -135,7 +158,10 @@ class DivergenceTrainer(ResumableTrainer):
                 break
         else:
             raise type(error)(f"{said} on_divergence: stop_before found no checkpoint to go back to.") from error
-        self.state.global_step = checkpoints.step_of(place)
-        self.diverged_at, self.control.should_training_stop = update, True
+        state = self.state
+        state.global_step = checkpoints.step_of(place)
+        if (state.best_global_step or 0) > state.global_step:  # it was passed over
+            state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+        self.diverged_at, self.went_back_to, self.control.should_training_stop = update, place, True
         if self.is_world_process_zero():
-            tqdm.write(f"{said} The run ends with {place}, as on_divergence is stop_before.")
+            tqdm.write(f"{said} Training ends there.")

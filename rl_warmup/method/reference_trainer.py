@@ -62,7 +62,7 @@ class ReferenceTrainer(DivergenceTrainer):
         if self.has_trained and self.checkpoint(resume_from_checkpoint) is None:  # anew, from the current weights
             self.rollout = replace(self.rollout, objective=self.args.objective)  # the earlier run may have given up
             self.keep_start()
-        self.has_trained = True
+        self.has_trained, self.diverged_at, self.went_back_to, self._checked_at = True, None, None, None
         with self.own_folder(resume_from_checkpoint):
             return self._train_with_reference(resume_from_checkpoint, **kwargs)
 
@@ -86,12 +86,13 @@ class ReferenceTrainer(DivergenceTrainer):
         if self.start is not None:
             self.start.prepare(self)
         output = super().train(resume_from_checkpoint, **kwargs)
-        gave_up, best = self.schedule.gave_up_at, self.best_at()
-        if gave_up is not None and best is not None and best < gave_up:
-            self.rollout = replace(self.rollout, objective=self.args.objective)  # the best model writes warmups
-        if best is not None:  # under the constraints of its update, which the guard may have changed since
-            declared = read_layout(str(self.state.best_model_checkpoint))
-            self.rollout.constraints = replace(self.constraints, **declared["law"])
+        kept = self.went_back_to if self.best_at() is None else self.state.best_model_checkpoint
+        if kept is not None:  # as it was at its update: since then constraints may have changed, or the run given up
+            declared = read_layout(str(kept))
+            objective = "sft" if declared["inference"] == "empty" else self.args.objective
+            self.rollout = replace(
+                self.rollout, objective=objective, constraints=replace(self.constraints, **declared["law"])
+            )
         self._say_which_model()
         return output
 
@@ -110,7 +111,11 @@ class ReferenceTrainer(DivergenceTrainer):
 
     def _say_which_model(self) -> None:
         best = self.best_at()
-        if best is None or not self.is_world_process_zero():
+        if not self.is_world_process_zero():
+            return
+        if best is None:
+            if self.went_back_to is not None:
+                tqdm.write(f"The run ends with {self.went_back_to}, as on_divergence is stop_before.")
             return
         metric = self._best_by()
         last: dict[str, Any] = next((log for log in reversed(self.state.log_history) if f"eval_{metric}" in log), {})

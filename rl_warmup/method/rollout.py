@@ -245,9 +245,7 @@ class Rollout:
 
     def _allowed(self, proposal: Warmup) -> Warmup:
         """The proposal without banned tokens (an unknown word, a special token of a draft), cut at the limit."""
-        banned, separator = self.constraints.banned, self.constraints.separator_id
-        ids = [i for i in proposal.ids if not banned[i] and i != separator]
-        return Warmup(ids[: self.constraints.max_length], "proposal")
+        return Warmup(self.constraints.allowed(proposal.ids)[: self.constraints.max_length], "proposal")
 
 
 def prediction_limit(rows: list[dict[str, Any]], max_target_length: int) -> int:

@@ -28,7 +28,8 @@ from rl_warmup.runtime.checkpoints import plain
 
 BLOCKS = 100
 LONG_WORD = 4  # so many letters of a script without spaces should be more than one word
-CHECKED = 1_000  # rows, spread over all, in which the tokenizer's words are checked
+# rows, spread over all, in which the tokenizer's words are checked; of a stream, the first rows from which settings are made
+CHECKED = 1_000
 COUNTED = 10_000  # first rows of a stream in which words are counted, instead of all
 
 
@@ -125,10 +126,10 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
 
 
 def first_rows(rows: Any) -> list[dict[str, Any]]:
-    """The encoded training rows; of a stream its first row, or enough rows to check its proposals."""
+    """The encoded training rows; of a stream its first `CHECKED` rows."""
     if not isinstance(rows, EncodedStream):
         return rows or []
-    first = rows.first(CHECKED if rows.proposals else 1)
+    first = rows.first(CHECKED, CHECKED if rows.proposals else 1)
     if words := _refuse_words(first, rows.proposals, rows.encoder.tokenizer):
         print(words)
     return first
@@ -234,10 +235,20 @@ class EncodedStream(IterableDataset, TrainerCallback):
         """Trainer skips rows after a restart, so that they need not be encoded."""
         self.rows_to_skip = 0 if args.ignore_data_skip else state.global_step * self.rows_per_update
 
-    def first(self, count: int) -> list[dict[str, Any]]:
-        """The first rows of the first epoch, encoded; `encoder.counts` does not change."""
-        encoder = replace(self.encoder, counts=Counter())
-        return list(itertools.islice(encoder.encode_each(self.raw(0), "train"), count))
+    def first(self, count: int, sound: int | None = None) -> list[dict[str, Any]]:
+        """The first rows of the first epoch, encoded; `encoder.counts` does not change.
+
+        Args:
+            sound: a faulty row after so many ends them, as training names it in its turn; by default each is named now.
+        """
+        encoder, found = replace(self.encoder, counts=Counter()), list[dict[str, Any]]()
+        try:
+            for row in itertools.islice(encoder.encode_each(self.raw(0), "train"), count):
+                found.append(row)
+        except ValueError:
+            if sound is None or len(found) < sound:
+                raise
+        return found
 
     def raw(self, epoch: int) -> Iterator[dict[str, Any]]:
         """The rows of one epoch as the source gives them."""

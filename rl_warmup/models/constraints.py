@@ -7,6 +7,7 @@ banned the end token only while sampling, log P(c|x) fell to -48 within a hundre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +30,10 @@ class SamplingConstraints:
     def banned_ids(self) -> Tensor:
         """Ids of the banned tokens: filling a few columns is faster than masking whole rows."""
         return self.banned.nonzero()[:, 0]
+
+    def allowed(self, ids: Sequence[int]) -> list[int]:
+        """The ids that a warmup may hold: without banned tokens and the separator."""
+        return [i for i in ids if not self.banned[i] and i != self.separator_id]
 
     def restrict(self, logits: Tensor, steps: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Logits of the policy: divided by the temperature, with every impossible token at -inf.

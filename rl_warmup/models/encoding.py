@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
@@ -78,15 +78,15 @@ class RowEncoder:
     _tokenized: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # (part, text) -> tokens
 
     def encode_all(
-        self, rows: Iterable[dict[str, Any]], name: str, show_progress: bool = False
+        self, rows: Iterable[dict[str, Any]], name: str, show_progress: bool = False, first: int = 0
     ) -> list[dict[str, Any]]:
-        """All rows of a data set without those that a truncation policy drops.
+        """All rows of a data set without those that a truncation policy drops; the first is row number `first`.
 
         Raises ValueError: names the first faulty row, its fault, and what to do.
         """
         shown = progress(rows, f"Tokenizing {name}", show_progress)
         self.writable = Writable()
-        encoded = list(self.encode_each(shown, name))
+        encoded = list(self.encode_each(shown, name, first))
         if encoded and self.writable.unknown == self.writable.rows:
             raise ValueError(
                 f"{name}: all of the text is unknown to the tokenizer. Give the tokenizer of this text's language."
@@ -124,8 +124,8 @@ class RowEncoder:
                     f"{where}: needs {wanted}; it has {', '.join(map(repr, row)) or 'none'}. {OTHER_FORMS}"
                 )
         target = _target_text(row[target_column])
-        _refuse_other(row["prompt"], "prompt", where, "a text, or a list of messages")
-        _refuse_other(target, target_column, where, "a text")
+        _refuse_other(row["prompt"], "prompt", where, messages=True)
+        _refuse_other(target, target_column, where)
         if target is None or not target.strip():
             raise ValueError(
                 f"{where}: the {target_column} is empty ({row[target_column]!r}). Remove the row or fill it."
@@ -187,11 +187,15 @@ class RowEncoder:
         )
         self._reserved = {self.separator_id, self._end, tokenizer.pad_token_id}  # which a target may not hold
 
-    def encode_prompts(self, prompts: list[str]) -> list[dict[str, Any]]:
-        """Prompts without targets, for inference."""
+    def encode_prompts(self, prompts: Sequence[Any], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Prompts without targets, for inference; `places` are their numbers, by default from 0.
+
+        Raises ValueError: naming the prompt that is empty, no text and no conversation, or too long.
+        """
         rows = []
-        for index, prompt in enumerate(prompts):
+        for index, prompt in zip(range(len(prompts)) if places is None else places, prompts, strict=True):
             where = f"prompt {index}"
+            _refuse_other(prompt, "prompt", where, messages=True)
             whole = self._prompt_ids(prompt, where)
             if not whole:
                 raise ValueError(f"{where}: is empty ({prompt!r}). Give a text.")
@@ -221,6 +225,8 @@ class RowEncoder:
         return ahead
 
     def _prompt_ids(self, prompt: Any, where: str) -> list[int]:
+        if prompt is None:
+            return []
         if prompt and (isinstance(prompt, list) or self.chat.texts):
             ids = self.chat.ids(self.tokenizer, prompt, where)
         elif isinstance(prompt, str) and ("prompt", prompt) in self._tokenized:
@@ -302,10 +308,13 @@ def _between_unspaced(text: str, place: int) -> bool:
     return any(UNSPACED.match(text, i) for i in (place, place - 1) if 0 <= i < len(text))
 
 
-def _refuse_other(value: Any, column: str, where: str, wanted: str) -> None:
-    """Raises ValueError for a value of a column that is neither text nor empty nor a list of messages."""
-    if value is None or isinstance(value, str) or (isinstance(value, list) and "messages" in wanted):
+def _refuse_other(value: Any, column: str, where: str, messages: bool = False) -> None:
+    """Raises ValueError for a column that holds neither text nor None nor, where `messages` are allowed, a list of them."""
+    if value is None or isinstance(value, str):
         return
+    if messages and isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
+        return
+    wanted = "a text, or a list of messages" if messages else "a text"
     hint = (
         f'"{value}"' if isinstance(value, int | float) and not isinstance(value, bool) and value == value else "a text"
     )

@@ -47,17 +47,6 @@ def stock_settings(model: Any, settings: Inference, tokens: LayoutTokens) -> Gen
     )  # fmt: skip
 
 
-def size_cache_by_decoder(config: Any) -> None:
-    """Let a T5 config whose encoder has another number of layers say how many the decoder has.
-
-    transformers sizes the cache of `generate` by `decoder_layers` where a config has it, else by the encoder's layers, and a
-    deeper decoder ends in an IndexError.
-    """
-    layers = getattr(config, "num_decoder_layers", None)
-    if layers not in (None, getattr(config, "num_layers", None)):
-        config.decoder_layers = layers
-
-
 def save_for_plain_use(folder: str | Path, model: Any, settings: Inference, tokens: LayoutTokens) -> None:
     """Write generation_config.json, custom_generate/generate.py and the README's section beside saved weights."""
     folder = Path(folder)

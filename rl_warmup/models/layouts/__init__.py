@@ -37,5 +37,17 @@ class Layout:
 
 
 def make_layout(model: Any, tokens: LayoutTokens) -> Layout:
-    """The layout that fits a model's architecture."""
+    """The layout that fits a model's architecture; its config then sizes the cache of `generate` by the decoder."""
+    _size_cache_by_decoder(model.config)
     return Layout(tokens, bool(model.config.is_encoder_decoder))
+
+
+def _size_cache_by_decoder(config: Any) -> None:
+    """Let a T5 config whose encoder has another number of layers say how many the decoder has.
+
+    transformers sizes the cache of `generate` by `decoder_layers` where a config has it, else by the encoder's layers, and a
+    deeper decoder ends in an IndexError.
+    """
+    layers = getattr(config, "num_decoder_layers", None)
+    if layers not in (None, getattr(config, "num_layers", None)):
+        config.decoder_layers = layers
