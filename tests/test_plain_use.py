@@ -121,13 +121,14 @@ def test_the_snippets_of_the_readme_run(trained, tmp_path, arm):
     check_snippets(trained[arm], tmp_path)
 
 
-def test_the_snippets_of_an_adapters_readme_run(trained, tmp_path):
+def test_the_snippets_of_an_adapters_readme_run_with_the_prompts_template(trained, tmp_path):
     recipe = yaml.safe_load((trained["llama by limit"] / "recipe.yaml").read_text(encoding="utf-8"))
     more = {"use_peft": True, "lora_r": 2, "lora_target_modules": "all-linear", "output_dir": str(tmp_path / "adapter")}
     more |= {"model_name_or_path": str(trained["llama by limit"]), "scratch": None}
+    recipe["task_kwargs"]["prompt_template"] = "sigma {text}"
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**recipe, **more}), encoding="utf-8")
     assert main(["train", "--config", str(tmp_path / "r.yaml")]) == 0
-    check_snippets(tmp_path / "adapter", tmp_path)
+    check_snippets(tmp_path / "adapter", tmp_path, before="sigma ")
 
 
 def test_the_snippets_of_a_model_of_conversations_run(trained, tmp_path):
@@ -141,15 +142,15 @@ def test_the_snippets_of_a_model_of_conversations_run(trained, tmp_path):
     check_snippets(tmp_path / "chat", tmp_path)
 
 
-def check_snippets(folder: Path, tmp_path: Path) -> None:
-    """Run both snippets of a folder's README for one of its predictions."""
+def check_snippets(folder: Path, tmp_path: Path, before: str = "") -> None:
+    """Run both snippets of a folder's README for one of its predictions, whose prompt is the text with this before it."""
     page = (folder / "README.md").read_text(encoding="utf-8")
     row = read_jsonl(folder / "predictions.jsonl")[3]
     own, stock = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     for code, wanted in ((own, [row["prediction"]]), (stock, [row["warmup"], row["prediction"]])):
         done = subprocess.run(
-            [sys.executable, "-c", code.replace("a prompt", row["prompt"])], cwd=folder, env=env, text=True,
+            [sys.executable, "-c", code.replace("a prompt", row["prompt"].removeprefix(before))], cwd=folder, env=env, text=True,
             capture_output=True, check=False,
         )  # fmt: skip
         assert done.stdout.split("\n")[: len(wanted)] == wanted, done.stderr[-2000:]

@@ -172,7 +172,7 @@ def _metric(spec: Spec) -> tuple[str, Metric, dict[str, Any]]:
     given = spec if isinstance(spec, Mapping) else {"name": spec}
     name, kwargs = given.get("name"), given.get("kwargs") or {}
     if not isinstance(name, str) or not isinstance(kwargs, Mapping) or set(given) - {"name", "kwargs"}:
-        raise ValueError(f"metrics: {dict(given)!r:.80}; give a name, or {{'name': ..., 'kwargs': {{...}}}}")
+        raise ValueError(f"metrics: {spec!r:.80}; give a name, or {{'name': ..., 'kwargs': {{...}}}}")
     metric = _found(name)
     try:
         allowed = inspect.signature(metric.function)

@@ -111,12 +111,16 @@ print(tokenizer.decode(target, skip_special_tokens=True))
 
 def _reading(settings: Inference, cutting: str) -> str:
     """The lines that make the model's inputs of a prompt, with these arguments that cut it."""
-    messages = [{"role": "system", "content": settings.system}] if settings.system else []
-    messages.append({"role": "user", "content": "a prompt"})
-    if settings.chat and settings.chat_template != NONE:
-        kwargs = "".join(f", {key}={value!r}" for key, value in settings.chat_template_kwargs.items())
-        how = f"add_generation_prompt=True, return_dict=True{kwargs}{cutting}"
-        return f'messages = {messages!r}\ninputs = tokenizer.apply_chat_template(messages, {how}, return_tensors="pt")'
-    text = "\n".join(message["content"] for message in messages) if settings.chat else "a prompt"
-    note = "  # the contents of a conversation, a message per line" if settings.chat else ""
-    return f'text = {text!r}{note}\ninputs = tokenizer(text{cutting}, return_tensors="pt")'
+    prompt = settings.prompt("a prompt")
+    if not settings.chat:
+        return f'inputs = tokenizer({prompt!r}{cutting}, return_tensors="pt")'
+    messages = settings.chat_format().messages(prompt)
+    if settings.chat_template == NONE:
+        text = "\n".join(message["content"] for message in messages)
+        return (
+            f"text = {text!r}  # the contents of a conversation, a message per line\n"
+            f'inputs = tokenizer(text{cutting}, return_tensors="pt")'
+        )
+    kwargs = "".join(f", {key}={value!r}" for key, value in settings.chat_template_kwargs.items())
+    how = f"add_generation_prompt=True, return_dict=True{kwargs}{cutting}"
+    return f'messages = {messages!r}\ninputs = tokenizer.apply_chat_template(messages, {how}, return_tensors="pt")'

@@ -23,11 +23,10 @@ class RowFilter:
     """The rows to leave out. Raises ValueError for a limit that leaves nothing."""
 
     drop_empty: bool = False  # with an empty prompt or target, in every split; otherwise such a row is an error
-    max_chars: int | None = (
-        None  # training rows with more characters in the prompt, as its template makes it, or in the target
-    )
-    # (least, greatest): training rows whose ratio of target characters to characters of the prompt is outside; these are mostly
-    # wrong translations
+    # Training rows with more characters in the prompt or in the target. The words of `prompt_template` itself do not count.
+    max_chars: int | None = None
+    # (least, greatest): training rows whose ratio of target characters to characters of the prompt, counted alike, is outside;
+    # these are mostly wrong translations
     target_ratio: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -59,13 +58,14 @@ class RowFilter:
             located: number, place and record.
         """
         dropped: Counter[str] = Counter()
+        own = sum(len(part.literal) for part in columns.template.parts)
         try:
             for number, place, record in located:
                 if self.drop_empty and any(is_empty(text) for text in columns.texts(record, place)):
                     dropped["empty"] += 1
                     continue
                 row = columns.row(record, number, place)
-                if why := self._why_not(row):
+                if why := self._why_not(row, own):
                     dropped[why] += 1
                 else:
                     yield row
@@ -73,12 +73,12 @@ class RowFilter:
             for why, count in dropped.items():
                 logger.info("%s: left out %d rows: %s", where, count, why)
 
-    def _why_not(self, row: Row) -> str | None:
-        """Why a row is too long or too uneven; None where it is neither."""
-        prompt, target = len(flat(row["prompt"])), len(row["target"])
+    def _why_not(self, row: Row, own: int) -> str | None:
+        """Why a row is too long or too uneven, where so many characters are the template's own; None where it is neither."""
+        prompt, target = len(flat(row["prompt"])) - own, len(row["target"])
         if self.max_chars is not None and max(prompt, target) > self.max_chars:
             return f"more than {self.max_chars} characters"
-        if self.target_ratio is not None and prompt:
+        if self.target_ratio is not None and prompt > 0:
             least, greatest = self.target_ratio
             if not least <= target / prompt <= greatest:
                 return f"characters of target per character of prompt outside {least} to {greatest}"

@@ -68,7 +68,7 @@ KWARGS = [
 ] + [
     (f"train: rows.jsonl, {key}: {value}", f"{key}={shown}") for key, value, shown in [
         ("stream", "maybe", "'maybe'"), ("stream", "1", "1"), ("validation_fraction", "abc", "'abc'"), ("validation_fraction", ".nan", "nan"),
-        ("target_style", "[a]", "['a']"), ("metrics", "null", "None"), ("metrics", "true", "True"), ("metrics", "[5]", "[5]"),
+        ("target_style", "[a]", "['a']"), ("metrics", "null", "None"), ("metrics", "true", "True"),
         ("prompt_template", "5", "5"), ("prompt_template", "null", "None"), ("prompt_column", "[a]", "['a']"), ("quoted", "maybe", "'maybe'"),
         ("column_names", "{a: 1}", "{'a': 1}"), ("test_size", HUGE, "1000"), ("seed", "null", "None"),
     ]
@@ -76,6 +76,7 @@ KWARGS = [
     ("train: rows.jsonl, train_sze: 3", "no argument 'train_sze' (did you mean 'train_size'?)"), ("train: nosuch.jsonl", "does not exist"),
     ("train: rows.jsonl, train_size: 9", "8 rows are available"), ("train: rows.jsonl, train_size: -1", "8 rows are available"),
     ("path: rows.jsonl, train: rows.jsonl", "give either path"), ("train: .", "is a folder"),
+    ("train: rows.jsonl, metrics: [5]", "metrics: 5;"),
 ]  # fmt: skip
 
 

@@ -51,10 +51,10 @@ def left(rules, columns, *records):
     return [int(row["id"]) for row in rules.rows(located, columns, None, "here")]
 
 
-def test_limits_count_the_prompt_as_it_is_made_of_all_its_columns():
-    two = ColumnMap("q", "a", None, Template.parse("{text} {hint}"))
+def test_limits_count_all_columns_of_the_prompt_and_no_words_of_the_template():
+    two = ColumnMap("q", "a", None, Template.parse("translate: {text} {hint}"))
     records = [{"q": "ab", "hint": "c", "a": "abcd"}, {"q": "ab", "hint": "c", "a": "abcdefgh"}]
-    assert left(RowFilter(target_ratio=(0.5, 1.5)), two, *records) == [0]  # 4 and 8 characters for "ab c"
+    assert left(RowFilter(target_ratio=(0.5, 1.5)), two, *records) == [0]  # 4 and 8 characters for "ab" and "c"
     alpaca = AutoColumns(None, Template.parse("{text}"))
     records = [{"instruction": "ab", "input": x, "output": "c"} for x in ("", "de", "d" * 9)]
     assert left(RowFilter(max_chars=6), alpaca, *records) == [0, 1]  # "ab", a blank line, the input
