@@ -302,6 +302,8 @@ def test_a_gate_keeps_what_is_sure_and_is_calibrated_on_rows(lab, writer):
     out = writer.generate(rows, gate=gate)
     assert sum(p["gated"] for p in out) == gate.skipped * 4
     assert sum(p["prediction"] == row["target"] for p, row in zip(out, rows, strict=True)) / 4 == gate.quality
+    with pytest.raises(ValueError, match="rows: none"):
+        writer.calibrate_gate([])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ measured on others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,10 @@ def calibrate(
         metric: as in a recipe, of one number that grows with quality.
 
     Raises:
-        ValueError: the metric gives several numbers, or the model was trained without warmups.
+        ValueError: no rows, the metric gives several numbers, or the model was trained without warmups.
     """
+    if not rows:
+        raise ValueError("rows: none are given. Give rows with targets that the model was not trained on.")
     if warmup_generator.mode != "policy":
         raise ValueError("A gate skips warmups, and this model was trained without them.")
     rows = warmup_generator.encoded(rows)
@@ -72,11 +75,8 @@ def calibrate(
 
     ordered = sorted(set(sure))
     tried = {ordered[round(k * (len(ordered) - 1) / STEPS)] for k in range(STEPS + 1)}
-    measured = {threshold: quality(threshold) for threshold in sorted(tried)}
-    always, best = quality(float("inf")), max(measured.values())
-    if always > best + tolerance:
-        return Gate(float("inf"), 0.0, always, always, quality(float("-inf")), len(rows))
-    best = max(best, always)
+    measured = {threshold: quality(threshold) for threshold in sorted(tried | {math.inf})}
+    best = max(measured.values())
     threshold = min(t for t, value in measured.items() if value >= best - tolerance)
     skipped = sum(s >= threshold for s in sure) / len(rows)
-    return Gate(threshold, skipped, measured[threshold], always, quality(float("-inf")), len(rows))
+    return Gate(threshold, skipped, measured[threshold], measured[math.inf], measured[ordered[0]], len(rows))

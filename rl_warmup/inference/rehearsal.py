@@ -13,7 +13,7 @@ from typing import Any
 from rl_warmup.inference.evaluation import COSTLY, ceiling
 from rl_warmup.inference.generation import WRITTEN, WarmupGenerator
 from rl_warmup.metrics import compute
-from rl_warmup.models.encoding import RowEncoder
+from rl_warmup.models.encoding import ADDED, RowEncoder
 from rl_warmup.runtime.run_folder import json_line
 from rl_warmup.runtime.sharing import is_main
 from rl_warmup.tasks import Task
@@ -61,7 +61,7 @@ def rehearse(
 
 def _check_json(row: dict[str, Any], where: str) -> None:
     """Raises ValueError naming a column that JSON cannot hold, or that has the name of a column made here."""
-    if taken := [column for column in (*WRITTEN, "prompt_ids", "target_ids", "word_lengths") if column in row]:
+    if taken := [column for column in (*WRITTEN, *ADDED) if column in row]:
         raise ValueError(
             f"{where}: {taken[0]!r} is the name of a column that is made here. Rename the column of that name."
         )

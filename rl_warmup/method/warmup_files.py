@@ -136,7 +136,7 @@ class StoredWarmups:
         """The file for a run with these `WarmupOptions` and `LayoutTokens`; None if it does not train on one."""
         if STORED not in args.proposals or args.objective == "sft":
             return None
-        forbidden = {*tokens.banned.nonzero()[:, 0].tolist(), tokens.separator_id}
+        forbidden = {*tokens.banned_ids, tokens.separator_id}
         path = Path(str(args.stored_warmups))
         return cls(path, tokenizer, forbidden, args.num_warmups, args.max_warmup_length)
 

@@ -121,7 +121,7 @@ class Inference:
     def suppressed(self, tokens: LayoutTokens) -> list[int]:
         """Ids that neither a warmup nor a prediction may hold; the end token is not among them."""
         allowed = {tokens.eos_id, *self.special_targets}
-        return [i for i in tokens.banned.nonzero()[:, 0].tolist() if i not in allowed]
+        return [i for i in tokens.banned_ids if i not in allowed]
 
     def encoder(self, model: Any, tokenizer: Any, writes_targets: bool = True) -> RowEncoder:
         """An encoder of rows and prompts for this model. Targets are not cut, as they are only scored.

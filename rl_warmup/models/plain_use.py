@@ -30,7 +30,7 @@ def stock_settings(model: Any, settings: Inference, tokens: LayoutTokens) -> Gen
     limits = {
         "separator_id": tokens.separator_id, "min_length": shortest, "max_length": longest,
         "max_target_length": settings.max_target_length,
-        "not_in_warmups": [i for i in tokens.banned.nonzero()[:, 0].tolist() if i not in set(suppressed)],
+        "not_in_warmups": [i for i in tokens.banned_ids if i not in set(suppressed)],
     }  # fmt: skip
     fields: dict[str, Any] = {"suppress_tokens": suppressed or None}
     if writes_warmups:

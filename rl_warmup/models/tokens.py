@@ -41,6 +41,11 @@ class LayoutTokens:
     eos_id: int
     banned: Tensor
 
+    @property
+    def banned_ids(self) -> list[int]:
+        """The tokens that a warmup may not hold; the separator is not among them."""
+        return self.banned.nonzero()[:, 0].tolist()
+
 
 def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> LayoutTokens:
     """Choose the separator and list the tokens that a warmup may not hold.
@@ -110,7 +115,7 @@ def _decoder_start(model: Any, rows: int) -> int | None:
 
 def special_tokens_in(texts: Iterable[Sequence[int]], tokens: LayoutTokens) -> list[int]:
     """Ids of the tokens in these texts that a warmup may not hold, the end token aside."""
-    banned = set(tokens.banned.nonzero()[:, 0].tolist()) - {tokens.eos_id}
+    banned = set(tokens.banned_ids) - {tokens.eos_id}
     return sorted(banned.intersection(set().union(*texts)))
 
 
