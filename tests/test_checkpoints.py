@@ -52,6 +52,9 @@ def test_an_incomplete_checkpoint_is_never_taken(tmp_path, damage):
     elif damage == "a file cut short":
         (bad / "shards" / "optimizer.pt").write_bytes(b"123")
     assert checkpoints.newest(tmp_path) == good
+    assert "passes over checkpoint-6 in" in checkpoints.passed_over(tmp_path, good)
+    assert "checkpoint-6" in checkpoints.passed_over(tmp_path, None)
+    assert checkpoints.passed_over(tmp_path, bad) is None
     with pytest.raises(ValueError, match="checkpoint-6 is no complete checkpoint.*auto` takes the newest complete"):
         checkpoints.require(bad)
 

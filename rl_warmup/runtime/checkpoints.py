@@ -53,6 +53,7 @@ DISK_WORDS = (
     "Disk quota",
     "File too large",
 )
+INCOMPLETE = f"its {CONTENTS} is missing, does not fit the files, or shows that save_only_model was on"
 GONE_WORDS = ("No such file", "does not exist")
 
 # What a resumed run may change: where it writes, what it logs, on which machine it runs (`Makers` has the rest), ...
@@ -166,8 +167,8 @@ def require(checkpoint: Path) -> dict[str, Any]:
     inside = contents(checkpoint)
     if inside is None or not inside.get("resumable"):
         raise ValueError(
-            f"resume_from_checkpoint: {checkpoint} is no complete checkpoint (its {CONTENTS} is missing, does not fit the "
-            f"files, or shows that save_only_model was on). `--resume_from_checkpoint auto` takes the newest complete one."
+            f"resume_from_checkpoint: {checkpoint} is no complete checkpoint ({INCOMPLETE}). `--resume_from_checkpoint auto` "
+            f"takes the newest complete one."
         )
     return inside
 
@@ -227,6 +228,17 @@ def whole_checkpoints(run: Path, resumable: bool = True) -> list[Path]:
 def newest(run: Path) -> Path | None:
     """The complete checkpoint with the most updates, or None."""
     return next(reversed(whole_checkpoints(run)), None)
+
+
+def passed_over(run: Path, taken: Path | None) -> str | None:
+    """A sentence about the checkpoints with more updates than the newest complete one, `taken`; None if there are none."""
+    later = [
+        path for path in filter(_is_named, run.glob(f"{PREFIX}*")) if taken is None or step_of(path) > step_of(taken)
+    ]
+    if not later:
+        return None
+    names = ", ".join(path.name for path in sorted(later, key=step_of))
+    return f"resume_from_checkpoint: auto passes over {names} in {run}: no complete checkpoint ({INCOMPLETE})."
 
 
 def beside(checkpoint: Path, step: int) -> Path | None:

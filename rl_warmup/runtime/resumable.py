@@ -127,12 +127,15 @@ class ResumableTrainer(Trainer):
             yield
             return
         checkpoint, self.changed_makers = self.checkpoint(asked), None
+        searched = asked in (True, "auto", "true")
+        if searched and self.is_world_process_zero() and (said := checkpoints.passed_over(self.folder, checkpoint)):
+            tqdm.write(said)
         if checkpoint is not None:
             checkpoints.refuse_damaged(checkpoint)
             self.changed_makers = checkpoints.refuse_other_makers(checkpoint, self._makers())
         with ExitStack() as held:
             self.described = self.describe()
-            self._run_on_main(lambda: self._take_folder(checkpoint, asked in (True, "auto"), held))
+            self._run_on_main(lambda: self._take_folder(checkpoint, searched, held))
             self.owns, self.wrote = True, self.folder
             held.callback(setattr, self, "owns", False)
             yield

@@ -176,8 +176,10 @@ def test_a_signal_saves_and_ends_with_its_code(make_trainer, whole, tmp_path, ca
     assert checkpoints.newest(tmp_path / "stopped").name == "checkpoint-3"
     out = capsys.readouterr()
     assert f"{number.name}: update 3 of 7 is finished and checkpoint-3 written" in out.out + out.err
+    (tmp_path / "stopped" / "checkpoint-5").mkdir()  # a copy that was cut off
     again = make_trainer(folder="stopped", **settings)
     again.train(resume_from_checkpoint="auto")
+    assert "passes over checkpoint-5" in capsys.readouterr().out
     alone = make_trainer(folder="alone", **settings)
     alone.train()
     assert same(weights(alone), weights(again))
