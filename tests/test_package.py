@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import rl_warmup
 
@@ -58,6 +59,20 @@ def test_one_version():
     )
     assert out.stdout.strip() == f"rl-warmup {rl_warmup.__version__}"
     assert "version" in PROJECT["project"]["dynamic"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == rl_warmup.__version__
+
+
+def test_every_python_is_tested_at_every_end():
+    """The workflows' jobs are those that pyproject.toml promises."""
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["project"]["classifiers"]))
+    jobs = {
+        name: yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text("utf-8"))["jobs"]
+        for name in ("tests", "weekly")
+    }
+    matrix = jobs["weekly"]["bounds"]["strategy"]["matrix"]
+    assert jobs["tests"]["pinned"]["strategy"]["matrix"]["python"] == matrix["python"] == named
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert all(re.search(rf"^{target}: RESOLUTION", makefile, re.MULTILINE) for target in matrix["versions"])
 
 
 @pytest.mark.slow
