@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: venv demo test test-slow check bench clean
+.PHONY: venv demo test test-slow lowest newest check bench clean
 
 venv: $(VENV)/.ready
 
@@ -31,6 +31,18 @@ test: venv
 test-slow: venv
 	$(PYTEST)
 
+# The fast tests with the lowest versions that pyproject.toml allows, and with the newest: environments of their own.
+# UV_TORCH_BACKEND=cpu takes torch without CUDA.
+lowest: RESOLUTION = lowest-direct
+newest: RESOLUTION = highest
+lowest newest:
+	$(PYTHON) -m venv $(VENV)-$@
+	$(VENV)-$@/bin/pip install --quiet uv
+	$(VENV)-$@/bin/uv pip install --python $(VENV)-$@/bin/python --upgrade --resolution $(RESOLUTION) \
+	  --requirements pyproject.toml --extra dev --extra metrics --extra peft --extra deepspeed --extra sweeps
+	$(VENV)-$@/bin/uv pip install --python $(VENV)-$@/bin/python --no-deps --editable .
+	$(VENV)-$@/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(TESTS)
+
 bench: venv
 	$(BIN)/python -m benchmarks.step_cost --quick
 
@@ -40,4 +52,4 @@ check: venv
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest runs build dist *.egg-info

@@ -246,7 +246,7 @@ def test_files_that_are_no_recipe(tmp_path, text, complaint):
     path.write_text(text)
     with pytest.raises(ValueError, match=complaint):
         read_recipe(path)
-    with pytest.raises(ValueError, match=r"nowhere.yaml does not exist. Shipped recipes are in recipes/"):
+    with pytest.raises(ValueError, match="nowhere.yaml does not exist"):
         read_recipe(tmp_path / "nowhere.yaml")
 
 

@@ -15,7 +15,8 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from rl_warmup.cli.launch import LAYOUTS, TO_ACCELERATE, configurations
+from rl_warmup.cli.launch import LAYOUTS, TO_ACCELERATE
+from rl_warmup.runtime.shipped import shipped
 
 FOLDER = Path(__file__).parents[1] / "deepspeed_configs"
 ZERO = {"zero1": 1, "zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3}
@@ -33,7 +34,7 @@ def settings(name: str) -> dict:
 def test_every_layout_has_its_file_and_every_file_its_layout():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(LAYOUTS)
     assert {path.stem for path in FOLDER.glob("*.json")} == set(ZERO)
-    assert configurations() == FOLDER
+    assert shipped("deepspeed_configs") == FOLDER
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

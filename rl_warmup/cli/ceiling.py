@@ -37,6 +37,7 @@ def command(args: list[str]) -> None:
         from rl_warmup.experiments.sweeps import SweepSettings, run_sweep
         from rl_warmup.runtime.ownership import run_of
         from rl_warmup.runtime.recipe_file import read_values
+        from rl_warmup.runtime.shipped import find_recipe
 
     recipe = read_values(options.config, [])
     metric = options.metric or str(recipe.get("metric_for_best_model") or "").removeprefix("eval_")
@@ -49,7 +50,7 @@ def command(args: list[str]) -> None:
     arms = {"sft": {"objective": "sft", "proposals": []}, **_ceilings(options.warmups)}
     question = {
         "question": "Could warmups pay here? Good ones imitated, beside plain fine-tuning",
-        "base": str(Path(options.config).resolve()),
+        "base": str(find_recipe(options.config).resolve()),
         "runs": {name: _without_groups(recipe, arm) for name, arm in arms.items()},
         "seeds": options.seeds, "metric": metric, "control": "sft",
     }  # fmt: skip

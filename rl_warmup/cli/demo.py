@@ -31,8 +31,8 @@ def command(args: list[str]) -> None:
     parser.add_argument(
         "--recipes",
         type=place,
-        default="recipes/demo",
-        help="folder of the demo's recipes and of its parts' sweep files; default recipes/demo",
+        metavar="DIR",
+        help="folder of the demo's recipes and of its parts' sweep files; default: the shipped ones",
     )
     parser.add_argument(
         "--processes", type=count, default=min(4, os.cpu_count() or 1), help="runs at a time, one thread each"
@@ -41,8 +41,10 @@ def command(args: list[str]) -> None:
 
     with quick_imports():
         from rl_warmup.experiments.demo import run_demo
+        from rl_warmup.runtime.shipped import shipped
 
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     parts = [part.strip() for part in options.parts.split(",")]
-    print(run_demo(Path(options.recipes), output, options.processes, parts))
+    folder = Path(options.recipes) if options.recipes else shipped("recipes") / "demo"
+    print(run_demo(folder, output, options.processes, parts))

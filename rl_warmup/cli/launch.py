@@ -11,15 +11,14 @@ import shlex
 import signal
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from rl_warmup.cli.main import OptionParser
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import LOGS, refuse_folder
+from rl_warmup.runtime.shipped import shipped
 
 LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2", "cpu", "single")
-FOLDER = "deepspeed_configs"
 TO_ACCELERATE = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 
 
@@ -56,7 +55,7 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
         raise ValueError(f"--launch: {asked.launch!r} is not one of {', '.join(LAYOUTS)}.")
     if asked.launch == "single" and (asked.num_processes or "1") != "1":
         raise ValueError(f"--launch single is one process, not {asked.num_processes}. Give ddp, cpu or zero2.")
-    folder = configurations()
+    folder = shipped("deepspeed_configs")
     launcher = [sys.executable, "-m", "rl_warmup.cli.launch"]
     command = [*launcher, "--config_file", str(folder / f"{asked.launch}.yaml")]
     json = folder / f"{asked.launch}.json"
@@ -80,22 +79,6 @@ def _whole(text: str) -> str:
     if not text.isascii() or not text.isdigit() or len(text) > 6:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to 999999")
     return text
-
-
-def configurations() -> Path:
-    """The folder deepspeed_configs, of this repository or installed by pip.
-
-    Raises:
-        ValueError: neither exists.
-    """
-    places = [Path(__file__).parents[2] / FOLDER, Path(sysconfig.get_path("data"), "share", "rl_warmup", FOLDER)]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise ValueError(
-        f"--launch: no folder {FOLDER} in {' or '.join(str(place.parent) for place in places)}. Install the package from its "
-        f"repository, or give your own file: `accelerate launch --config_file FILE -m rl_warmup.cli.train ...`."
-    )
 
 
 def run_launcher() -> int:
@@ -133,7 +116,7 @@ def run_folder(args: list[str]) -> Path:
     from rl_warmup.runtime.recipe_file import read_values, split_config
 
     path, flags = split_config(args)
-    given = read_values(path if path is not None and Path(path).is_file() else None, flags).get("output_dir")
+    given = read_values(path, flags).get("output_dir")
     return Path(str(given or "trainer_output"))  # TrainingArguments' default
 
 

@@ -14,14 +14,17 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, NoReturn
 
+import rl_warmup
 from rl_warmup import plugins
 from rl_warmup.runtime.faults import claim, connection_lost, disk_sentence, launch_fault, processes
 from rl_warmup.runtime.terminal import bars, lost_output, steady_streams
 
 COMMANDS = {
+    "init": "write a recipe for a file of your own",
+    "recipes": "the shipped recipes and sweep files, by name",
     "train": "train one recipe, then predict and score it",
     "evaluate": "predict and score a trained model again, under controls",
     "generate": "write warmups and targets for prompts",
@@ -149,7 +152,7 @@ def _dispatch(args: list[str]) -> int:
         print(USAGE)
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
-        print(f"rl-warmup {metadata.version('rl_warmup')}")
+        print(f"rl-warmup {rl_warmup.__version__}")
         return 0
     if args[0] not in COMMANDS:
         near = difflib.get_close_matches(args[0], COMMANDS, n=1)

@@ -21,7 +21,9 @@ def command(args: list[str]) -> None:
         description=__doc__,
         epilog="Settings of the recipe follow as `--key value`, as for train.",
     )
-    parser.add_argument("recipe", type=place, metavar="RECIPE", help="a YAML file, as for train")
+    parser.add_argument(
+        "recipe", type=place, metavar="RECIPE", help="a YAML file or a shipped recipe's name, as for train"
+    )
     parser.add_argument(
         "--hardware", metavar="COUNTxNAME-MEMORY", help="e.g. 8xA100-80GB, 4xH100, 2xCPU; default: this machine"
     )

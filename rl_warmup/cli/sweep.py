@@ -11,7 +11,9 @@ def command(args: list[str]) -> None:
     """Do the missing runs, print the table; raises if a run failed."""
     epilog = "Repeat the command after a stop. Several workers, here or on other machines, share the runs. See docs/sweeps.md."
     parser = OptionParser(prog="rl-warmup sweep", description=__doc__, epilog=epilog)
-    parser.add_argument("file", type=place, metavar="FILE", help="a sweep file, e.g. recipes/sweeps/num_warmups.yaml")
+    parser.add_argument(
+        "file", type=place, metavar="FILE", help="a sweep file, or a shipped one's name, e.g. sweeps/num_warmups"
+    )
     parser.add_argument("--output", type=place, metavar="DIR", help="folder of the runs; default runs/sweeps/NAME")
     parser.add_argument("--jobs", type=count, default=1, help="runs at a time; default 1")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their cost, and run nothing")

@@ -13,7 +13,8 @@ from rl_warmup.runtime.recipe_file import split_config
 
 HELP = """usage: rl-warmup train --config RECIPE.yaml [--launch NAME [--num_processes N]] [--key value ...]
 
-Trains one recipe and leaves a run folder (`output_dir`) with the model, metrics.jsonl, predictions.jsonl and metrics.json.
+RECIPE is a YAML file, or the name of a shipped recipe, as `rl-warmup recipes` lists them.
+Trains it and leaves a run folder (`output_dir`) with the model, metrics.jsonl, predictions.jsonl and metrics.json.
 Flags override the recipe: `--key value`, `--key=value` or `key=value`; `--key` is true and `--no_key` false.
 
 On several processes: --launch ddp, zero1, zero2, zero3, zero2_offload, zero3_offload, fsdp2, cpu or single prints the

@@ -47,7 +47,9 @@ def run_demo(recipes: Path, output: Path, processes: int, parts: list[str]) -> s
         raise ValueError(f"parts: {unknown[0]!r} is not a part of the demo. Allowed: {', '.join(PARTS)}.")
     files = {name: recipes / part / f"{name}.yaml" for part in parts for name in PARTS[part]}
     if missing := [file for file in files.values() if not file.is_file()]:
-        raise ValueError(f"{missing[0]} does not exist. Run the demo from the root of the repository.")
+        raise ValueError(
+            f"{missing[0]} does not exist. Give the folder of the demo's recipes as --recipes, or leave that out."
+        )
     return run_files(list(files.values()), output, processes)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.runtime.documents import Unreadable, parse_yaml
+from rl_warmup.runtime.shipped import find_recipe
 
 VOCABULARY = tuple(f"{kind}_token" for kind in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "separator"))
 
@@ -19,13 +20,13 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     """The settings of a recipe by name, unchecked.
 
     Args:
-        path: the YAML file; None for flags alone.
+        path: the YAML file, or the name of a shipped recipe; None for flags alone.
         overrides: `--key value`, `--key=value` or `key=value`, values being read as YAML; or `--key`, `--no_key` alone.
 
     Raises:
         ValueError: there is no such file, it is no mapping, or a flag cannot be read.
     """
-    return {**(read_yaml(Path(path)) if path is not None else {}), **_read_flags(list(overrides))}
+    return {**(read_yaml(find_recipe(path)) if path is not None else {}), **_read_flags(list(overrides))}
 
 
 def masked(values: Mapping[str, Any], inside: bool = False) -> dict[str, Any]:
@@ -58,19 +59,14 @@ def _is_secret(name: str, inside: bool) -> bool:
     return name.endswith(("token", "password", "secret", "api_key", "apikey")) and name not in VOCABULARY
 
 
-def read_yaml(path: Path, what: str = "recipe", shipped: str = "recipes/") -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     """The mapping in a YAML file. Raises ValueError: there is no such file, it is no YAML, or no mapping."""
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no ordinary file"
-        raise ValueError(f"The {what} {path} is {kind}. Give a YAML file; shipped {what}s are in {shipped}.")
     if not path.is_file():
-        raise ValueError(f"The {what} {path} does not exist. Shipped {what}s are in {shipped}.")
+        raise ValueError(f"The {what} {path} is no file. Give the path of a YAML file.")
     try:
         values = parse_yaml(path.read_bytes())
     except Unreadable as error:
-        raise ValueError(
-            f"{error.at(f'The {what} {path}')}. Mend it there; shipped {what}s are in {shipped}."
-        ) from None
+        raise ValueError(f"{error.at(f'The {what} {path}')}. Mend it there.") from None
     if not isinstance(values, dict):
         raise ValueError(f"The {what} {path} must be a mapping of settings, `key: value` on every line.")
     return values

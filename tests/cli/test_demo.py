@@ -102,7 +102,7 @@ def test_what_is_worked_out():
 
 
 def test_what_is_refused_before_a_run(tmp_path):
-    with pytest.raises(ValueError, match="Run the demo from the root"):
+    with pytest.raises(ValueError, match="does not exist. .*--recipes"):
         run_demo(tmp_path / "nowhere", tmp_path, 1, ["quick"])
     with pytest.raises(ValueError, match="'arms' is not a part of the demo. Allowed: quick, legs"):
         run_demo(tmp_path, tmp_path, 1, ["legs", "arms"])

@@ -24,6 +24,7 @@ def flags(command: list[str]) -> list[str]:
 def test_the_command_of_zero3(tmp_path, monkeypatch):
     """Files by their full path, as accelerate would look for the JSON file below the current folder."""
     monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text("seed: 1\n")
     args = ["--config", "r.yaml", "--launch", "zero3", "--num_processes", "4", "--num_warmups", "8", "output_dir=out"]
     command, environment, logs = launch_command(args)
     assert flags(command) == [
@@ -93,16 +94,6 @@ def test_a_wrong_launch_says_so(args, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_no_configurations_say_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(launching, "__file__", str(tmp_path / "a" / "b" / "launch.py"))
-    monkeypatch.setattr(launching.sysconfig, "get_path", lambda _: str(tmp_path))
-    with pytest.raises(ValueError, match="no folder deepspeed_configs in"):
-        launch_command(["--launch", "ddp"])
-    (tmp_path / "share" / "rl_warmup" / "deepspeed_configs").mkdir(parents=True)
-    command, _, _ = launch_command(["--launch", "ddp"])
-    assert flags(command)[1] == str(tmp_path / "share" / "rl_warmup" / "deepspeed_configs" / "ddp.yaml")
-
-
 def test_where_the_run_will_write(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("output_dir: from/recipe\n")
@@ -110,6 +101,7 @@ def test_where_the_run_will_write(tmp_path):
     assert run_folder(["--config", str(recipe), "--output_dir=flag"]) == Path("flag")
     assert run_folder(["--config", str(recipe), "--output_dir", "flag"]) == Path("flag")
     assert run_folder(["output_dir=flag", "--config", str(recipe)]) == Path("flag")
+    assert run_folder(["--config", "demo/legs"]) == Path("runs/legs")
     assert run_folder([]) == Path("trainer_output")
 
 

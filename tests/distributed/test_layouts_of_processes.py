@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from rl_warmup.cli.launch import configurations, launch_command
+from rl_warmup.cli.launch import launch_command
 from rl_warmup.runtime.documents import read_jsonl
+from rl_warmup.runtime.shipped import shipped
 
 from .conftest import read_ranks, run_to_end, some_rows
 
@@ -114,7 +115,7 @@ def launched(checkpoints, tmp_path_factory) -> Callable[[str], Path]:
             command, environment = launcher(layout, done[layout])
             if layout.endswith(".json"):
                 for case in wanted.values():
-                    case["settings"] = case["settings"] | {"deepspeed": str(configurations() / layout)}
+                    case["settings"] = case["settings"] | {"deepspeed": str(shipped("deepspeed_configs") / layout)}
             (done[layout] / "cases.json").write_text(json.dumps(wanted), encoding="utf-8")
             command += [str(WORKER), str(done[layout] / "cases.json"), str(done[layout])]
             _, output = run_to_end(command, 270, **environment)

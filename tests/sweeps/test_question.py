@@ -20,7 +20,7 @@ SHIPPED = Path(__file__).parents[2] / "recipes" / "sweeps"
     [
         ({"sedes": 3}, "'sedes' is no key of a sweep file. Did you mean 'seeds'?"),
         ({"question": None}, "question is missing: what the sweep is to find out, in words."),
-        ({"base": "nowhere.yaml"}, "nowhere.yaml does not exist. Give its path relative to"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml does not exist"),
         ({"grid": None}, "nothing varies: give a grid, runs or random ranges that hold something."),
         ({"grid": {}}, "nothing varies: give a grid, runs or random ranges that hold something."),
         ({"grid": {"num_warmups": []}}, "grid: num_warmups has no list of values; write `num_warmups: [a, b]`."),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.runtime.recipe_file import read_yaml
+from rl_warmup.runtime.shipped import find_recipe
 from rl_warmup.runtime.values import unknown
 
 OWN = ""  # a run's own warmups, in metrics.json
@@ -77,16 +78,18 @@ KEYS = [f.name for f in fields(Question) if f.name not in ("name", "seeds_by_arm
 
 def read_question(path: str | Path) -> Question:
     """A sweep file; ValueError names every key that is unknown (with the nearest known one), missing, or of a wrong kind."""
-    path = Path(path)
-    values = read_yaml(path, "sweep file", "recipes/sweeps/")
+    path = find_recipe(path, "sweep file")
+    values = read_yaml(path, "sweep file")
     faults = [*_faults_of_kinds(values)]
     if all(isinstance(values[key], dict) for key in MAPPINGS if key in values):
         faults += _faults_of_variation(values)
     faults += [*_faults_of_choices(values), *_faults_of_given(values)]
-    base = Path(str(values.get("base", "")))
-    beside = path.parent / base
-    if isinstance(values.get("base"), str) and not (beside.is_file() or base.is_file()):
-        faults.append(f"base: the recipe {beside} does not exist. Give its path relative to {path}.")
+    base = path.parent / str(values.get("base", ""))
+    if isinstance(values.get("base"), str) and not base.is_file():
+        try:
+            base = find_recipe(values["base"])
+        except ValueError as error:
+            faults.append(f"base: {error} A path may be relative to {path}.")
     asked = values.get("seeds") or 1
     by_arm = {arm: _seeds(some) for arm, some in asked.items()} if isinstance(asked, dict) else {}
     seeds = list(dict.fromkeys(itertools.chain(*by_arm.values()))) if by_arm else _seeds(asked)
@@ -99,7 +102,7 @@ def read_question(path: str | Path) -> Question:
     pruner, warmups = values.get("pruner"), values.get("warmups") or "own"
     read_here = ("question", "base", "metric", "seeds", "pruner", "warmups")
     return Question(
-        name=path.stem, question=str(values["question"]).strip(), base=beside if beside.is_file() else base,
+        name=path.stem, question=str(values["question"]).strip(), base=base,
         metric=str(values["metric"]), seeds=seeds, seeds_by_arm=by_arm,
         pruner={"name": pruner} if isinstance(pruner, str) else pruner,
         warmups=[WARMUPS[name] for name in (warmups if isinstance(warmups, list) else [warmups])],

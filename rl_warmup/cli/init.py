@@ -1,0 +1,123 @@
+"""`rl-warmup init FILE`: reads a file of your rows and writes a short recipe for it, to change and to train."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rl_warmup.cli.main import OptionParser, place
+
+T5, CHAT = "google-t5/t5-small", "HuggingFaceTB/SmolLM2-135M-Instruct"
+SCRATCH = "\nscratch: {width: 64, layers: 2, heads: 4, tokenizer: words}  # random weights, to try things out"
+EPILOG = """Rows are recognised by their columns: prompt and target, TRL's prompt and completion, messages, ShareGPT,
+alpaca; others are named by --prompt-column and --target-column. docs/data.md has every form."""
+SHORT = 5  # words of a target that can be asked for exactly
+TEMPLATED = "chat_template: auto  # the model's own\n"
+LIMITS = {"prompt": 512, "target": 128}  # tokens, the defaults of max_prompt_length and max_target_length
+
+TEMPLATE = """\
+# Written by `rl-warmup init {file}`.
+#   train it:                   rl-warmup train --config {output}
+#   plain fine-tuning beside:   rl-warmup train --config {output} --objective sft --proposals '[]' --output_dir {run}-sft
+#   what it would cost:         rl-warmup plan {output}
+# Whether warmups can pay on these rows is a question to ask first: docs/will-warmups-pay.md.
+model_name_or_path: {model}  # any T5-like or decoder-only model: a name on the hub or a folder{scratch}
+task: file
+task_kwargs:
+  path: {path}  # {rows} rows, {form}
+{columns}  validation_fraction: {share}  # of the prompts; the same prompt is never in two splits
+  test_fraction: {share}
+metrics: [{metric}]  # {why}; others: docs/metrics.md
+
+num_warmups: 4  # sampled per prompt
+max_warmup_length: 32  # tokens
+{proposals}{limits}
+output_dir: {run}
+max_steps: 1000
+per_device_train_batch_size: 8
+per_device_eval_batch_size: 32
+learning_rate: {rate}
+warmup_steps: 50  # of the learning rate, as in transformers
+eval_strategy: steps
+eval_steps: 250
+metric_for_best_model: {metric}
+logging_steps: 25
+save_strategy: "no"
+"""
+READING = """\
+proposals: [reference]  # read samples of the starting model first, then write (docs/method.md)
+"""
+
+
+def command(args: list[str]) -> None:
+    """Write the recipe; refuses a file that is there, and rows that training would refuse."""
+    parser = OptionParser(prog="rl-warmup init", description=__doc__, epilog=EPILOG)
+    parser.add_argument("file", type=place, metavar="FILE", help="rows: .jsonl, .json, .csv, .tsv, .txt, .parquet")
+    parser.add_argument("--output", type=place, metavar="RECIPE", help="the recipe; default: FILE's name with .yaml")
+    parser.add_argument("--model", help=f"model_name_or_path; default {T5}, for conversations {CHAT}")
+    for column in ("prompt", "target"):
+        parser.add_argument(f"--{column}-column", metavar="NAME", help=f"column of the {column}, dotted paths allowed")
+    options = parser.parse_args(args)
+    file = Path(options.file)
+    output = Path(options.output or f"{file.name.split('.')[0]}.yaml")
+    if output.exists() or output.is_symlink():
+        raise ValueError(f"{output} exists already; remove it, or give another path as --output.")
+    columns = {key: getattr(options, key) for key in ("prompt_column", "target_column") if getattr(options, key)}
+    text = recipe_text(file, output, columns, options.model)
+    with output.open("x", encoding="utf-8") as stream:
+        stream.write(text)
+    print(f"{output} is written. Look through it, then: rl-warmup train --config {output}")
+
+
+def recipe_text(file: Path, output: Path, columns: dict[str, str], model: str | None = None) -> str:
+    """A recipe for the rows of this file. Raises as `rl_warmup.tasks.files.load`, whose arguments `columns` are."""
+    from rl_warmup.tasks import load_task
+
+    task = load_task("file", train=str(file), **columns)
+    rows: list[dict[str, Any]] = list(task.splits["train"])
+    distinct = len({str(row["prompt"]) for row in rows})
+    if distinct < 6:
+        raise ValueError(f"{file}: {distinct} distinct prompts; give at least 6, as each split needs 2.")
+    share = 0.1 if distinct >= 20 else 0.25  # two rows at least: the control `shuffled` exchanges warmups
+    load_task("file", path=str(file), validation_fraction=share, test_fraction=share, **columns)
+    chat = isinstance(rows[0]["prompt"], list)
+    model = model or (CHAT if chat else T5)
+    scratch = model.startswith("scratch-")
+    words = [len(_text(row["target"]).split()) for row in rows]
+    short = statistics.median(words) <= SHORT
+    form = "; ".join(task.notes).removeprefix("rows are read as ") or " and ".join(columns.values())
+    return TEMPLATE.format(
+        file=file, output=output, run=Path("runs", output.stem), model=_quoted(model), path=_quoted(str(file)),
+        rows=len(rows), form=form, share=share, columns="".join(f"  {key}: {_quoted(name)}\n" for key, name in columns.items()),
+        metric="exact_match" if short else "chrf++", scratch=SCRATCH if scratch else "",
+        rate="1.0e-3" if scratch else "1.0e-4  # of all weights; with use_peft more",
+        why="short targets" if short else "long targets; needs rl_warmup[metrics]",
+        proposals="" if scratch else READING,
+        limits=_limits(rows) + (TEMPLATED if chat else ""),
+    )  # fmt: skip
+
+
+def _limits(rows: list[dict[str, Any]]) -> str:
+    """Lines for prompts or targets that may be longer than the default allows: two tokens a word, which is much."""
+    lines = ""
+    for key, limit in LIMITS.items():
+        longest = max(len(_text(row[key]).split()) for row in rows)
+        if 2 * longest > limit:
+            tokens = -(-2 * longest // 64) * 64
+            lines += f"max_{key}_length: {tokens}  # tokens; the longest {key} has {longest} words\n"
+    return lines
+
+
+def _text(value: Any) -> str:
+    """A prompt or target as text; of a conversation, its messages."""
+    return value if isinstance(value, str) else " ".join(str(message.get("content", "")) for message in value)
+
+
+def _quoted(text: str) -> str:
+    """A text as YAML."""
+    import yaml
+
+    dumped: Callable[..., str] = yaml.safe_dump
+    return dumped(text, default_style=None, width=10_000, allow_unicode=True).removesuffix("\n...\n").strip()
