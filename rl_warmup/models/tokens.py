@@ -92,7 +92,8 @@ def end_by_separator(model: Any, tokens: LayoutTokens) -> None:
     A pretrained model ends its texts with the end token, which a warmup may not hold, and has never seen the separator. With
     equal rows the separator replaces the end token exactly: the same logit, hence the same lengths.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # a T5Gemma's encoder has an embedding of its own, which never reads the separator
+    embedding, head = model.get_decoder().get_input_embeddings(), model.get_output_embeddings()
     for weight in {id(m.weight): m.weight for m in (embedding, head)}.values():
         weight[tokens.separator_id] = weight[tokens.eos_id]
     if getattr(head, "bias", None) is not None:
@@ -100,10 +101,21 @@ def end_by_separator(model: Any, tokens: LayoutTokens) -> None:
 
 
 def _decoder_start(model: Any, rows: int) -> int | None:
-    """The token before a decoder's first one, which an encoder-decoder must have. Raises ValueError: it is no row of `rows`."""
-    start = getattr(model.config, "decoder_start_token_id", None)
-    if start is None and not model.config.is_encoder_decoder:
+    """The token before a decoder's first one, which an encoder-decoder must have and whose config names it afterwards.
+
+    T5Gemma's config does not: its generation config does, or else its decoder's part says which token begins a text.
+
+    Raises ValueError: it is no row of `rows`.
+    """
+    config = model.config
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None and not config.is_encoder_decoder:
         return None
+    if start is None:
+        decoder = getattr(config, "decoder", None)
+        start = getattr(getattr(model, "generation_config", None), "decoder_start_token_id", None)
+        start = getattr(decoder, "bos_token_id", None) if start is None else start
+        config.decoder_start_token_id = start
     if type(start) is not int or not 0 <= start < rows:
         name = model.name_or_path or type(model).__name__
         raise ValueError(
