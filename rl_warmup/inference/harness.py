@@ -53,7 +53,7 @@ class WarmupLM(LM):
         super().__init__()
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = None  # the command names cuda:0 where nobody named a device
-        self.generator = WarmupGenerator.from_pretrained(pretrained, device)
+        self.generator = WarmupGenerator.load(pretrained, device)
         self._device = self.generator.model.device
         self.num_warmups, self.select, self.seed = num_warmups, select, seed
         self.batch_size = int(batch_size) if str(batch_size).isdigit() else 32

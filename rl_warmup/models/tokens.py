@@ -7,6 +7,7 @@ T5 v1.1, FLAN or mT5 ties their output head to the embeddings again and overwrit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
 
     Args:
         model: a transformers model; a decoder-only model gets one more embedding row if there is no other way.
-        tokenizer: its tokenizer; gets a pad token (the end token) if it has none.
+        tokenizer: its tokenizer; gets a pad token (the end token) if it has none, and `response_template`.
         separator: the token to use; None searches `RESERVED`, then the tokenizer's own `sep_token`.
 
     Raises:
@@ -82,7 +83,22 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
     never |= {start} if start is not None else set()
     banned[[i for i in never if i < rows]] = True
     banned[separator_id] = False
+    tokenizer.response_template = response_template(name, tokenizer)
     return LayoutTokens(name, separator_id, tokenizer.pad_token_id, tokenizer.eos_token_id, banned)
+
+
+def response_template(separator: str, tokenizer: Any) -> dict[str, Any]:
+    """How transformers' `tokenizer.parse_response`, and with it `transformers serve`, splits what a trained model wrote: the
+    warmup is `reasoning_content`, the target `content`."""
+    end, pad = (re.escape(token) for token in (tokenizer.eos_token, tokenizer.pad_token))
+    return {
+        "defaults": {"role": "assistant"},
+        "start_anchor_pattern": r"\Z",  # nothing of the prompt is a part of the answer
+        "fields": {
+            "reasoning_content": {"content": "text"},  # has no token that opens it: what is written first
+            "content": {"open": separator, "close_pattern": rf"{end}(?:\s*{pad})*", "content": "text"},
+        },
+    }
 
 
 @torch.no_grad()
