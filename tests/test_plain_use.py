@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from rl_warmup.cli.main import main
 from rl_warmup.runtime.documents import read_jsonl
@@ -114,6 +115,20 @@ def test_stock_fields_alone_suffice_unless_the_limit_ends_a_warmup(trained, tmp_
     for name, written in zip(names, plain([(trained[name], False) for name in names], tmp_path), strict=True):
         equal = compare(trained[name], written, whole=name.endswith("sft"))
         assert equal == 24 or name.endswith(("limit", "filler"))
+
+
+def test_the_tokenizer_splits_what_was_written(trained):
+    """As servers do that know `response_template`; also in the middle of a target, and with padding after it."""
+    for folder in trained.values():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        layout = json.loads((folder / "warmup_layout.json").read_text(encoding="utf-8"))
+        for row in read_jsonl(folder / "predictions.jsonl"):
+            ids = [*row["warmup_ids"], layout["separator_id"], *row["prediction_ids"]]
+            for after in ([], [tokenizer.eos_token_id], [tokenizer.eos_token_id, *[tokenizer.pad_token_id] * 2]):
+                found = tokenizer.parse_response([*ids, *after], prefix=row["prompt"])
+                assert found.get("content", "").strip() == row["prediction"]
+                assert found.get("reasoning_content", "").strip() == row["warmup"]
+        assert tokenizer.parse_response(row["warmup_ids"], prefix="").get("content") is None
 
 
 @pytest.mark.parametrize("arm", ["t5 sft", "llama by limit", "t5 by separator"])

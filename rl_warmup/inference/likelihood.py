@@ -158,6 +158,30 @@ def mixtures(
     return [scores for batch in map_over_processes(measure, starts, w.shared) for scores in batch]
 
 
+@torch.no_grad()
+def mixed_logprobs(
+    warmup_generator: WarmupGenerator,
+    rows: Sequence[dict[str, Any]],
+    warmups: Sequence[Sequence[Warmup]],
+    batch_size: int,
+) -> list[float]:
+    """log mean_i P(y|x,c_i) of each row's target over its n warmups; nats.
+
+    Args:
+        rows: with `prompt_ids` and `target_ids`, all of which are scored; an end token is one of them only if it is there.
+        warmups: n for each row.
+    """
+    w = warmup_generator
+    enable_scoring(w.model)
+    step = max(1, batch_size // len(warmups[0])) if rows else 1
+
+    def measure(start: int) -> list[float]:
+        batch = batch_of_groups(w.layout, rows[start : start + step], warmups[start : start + step])
+        return mixture(_score(w, batch).target_logprob.view(-1, len(warmups[0])))
+
+    return [value for part in map_over_processes(measure, range(0, len(rows), step), w.shared) for value in part]
+
+
 def _as_target(warmup_generator: WarmupGenerator, row: dict[str, Any], prediction: dict[str, Any]) -> dict[str, Any]:
     """The row with what was written as its target, ended if it ended."""
     end = [warmup_generator.layout.tokens.eos_id] if prediction["prediction_finish"] == "end" else []

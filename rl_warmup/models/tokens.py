@@ -7,6 +7,7 @@ T5 v1.1, FLAN or mT5 ties their output head to the embeddings again and overwrit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
 
     Args:
         model: a transformers model; a decoder-only model gets one more embedding row if there is no other way.
-        tokenizer: its tokenizer; gets a pad token (the end token) if it has none.
+        tokenizer: its tokenizer; gets a pad token (the end token) if it has none, and `response_template`.
         separator: the token to use; None searches `RESERVED`, then the tokenizer's own `sep_token`.
 
     Raises:
@@ -82,7 +83,22 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
     never |= {start} if start is not None else set()
     banned[[i for i in never if i < rows]] = True
     banned[separator_id] = False
+    tokenizer.response_template = response_template(name, tokenizer)
     return LayoutTokens(name, separator_id, tokenizer.pad_token_id, tokenizer.eos_token_id, banned)
+
+
+def response_template(separator: str, tokenizer: Any) -> dict[str, Any]:
+    """How transformers' `tokenizer.parse_response`, and with it `transformers serve`, splits what a trained model wrote: the
+    warmup is `reasoning_content`, the target `content`."""
+    end, pad = (re.escape(token) for token in (tokenizer.eos_token, tokenizer.pad_token))
+    return {
+        "defaults": {"role": "assistant"},
+        "start_anchor_pattern": r"\Z",  # nothing of the prompt is a part of the answer
+        "fields": {
+            "reasoning_content": {"content": "text"},  # has no token that opens it: what is written first
+            "content": {"open": separator, "close_pattern": rf"{end}(?:\s*{pad})*", "content": "text"},
+        },
+    }
 
 
 @torch.no_grad()
@@ -92,7 +108,8 @@ def end_by_separator(model: Any, tokens: LayoutTokens) -> None:
     A pretrained model ends its texts with the end token, which a warmup may not hold, and has never seen the separator. With
     equal rows the separator replaces the end token exactly: the same logit, hence the same lengths.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # a T5Gemma's encoder has an embedding of its own, which never reads the separator
+    embedding, head = model.get_decoder().get_input_embeddings(), model.get_output_embeddings()
     for weight in {id(m.weight): m.weight for m in (embedding, head)}.values():
         weight[tokens.separator_id] = weight[tokens.eos_id]
     if getattr(head, "bias", None) is not None:
@@ -100,10 +117,21 @@ def end_by_separator(model: Any, tokens: LayoutTokens) -> None:
 
 
 def _decoder_start(model: Any, rows: int) -> int | None:
-    """The token before a decoder's first one, which an encoder-decoder must have. Raises ValueError: it is no row of `rows`."""
-    start = getattr(model.config, "decoder_start_token_id", None)
-    if start is None and not model.config.is_encoder_decoder:
+    """The token before a decoder's first one, which an encoder-decoder must have and whose config names it afterwards.
+
+    T5Gemma's config does not: its generation config does, or else its decoder's part says which token begins a text.
+
+    Raises ValueError: it is no row of `rows`.
+    """
+    config = model.config
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None and not config.is_encoder_decoder:
         return None
+    if start is None:
+        decoder = getattr(config, "decoder", None)
+        start = getattr(getattr(model, "generation_config", None), "decoder_start_token_id", None)
+        start = getattr(decoder, "bos_token_id", None) if start is None else start
+        config.decoder_start_token_id = start
     if type(start) is not int or not 0 <= start < rows:
         name = model.name_or_path or type(model).__name__
         raise ValueError(

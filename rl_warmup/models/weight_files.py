@@ -32,7 +32,8 @@ def check_head(model: Any, name: str, revision: str | None = None) -> None:
     Raises:
         ValueError: the head is another one.
     """
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    embeddings = model.get_decoder().get_input_embeddings()  # a T5Gemma's encoder has its own
     key = next(f"{path}.weight" for path, module in model.named_modules(remove_duplicate=False) if module is head)
     found, rows = stored_rows(name, key, revision)
     if not found:

@@ -24,6 +24,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     T5Config,
+    T5Gemma2Config,
+    T5GemmaConfig,
     UMT5Config,
 )
 
@@ -43,6 +45,16 @@ decoder_only = {
 }  # fmt: skip
 gated = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 grouped = {"num_attention_heads": 4, "num_key_value_heads": 2}  # which of two heads a query reads can be told apart
+gemma = decoder_only | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
+local_and_global = gemma | {"layer_types": ["sliding_attention", "full_attention"]}
+eyes = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "image_size": 4,
+    "patch_size": 2,
+}
 CONFIGS = {
     "t5": T5Config(**encoder_decoder),
     "t5-v1.1": T5Config(**encoder_decoder, **gated),
@@ -51,6 +63,14 @@ CONFIGS = {
     "bart": BartConfig(
         d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
         encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64, decoder_start_token_id=1, **ids,
+    ),
+    "t5gemma": T5GemmaConfig(
+        encoder=gemma | {"num_hidden_layers": 1}, decoder=gemma, decoder_start_token_id=3, vocab_size=VOCAB,
+    ),
+    "t5gemma2": T5Gemma2Config(  # its encoder can see; only text is read
+        encoder={"text_config": local_and_global, "vision_config": eyes, "boi_token_index": 18, "eoi_token_index": 19,
+                 "mm_tokens_per_image": 4},
+        decoder=local_and_global, image_token_index=17, decoder_start_token_id=3,
     ),
     "llama": LlamaConfig(**decoder_only),
     "llama-grouped": LlamaConfig(**decoder_only | grouped),

@@ -98,6 +98,7 @@ def calls(monkeypatch):
     return seen
 
 
+OTHERS = ("bart", "t5gemma", "t5gemma2", "gpt2")
 WINDOWS = {
     "mistral": {"sliding_window": 8},
     "qwen2": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1, "layer_types": None},
@@ -105,7 +106,7 @@ WINDOWS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [("bart", {}), ("gpt2", {}), *WINDOWS.items()], ids=["bart", "gpt2", *WINDOWS]
+    ("name", "changes"), [*((name, {}) for name in OTHERS), *WINDOWS.items()], ids=[*OTHERS, *WINDOWS]
 )
 def test_unsupported_networks_use_generate(name, changes, build, layout_of, constraints_of, calls, warnings_of):
     """Also a supported one whose attention window is shorter than prompt and warmup."""

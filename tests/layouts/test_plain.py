@@ -14,7 +14,21 @@ from rl_warmup.engine import choose_path, enable_scoring, plain, sample_warmups,
 from rl_warmup.method.objectives import ObjectiveSettings, load_objective
 from rl_warmup.models.layouts.splice import splice
 
-FAMILIES = ("t5", "t5-v1.1", "mt5", "bart", "llama", "llama-grouped", "qwen3", "gemma2", "gpt2", "granite", "cohere")
+FAMILIES = (
+    "t5",
+    "t5-v1.1",
+    "mt5",
+    "bart",
+    "t5gemma",
+    "t5gemma2",
+    "llama",
+    "llama-grouped",
+    "qwen3",
+    "gemma2",
+    "gpt2",
+    "granite",
+    "cohere",
+)
 
 
 def any_batch(layout, seed: int):

@@ -15,8 +15,8 @@ from rl_warmup.models.layouts.splice import splice
 
 VOCAB, SEPARATOR = 20, 4
 NAMES = (
-    "t5", "t5-v1.1", "mt5", "umt5", "bart", "llama", "llama-grouped", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2",
-    "gpt2", "granite", "cohere",
+    "t5", "t5-v1.1", "mt5", "umt5", "bart", "t5gemma", "t5gemma2", "llama", "llama-grouped", "llama-tied", "mistral", "qwen2",
+    "qwen3", "gemma2", "gpt2", "granite", "cohere",
 )  # fmt: skip
 PROMPTS = [
     {"prompt_ids": [3, 7, 8, 9, 10], "target_ids": [11, 12, 1]},
