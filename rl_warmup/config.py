@@ -25,6 +25,7 @@ from rl_warmup.runtime.recipe_file import masked, read_values
 from rl_warmup.runtime.settings import (
     RANGES,
     accelerator_faults,
+    card_faults,
     chat_faults,
     is_on,
     number_fault,
@@ -294,6 +295,7 @@ def option_faults(options: WarmupOptions) -> list[str]:
             f"both, `proposals: [stored]` and `stored_warmups: FILE` (`rl-warmup sample` writes one)."
         )
     faults += chat_faults(options.chat_template, options.system, options.chat_template_kwargs)
+    faults += card_faults(options.model_card or {})
     if options.target_truncation == "left":
         faults.append("target_truncation: 'left' would cut the beginning of the answer; use error, right or drop.")
     return faults

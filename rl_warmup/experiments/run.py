@@ -67,12 +67,21 @@ def _predict(recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Eva
     """Save the trained model, predict and score with it; the main process gets and writes the result."""
     folder = Path(str(recipe.config.output_dir))
     with disk_faults(folder):
-        trainer.save_model(str(folder))
+        trainer.save_model(str(folder), _internal_call=True)  # the hub gets it with its results, below
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
     with trainer.shared_generator() as generator, torch.autocast(generator.model.device.type, enabled=False):
         scored = _scored(recipe, task, evaluation, generator)
-    if not trainer.is_world_process_zero():
-        return {}
+    result = _result(recipe, trainer, task, scored) if trainer.is_world_process_zero() else {}
+    if recipe.config.push_to_hub:
+        trainer.push_to_hub()  # with the card
+    else:
+        trainer.create_model_card()
+    return result
+
+
+def _result(recipe: Recipe, trainer: WarmupTrainer, task: Task, scored: dict[str, Any]) -> dict[str, Any]:
+    """Write metrics.json."""
+    folder = Path(str(recipe.config.output_dir))
     truncation = trainer.encoder.counts + trainer.eval_encoder.counts + Counter(scored.pop("truncation", {}))
     result = {
         "task": task.name,
