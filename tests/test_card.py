@@ -73,7 +73,13 @@ def test_a_run_ends_with_a_card_of_its_own_result_files(trained):
     rows = json.loads((trained / "environment.json").read_text(encoding="utf-8"))["training_rows"]
     assert rows["rows"] == 12
     text = page(trained)
-    for fact in (result["rows_hash"], rows["sha256"], "2502.12304", "max_warmup_length: 3", result["signatures"]["chrf++"]):
+    for fact in (
+        result["rows_hash"],
+        rows["sha256"],
+        "2502.12304",
+        "max_warmup_length: 3",
+        result["signatures"]["chrf++"],
+    ):
         assert fact in text
     assert str(trained.parent) not in text  # places on the disk are nobody's business
     for row in read_jsonl(trained / "predictions.jsonl")[:3]:

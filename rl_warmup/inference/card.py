@@ -64,12 +64,13 @@ class Figures:
         return read_records(self.places[control] / f"predictions{'.' if control else ''}{control}.jsonl", self.rows)
 
 
-def write_card(folder: str | Path, **given: Any) -> Path:
+def write_card(folder: str | Path, like: Path | None = None, **given: Any) -> Path:
     """Write the card into README.md of a trained folder, above the section on how to use it, which stays as it is.
 
     Text above the card, and fields of its front matter that are not written here (a licence, languages), stay as well.
 
     Args:
+        like: another README.md, whose front matter and text above the card are taken in the place of the folder's.
         given: `settings.CARD_FIELDS` of the front matter; they win over the recipe's `model_card` and what README.md has.
 
     Raises:
@@ -84,6 +85,9 @@ def write_card(folder: str | Path, **given: Any) -> Path:
     page = folder / README
     refuse_link(page)
     before, above, section = _parts(page)
+    if like is not None:
+        before, above, _ = _parts(like)
+        before.pop("model_name", None)
     if not section:  # somebody removed it
         w = WarmupGenerator.load(folder)
         section = how_to_use(w.model, w.settings, w.layout.tokens, (folder / ADAPTER_FILE).is_file())
