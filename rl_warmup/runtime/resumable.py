@@ -94,6 +94,19 @@ class ResumableTrainer(Trainer):
                 f"hub_model_id, or leave push_to_hub out."
             ) from error
 
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends Trainer's: uploads the run's folder with its README.md. Raises ValueError: the hub did not take it."""
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:  # of huggingface_hub, or the connection
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"push_to_hub: the hub did not take {self.folder} ({type(error).__name__}: {said}). The run is there; upload it "
+                f"later by `hf upload {self.args.hub_model_id or 'OWNER/NAME'} {self.folder}`."
+            ) from error
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Extends Trainer's: refuses to replace the model of another run.
 
