@@ -151,7 +151,11 @@ class WarmupOptions:
     hang_timeout: float | None = _option(
         30.0, "Seconds that a process may be behind the others inside an update; empty waits forever."
     )
-    log_warmups: int = _option(3, "Sampled warmups shown at every log (terminal and warmups.jsonl); 0 shows none.")
+    log_warmups: int = _option(
+        3,
+        "Prompts whose sampled warmups are shown at every log: terminal, warmups.jsonl, tables in report_to's wandb, trackio, "
+        "tensorboard; 0 shows none. TRL's name log_completions: false is 0, true the default.",
+    )
 
 
 @dataclass

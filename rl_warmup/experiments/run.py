@@ -26,6 +26,7 @@ from rl_warmup.runtime.ownership import RESULT, reading, refuse_folder, sources
 from rl_warmup.runtime.recipe_file import masked
 from rl_warmup.runtime.run_folder import write_json
 from rl_warmup.runtime.sharing import refuse_differences
+from rl_warmup.runtime.trackers import send_figures
 from rl_warmup.tasks import Task, load_task, rows_hash
 from rl_warmup.tasks.conversations import flat
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
@@ -91,6 +92,7 @@ def _result(recipe: Recipe, trainer: WarmupTrainer, task: Task, scored: dict[str
         **scored,
     }
     write_json(folder / RESULT, result)
+    send_figures(trainer, result["split"], result["metrics"])
     return result
 
 

@@ -32,6 +32,7 @@ from rl_warmup.runtime import ownership
 from rl_warmup.runtime.launched import whole_weights
 from rl_warmup.runtime.run_folder import clock, write_json
 from rl_warmup.runtime.sharing import map_over_processes, seeded
+from rl_warmup.runtime.trackers import send_figures
 from rl_warmup.tasks import Task
 from rl_warmup.tasks.rows import SPLITS
 
@@ -157,6 +158,7 @@ class ValidatingTrainer(ReferenceTrainer):
             write_json(place / ownership.RESULT, result)
             if read_layout(place):
                 write_card(place)
+            send_figures(self, split, result["metrics"])
         return result
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

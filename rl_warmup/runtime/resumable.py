@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from rl_warmup.runtime import checkpoints, compat, ownership
 from rl_warmup.runtime.documents import parse_json
 from rl_warmup.runtime.interruptions import Interruption, Watchdog
+from rl_warmup.runtime.trackers import SameRun, reports_to_trackio
 
 
 class Diverged(FloatingPointError):
@@ -55,6 +56,8 @@ class ResumableTrainer(Trainer):
         self.described: dict[str, Any] = {}  # the result of `describe`, which checkpoints keep
         self.watchdog = Watchdog(self.folder / "heartbeats", self.args.hang_timeout)
         self.interruption = Interruption(self._maximum)
+        if reports_to_trackio(self):
+            self.add_callback(SameRun())
         self.add_callback(self.watchdog)
         self.add_callback(self.interruption)
 
