@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ import pytest
 import yaml
 
 from rl_warmup import WarmupConfig, WarmupTrainer
+from rl_warmup.cli.main import main
 from rl_warmup.models.loading import load_model
 from rl_warmup.runtime.run_folder import write_jsonl
 
@@ -127,11 +131,17 @@ def test_a_run_that_pushes_brings_its_card_and_keeps_its_token(hub, tmp_path):
 
 
 @pytest.fixture
-def trainer(hub, tmp_path, monkeypatch) -> WarmupTrainer:
-    """A trainer whose hub is the stand-in."""
+def here(hub, monkeypatch) -> Hub:
+    """The stand-in as the hub of this process."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     monkeypatch.setattr("transformers.utils.hub._hf_api", None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return hub
+
+
+@pytest.fixture
+def trainer(here, tmp_path) -> WarmupTrainer:
+    """A trainer whose hub is the stand-in."""
     model, tokenizer = load_model("scratch-t5", lambda: [text for row in ROWS for text in row.values()], SIZE)
     config = WarmupConfig(
         output_dir=str(tmp_path / "py"), max_steps=1, num_warmups=2, max_warmup_length=3, use_cpu=True, report_to="none",
@@ -159,3 +169,34 @@ def test_a_hub_that_takes_nothing_is_one_sentence_and_the_run_is_kept(trainer, h
         trainer.push_to_hub()
     assert TOKEN not in str(error.value)
     assert (tmp_path / "py" / "model.safetensors").is_file()
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "sharing.md").read_text(encoding="utf-8")
+
+
+def test_the_blocks_of_the_page_run(here, tmp_path, monkeypatch):
+    """In the order of the page, as `evaluate` and `card` follow `export`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    recipe = {
+        "model_name_or_path": "scratch-t5", "scratch": SIZE, "task": "ledger", "max_steps": 2, "max_warmup_length": 4,
+        "task_kwargs": {"length": 3, "modulus": 4, "train_size": 16, "validation_size": 2, "test_size": 4}, "use_cpu": True,
+        "max_target_length": 5, "num_warmups": 2, "per_device_train_batch_size": 4, "show_progress": False,
+        "report_to": "none", "save_strategy": "no", "output_dir": "runs/mine",
+    }  # fmt: skip
+    adapter = {"use_peft": True, "lora_r": 2, "lora_target_modules": "all-linear", "output_dir": "runs/adapter"}
+    adapter |= {"model_name_or_path": str(tmp_path / "runs/mine"), "scratch": None}
+    for name, values in (("r.yaml", recipe), ("adapter.yaml", {**recipe, **adapter})):
+        Path(name).write_text(yaml.safe_dump(values), encoding="utf-8")
+        assert main(["train", "--config", name]) == 0
+    commands = re.findall(r"^    (rl-warmup .*)$", PAGE, re.MULTILINE)
+    assert {command.split()[1] for command in commands} == {"card", "evaluate", "export", "train"}
+    for command in commands:
+        if "tensorboard" not in command or importlib.util.find_spec("tensorboard"):
+            assert main(shlex.split(command)[1:]) == 0, command
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    here.files.clear()
+    exec(code.replace("max_steps=2", "max_steps=2, use_cpu=True, disable_tqdm=True"), {})
+    known = yaml.safe_load(here.files["README.md"].decode().split("---\n")[1])
+    assert (known["license"], known["language"]) == ("mit", "en")
+    assert "model-index" in known
