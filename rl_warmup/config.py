@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +21,12 @@ from rl_warmup.plugins import build_plugin, find_plugin
 from rl_warmup.runtime import compat
 from rl_warmup.runtime.arguments import argument_faults, refused_arguments, try_scheduler
 from rl_warmup.runtime.launched import initialize_distributed_on_cpu
+from rl_warmup.runtime.other_names import with_log_warmups
 from rl_warmup.runtime.recipe_file import masked, read_values
 from rl_warmup.runtime.settings import (
     RANGES,
     accelerator_faults,
+    card_faults,
     chat_faults,
     is_on,
     number_fault,
@@ -63,6 +65,7 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub, upload the model after training."})
     logging_steps: float = field(default=10, metadata={"help": "Updates between two logs."})
 
+    log_completions: InitVar[bool | None] = None  # TRL's name of log_warmups
     lines: ClassVar[bool | None] = None  # whether a run prints lines; None: where disable_tqdm is off
 
     def __repr__(self) -> str:
@@ -70,8 +73,11 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         values = masked({one.name: getattr(self, one.name) for one in fields(self)})
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
-    def __post_init__(self) -> None:
-        faults = self._read_numbers()
+    def __post_init__(self, log_completions: bool | None) -> None:
+        changed = {} if self.log_warmups == type(self).log_warmups else {"log_warmups": self.log_warmups}
+        named, faults = with_log_warmups({**changed, "log_completions": log_completions})
+        self.log_warmups = named.get("log_warmups", self.log_warmups)
+        faults += self._read_numbers()
         inherited = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if f.name != "do_eval"}
         faults += option_faults(self) + setting_faults(inherited, _inherited([type(self)])) + argument_faults(inherited)
         if faults:
@@ -160,7 +166,9 @@ def build_recipe(values: dict[str, Any], on_this_machine: bool = True) -> Recipe
     if not on_this_machine:
         values = {**values, **_without_code(values)}
     model_class = compat.model_config_class()
+    values, renamed = with_log_warmups(values)
     coerced, faults = _read_settings(values, (TaskOptions, WarmupConfig, model_class))
+    faults += renamed
     if values.get("model_name_or_path") is None:
         faults.append("model_name_or_path is missing. Give a folder, a name on the hub, scratch-t5 or scratch-llama.")
     if values.get("output_dir", ".") is None:
@@ -294,6 +302,7 @@ def option_faults(options: WarmupOptions) -> list[str]:
             f"both, `proposals: [stored]` and `stored_warmups: FILE` (`rl-warmup sample` writes one)."
         )
     faults += chat_faults(options.chat_template, options.system, options.chat_template_kwargs)
+    faults += card_faults(options.model_card or {})
     if options.target_truncation == "left":
         faults.append("target_truncation: 'left' would cut the beginning of the answer; use error, right or drop.")
     return faults

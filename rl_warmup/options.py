@@ -28,6 +28,10 @@ SEPARATOR_INITS = ("auto", "keep", "end_token")
 TRUNCATIONS = ("error", "left", "right", "drop")
 GUARDS = ("warn", "act", "stop", "off")
 CONTROLS = ("shuffled", "empty_warmup", "filler", "sampled", "rerank")  # of `inference.generation`, without other_run
+CONTROL_NAMES = {  # in tables; "" are the model's own warmups
+    "": "own warmup", "shuffled": "shuffled warmup", "empty_warmup": "no warmup", "filler": "filler warmup",
+    "other_run": "another run's warmup", "sampled": "sampled warmup", "rerank": "reranked",
+}  # fmt: skip
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plugin: str | None = None) -> Any:
@@ -131,6 +135,9 @@ class WarmupOptions:
     chat_template_kwargs: dict | None = _option(None, "Arguments of the chat template, e.g. {enable_thinking: false}.")
 
     # housekeeping
+    model_card: dict | None = _option(
+        None, "Fields of the model card that no file tells: {license: apache-2.0, language: [en, de], tags: [...]}."
+    )
     overwrite: bool = _option(False, "Let a new run remove an earlier run in its output_dir.")
     guard: str = _option("warn", "What to do when warmups collapse.", GUARDS)
     on_divergence: str = _option(
@@ -144,7 +151,11 @@ class WarmupOptions:
     hang_timeout: float | None = _option(
         30.0, "Seconds that a process may be behind the others inside an update; empty waits forever."
     )
-    log_warmups: int = _option(3, "Sampled warmups shown at every log (terminal and warmups.jsonl); 0 shows none.")
+    log_warmups: int = _option(
+        3,
+        "Prompts whose sampled warmups are shown at every log: terminal, warmups.jsonl, tables in report_to's wandb, trackio, "
+        "tensorboard; 0 shows none. TRL's name log_completions: false is 0, true the default.",
+    )
 
 
 @dataclass

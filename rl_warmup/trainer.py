@@ -22,7 +22,7 @@ from rl_warmup.batch import RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.engine import checkpoints_layers, choose_path, enable_scoring, score, score_sampled
 from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer
-from rl_warmup.method.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost
+from rl_warmup.method.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost, table_rows
 from rl_warmup.method.guard import Guard
 from rl_warmup.method.losses import kl_loss, weighted_loss
 from rl_warmup.method.objectives import log_mean_exp
@@ -61,6 +61,7 @@ from rl_warmup.runtime.launched import LaunchCheck, refuse_launch
 from rl_warmup.runtime.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, tells
 from rl_warmup.runtime.search import SearchTrainer, first_model
 from rl_warmup.runtime.terminal import bars
+from rl_warmup.runtime.trackers import send_table
 
 
 class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
@@ -292,7 +293,7 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         size, sampled = self.model.num_parameters(), groups > 0 and not cold_start
         tokens, self.update.flops = step_cost(batch, trained, size, sampled)
         self.run_folder.count(tokens, self.update.flops)
-        self.update.shown = (replace(batch, prefix_cache=None), scores, weights)
+        self.update.shown = (replace(batch, prefix_cache=None), scores, weights, judged)
 
     @torch.no_grad()
     def _measure_reading(self, model: Any, batch: WarmupBatch, scores: Scores) -> None:
@@ -330,20 +331,19 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
             logs = {**logs, **self.means.flush(self._sum_over_processes), "tau": self.schedule.tau}
             logs["loss"] = logs["loss/policy"] + logs["loss/target"]  # Trainer's own forgets what preceded a restart
             if self.args.objective != "sft":
-                logs["phase"] = self.schedule.phase
-                measured = self.schedule.measurement
-                known = {"proposal_logp": self.schedule.proposal_logp, "read": measured and measured.read}
-                logs |= {name: value for name, value in known.items() if value is not None}
+                schedule, measured = self.schedule, self.schedule.measurement
+                known = {"proposal_logp": schedule.proposal_logp, "read": measured and measured.read}
+                logs |= {"phase": schedule.phase} | {name: value for name, value in known.items() if value is not None}
             self._log_warmups()
         super().log(logs, start_time)
 
     def _log_warmups(self) -> None:
         if self.update.shown is None or not self.args.log_warmups or not self.is_world_process_zero():
             return
-        batch, scores, weights = self.update.shown
-        shown = sample_table(batch, scores, weights, self.warmup_generator().decode, self.args.log_warmups)
+        shown = sample_table(*self.update.shown, self.warmup_generator().decode, self.args.log_warmups)
         records = [{"step": self.state.global_step, **row} for row in shown]
         append_jsonl(self.run_folder.folder / "warmups.jsonl", records)
+        send_table(self, table_rows(records))
         if shown and tells(self.args):
             tqdm.write(format_sample(shown[0]))
 

@@ -13,7 +13,6 @@ from rl_warmup import WarmupConfig, WarmupGenerator, WarmupTrainer
 from rl_warmup.cli.main import main
 from rl_warmup.config import build_recipe
 from rl_warmup.experiments.run import train_run
-from rl_warmup.experiments.run_files import read_result
 from rl_warmup.inference.samples import Sampler
 from rl_warmup.models.chat import Chat
 from rl_warmup.models.encoding import RowEncoder
@@ -21,6 +20,7 @@ from rl_warmup.models.inference_settings import LAYOUT_FILE
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
 from rl_warmup.options import WarmupOptions
+from rl_warmup.runtime.run_files import read_result
 from rl_warmup.tasks import load_task
 
 WORDS = "red blue green user assistant system be kind sure </think>"

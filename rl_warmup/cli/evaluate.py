@@ -54,11 +54,11 @@ def command(args: list[str]) -> None:
         from rl_warmup.experiments.collect import other_weights
         from rl_warmup.experiments.report import result_table
         from rl_warmup.experiments.run import identity, load_recipe_task
-        from rl_warmup.experiments.run_files import read_result
         from rl_warmup.inference.evaluation import Evaluation
         from rl_warmup.inference.generation import WarmupGenerator
         from rl_warmup.inference.rehearsal import rehearse
         from rl_warmup.runtime import ownership
+        from rl_warmup.runtime.run_files import read_result
         from rl_warmup.runtime.run_folder import write_json
         from rl_warmup.runtime.sharing import initialize_distributed, is_main, refuse_differences
         from rl_warmup.tasks.stream import Stream

@@ -32,6 +32,8 @@ COMMANDS = {
     "plan": "what a recipe would cost on some hardware, and whether it fits",
     "score": "try rewards on a file of warmups",
     "report": "compare runs: tables, curves and examples as one page",
+    "card": "write the model card of a trained folder from the files in it",
+    "export": "a trained model as full weights in a folder to hand on; merges adapters",
     "sweep": "run many recipes to answer one question",
     "ceiling": "can warmups pay on this data at all: good ones imitated, beside plain fine-tuning",
     "demo": "train everything small, next to its controls, and compare",

@@ -15,14 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.experiments.run_files import (
+from rl_warmup.runtime.ownership import fingerprint
+from rl_warmup.runtime.run_files import (
     read_environment,
     read_evaluation,
     read_records,
     read_result,
     read_run_recipe,
 )
-from rl_warmup.runtime.ownership import fingerprint
 
 ENVIRONMENT = "environment.json"  # of a run made in Python it holds the settings
 Predictions = dict[str, list[dict[str, Any]]]
@@ -30,7 +30,7 @@ Predictions = dict[str, list[dict[str, Any]]]
 # recipe keys that do not make another arm: where a run goes, what it shows, which seed it has
 INCIDENTAL = {
     "seed", "data_seed", "output_dir", "overwrite", "show_progress", "resume_from_checkpoint", "run_name", "logging_dir",
-    "log_warmups", "disable_tqdm", "report_to", "controls", "push_to_hub", "hub_token",
+    "log_warmups", "disable_tqdm", "report_to", "controls", "push_to_hub", "hub_token", "model_card",
 }  # fmt: skip
 # keys in which the seeds of one arm may differ, e.g. because each was given another run's seconds
 BUDGET = {"max_steps", "num_train_epochs", "eval_steps", "logging_steps", "save_steps", "warmup_steps", "warmup_ratio"}

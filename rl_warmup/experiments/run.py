@@ -26,6 +26,7 @@ from rl_warmup.runtime.ownership import RESULT, reading, refuse_folder, sources
 from rl_warmup.runtime.recipe_file import masked
 from rl_warmup.runtime.run_folder import write_json
 from rl_warmup.runtime.sharing import refuse_differences
+from rl_warmup.runtime.trackers import send_figures
 from rl_warmup.tasks import Task, load_task, rows_hash
 from rl_warmup.tasks.conversations import flat
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
@@ -67,12 +68,21 @@ def _predict(recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Eva
     """Save the trained model, predict and score with it; the main process gets and writes the result."""
     folder = Path(str(recipe.config.output_dir))
     with disk_faults(folder):
-        trainer.save_model(str(folder))
+        trainer.save_model(str(folder), _internal_call=True)  # the hub gets it with its results, below
     # Without autocast, as `rl-warmup evaluate` will predict with the saved weights.
     with trainer.shared_generator() as generator, torch.autocast(generator.model.device.type, enabled=False):
         scored = _scored(recipe, task, evaluation, generator)
-    if not trainer.is_world_process_zero():
-        return {}
+    result = _result(recipe, trainer, task, scored) if trainer.is_world_process_zero() else {}
+    if recipe.config.push_to_hub:
+        trainer.push_to_hub()  # with the card
+    else:
+        trainer.create_model_card()
+    return result
+
+
+def _result(recipe: Recipe, trainer: WarmupTrainer, task: Task, scored: dict[str, Any]) -> dict[str, Any]:
+    """Write metrics.json."""
+    folder = Path(str(recipe.config.output_dir))
     truncation = trainer.encoder.counts + trainer.eval_encoder.counts + Counter(scored.pop("truncation", {}))
     result = {
         "task": task.name,
@@ -82,6 +92,7 @@ def _predict(recipe: Recipe, trainer: WarmupTrainer, task: Task, evaluation: Eva
         **scored,
     }
     write_json(folder / RESULT, result)
+    send_figures(trainer, result["split"], result["metrics"])
     return result
 
 

@@ -104,7 +104,7 @@ class RewardTrial:
         self.warmup_generator, self.has_model, self.batch_size = warmup_generator, has_model, batch_size
         self.prediction_seconds = 0.0
         enable_scoring(warmup_generator.model)
-        not_columns = ("warmup", "finish", "warmup_logprob", "target_logprob", "posterior", "step")
+        not_columns = ("warmup", "finish", "warmup_logprob", "target_logprob", "reward", "rewards", "posterior", "step")
         plain = [{k: v for k, v in row.items() if k not in not_columns} for row in rows]
         self.rows = warmup_generator.encoder().encode_all(plain, "file")
         self.warmups = [Warmup(self._ids(row), row.get("finish", "separator")) for row in rows]

@@ -17,20 +17,22 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from rl_warmup.batch import Warmup
+from rl_warmup.inference.card import write_card
 from rl_warmup.inference.evaluation import Evaluation
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.likelihood import score_samples
 from rl_warmup.inference.rehearsal import rehearse
 from rl_warmup.method.diagnostics import Means, Sums, rollout_metrics, variety
 from rl_warmup.method.reference_trainer import ReferenceTrainer
-from rl_warmup.method.training_data import encode_sets
+from rl_warmup.method.training_data import encode_sets, hash_of_rows
 from rl_warmup.metrics import scores_of
 from rl_warmup.models.encoding import ADDED, RowEncoder
-from rl_warmup.models.inference_settings import Inference
+from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.runtime import ownership
 from rl_warmup.runtime.launched import whole_weights
 from rl_warmup.runtime.run_folder import clock, write_json
 from rl_warmup.runtime.sharing import map_over_processes, seeded
+from rl_warmup.runtime.trackers import send_figures
 from rl_warmup.tasks import Task
 from rl_warmup.tasks.rows import SPLITS
 
@@ -69,6 +71,7 @@ class ValidatingTrainer(ReferenceTrainer):
         with super().own_folder(asked):
             named = {**self.described["settings"], "model_name_or_path": self._model_name()}
             self.run_folder.settings = None if "task" in self.recipe else named
+            self.run_folder.training_rows = hash_of_rows(self.described["rows"])
             yield
 
     def _try_validation(self) -> None:
@@ -153,7 +156,34 @@ class ValidatingTrainer(ReferenceTrainer):
                 return {}
             result = {"task": name, "model": self._model_name(), **self.about(place), **scored}
             write_json(place / ownership.RESULT, result)
+            if read_layout(place):
+                write_card(place)
+            send_figures(self, split, result["metrics"])
         return result
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Extends Trainer's: the folder of a run gets its model card too."""
+        super().save_model(output_dir, _internal_call)
+        place = Path(output_dir or str(self.args.output_dir))
+        if not _internal_call and self.is_world_process_zero() and ownership.is_run(place):
+            write_card(place)
+
+    def create_model_card(
+        self, language: Any = None, license: str | None = None, tags: Any = None, model_name: str | None = None,
+        finetuned_from: str | None = None, tasks: Any = None, dataset_tags: Any = None, dataset: Any = None,
+        dataset_args: Any = None,
+    ) -> None:  # fmt: skip
+        """Replaces Trainer's, whose draft would take the place of README.md: `card.write_card` of output_dir.
+
+        Raises ValueError: as `write_card`; or for tasks, dataset and dataset_args, which the files of the run tell.
+        """
+        if tasks or dataset or dataset_args:
+            raise ValueError(
+                "create_model_card: tasks, dataset and dataset_args come from the run's files. Leave them out."
+            )
+        given = {"language": language, "license": license, "tags": tags or None, "model_name": model_name}
+        if self.is_world_process_zero():
+            write_card(self.args.output_dir, **given, base_model=finetuned_from, datasets=dataset_tags)
 
     def _model_name(self) -> str:
         """Where the model was loaded from; its class where nobody knows."""

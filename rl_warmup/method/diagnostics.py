@@ -161,9 +161,14 @@ def token_overlap(warmup: list[int], other: list[int]) -> float:
 
 
 def sample_table(
-    batch: WarmupBatch, scores: Scores, weights: RowWeights, decode: Any, count: int
+    batch: WarmupBatch, scores: Scores, weights: RowWeights, rewards: Any, decode: Any, count: int
 ) -> list[dict[str, Any]]:
-    """The groups of the first `count` prompts as text, with log-probabilities and posterior weights."""
+    """The groups of the first `count` prompts as text, with log-probabilities, rewards and posterior weights.
+
+    Args:
+        rewards: `rewards.RewardScores` of the group rows.
+    """
+    several = rewards.by_name if len(rewards.by_name) > 1 else {}
     shown = []
     for b in range(min(count, batch.num_prompts) if batch.group_size else 0):
         rows = range(b * batch.group_size, (b + 1) * batch.group_size)
@@ -174,6 +179,8 @@ def sample_table(
                 "finish": batch.warmups[row].finish,
                 "warmup_logprob": scores.warmup_logprob[row].item(),
                 "target_logprob": scores.target_logprob[row].item(),
+                "reward": rewards.total[row].item(),
+                **({"rewards": {name: values[row].item() for name, values in several.items()}} if several else {}),
                 "posterior": weights.posterior[b, i].item(),
             }
             for i, row in enumerate(rows)
@@ -181,6 +188,18 @@ def sample_table(
         text = {"id": prompt["id"], "prompt": prompt["prompt"], "target": prompt["target"]}
         shown.append({**text, "warmups": sorted(warmups, key=lambda w: -w["posterior"])})
     return shown
+
+
+def table_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of warmups.jsonl as a flat table for trackers: a row per warmup, the same columns in each."""
+    rows = []
+    for group in records:
+        known = {"step": group["step"], "prompt": flat(group["prompt"]), "target": group["target"]}
+        for w in group["warmups"]:
+            by_name = {f"rewards/{name}": value for name, value in w.get("rewards", {}).items()}
+            numbers = {key: w[key] for key in ("target_logprob", "posterior")}
+            rows.append({**known, "warmup": w["warmup"], "reward": w["reward"], **by_name, **numbers})
+    return rows
 
 
 def format_sample(sample: dict[str, Any]) -> str:

@@ -198,6 +198,12 @@ def rows_digest(rows: Any) -> dict[str, Any]:
     return {"first" if streamed else "count": len(known), "blocks": blocks}
 
 
+def hash_of_rows(digest: dict[str, Any]) -> dict[str, Any]:
+    """What environment.json says about the training rows of a `rows_digest`: how many, and one hash of them."""
+    sha256, streamed = hashlib.sha256("".join(digest["blocks"]).encode()).hexdigest(), "first" in digest
+    return {"rows": digest["first" if streamed else "count"], "streamed": streamed, "sha256": sha256}
+
+
 class EncodedStream(IterableDataset, TrainerCallback):
     """Encoded rows for `max_steps` updates, from as many epochs of a source as needed; little more than a batch is in memory.
 

@@ -18,7 +18,9 @@ class Update:
 
     parts: list[list[dict[str, Any]]]  # the rows of every micro-batch
     batches: deque[WarmupBatch] | None = None  # not trained on yet; None before the rollout
-    shown: tuple[WarmupBatch, Scores, RowWeights] | None = None  # the last micro-batch, without gradient
+    shown: tuple[WarmupBatch, Scores, RowWeights, Any] | None = (
+        None  # the last micro-batch and its `RewardScores`, without gradient
+    )
     fault: str | None = None  # why its loss is no number, as a sentence
     flops: float = 0.0  # of the last micro-batch
 

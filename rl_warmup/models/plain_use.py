@@ -55,12 +55,12 @@ def save_for_plain_use(folder: str | Path, model: Any, settings: Inference, toke
     shutil.copyfile(str(custom_generate.__file__), folder / CODE)
     page, adapter = folder / README, (folder / "adapter_config.json").is_file()
     before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.is_file() else ""
-    section = _section(model, settings, tokens, adapter)
+    section = how_to_use(model, settings, tokens, adapter)
     page.write_text(f"{before.rstrip()}\n\n{MARK}\n{section}".lstrip(), encoding="utf-8")
 
 
-def _section(model: Any, settings: Inference, tokens: LayoutTokens, adapter: bool) -> str:
-    """The section of the folder's README: load, write, split."""
+def how_to_use(model: Any, settings: Inference, tokens: LayoutTokens, adapter: bool) -> str:
+    """The section of the folder's README: load, write, split. `adapter`: whether the folder holds one, not a whole model."""
     auto = "AutoModelForSeq2SeqLM" if model.config.is_encoder_decoder else "AutoModelForCausalLM"
     law, limit = settings.constraints, settings.max_prompt_length
     cut = settings.prompt_truncation

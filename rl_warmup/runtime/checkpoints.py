@@ -60,7 +60,7 @@ GONE_WORDS = ("No such file", "does not exist")
 FREE = {
     "output_dir", "run_name", "project", "report_to", "logging_strategy", "logging_steps", "logging_first_step", "log_warmups",
     "include_num_input_tokens_seen", "skip_memory_metrics", "debug", "push_to_hub", "hub_model_id",
-    "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision", "trackio_space_id", "trackio_bucket_id",
+    "hub_strategy", "model_card", "hub_private_repo", "hub_always_push", "hub_revision", "trackio_space_id", "trackio_bucket_id",
     "trackio_static_space_id", "save_strategy", "save_steps", "save_total_limit", "save_only_model",
     "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_num_workers",
     "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 _VLLM = "sampling is done by the trained model itself, without vLLM; leave it out"
 _FIXED = "sampling here is exactly what is scored: temperature, top_p, min_warmup_length and max_warmup_length shape it"
 _ROWS = "rows come from task and task_kwargs, e.g. `task: file` with `task_kwargs: {train: rows.jsonl}`, or `task: hub`"
@@ -15,9 +18,27 @@ _MODEL = "use model_name_or_path, dtype, attn_implementation and model_revision"
 _START = "the KL is to the starting model, weighed by beta; leave it out"
 _BATCH = "use per_device_train_batch_size and gradient_accumulation_steps"
 
+TABLES = "log_completions"  # TRL's name; of ours, log_warmups
+
+
+def with_log_warmups(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings with TRL's `log_completions` as `log_warmups`: false is 0, true is its default; and what is wrong with it."""
+    asked, ours = values.get(TABLES), {key: value for key, value in values.items() if key != TABLES}
+    if asked is None:
+        return ours, []
+    if not isinstance(asked, bool):
+        return ours, [f"{TABLES}: {asked!r} is not true or false; log_warmups takes a number."]
+    if "log_warmups" in ours:
+        return ours, [f"{TABLES}: is TRL's name of log_warmups, which is given too. Leave one of the two out."]
+    return ours if asked else {**ours, "log_warmups": 0}, []
+
+
 OURS: dict[str, str] = {
     "num_generations": "use num_warmups",
     "num_sample_generations": "use log_warmups, the sampled warmups that are shown at every log",
+    "num_completions_to_print": "use log_warmups, the prompts whose warmups are shown at every log",
+    "log_unique_prompts": "every prompt is shown once; leave it out",
+    "log_completions_hub_repo": "tables go to wandb, trackio and tensorboard (report_to); leave it out",
     "use_vllm": _VLLM, "vllm_mode": _VLLM, "vllm_gpu_memory_utilization": _VLLM, "vllm_server_host": _VLLM,
     "packing": "rows go without padding where the model allows it (`scoring: auto`); leave it out",
     "max_length": _LIMITS, "max_seq_length": _LIMITS,

@@ -257,6 +257,16 @@ def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
         raise ValueError(f"--output: {output} holds other files than an evaluation's ({_first(foreign)}). Empty it.")
 
 
+def refuse_export(output: Path) -> None:
+    """Raises ValueError unless the folder is new or empty, and lies in no run."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output: {output} is a file. Give a folder that is empty or not there yet.")
+    if found := sorted(path.name for path in output.iterdir()) if output.exists() else []:
+        raise ValueError(f"--output: {output} holds other files ({_first(found)}). Give an empty or a new folder.")
+    if run := _run_above(output.resolve()) or run_around(output):
+        raise ValueError(f"--output: {output} lies in the run {run}. Give a folder outside of it.")
+
+
 def refuse_file(path: Path) -> None:
     """Raises ValueError for a file that belongs to a run or a checkpoint."""
     if path.is_dir():

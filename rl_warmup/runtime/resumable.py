@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from rl_warmup.runtime import checkpoints, compat, ownership
 from rl_warmup.runtime.documents import parse_json
 from rl_warmup.runtime.interruptions import Interruption, Watchdog
+from rl_warmup.runtime.trackers import SameRun, reports_to_trackio
 
 
 class Diverged(FloatingPointError):
@@ -55,6 +56,8 @@ class ResumableTrainer(Trainer):
         self.described: dict[str, Any] = {}  # the result of `describe`, which checkpoints keep
         self.watchdog = Watchdog(self.folder / "heartbeats", self.args.hang_timeout)
         self.interruption = Interruption(self._maximum)
+        if reports_to_trackio(self):
+            self.add_callback(SameRun())
         self.add_callback(self.watchdog)
         self.add_callback(self.interruption)
 
@@ -92,6 +95,19 @@ class ResumableTrainer(Trainer):
             raise ValueError(
                 f"push_to_hub: the hub cannot be used ({type(error).__name__}: {said}). Check the connection, hub_token and "
                 f"hub_model_id, or leave push_to_hub out."
+            ) from error
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends Trainer's: uploads the run's folder with its README.md. Raises ValueError: the hub did not take it."""
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:  # of huggingface_hub, or the connection
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"push_to_hub: the hub did not take {self.folder} ({type(error).__name__}: {said}). The run is there; upload it "
+                f"later by `hf upload {self.args.hub_model_id or 'OWNER/NAME'} {self.folder}`."
             ) from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

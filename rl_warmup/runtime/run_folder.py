@@ -42,6 +42,7 @@ class RunFolder(TrainerCallback, ExportableState):
         self.folder = Path(folder)
         self.processes: dict[str, Any] | None = None  # `launched.describe`, once training begins
         self.settings: dict[str, Any] | None = None  # of a run without a recipe.yaml
+        self.training_rows: dict[str, Any] | None = None  # `training_data.hash_of_rows`
         self.train_seconds = 0.0  # spent on updates, over all sessions, without evaluations
         self.train_tokens, self.train_flops = 0, 0.0  # of the main process
         self.spent_before = 0.0  # seconds spent before the first update
@@ -59,8 +60,9 @@ class RunFolder(TrainerCallback, ExportableState):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl"):
                 _keep_until(self.folder / name, state.global_step)
-            settings = {"settings": self.settings} if self.settings else {}
-            write_json(self.folder / "environment.json", {**environment(self.processes), **settings})
+            more = {"settings": self.settings, "training_rows": self.training_rows}
+            known = {key: value for key, value in more.items() if value}
+            write_json(self.folder / "environment.json", {**environment(self.processes), **known})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:

@@ -150,6 +150,10 @@ CHAT_ARGUMENTS = (
     "truncation", "max_length", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs",
 )  # fmt: skip
 
+# Fields of a model card that no file of a run tells, as huggingface_hub's ModelCardData calls them.
+CARD_LISTS = ("language", "datasets", "tags", "license", "base_model")
+CARD_FIELDS = (*CARD_LISTS, "license_name", "license_link", "model_name", "pipeline_tag")
+
 SEED, SHARE, EMPTY = Range(0, 2**32 - 1), Range(0, 1), ", or empty"
 COUNT, AMOUNT = Range(1), Range(0, math.inf)
 WEIGHT, SCALE = (
@@ -288,6 +292,19 @@ def chat_faults(template: str, system: str | None, kwargs: Mapping[str, Any] | N
         faults.append(
             f"chat_template_kwargs: {', '.join(taken)} cannot be changed. Give arguments of the template itself."
         )
+    return faults
+
+
+def card_faults(given: Mapping[str, Any]) -> list[str]:
+    """A sentence for every field of a model card's front matter that cannot be used."""
+    faults = []
+    if unknown := [str(key) for key in given if key not in CARD_FIELDS]:
+        faults.append(f"model_card: unknown {', '.join(unknown)}. Allowed: {', '.join(CARD_FIELDS)}.")
+    for key in (key for key in CARD_FIELDS if given.get(key) is not None):
+        listed = given[key] if isinstance(given[key], list) and key in CARD_LISTS else [given[key]]
+        if not listed or not all(isinstance(item, str) and item.strip() for item in listed):
+            kinds = "a text or a list of texts" if key in CARD_LISTS else "a text"
+            faults.append(f"model_card: {key} is {shown(given[key])}; give {kinds}.")
     return faults
 
 

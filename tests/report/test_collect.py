@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rl_warmup.experiments.collect import find_runs, sections
-from rl_warmup.experiments.run_files import read_result
+from rl_warmup.runtime.run_files import read_result
 
 
 def arms(path):

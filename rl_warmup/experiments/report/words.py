@@ -10,11 +10,8 @@ from typing import Any, NamedTuple
 from rl_warmup.experiments.collect import Arm, Section
 from rl_warmup.experiments.compare import COSTS, ROWS, SEEDS, Difference, Entry, MetricResults, better, spent
 from rl_warmup.experiments.report.curves import Chart, at_budget
+from rl_warmup.options import CONTROL_NAMES as NAMES
 
-NAMES = {
-    "": "own warmup", "shuffled": "shuffled warmup", "empty_warmup": "no warmup", "filler": "filler warmup",
-    "other_run": "another run's warmup", "sampled": "sampled warmup", "rerank": "reranked",
-}  # fmt: skip
 BETTER, WORSE, UNCLEAR, UNTESTED = "better", "worse", "no difference shown", "not tested"
 HEADER = ("arm", "warmup", "seeds", "mean ± sd", "95% interval", "difference", "its 95% interval", "p (Holm)")
 LIKELIHOOD = (

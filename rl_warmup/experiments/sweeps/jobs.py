@@ -18,11 +18,11 @@ from uuid import uuid4
 from rl_warmup.config import Recipe, build_recipe, effective
 from rl_warmup.experiments.collect import Arm, Run
 from rl_warmup.experiments.compare import better, updates_at_equal_compute
-from rl_warmup.experiments.run_files import read_result
 from rl_warmup.experiments.sweeps.question import OWN, Question, read_question
 from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.runtime.ownership import RESULT
 from rl_warmup.runtime.recipe_file import read_values, read_yaml
+from rl_warmup.runtime.run_files import read_result
 from rl_warmup.tasks import load_task
 
 ASKED = "asked.yaml"  # beside the run's own recipe.yaml, which holds every default too
@@ -31,7 +31,7 @@ INCIDENTAL = ("output_dir", "show_progress", "resume_from_checkpoint", "overwrit
 ALIKE = {
     *INCIDENTAL, "run_name", "project", "report_to", "log_warmups", "disable_tqdm", "push_to_hub", "hub_model_id", "hub_revision",
     "hub_private_repo", "hub_token", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "log_level",
-    "log_level_replica", "log_on_each_node", "hang_timeout", "skip_memory_metrics",
+    "log_level_replica", "log_on_each_node", "hang_timeout", "skip_memory_metrics", "model_card",
 }  # fmt: skip
 LOGGING = {"logging_steps", "logging_strategy", "logging_first_step"}
 HEAVY_METRICS = ("bertscore", "comet")

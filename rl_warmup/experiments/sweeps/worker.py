@@ -27,13 +27,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rl_warmup.experiments.run_files import read_records, read_result
 from rl_warmup.experiments.sweeps.answer import Answer, write_answer
 from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, read_sweep, suggest
 from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
 from rl_warmup.runtime.documents import parse_json
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import RESULT, file_lock, run_of
+from rl_warmup.runtime.run_files import read_records, read_result
 from rl_warmup.runtime.terminal import SECONDS, bars
 
 POLL = 0.1  # seconds between two looks at a run's process
