@@ -3,9 +3,12 @@ here, with the reason."""
 
 from __future__ import annotations
 
+import inspect
+import io
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +18,7 @@ import yaml
 
 from rl_warmup.cli.main import main
 from rl_warmup.config import build_recipe
+from rl_warmup.method import objectives
 from rl_warmup.runtime.run_folder import write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -44,9 +48,12 @@ PROGRAMS = (
     "pipx",
     "benchmarks/accelerator.sh",
 )
-# Pages whose blocks another test runs, all of them.
-ELSEWHERE = {"docs/data.md": "test_own_data.py", "docs/inference.md": "test_inference_docs.py",
-             "examples/ledger-plugins/README.md": "examples/test_ledger_plugins.py"}  # fmt: skip
+# Blocks that another test runs: page -> the test, and the headings that they stand under.
+ELSEWHERE = {
+    "docs/objectives.md": ("test_docs.py", ["# ", "## "]),
+    "docs/data.md": ("test_own_data.py", ["## A first run", "## In Python"]),
+    "examples/ledger-plugins/README.md": ("examples/test_ledger_plugins.py", ["# "]),
+}
 # What no test runs as it stands there: a pattern that the command or block begins with, and why.
 NOT_RUN = {
     r"(git clone|make|pip|pipx|eval|python3 -m venv|OMP_NUM_THREADS=1 .venv)": "changes the environment, or runs the suite",
@@ -96,9 +103,11 @@ def blocks(page: Path) -> list[Block]:
     rest = re.sub(r"^ *```python\n(.*?)^ *```", lambda m: keep("python", m, m[1]), text, flags=re.M | re.S)
     here = r"^ +python - <<'PY'\n(.*?)^ +PY$"
     rest = re.sub(here, lambda m: keep("python", m, re.sub(r"^    ", "", m[1], flags=re.M)), rest, flags=re.M | re.S)
-    rest = re.sub(r"^ *```(?!sh\b|bash\b)\w*\n.*?^ *```", lambda m: re.sub(r"[^\n]", "", m[0]), rest, flags=re.M | re.S)
+    shell = r"^ *```(?:sh|bash)\n(.*?)^ *```"
+    rest = re.sub(shell, lambda m: "\n" + re.sub(r"^", "    ", m[1], flags=re.M), rest, flags=re.M | re.S)
+    rest = re.sub(r"^ *```\w*\n.*?^ *```", lambda m: re.sub(r"[^\n]", "", m[0]), rest, flags=re.M | re.S)
     programs = "|".join(map(re.escape, PROGRAMS))
-    line = rf"^(?: {{4,}}|(?<=```sh\n)|(?<=```bash\n))((?:[A-Z_]+=\S+ )*(?:\S*/)?(?:{programs})(?= )(?:[^\n]*\\\n)*[^\n]*)$"
+    line = rf"^ {{4,}}((?:[A-Z_]+=\S+ )*(?:\S*/)?(?:{programs})(?= )(?:[^\n]*\\\n)*[^\n]*)$"
     re.sub(line, lambda m: keep("command", m, re.sub(r"\s*\\\n\s*", " ", m[1])), rest, flags=re.M)
     return sorted(found, key=lambda block: block.line)
 
@@ -126,8 +135,12 @@ def test_every_reason_is_needed():
     every = [block for page in PAGES for block in blocks(page)]
     for start in NOT_RUN:
         assert any(re.match(start, block.text) for block in every), start
-    for test in ELSEWHERE.values():
+    for page, (test, headings) in ELSEWHERE.items():
         assert (ROOT / "tests" / test).is_file()
+        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        for block in blocks(Path(page)):
+            above = next((line for line in reversed(lines[: block.line]) if re.match("##? ", line)), "")
+            assert above.startswith(tuple(headings)), f"{page}:{block.line}: does {test} run this?"
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +165,10 @@ def stage(tmp_path_factory) -> Path:
         folder / "german.jsonl",
         [{"prompt": "translate English to German: The house is small.", "target": "Das Haus ist klein."}],
     )
-    write_jsonl(folder / "rows.jsonl", [{"prompt": "a+1 b+2 c+0", "target": "c=3 b=3 a=1"}])
+    rows = [{"prompt": "a+1 b+2 c+0", "target": "c=3 b=3 a=1"}, {"prompt": "b+1", "target": "b=1"}]
+    for name in ("rows.jsonl", "prompts.jsonl"):
+        write_jsonl(folder / name, rows)
+    (folder / "prompts.txt").write_text("a+1 b+2 c+0\nb+1\n", encoding="utf-8")
     of_a_hub = [
         "--task=file",
         "--task_kwargs={train: german.jsonl}",
@@ -182,6 +198,61 @@ def test_a_page_runs(page, stage, tmp_path, monkeypatch, capsys):
         if block.kind == "python":
             exec(compile(block.text, where, "exec"), known)
             continue
-        program, *words = shlex.split(block.text, comments=True)
+        command, _, given = block.text.partition(" < ")
+        if given:
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(Path(given).read_bytes()), "utf-8"))
+        program, *words = shlex.split(command, comments=True)
         assert program == "rl-warmup", f"{where}\nNo test runs this: run it here, or give a reason in NOT_RUN."
+        if "--max_steps" in words:
+            del words[(place := words.index("--max_steps")) : place + 2]
         assert main([*words, *QUICK.get(words[0], [])]) == 0, f"{where}\n{capsys.readouterr().err}"
+
+
+def test_the_page_of_objectives_shows_their_code():
+    """docs/objectives.md: every rule and what it calls, word for word; an equation before each."""
+    text = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    parts = [
+        objectives.posterior,
+        objectives.log_mean_exp,
+        objectives._log_mean_exp_of_others,
+        *objectives.RULES.values(),
+    ]
+    for part in parts:
+        assert inspect.getsource(part).strip() in code, (
+            f"{part.__name__} changed: paste its source into docs/objectives.md"
+        )
+    assert re.findall(r"^## (\w+)\n\n```text\n", text, re.M) == list(objectives.RULES)
+
+
+def test_the_walk_names_what_is_there():
+    """docs/architecture.md: every file and every function beside it."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    found = re.findall(r"`(?:rl_warmup/)?([\w/]+\.py)`((?: ?`[\w.]+`,?)*)", text)
+    assert len(found) > 30
+    for file, names in found:
+        source = (ROOT / "rl_warmup" / file).read_text(encoding="utf-8")
+        for name in re.findall(r"[\w.]+", names):
+            for part in name.split("."):
+                assert re.search(rf"(def|class) {part}\b|import .*\b{part}\b", source), f"{file}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page):
+    """Files and folders, and headings of pages; the site's own build checks them as well."""
+    for to, anchor in re.findall(r"\]\(([^)#\s:]*)(#[^)\s]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
+        path = (ROOT / page).parent / to if to else ROOT / page
+        assert path.exists(), f"{page}: {to}"
+        if anchor and path.suffix == ".md":
+            titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+            known = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor[1:] in known, f"{page}: {to}{anchor}"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_broken_link(tmp_path):
+    pytest.importorskip("mkdocs_jupyter", reason="needs the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "notebooks" / "first-run.html").is_file()
