@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: venv demo test test-slow lowest newest check bench clean
+.PHONY: venv demo test test-slow lowest newest check docs bench clean
 
 venv: $(VENV)/.ready
 
@@ -45,6 +45,11 @@ lowest newest:
 
 bench: venv
 	$(BIN)/python -m benchmarks.step_cost --quick
+
+# The site, into build/site: broken links and notebooks that fail are errors. RUN_NOTEBOOKS=false leaves out what takes minutes.
+docs: venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	PYTHONPATH=. $(BIN)/mkdocs build --strict
 
 check: venv
 	$(BIN)/ruff check .

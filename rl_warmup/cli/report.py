@@ -21,12 +21,13 @@ def command(args: list[str]) -> None:
                         help="the control: an arm's name or a run folder; default: the SFT arm that trained longest")  # fmt: skip
     options = parser.parse_args(args)
 
-    from rl_warmup.experiments.report import write_report
+    from rl_warmup.experiments.report import can_plot, write_report
 
     output = Path(options.output) if options.output else _default_output(options.runs)
     written = write_report(options.runs, output, options.control_run)
     pictures = len(written) - 2
-    print(f"{written[0]}\n{written[1]}\n{pictures} picture{'' if pictures == 1 else 's'} (PNG) in {output}")
+    drawn = f"{pictures} picture{'' if pictures == 1 else 's'} (PNG) in {output}"
+    print(f"{written[0]}\n{written[1]}\n{drawn if can_plot() else 'no pictures (PNG), as matplotlib is not installed'}")
 
 
 def _default_output(runs: list[str]) -> Path:

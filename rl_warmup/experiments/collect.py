@@ -136,6 +136,7 @@ class Section:
     rows_hash: str
     signatures: dict[str, str]
     arms: list[Arm]
+    headline: str | None = None  # the metric that is named first; None: the first in metrics.json
 
     @property
     def runs(self) -> list[Run]:
@@ -145,7 +146,7 @@ class Section:
     def metrics(self) -> list[str]:
         """Metric names, the headline first."""
         found = (name for run in self.runs for values in run.metrics.values() for name in values)
-        return list(dict.fromkeys(found))
+        return sorted(dict.fromkeys(found), key=lambda name: name != self.headline)
 
     def recipe_changes(self) -> dict[str, list[Any]]:
         """Settings in which arms differ: key -> a value per arm (of its first run)."""
@@ -252,8 +253,8 @@ def _join(run: Run, later: dict[str, Any], folder: Path) -> None:
         run.result.setdefault("likelihood", later["likelihood"])
 
 
-def sections(runs: Sequence[Run]) -> list[Section]:
-    """Runs sorted into what may be compared, the largest comparison first."""
+def sections(runs: Sequence[Run], headline: str | None = None) -> list[Section]:
+    """Runs sorted into what may be compared, the largest comparison first. `headline`: see `Section`."""
     sorted_runs: dict[str, list[Run]] = {}
     for run in runs:
         fixed = [run.result.get(key) for key in ("task", "split", "rows", "rows_hash", "signatures")]
@@ -265,7 +266,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         result = members[0].result
         task, split, rows_hash = (str(result.get(key, "")) for key in ("task", "split", "rows_hash"))
         rows, signatures = int(result.get("rows") or 0), result.get("signatures") or {}
-        found.append(Section(task, members[0].model, split, rows, rows_hash, signatures, _arms(members)))
+        found.append(Section(task, members[0].model, split, rows, rows_hash, signatures, _arms(members), headline))
     return sorted(found, key=lambda section: -len(section.runs))
 
 

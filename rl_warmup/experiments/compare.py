@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any
 
 from rl_warmup.experiments.collect import Arm, Run, Section
 from rl_warmup.metrics import METRICS
+from rl_warmup.metrics.registry import Bounds
 from rl_warmup.metrics.significance import Comparison, SeedSummary, compare_runs, compare_seeds, holm, over_seeds
 
 SEEDS, ROWS = "seeds", "rows"
 LOWER_IS_BETTER = {name for name, metric in METRICS.items() if not metric.higher_is_better}
+BOUNDS = {name: metric.bounds for name, metric in METRICS.items() if metric.bounds}
 LOWER_IS_BETTER |= {"unparsed", "loss", "ter", "wer", "cer"}  # values beside a metric's, and other people's metrics
 ALPHA = 0.05
 # Equal compute gives the control at least the other arm's seconds, so it errs on the control's side.
@@ -56,11 +58,12 @@ class Entry:
     control: str
     values: dict[Any, float]
     difference: Difference | None = None
+    bounds: Bounds | None = None  # of the metric
 
     @property
     def summary(self) -> SeedSummary | None:
         """Mean, deviation and interval over the seeds; None where no run has a value."""
-        return over_seeds(list(self.values.values())) if self.values else None
+        return over_seeds(list(self.values.values()), self.bounds) if self.values else None
 
 
 @dataclass
@@ -70,6 +73,11 @@ class MetricResults:
     metric: str
     control_arm: Arm | None
     entries: list[Entry]
+    direction: str | None = None  # "maximize" or "minimize"; None: as the metric is usually read
+
+    def better(self, difference: float) -> bool:
+        """Whether a difference of this sign is an improvement."""
+        return better(self.metric, difference, self.direction)
 
     @property
     def digits(self) -> int:
@@ -80,9 +88,10 @@ class MetricResults:
         return next((x for x in self.entries if x.arm.name == arm and x.control == control), None)
 
 
-def better(metric: str, difference: float) -> bool:
-    """Whether a difference of this sign is an improvement."""
-    return (difference < 0) if metric in LOWER_IS_BETTER else (difference > 0)
+def better(metric: str, difference: float, direction: str | None = None) -> bool:
+    """Whether a difference of this sign is an improvement. `direction`: "maximize" or "minimize"; None: as usually read."""
+    lower = metric in LOWER_IS_BETTER if direction is None else direction == "minimize"
+    return (difference < 0) if lower else (difference > 0)
 
 
 def mean_and_deviation(values: Sequence[float], digits: int = 3) -> str:
@@ -105,15 +114,20 @@ def control_arm(section: Section, wanted: str | None = None) -> Arm | None:
     return max((arm for arm in section.arms if arm.objective == "sft"), key=seconds, default=None)
 
 
-def compare_section(section: Section, control: Arm | None) -> list[MetricResults]:
-    """Every metric of a section: arms against the control, foreign warmups against the same arm's own warmups."""
+def compare_section(
+    section: Section, control: Arm | None, directions: Mapping[str, str] | None = None
+) -> list[MetricResults]:
+    """Every metric of a section: arms against the control, foreign warmups against the same arm's own warmups.
+
+    `directions`: metric -> "maximize" or "minimize", where it is not read as usual."""
     test, found = cache(row_test), []
     for metric in section.metrics:
         entries = [Entry(arm, name, arm.values(metric, name)) for arm in section.arms for name in arm.controls]
         own = {entry.arm.name: entry for entry in entries if not entry.control}
         base = own.get(control.name) if control else None
         bases = [own.get(entry.arm.name) if entry.control else base for entry in entries]
-        found.append(MetricResults(metric, control, compare_entries(metric, entries, bases, test)))
+        compared = compare_entries(metric, entries, bases, test)
+        found.append(MetricResults(metric, control, compared, (directions or {}).get(metric)))
     return found
 
 
@@ -125,7 +139,11 @@ def compare_entries(metric: str, entries: Sequence[Entry], bases: Sequence[Entry
     ]
     adjusted = holm({str(i): d.p_value for i, d in enumerate(differences) if d and d.p_value is not None})
     return [
-        replace(entry, difference=d and replace(d, p_holm=adjusted.get(str(i)), family=len(adjusted)))
+        replace(
+            entry,
+            bounds=BOUNDS.get(metric),
+            difference=d and replace(d, p_holm=adjusted.get(str(i)), family=len(adjusted)),
+        )
         for i, (entry, d) in enumerate(zip(entries, differences, strict=True))
     ]
 
@@ -143,7 +161,7 @@ def _difference(metric: str, entry: Entry, base: Entry, test: RowTest) -> Differ
     name = "own warmup" if base.arm is entry.arm else base.arm.name
     ours, theirs = entry.values, base.values
     if len(ours) > 1 and len(theirs) > 1:
-        found = compare_seeds(list(theirs.values()), list(ours.values()))
+        found = compare_seeds(list(theirs.values()), list(ours.values()), BOUNDS.get(metric))
         return Difference(name, found.difference, found.interval, found.p_value, SEEDS)
     seed = next((seed for seed in ours if seed in theirs), next(iter(ours)))
     other = seed if seed in theirs else next(iter(theirs))

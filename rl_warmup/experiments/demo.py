@@ -12,7 +12,7 @@ from typing import Any
 
 from rl_warmup.experiments.collect import Arm, Run
 from rl_warmup.experiments.compare import mean_and_deviation
-from rl_warmup.experiments.report import NAMES, plot_curves, require_extras, text_table, write_report
+from rl_warmup.experiments.report import NAMES, can_plot, plot_curves, require_extras, text_table, write_report
 from rl_warmup.experiments.report.page import rendered
 from rl_warmup.experiments.sweeps.answer import COLUMNS as SWEEP_COLUMNS
 from rl_warmup.experiments.sweeps.answer import csv_lines, write_csv
@@ -75,7 +75,7 @@ def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping
     arms = {sweep.output.name: sweep.arms() for sweep in sweeps}
     named = [(name, dict(zip(("task", "model"), name.rsplit("-", 1), strict=True))) for name in arms]
     write_csv(output / "results.csv", COLUMNS, (line for name, who in named for line in csv_lines(arms[name], **who)))
-    for name, who in named:
+    for name, who in named if can_plot() else ():
         _plot(name, arms[name], gold.get(who["task"]), output)
     page = rendered("demo.md", parts=[_part(name, who["task"], arms[name]) for name, who in named])
     (output / "RESULTS.md").write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -83,7 +83,7 @@ def run_files(files: Sequence[Path], output: Path, processes: int, gold: Mapping
     minutes = (time.perf_counter() - began) / 60
     return (
         f"{page}\nThis took {minutes:.1f} minutes. Everything to look through, in a browser: {report}\n"
-        f"Also in {output}: RESULTS.md, results.csv, *.png and a folder per run."
+        f"Also in {output}: RESULTS.md, results.csv, a folder per run and, with matplotlib, *.png."
     )
 
 

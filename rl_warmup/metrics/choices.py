@@ -109,4 +109,4 @@ def _normal(text: str) -> str:
     return " ".join(text.split()).removesuffix(".").strip().casefold()
 
 
-METRICS |= {one.__name__: Metric(_and_unparsed(one), segments=one) for one in (accuracy, macro_f1)}
+METRICS |= {one.__name__: Metric(_and_unparsed(one), segments=one, bounds=(0, 1)) for one in (accuracy, macro_f1)}

@@ -82,6 +82,6 @@ def rouge_segments(predictions: Sequence[str], targets: Sequence[str], rows: Row
 
 for _name in SACREBLEU_NAMES:
     _segments = partial(sacrebleu_segments, _name)
-    METRICS[_name] = Metric(values_of(_segments), None, partial(sacrebleu_signature, _name), _segments)
-METRICS["rouge"] = Metric(values_of(rouge_segments), None, rouge_signature, rouge_segments)
+    METRICS[_name] = Metric(values_of(_segments), None, partial(sacrebleu_signature, _name), _segments, bounds=(0, 100))
+METRICS["rouge"] = Metric(values_of(rouge_segments), None, rouge_signature, rouge_segments, bounds=(0, 100))
 METRICS |= {key: METRICS["rouge"]._replace(keys=(key,)) for key in ROUGE_KEYS}

@@ -26,7 +26,7 @@ def reasoning_gym_signature(allow_eval: bool = False) -> str:
     return f"reasoning-gym:{version('reasoning-gym')}"
 
 
-@metric("reasoning_gym_score", signature=reasoning_gym_signature)
+@metric("reasoning_gym_score", signature=reasoning_gym_signature, bounds=(0, 1))
 def row_scores(
     predictions: Sequence[str], targets: Sequence[str], rows: Rows | None = None, allow_eval: bool = False
 ) -> list[float]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 Rows = Sequence[dict[str, Any]]
 RowScores = Callable[..., list[float]]
+Bounds = tuple[float, float]
 
 
 class Segments(NamedTuple):
@@ -42,6 +43,7 @@ class Metric(NamedTuple):
     segments: Callable[..., dict[str, Segments]] | None = None  # gives {key: Segments}, for resampling
     label: Callable[..., str] | None = None  # the key where it depends on kwargs
     higher_is_better: bool = True
+    bounds: Bounds | None = None  # the lowest and the highest value there can be
 
 
 METRICS: dict[str, Metric] = {}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.metrics import METRICS, Segments, Spec, row_statistics
-from rl_warmup.metrics.registry import mean_segments
+from rl_warmup.metrics.registry import Bounds, mean_segments
 from rl_warmup.runtime.documents import read_json, read_jsonl
 
 LEVEL = 0.95
@@ -46,7 +46,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """Values of one metric over seeds: std with n - 1, 95 % interval of the mean by Student's t; None for one seed."""
+    """Values of one metric over seeds: std with n - 1, 95 % interval of the mean by Student's t. Both are None for one seed, and
+    there is no interval where the seeds do not vary."""
 
     n: int
     mean: float
@@ -117,8 +118,10 @@ def approximate_randomization(
     return _compare(METHODS[1], *_pair(metric, one, other), samples, seed)
 
 
-def over_seeds(values: Sequence[float]) -> SeedSummary:
+def over_seeds(values: Sequence[float], bounds: Bounds | None = None) -> SeedSummary:
     """Mean, standard deviation (n - 1) and 95 % Student interval of one value per seed.
+
+    `bounds`: of the metric. The interval is cut there, which costs no coverage: the true mean lies between them.
 
     Raises ValueError: no values, or one is missing (None) or not finite.
     """
@@ -129,20 +132,28 @@ def over_seeds(values: Sequence[float]) -> SeedSummary:
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return SeedSummary(1, mean, None, None)
-    std = float(np.std(values, ddof=1))
+    std = float(np.std(values, ddof=1)) if len(set(values)) > 1 else 0.0
+    if not std:
+        return SeedSummary(n, mean, std, None)
     half = float(_scipy_stats().t.ppf((1 + LEVEL) / 2, n - 1)) * std / math.sqrt(n)
-    return SeedSummary(n, mean, std, (mean - half, mean + half))
+    return SeedSummary(n, mean, std, _cut((mean - half, mean + half), bounds))
 
 
-def compare_seeds(one: Sequence[float], other: Sequence[float]) -> SeedComparison:
+def _cut(interval: Bounds, bounds: Bounds | None) -> Bounds:
+    """What of an interval lies within bounds."""
+    return interval if bounds is None else (max(interval[0], bounds[0]), min(interval[1], bounds[1]))
+
+
+def compare_seeds(one: Sequence[float], other: Sequence[float], bounds: Bounds | None = None) -> SeedComparison:
     """Welch's unequal-variances t test between two arms, one value per seed in each.
 
-    Without two seeds in each arm, or if no arm varies at all, there is no test: interval and p_value are None.
+    `bounds`: of the metric; the interval of the difference is cut where no difference can lie. Without two seeds in each arm, or
+    if no arm varies at all, there is no test: interval and p_value are None.
 
     Raises:
         ValueError: as for `over_seeds`.
     """
-    first, second = over_seeds(one), over_seeds(other)
+    first, second = over_seeds(one, bounds), over_seeds(other, bounds)
     difference = second.mean - first.mean
     if first.std is None or second.std is None or not first.std + second.std:
         return SeedComparison(first, second, difference, None, None)
@@ -150,7 +161,9 @@ def compare_seeds(one: Sequence[float], other: Sequence[float]) -> SeedCompariso
         warnings.simplefilter("ignore", RuntimeWarning)  # one arm may have the same value for every seed
         test = _scipy_stats().ttest_ind(other, one, equal_var=False)
     interval = test.confidence_interval(LEVEL)
-    return SeedComparison(first, second, difference, (float(interval.low), float(interval.high)), float(test.pvalue))
+    most = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+    shown = _cut((float(interval.low), float(interval.high)), most)
+    return SeedComparison(first, second, difference, shown, float(test.pvalue))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

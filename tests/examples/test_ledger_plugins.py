@@ -33,7 +33,7 @@ def run(words: list[str], folder: Path, **env: str) -> str:
 
 def test_the_readme_works_word_for_word(folder, tmp_path, monkeypatch, capsys):
     """The package goes into a folder of its own, so that the environment of the tests stays as it is."""
-    lines = re.findall(r"^ {7}((?:pip|rl-warmup) .*)$", (folder / "README.md").read_text(), re.MULTILINE)
+    lines = re.findall(r"^ {8}((?:pip|rl-warmup) .*)$", (folder / "README.md").read_text(), re.MULTILINE)
     install, *commands = [shlex.split(line) for line in lines]
     assert [command[1] for command in commands] == ["score", "score", "train"]
     run([sys.executable, "-m", *install, "--quiet", "--target", str(tmp_path / "site")], folder)

@@ -200,6 +200,20 @@ def test_seeds_by_hand():
     assert found.interval == pytest.approx((2 - half, 2 + half))
 
 
+def test_intervals_end_where_the_metric_does():
+    # 0.75, 1, 1: mean 11/12, std 1/sqrt(48), half width 4.303 / 12: up to 1.275
+    found = over_seeds([0.75, 1.0, 1.0], bounds=(0, 1))
+    half = 4.302652729911275 / 12
+    assert found.interval == pytest.approx((11 / 12 - half, 1))
+    assert (found.mean, found.std) == pytest.approx((11 / 12, 48**-0.5)), "cut is the interval alone"
+    free, cut = compare_seeds([0.0, 0.5], [0.9, 1.0]), compare_seeds([0.0, 0.5], [0.9, 1.0], (0, 1))
+    assert free.interval[1] > 1 == cut.interval[1]
+    assert free.interval[0] < -1 == cut.interval[0]
+    assert free.p_value == cut.p_value
+    assert over_seeds([0.1, 0.1, 0.1]).std == 0
+    assert over_seeds([0.1, 0.1, 0.1]).interval is None, "three seeds that agree are not certain"
+
+
 def test_one_seed_has_no_interval():
     assert over_seeds([0.7]).std is None
     assert over_seeds([0.7]).interval is None

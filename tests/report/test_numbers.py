@@ -10,7 +10,7 @@ import pytest
 from rl_warmup.experiments.collect import find_runs, sections
 from rl_warmup.experiments.compare import compare_section, control_arm, mean_and_deviation
 from rl_warmup.experiments.report import text_table, write_report
-from rl_warmup.experiments.report.curves import at_budget, quality_charts, training_charts
+from rl_warmup.experiments.report.curves import at_budget, phase_ends, quality_charts, training_charts
 from rl_warmup.experiments.report.words import (
     COST_HEADER,
     amount,
@@ -40,7 +40,7 @@ def test_mean_deviation_and_interval_over_three_seeds(seeds):
     row = cells(seeds)["sft", "no warmup (SFT)"]
     # 0, 1/4, 2/4: mean 0.25, deviation 0.25, half width 4.303 * 0.25 / sqrt(3)
     half = 4.302653 * 0.25 / math.sqrt(3)
-    assert row[2:5] == ["3", "0.250 ± 0.250", f"−{half - 0.25:.3f} to {0.25 + half:.3f}"]
+    assert row[2:5] == ["3", "0.250 ± 0.250", f"0.000 to {0.25 + half:.3f}"], "a share is not below 0"
     assert row[5:] == ["", "", ""], "the control differs from nothing"
 
 
@@ -54,7 +54,8 @@ def test_difference_from_the_control_is_welchs(seeds):
     from scipy.stats import t
 
     half = t.ppf(0.975, freedom) * error
-    assert row[6] == f"+{2 / 3 - half:.3f} to +{2 / 3 + half:.3f}"
+    assert 2 / 3 + half > 1, "and no two shares differ by more than 1"
+    assert row[6] == f"+{2 / 3 - half:.3f} to +1.000"
     p, against_own = 2 * t.sf(2 / 3 / error, freedom), 2 * t.sf((11 / 12 - 1 / 4) * 12, 2)
     assert against_own < p < 2 * against_own, "so Holm doubles the smaller, and the larger is never said to be less"
     assert row[7] == f"{2 * against_own:.3f}"
@@ -112,6 +113,27 @@ def test_summary_says_it_with_the_same_numbers(seeds, tmp_path):
     assert "| warmup | own warmup | 3 | 0.917 ± 0.144 |" in text
     assert "the same 4 test rows (hash aaaaaaaaaaaa)" in text
     assert "**warmup is read**: warmup, each prompt with another prompt's warmup" in text
+
+
+def test_where_samples_and_proposals_end(tmp_path, run_folder):
+    def run(name, phases, updates=100, **ends):
+        folder = run_folder(tmp_path / "runs" / name, seed=int(name[-1]), tokens=True, recipe={"note": name[:-2]})
+        logs = [{"step": 50 * (i + 1), "loss": 1.0, "phase": phase} for i, phase in enumerate(phases)]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, logs)))
+        result = json.loads((folder / "metrics.json").read_text()) | {"updates": updates, **ends}
+        (folder / "metrics.json").write_text(json.dumps(result))
+
+    run("read-1", ["reading", "own warmups"], switched_at=60)
+    run("read-2", ["reading", "own warmups"], switched_at=80)
+    run("lost-1", ["reading", "plain"], switched_at=None, gave_up_at=75)
+    run("given-1", ["cold start", "cold start"])
+    run("own-1", ["own warmups", "own warmups"])
+    found = phase_ends(only_section(tmp_path / "runs"))
+    assert {arm: ends["updates"] for arm, ends in found.items()} == {"read": 70, "lost": 75, "given": 100}
+    # 10 tokens and 0.2 s an update, logged at 50 and 100 and 0 at 0
+    assert found["read"] == pytest.approx(
+        {"updates": 70, "train_seconds": 14, "train_tokens": 700, "train_flops": 7e10}
+    )
 
 
 def test_likelihood_and_warnings_are_told(pair, tmp_path):

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -119,6 +120,53 @@ def test_different_data_are_split_and_it_says_so(tmp_path, run_folder):
     assert "hash aaaaaaaaaaaa; 4 test rows, hash bbbbbbbbbbbb" in text
     assert " from sft" not in text, "no difference across data"
     assert [s["arms"] for s in data_of(page)["sections"]] == [["sft"], ["warmup"]]
+
+
+def test_sections_of_one_task_and_model_have_titles_and_pictures_of_their_own(tmp_path, run_folder):
+    run_folder(tmp_path / "runs" / "sft-1", "sft")
+    run_folder(tmp_path / "runs" / "other-1", "sft", rows_hash="b" * 64)
+    run_folder(tmp_path / "runs" / "third-1", "sft", rows_hash="b" * 64)
+    result = json.loads((tmp_path / "runs" / "third-1" / "metrics.json").read_text())
+    (tmp_path / "runs" / "third-1" / "metrics.json").write_text(json.dumps(result | {"signatures": {"bleu": "tok:zh"}}))
+    page, _, *pictures = write_report([tmp_path / "runs"], tmp_path / "report")
+    text = page.read_text(encoding="utf-8")
+    titles = [section["title"] for section in data_of(text)["sections"]]
+    assert len(set(titles)) == 3
+    assert all(title.startswith("toy, scratch-t5") for title in titles)
+    for title in titles:
+        assert f'<a href="#s{titles.index(title)}">{title}</a>' in text
+    assert len(set(pictures)) == len(pictures)
+    assert len([path for path in pictures if "exact-match-updates" in path.name]) == 3
+
+
+def test_question_and_metric_of_a_sweep_come_first(tmp_path, run_folder):
+    for seed in (1, 2):
+        for name, objective, errors in (("sft", "sft", 2.0), ("warmup", "marginal", 1.0)):
+            folder = run_folder(tmp_path / "runs" / f"{name}-{seed}", objective, seed, shuffled=None)
+            result = json.loads((folder / "metrics.json").read_text())
+            result["metrics"][""]["errors"] = errors + 0.01 * seed
+            (folder / "metrics.json").write_text(json.dumps(result))
+    asked = {"question": "Fewer <errors>?", "metric": "errors"}
+    page, summary, *_ = write_report([tmp_path / "runs"], tmp_path / "up", **asked)
+    assert "<h1>Fewer &lt;errors&gt;?</h1>" in page.read_text(encoding="utf-8")
+    assert data_of(page.read_text(encoding="utf-8"))["sections"][0]["quality"][0]["key"] == "eval_exact_match"
+    text = summary.read_text(encoding="utf-8")
+    assert text.index("### errors") < text.index("### exact_match")
+    assert "**worse**: warmup" in text, "more is better, where nothing else is said"
+    _, summary, *_ = write_report([tmp_path / "runs"], tmp_path / "down", direction="minimize", **asked)
+    assert "**better**: warmup" in summary.read_text(encoding="utf-8")
+
+
+def test_the_page_needs_no_matplotlib(pair, tmp_path, monkeypatch, capsys):
+    drawn = page_of(pair, tmp_path / "drawn")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    files = write_report([pair], tmp_path / "report")
+    assert [path.name for path in files] == ["report.html", "summary.md"]
+    page = files[0].read_text(encoding="utf-8")
+    assert data_of(page)["sections"] == data_of(drawn)["sections"], "the curves are the browser's"
+    assert "PNG" not in page
+    assert main(["report", str(pair), "--output", str(tmp_path / "again")]) == 0
+    assert "matplotlib" in capsys.readouterr().out
 
 
 def test_the_browser_gets_every_prediction_and_group(pair, tmp_path):

@@ -51,6 +51,7 @@ def test_every_run_gets_a_complete_recipe_and_the_arms_are_compared(stage):
     assert "worse than num_warmups=2's: num_warmups=1." in table
     page = (stage.output / "report" / "report.html").read_text()
     assert all(name in page for name in NAMES)
+    assert f"<h1>{yaml.safe_load(stage.write().read_text())['question']}</h1>" in page
 
 
 def test_a_failed_run_is_told_and_tried_again_only_when_asked(stage, capsys, monkeypatch):

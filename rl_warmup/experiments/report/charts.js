@@ -46,9 +46,11 @@ function mark(shape, x, y, r) {
   return make("svg:path", { d, class: "mark" });
 }
 
-function plot(chart, axis, arms, budget) {
-  const width = 380, height = 236, left = 48, right = 14, top = 12, bottom = 40;
+function plot(chart, axis, section, budget) {
+  const arms = section.arms;
   const curves = chart.curves.filter((curve) => curve.xs[axis] && curve.mean.length);
+  const phases = curves.filter((curve) => section.phases[curve.arm]?.[axis] !== undefined);
+  const width = 380, height = 236, left = 48, right = 14, top = 12 + 4 * phases.length, bottom = 40;
   const all = (pick) => curves.flatMap(pick);
   const xs = all((curve) => curve.xs[axis]), ys = all((curve) => [...curve.low, ...curve.high]);
   const x1 = Math.max(...xs, budget ?? 0), x0 = 0;
@@ -73,6 +75,12 @@ function plot(chart, axis, arms, budget) {
   }
   svg.append(make("svg:text", { x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle" }, AXES[axis]));
   if (budget) svg.append(make("svg:line", { x1: px(budget), x2: px(budget), y1: top, y2: height - bottom, class: "budget" }));
+  phases.forEach((curve, row) => {
+    const end = px(Math.min(x1, section.phases[curve.arm][axis])), y = 6 + 4 * row;
+    svg.append(make("svg:g", { class: `c${arms.indexOf(curve.arm) % 8}` },
+      make("svg:rect", { x: left, y, width: end - left, height: 3, class: "phase" }),
+      make("svg:line", { x1: end, x2: end, y1: y, y2: height - bottom, class: "phase-end" })));
+  });
   for (const curve of curves) svg.append(line(curve, axis, arms.indexOf(curve.arm), px, py));
   const rule = make("svg:line", { y1: top, y2: height - bottom, class: "rule" });
   svg.append(rule);
@@ -141,10 +149,10 @@ function numbers(chart, axis) {
   return details;
 }
 
-function panel(chart, axis, arms, budget) {
+function panel(chart, axis, section, budget) {
   const unit = chart.unit ? ` ${chart.unit}` : "";
   const caption = make("figcaption", {}, `${chart.title}`, make("small", {}, unit ? ` (${unit.trim()})` : ""));
-  return make("figure", {}, caption, plot(chart, axis, arms, budget), numbers(chart, axis));
+  return make("figure", {}, caption, plot(chart, axis, section, budget), numbers(chart, axis));
 }
 
 function legend(arms, shown) {
@@ -162,13 +170,13 @@ function draw(section, place) {
   const shown = new Set([...section.quality, ...section.training].flatMap((chart) => chart.curves.map((curve) => curve.arm)));
   const grid = make("div", { class: "charts" });
   if (place.dataset.kind !== "compute") {
-    for (const chart of section[place.dataset.kind]) grid.append(panel(chart, "updates", arms, null));
+    for (const chart of section[place.dataset.kind]) grid.append(panel(chart, "updates", section, null));
     place.append(legend(arms, shown), grid);
     return;
   }
   const show = (chart) => grid.replaceChildren(...Object.keys(AXES)
     .filter((axis) => chart.curves.some((curve) => curve.xs[axis]))
-    .map((axis) => panel({ ...chart, title: `${chart.title} over ${AXES[axis]}` }, axis, arms, section.budget[axis])));
+    .map((axis) => panel({ ...chart, title: `${chart.title} over ${AXES[axis]}` }, axis, section, section.budget[axis])));
   const choice = make("select", { onchange: () => show(section.quality[choice.value]) },
     ...section.quality.map((chart, index) => make("option", { value: index }, chart.title)));
   if (section.quality.length > 1) place.append(make("div", { class: "tools one" }, make("label", {}, "Quantity", choice)));

@@ -27,6 +27,8 @@ TRAINING = {
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b2569a", "#a06a00", "#4b4bb8", "#5b6770", "#8c2d19")
 MARKERS = "osD^vPX*"
+EARLY = ("cold start", "reading")  # phases in which proposals, or samples of the starting model, are imitated or read
+PHASES_END = "proposals end: the policy takes over, or nobody"
 Panel = tuple[dict[str, list[list[tuple[float, float]]]], str, str]
 LIKELIHOOD = "eval_log_likelihood"
 Log = dict[str, Any]
@@ -84,6 +86,40 @@ def training_charts(section: Section) -> list[Chart]:
     return _charts(section, TRAINING)
 
 
+def phase_ends(section: Section) -> dict[str, dict[str, float]]:
+    """Where an arm stops training on proposals or samples of the starting model: an x per axis, mean over its seeds. Arms that
+    never did are missing; one that does to the end has its last update."""
+    found = {arm.name: [(run, end) for run in arm.runs if (end := _phase_end(run)) is not None] for arm in section.arms}
+    return {
+        name: {
+            axis: statistics.mean(xs)
+            for axis in COSTS
+            if (xs := [x for run, end in ends if (x := _at(run, axis, end)) is not None])
+        }
+        for name, ends in found.items()
+        if ends
+    }
+
+
+def _phase_end(run: Run) -> int | None:
+    early = [log["step"] for log in run.logs if log.get("phase") in EARLY]
+    for key in ("switched_at", "gave_up_at"):
+        if (end := run.result.get(key)) is not None:
+            return end
+    return run.result.get("updates", early[-1]) if early else None
+
+
+def _at(run: Run, axis: str, step: int) -> float | None:
+    """What a run had spent at an update, between the two logged ones around it; None where it was not measured."""
+    import numpy as np
+
+    if axis == "updates":
+        return float(step)
+    known = sorted((record["step"], record[axis]) for record in run.timing if record.get(axis) is not None)
+    steps, spent = zip((0, 0), *known, strict=True)
+    return float(np.interp(step, steps, spent)) if known else None
+
+
 def at_budget(curve: Curve, axis: str, budget: float) -> tuple[float, float] | None:
     """The last point (x, mean y) that `budget` pays for; None where even the first costs more."""
     affordable = [(x, y) for x, y in zip(curve.xs[axis], curve.mean, strict=True) if x <= budget * (1 + 1e-9)]
@@ -131,10 +167,15 @@ def _axis(run: Run, axis: str, steps: Sequence[int]) -> list[float]:
 
 
 def require_extras() -> None:
-    """Raises ImportError, before anything is computed, where matplotlib, scipy or jinja2 is missing."""
-    for package in ("matplotlib", "scipy", "jinja2"):
+    """Raises ImportError, before anything is computed, where scipy or jinja2 is missing."""
+    for package in ("scipy", "jinja2"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"Reports need {package}, which is not installed: pip install 'rl_warmup[metrics]'.")
+
+
+def can_plot() -> bool:
+    """Whether PNG files can be drawn; the page draws its own curves."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def plot_curves(
@@ -145,7 +186,8 @@ def plot_curves(
     A panel is (arm -> one list of (x, y) points per seed, title, label of the y axis). An arm keeps its colour over the panels.
     Where the seeds of an arm have points at different x, the line stands at their mean. `marks`: x of vertical lines.
     """
-    require_extras()
+    if not can_plot():
+        raise ImportError(f"{path.name} needs matplotlib, which is not installed: pip install 'rl_warmup[metrics]'.")
     import matplotlib
 
     matplotlib.use("Agg")

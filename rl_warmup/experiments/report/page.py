@@ -36,19 +36,21 @@ class Part:
     """A section with everything that is said about it."""
 
     section: Section
+    title: str
     control: Arm | None
     asked: bool
     results: list[MetricResults]
     quality: list[Chart]
     training: list[Chart]
+    phases: dict[str, dict[str, float]]  # see `curves.phase_ends`
 
     @property
     def findings(self) -> list[Finding]:
         return words.findings(self.section, self.results[0]) if self.results else []
 
 
-def page(parts: Sequence[Part], examples: dict[str, Any], skipped: Sequence[str]) -> str:
-    """The whole page."""
+def page(parts: Sequence[Part], examples: dict[str, Any], skipped: Sequence[str], question: str, pictures: bool) -> str:
+    """The whole page. `pictures`: whether PNG files lie beside it."""
     names = ("page.css", "charts.js", "browser.js")
     style, *scripts = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
     allowed = " ".join(_hash(script) for script in scripts)
@@ -58,13 +60,13 @@ def page(parts: Sequence[Part], examples: dict[str, Any], skipped: Sequence[str]
         count=words.plural(sum(len(part.section.runs) for part in parts), "run"),
         left_out=f"{examples['left_out']:,}" if examples["left_out"] else "",
         colour=lambda section, arm: [one.name for one in section.arms].index(arm) % len(COLOURS),
-        one_line=_one_line, blocks=_blocks,
+        one_line=_one_line, blocks=_blocks, question=question, pictures=pictures,
     )  # fmt: skip
 
 
-def summary(parts: Sequence[Part], skipped: Sequence[str], pictures: Sequence[Sequence[str]]) -> str:
+def summary(parts: Sequence[Part], skipped: Sequence[str], question: str, pictures: Sequence[Sequence[str]]) -> str:
     """summary.md. `pictures`: file names of PNGs per part."""
-    text = rendered("summary.md", parts=parts, notices=_notices(parts, skipped), pictures=pictures)
+    text = rendered("summary.md", parts=parts, notices=_notices(parts, skipped), question=question, pictures=pictures)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -102,12 +104,13 @@ def as_json(value: Any) -> str:
 def _data(parts: Sequence[Part], examples: dict[str, Any]) -> str:
     sections = [
         {
-            "title": words.title(part.section),
+            "title": part.title,
             "arms": [arm.name for arm in part.section.arms],
             "sft": [arm.name for arm in part.section.arms if arm.objective == "sft"],
             "budget": spent(part.control) if part.control else {},
             "quality": [_chart(chart) for chart in part.quality],
             "training": [_chart(chart) for chart in part.training],
+            "phases": part.phases,
         }
         for part in parts
     ]

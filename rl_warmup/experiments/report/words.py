@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rl_warmup.experiments.collect import Arm, Section
-from rl_warmup.experiments.compare import COSTS, ROWS, SEEDS, Difference, Entry, MetricResults, better, spent
+from rl_warmup.experiments.compare import COSTS, ROWS, SEEDS, Difference, Entry, MetricResults, spent
 from rl_warmup.experiments.report.curves import Chart, at_budget
 from rl_warmup.options import CONTROL_NAMES as NAMES
 
@@ -48,6 +50,22 @@ def title(section: Section) -> str:
     return f"{section.task}, {section.model}"
 
 
+def titles(sections: Sequence[Section]) -> list[str]:
+    """A title per section, all different, as file names too: with the rows where task and model are those of another section,
+    and with a number where the rows are as well."""
+    found = [title(section) for section in sections]
+    rows = [f"{s.rows} {s.split} rows, hash {s.rows_hash[:12] or 'unknown'}" for s in sections]
+    for more in (rows, [f"metric settings {number}" for number in range(1, len(found) + 1)]):
+        times = Counter(map(file_name, found))
+        found = [f"{one}, {text}" if times[file_name(one)] > 1 else one for one, text in zip(found, more, strict=True)]
+    return found
+
+
+def file_name(text: str) -> str:
+    """The text as part of a file's name."""
+    return re.sub(r"[^a-z0-9+]+", "-", text.lower()).strip("-")
+
+
 def compared(section: Section, control: Arm | None, asked: bool) -> str:
     """What was compared, on which rows."""
     arms = ", ".join(f"{arm.name} ({plural(len(arm.runs), 'seed')})" for arm in section.arms)
@@ -64,7 +82,7 @@ def compared(section: Section, control: Arm | None, asked: bool) -> str:
 def findings(section: Section, results: MetricResults) -> list[Finding]:
     """A finding per arm against the control, then per arm whose warmups were shuffled."""
     own = [entry for entry in results.entries if not entry.control]
-    own.sort(key=lambda entry: _rank(entry, results.metric))
+    own.sort(key=lambda entry: _rank(entry, results))
     against = [_against_control(entry, d, results) for entry in own if (d := entry.difference)]
     shuffled = [entry for entry in results.entries if entry.control == "shuffled"]
     read = [_is_read(entry, d, results) for entry in shuffled if (d := entry.difference)] + _warnings(section)
@@ -111,14 +129,17 @@ def entry_cells(entry: Entry, digits: int) -> list[str]:
 def how_tested(results: MetricResults) -> str:
     """The tests behind a table, named."""
     found = [d for entry in results.entries if (d := entry.difference) and d.p_value is not None]
+    bounds = next((entry.bounds for entry in results.entries if entry.bounds), None)
+    cut = f", cut at {bounds[0]:g} and {bounds[1]:g}" if bounds else ""
+    intervals = f"Intervals of means: Student's t over seeds{cut}; none where the seeds do not vary."
     if not found:
-        return "Intervals: Student's t over seeds. Nothing here could be tested."
+        return f"{intervals} Nothing here could be tested."
     bootstrap = "paired bootstrap over the rows of one run each (no word on seeds)"
     ways = {SEEDS: "Welch's t test between seeds", ROWS: bootstrap}
     used = [text for basis, text in ways.items() if any(d.basis == basis for d in found)]
     count = found[0].family
     adjusted = f"p-values adjusted for the {count} comparisons of this table (Holm)" if count > 1 else "one comparison"
-    return f"Intervals of means: Student's t over seeds. Differences: {', or '.join(used)}; {adjusted}."
+    return f"{intervals} Differences: {', or '.join(used)}; {adjusted}."
 
 
 def cost_cells(section: Section, control: Arm | None) -> Cells:
@@ -148,6 +169,15 @@ def likelihood_cells(section: Section) -> Cells | None:
         texts = [figure(mean, 3) + (f" ± {figure(error, 3)}" if error is not None else "") for mean, error in shown]
         cells.add(arm.name, str(run.seed), *texts)
     return cells if runs else None
+
+
+def phases(ends: Mapping[str, Mapping[str, float]]) -> str:
+    """What the bars above the curves mean, and where each ends. `ends`: see `curves.phase_ends`."""
+    where = ", ".join(f"{arm} {amount(axes['updates'])}" for arm, axes in ends.items())
+    return (
+        "Bar at the top: as long as an arm trains on proposals or on samples of the starting model, before its own warmups "
+        f"(cold start, reading); it ends at the dotted line, mean over seeds (update: {where})."
+    )
 
 
 def equal_compute_cells(chart: Chart, control: Arm | None) -> Cells | None:
@@ -183,7 +213,7 @@ def _other_data(sections: Sequence[Section]) -> Iterator[str]:
 def _against_control(entry: Entry, d: Difference, results: MetricResults) -> Finding:
     control, digits = results.control_arm, results.digits
     assert control is not None, "else there is no difference"
-    verdict, tone = _verdict(results.metric, d)
+    verdict, tone = _verdict(results, d)
     text = f"{entry.arm.name} {_mean(entry, digits)}, {d.against} {_mean(results.entry(control.name), digits)}"
     text += f" ({results.metric}): a difference of {figure(d.value, digits, True)}{_sureness(d, digits)}."
     return Finding(verdict, tone, text + _cost(entry.arm, control))
@@ -199,7 +229,7 @@ def _is_read(entry: Entry, d: Difference, results: MetricResults) -> Finding:
         return Finding(UNTESTED, "", start)
     if not d.shown:
         return Finding("use of the warmup not shown", "", f"{start} Nothing shows that what it says matters.")
-    if better(results.metric, d.value):
+    if results.better(d.value):
         return Finding("warmup harms", WORSE, f"{start} Its own warmups are worse than foreign ones.")
     return Finding("warmup is read", BETTER, start)
 
@@ -215,19 +245,19 @@ def _warnings(section: Section) -> list[Finding]:
     return [Finding("the guard warned", WORSE, text) for text in texts]
 
 
-def _rank(entry: Entry, metric: str) -> tuple[int, float]:
+def _rank(entry: Entry, results: MetricResults) -> tuple[int, float]:
     """Better arms first, then those without a difference, then worse ones."""
     d = entry.difference
     if d is None:
         return 3, 0.0
-    up = d.value if better(metric, 1.0) else -d.value
+    up = d.value if results.better(1.0) else -d.value
     return (0 if up > 0 else 2) if d.shown else 1, -up
 
 
-def _verdict(metric: str, d: Difference) -> tuple[str, str]:
+def _verdict(results: MetricResults, d: Difference) -> tuple[str, str]:
     if not d.shown:
         return UNTESTED if d.p_holm is None else UNCLEAR, ""
-    word = BETTER if better(metric, d.value) else WORSE
+    word = BETTER if results.better(d.value) else WORSE
     return (word if d.basis == SEEDS else f"{word} on these rows, one seed"), word
 
 

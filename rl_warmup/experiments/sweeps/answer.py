@@ -51,7 +51,16 @@ def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     files[1].write_text(_page(sweep, variants, table, [*verdicts, *notes]), encoding="utf-8", errors="backslashreplace")
     try:
         control = results.control_arm.name if results.control_arm else None
-        files.insert(0, write_report([sweep.output], sweep.output / "report", control)[0])
+        asked = sweep.question
+        report = write_report(
+            [sweep.output],
+            sweep.output / "report",
+            control,
+            question=asked.question,
+            metric=asked.metric,
+            direction=asked.direction,
+        )
+        files.insert(0, report[0])
     except ImportError as error:
         notes.append(f"No report.html: {error}")
     shown = [sweep.question.question, "", text_table(HEADER, table), "", *verdicts, *notes]
@@ -90,7 +99,8 @@ def compare_with_control(sweep: Sweep, arms: Sequence[Arm]) -> MetricResults:
     pairs = zip(entries, bases, strict=True)
     bases = [base if base and _comparable(entry.arm, base.arm) else None for entry, base in pairs]
     found = compare_entries(metric, entries, bases, row_test)
-    return MetricResults(metric, next((arm for arm in arms if arm.name == control), None), found)
+    arm = next((arm for arm in arms if arm.name == control), None)
+    return MetricResults(metric, arm, found, sweep.question.direction)
 
 
 def _comparable(arm: Arm, base: Arm) -> bool:
