@@ -105,7 +105,7 @@ def onnx(run: Run) -> Iterator[tuple[str, int]]:
     from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSeq2SeqLM
 
     model = (ORTModelForSeq2SeqLM if run.encoder_decoder else ORTModelForCausalLM).from_pretrained(
-        run.folder, export=True
+        run.folder, export=True, trust_remote_code=False
     )
     spec = importlib.util.spec_from_file_location("own", run.folder / "custom_generate" / "generate.py")
     assert spec is not None
@@ -116,7 +116,7 @@ def onnx(run: Run) -> Iterator[tuple[str, int]]:
     def write(prompt: str, limits: bool) -> tuple[list[int], list[int]]:
         inputs = run.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         more = {"logits_processor": [code.WarmupThenTarget(run.law, run.end)]} if limits else {}
-        out = model.generate(**inputs, generation_config=GenerationConfig.from_pretrained(run.folder), **more)
+        out = model.generate(**inputs, generation_config=GenerationConfig(**run.settings), **more)
         return run.split(out[0, 1 if run.encoder_decoder else inputs["input_ids"].size(1) :].tolist())
 
     for limits, name in [(False, "stock fields"), (True, "with the folder's limits")][: 1 + run.writes_warmups]:

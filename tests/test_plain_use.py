@@ -128,7 +128,8 @@ def test_the_tokenizer_splits_what_was_written(trained):
                 found = tokenizer.parse_response([*ids, *after], prefix=row["prompt"])
                 assert found.get("content", "").strip() == row["prediction"]
                 assert found.get("reasoning_content", "").strip() == row["warmup"]
-        assert tokenizer.parse_response(row["warmup_ids"], prefix="").get("content") is None
+        unfinished = tokenizer.parse_response([*row["warmup_ids"], *row["prediction_ids"]], prefix="")
+        assert unfinished.get("content") is None
 
 
 @pytest.mark.parametrize("arm", ["t5 sft", "llama by limit", "t5 by separator"])
