@@ -51,6 +51,8 @@ PROGRAMS = (
 # Blocks that another test runs: page -> the test, and the headings that they stand under.
 ELSEWHERE = {
     "docs/objectives.md": ("test_docs.py", ["# ", "## "]),
+    "docs/serving.md": ("test_serving_docs.py", ["# ", "## "]),
+    "docs/sharing.md": ("test_push.py", ["# ", "## "]),
     "docs/data.md": ("test_own_data.py", ["## A first run", "## In Python"]),
     "examples/ledger-plugins/README.md": ("examples/test_ledger_plugins.py", ["# "]),
 }
@@ -97,7 +99,7 @@ def blocks(page: Path) -> list[Block]:
     text, found = (ROOT / page).read_text(encoding="utf-8"), []
 
     def keep(kind: str, match: re.Match[str], body: str) -> str:
-        found.append(Block(kind, body, text.count("\n", 0, match.start()) + 1))
+        found.append(Block(kind, body, match.string.count("\n", 0, match.start()) + 1))
         return re.sub(r"[^\n]", "", match.group())  # later matches keep their lines
 
     rest = re.sub(r"^ *```python\n(.*?)^ *```", lambda m: keep("python", m, m[1]), text, flags=re.M | re.S)
