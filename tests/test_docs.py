@@ -51,6 +51,7 @@ PROGRAMS = (
 # Blocks that another test runs: page -> the test, and the headings that they stand under.
 ELSEWHERE = {
     "docs/objectives.md": ("test_docs.py", ["# ", "## "]),
+    "docs/sharing.md": ("test_push.py", ["## "]),
     "docs/data.md": ("test_own_data.py", ["## A first run", "## In Python"]),
     "examples/ledger-plugins/README.md": ("examples/test_ledger_plugins.py", ["# "]),
 }
