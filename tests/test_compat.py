@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from pathlib import Path
@@ -92,6 +93,7 @@ def own_classes() -> list[type]:
         importlib.import_module(found.name)
         for found in pkgutil.walk_packages([str(PACKAGE)], "rl_warmup.")
         if not found.name.endswith("__main__")
+        and (found.name != "rl_warmup.inference.harness" or importlib.util.find_spec("lm_eval"))
     ]
     classes = [one for module in modules for one in vars(module).values() if isinstance(one, type)]
     return [one for one in dict.fromkeys(classes) if one.__module__.startswith("rl_warmup.")]

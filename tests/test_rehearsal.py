@@ -180,9 +180,9 @@ def test_lines_of_json(tmp_path):
 
 def test_extras_are_asked_for_before_a_demo_runs(monkeypatch, tmp_path):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else found(name, *a))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "jinja2" else found(name, *a))
     monkeypatch.setattr("rl_warmup.experiments.demo.run_jobs", lambda *a: pytest.fail("runs were started"))
-    with pytest.raises(ImportError, match="matplotlib"):
+    with pytest.raises(ImportError, match="jinja2"):
         run_demo(Path(__file__).parents[1] / "recipes" / "demo", tmp_path, 1, ["ledger"])
 
 

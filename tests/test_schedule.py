@@ -267,14 +267,20 @@ def test_no_switch_while_what_is_read_is_being_forgotten():
     assert 49 < schedule.switched_at <= 49 + 2 * WINDOW
 
 
-def test_warmups_that_help_more_and_more_get_more_time():
+def told_apart_by(share: float) -> ReadingMeasurement:
+    """A twentieth of 10 nats is taken away throughout, by this share of it more than by the group's mean."""
+    return ReadingMeasurement(-9.5, -9.5 - 0.5 * share, -10.0, -10.0)
+
+
+@pytest.mark.parametrize("little", [lambda share: read_by(0.05 * share), told_apart_by])
+def test_warmups_that_are_read_more_and_more_get_more_time(little):
     """A twentieth of the surprise when the trial ends, below the tenth that pays, but growing; then it grows no more."""
     schedule = searching()
     measure(schedule, *[READ] * 24)
-    little = [read_by(0.05 * step / TRIAL) for step in range(1, TRIAL + 21)]
-    measure(schedule, *little, start=25)
+    seen = [little(step / (TRIAL + 20)) for step in range(1, TRIAL + 21)]
+    measure(schedule, *seen, start=25)
     assert (schedule.phase, schedule.decided) == ("own warmups", False)
-    measure(schedule, *[little[-1]] * 2 * WINDOW, start=45 + TRIAL)
+    measure(schedule, *[seen[-1]] * 2 * WINDOW, start=45 + TRIAL)
     assert schedule.phase == "plain"
     assert 45 + TRIAL < schedule.gave_up_at <= 45 + TRIAL + 2 * WINDOW
 

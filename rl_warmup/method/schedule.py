@@ -22,7 +22,7 @@ WINDOW = 12  # measurements that are averaged
 # share of the target's surprise that disappears within a window without any reading: wait above this
 STILL_LEARNING = 0.1
 FADING = 0.9  # `read` of a window divided by that of the window before: wait below this, as reading is being forgotten
-TRIAL = 200  # updates after the switch until warmups have to help; more as long as they help more than a window ago
+TRIAL = 300  # updates after the switch until warmups have to help; more as long as they are read more than a window ago
 TAU_RATE = 0.1
 TAU_RANGE = (1e-2, 1e4)
 SAVED = {  # attribute -> its name in a checkpoint
@@ -140,9 +140,9 @@ class Schedule(TrainerCallback, ExportableState):
 
     @property
     def improves(self) -> bool:
-        """Whether warmups help more than in the window before."""
+        """Whether warmups help more than in the window before, or are told apart better, which comes first."""
         before, now = map(ReadingMeasurement.sum_of, (self.measurements[:-WINDOW], self.measurements[-WINDOW:]))
-        return now.helped > before.helped
+        return now.helped > before.helped or now.read > before.read
 
     @property
     def phase(self) -> str:
