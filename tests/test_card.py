@@ -131,6 +131,29 @@ def test_evaluations_of_the_same_weights_add_their_controls(run):
     assert set(cells(run, "chrf++")) == {"own warmup", "shuffled warmup", "no warmup", "filler warmup"}
 
 
+def test_metrics_measured_later_stand_beside_the_first_and_another_value_is_told(run):
+    assert main(["evaluate", str(run), "--metrics", "exact_match", "bleu"]) == 0
+    again = run / "evaluation/test/metrics.json"
+    found = json.loads(again.read_text(encoding="utf-8"))
+    found["signatures"] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["signatures"]
+    write_json(again, {**found, "metrics": {"": {**found["metrics"][""], "exact_match": 0.125}}})
+    write_card(run)
+    listed = {m["type"] for m in front_matter(run)["model-index"][0]["results"][0]["metrics"]}
+    assert listed == {"chrf++", "exact_match", *found["metrics"][""]}
+    assert cells(run, "exact_match")["own warmup"][0] != "0.125"
+    assert "evaluation/test/metrics.json has another value of exact_match" in page(run)
+
+
+def test_settings_of_zero_are_shown(run):
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe |= {"max_grad_norm": 0, "empty_share": 0.0, "use_peft": False, "rewards": []}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    write_card(run)
+    shown = yaml.safe_load(page(run).partition("defaults:\n\n```yaml\n")[2].partition("```")[0])
+    assert (shown["max_grad_norm"], shown["empty_share"]) == (0, 0.0)
+    assert not {"use_peft", "rewards"} & shown.keys()
+
+
 def test_predictions_that_give_another_value_give_no_interval(run):
     rows = read_jsonl(run / "predictions.jsonl")
     write_jsonl(run / "predictions.jsonl", [{**row, "prediction": row["target"]} for row in rows])
@@ -145,12 +168,14 @@ def test_what_a_person_wrote_stays(run):
     assert (known["license"], known["language"]) == ("mit", ["en"])
     assert {"sums", "rl_warmup"} <= set(known["tags"])
     first, card = page(run).split("\n---\n", 1)
-    (run / "README.md").write_text(f"{first}\ncustom: 1\n---\nMy own words.\n{card}", encoding="utf-8")
+    first = first.replace("tags:\n", "tags:\n- 2024\n") + "\ncustom: 1\nbase_model: gpt2"
+    own = "My own words [More Information Needed]."
+    (run / "README.md").write_text(f"{first}\n---\n{own}\n{card}", encoding="utf-8-sig")
     write_card(run)
     write_card(run)
-    assert front_matter(run) == {**known, "custom": 1}
-    assert page(run).count("My own words.") == 1
-    assert page(run).index("My own words.") < page(run).index("# run")
+    assert front_matter(run) == {**known, "custom": 1, "base_model": "gpt2", "tags": ["2024", *known["tags"]]}
+    assert page(run).count(own) == 1
+    assert page(run).index(own) < page(run).index("# run")
 
 
 def test_a_removed_page_comes_back_whole(run):
@@ -216,6 +241,11 @@ def test_a_python_run_of_an_adapter_has_one_card(trained, tmp_path):
     assert str(trained.parent) not in text
     assert "More Information Needed" not in text
     assert text.count(MARK) == 1
+    shutil.move(trained, tmp_path / "moved")
+    with pytest.raises(ValueError, match="its adapter's base, .* is no folder"):
+        trainer.create_model_card()
+    shutil.move(tmp_path / "moved", trained)
+    assert page(tmp_path / "py") == text
     with pytest.raises(ValueError, match="dataset"):
         trainer.create_model_card(dataset="x")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,14 @@ EPILOG = """Rows are recognised by their columns: prompt and target, TRL's promp
 alpaca; others are named by --prompt-column and --target-column. docs/data.md has every form."""
 SHORT = 5  # words of a target that can be asked for exactly
 TEMPLATED = "chat_template: auto  # the model's own\n"
+CONTENTS = "chat_template: none  # the messages alone, as a tokenizer made here has no template\n"
 LIMITS = {"prompt": 512, "target": 128}  # tokens, the defaults of max_prompt_length and max_target_length
 
 TEMPLATE = """\
-# Written by `rl-warmup init {file}`.
-#   train it:                   rl-warmup train --config {output}
-#   plain fine-tuning beside:   rl-warmup train --config {output} --objective sft --proposals '[]' --output_dir {run}-sft
-#   what it would cost:         rl-warmup plan {output}
+# Written by `rl-warmup init {file_word}`.
+#   train it:                   rl-warmup train --config {output_word}
+#   plain fine-tuning beside:   rl-warmup train --config {output_word} --objective sft --proposals '[]' --output_dir {sft_word}
+#   what it would cost:         rl-warmup plan {output_word}
 # Whether warmups can pay on these rows is a question to ask first: docs/will-warmups-pay.md.
 model_name_or_path: {model}  # any T5-like or decoder-only model: a name on the hub or a folder{scratch}
 task: file
@@ -34,7 +36,7 @@ metrics: [{metric}]  # {why}; others: docs/metrics.md
 num_warmups: 4  # sampled per prompt
 max_warmup_length: 32  # tokens
 {proposals}{limits}
-output_dir: {run}
+output_dir: {run_text}
 max_steps: 1000
 per_device_train_batch_size: 8
 per_device_eval_batch_size: 32
@@ -68,7 +70,7 @@ def command(args: list[str]) -> None:
     text = recipe_text(file, output, columns, options.model)
     with output.open("x", encoding="utf-8") as stream:
         stream.write(text)
-    print(f"{output} is written. Look through it, then: rl-warmup train --config {output}")
+    print(f"{output} is written. Look through it, then: rl-warmup train --config {shlex.quote(str(output))}")
 
 
 def recipe_text(file: Path, output: Path, columns: dict[str, str], model: str | None = None) -> str:
@@ -87,15 +89,17 @@ def recipe_text(file: Path, output: Path, columns: dict[str, str], model: str | 
     scratch = model.startswith("scratch-")
     words = [len(_text(row["target"]).split()) for row in rows]
     short = statistics.median(words) <= SHORT
+    run = Path("runs", output.stem)
     form = "; ".join(task.notes).removeprefix("rows are read as ") or " and ".join(columns.values())
     return TEMPLATE.format(
-        file=file, output=output, run=Path("runs", output.stem), model=_quoted(model), path=_quoted(str(file)),
+        file_word=shlex.quote(str(file)), output_word=shlex.quote(str(output)), sft_word=shlex.quote(f"{run}-sft"),
+        run_text=_quoted(str(run)), model=_quoted(model), path=_quoted(str(file)),
         rows=len(rows), form=form, share=share, columns="".join(f"  {key}: {_quoted(name)}\n" for key, name in columns.items()),
         metric="exact_match" if short else "chrf++", scratch=SCRATCH if scratch else "",
         rate="1.0e-3" if scratch else "1.0e-4  # of all weights; with use_peft more",
         why="short targets" if short else "long targets; needs rl_warmup[metrics]",
         proposals="" if scratch else READING,
-        limits=_limits(rows) + (TEMPLATED if chat else ""),
+        limits=_limits(rows) + (CONTENTS if chat and scratch else TEMPLATED if chat else ""),
     )  # fmt: skip
 
 

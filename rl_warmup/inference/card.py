@@ -28,7 +28,7 @@ from rl_warmup.models.inference_settings import read_layout
 from rl_warmup.models.loading import ADAPTER_FILE
 from rl_warmup.models.plain_use import MARK, README, how_to_use
 from rl_warmup.options import CONTROL_NAMES, TaskOptions, WarmupOptions
-from rl_warmup.runtime.ownership import CARD, RESULT, fingerprint, refuse_link
+from rl_warmup.runtime.ownership import CARD, RESULT, fingerprint, read_base, refuse_link
 from rl_warmup.runtime.recipe_file import masked
 from rl_warmup.runtime.run_files import read_environment, read_evaluation, read_records, read_run_recipe
 from rl_warmup.runtime.settings import card_faults
@@ -37,6 +37,7 @@ from rl_warmup.tasks.conversations import flat
 
 TEMPLATE = Path(__file__).with_name("card.md")
 CARD_MARK = f"{CARD}: model card -->"
+EMPTY: tuple[Any, ...] = (None, "", [], {})
 EXAMPLES, MOST_LETTERS, MOST_ITEMS = 3, 600, 12
 # Settings that say where a run went and what it showed, not how it was trained; those of the data have a place of their own.
 NOT_TRAINING = {
@@ -137,8 +138,17 @@ def measured(folder: Path) -> tuple[list[Figures], list[str]]:
             Figures(keys[0], keys[1], int(result.get("rows") or 0), keys[2], {}, signatures),
         )
         for control, values in result["metrics"].items():
-            same.metrics.setdefault(control, values)
+            shown = same.metrics.setdefault(control, {})
+            if other := [name for name, value in values.items() if shown.setdefault(name, value) != value]:
+                what = f"another value of {', '.join(other)} ({CONTROL_NAMES.get(control, control)})"
+                left_out.append(f"{path.relative_to(folder)} has {what}, which is left out.")
             same.places.setdefault(control, path.parent)
+    base = read_base(folder)
+    if left_out and not found and base and not Path(base).is_dir():
+        raise ValueError(
+            f"{folder}: its adapter's base, {base}, is no folder as seen from here, so it cannot be told whether the results "
+            f"are of these weights. Call the command where that path leads to the base."
+        )
     return list(found.values()), left_out
 
 
@@ -155,7 +165,7 @@ def _parts(page: Path) -> tuple[dict[str, Any], str, str]:
     """
     if not page.is_file():
         return {"is_first": True}, "", ""
-    text = page.read_text(encoding="utf-8", errors="replace")
+    text = page.read_text(encoding="utf-8-sig", errors="replace")
     data: dict[str, Any] = {}
     if text.startswith("---"):
         try:
@@ -165,7 +175,9 @@ def _parts(page: Path) -> tuple[dict[str, Any], str, str]:
             raise ValueError(f"{page}: its front matter cannot be read ({said}). Mend it.") from error
         data, text = card.data.to_dict(), card.text
     above, _, ours = text.partition(CARD)
-    if "[More Information Needed]" in above:  # an empty template: peft saves one with every adapter
+    if (
+        above.lstrip().startswith("# Model Card for") and "[More Information Needed]" in above
+    ):  # peft's, with every adapter
         above = ""
     data["is_first"] = not ours.startswith(CARD_MARK.removeprefix(CARD))
     return data, above.strip(), text.rpartition(MARK)[2].strip() if MARK in text else ""
@@ -176,11 +188,14 @@ def _front_matter(
 ) -> ModelCardData:
     """The metadata: what is known; a field that nobody gave and nothing says is left out."""
     start, first = str(settings.get("model_name_or_path") or ""), before.pop("is_first")
-    before.pop("model-index", None)
-    if not _on_the_hub(before.get("base_model")):  # peft writes the place on the disk
+    for made in ("model-index", "eval_results"):
+        before.pop(made, None)
+    base = before.get("base_model")
+    if base == read_base(folder) and not _on_the_hub(base):  # peft writes the place on the disk
         before.pop("base_model", None)
     name = (settings.get("task_kwargs") or {}).get("dataset_name") if settings.get("task") == "hub" else None
-    kept = [tag for tag in before.pop("tags", None) or [] if not tag.startswith("base_model:")]
+    tags = before.pop("tags", None) or []
+    kept = [str(tag) for tag in (tags if isinstance(tags, list) else [tags]) if not str(tag).startswith("base_model:")]
     asked = given.get("tags") or []
     # A name that was a folder when the run ended may be none as seen from where the card is written again.
     known = {"base_model": start, "datasets": name} if first else {}
@@ -190,7 +205,12 @@ def _front_matter(
     values["tags"] = [*([asked] if isinstance(asked, str) else asked), *kept, "rl_warmup", "generated_from_trainer"]
     values.setdefault("model_name", folder.resolve().name)
     results = [_result(figures, name, metric) for figures in found for metric in figures.metrics.get("", {})]
-    return ModelCardData(eval_results=results or None, **values)
+    try:
+        return ModelCardData(eval_results=results or None, **values)
+    except Exception as error:
+        raise ValueError(
+            f"{folder / README}: its front matter cannot be used ({type(error).__name__}: {error}). Mend it."
+        ) from error
 
 
 def _result(figures: Figures, data_set: Any, metric: str) -> EvalResult:
@@ -215,12 +235,14 @@ def _on_the_hub(name: Any) -> bool:
 
 def _changed(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of the training that differ from their defaults."""
-    defaults = defaults_of([WarmupOptions, TaskOptions])
-    inherited = {f.name: getattr(f.default, "value", f.default) for f in fields(TrainingArguments)}
+    known = {f.name: getattr(f.default, "value", f.default) for f in fields(TrainingArguments)}
+    known |= defaults_of([WarmupOptions, TaskOptions])
     shown = {}
     for name, value in settings.items():
-        same = value == defaults.get(name, inherited.get(name)) or name.startswith("hub_")
-        if value not in (None, "", [], {}, False) and not same and name not in NOT_TRAINING:
+        default = known.get(name)
+        unused = not value and name not in known  # a setting of trl's for a model
+        same = unused or value == default or (value in EMPTY and default in EMPTY) or name.startswith("hub_")
+        if not same and value is not None and name not in NOT_TRAINING:
             shown[name] = value
     return shown
 

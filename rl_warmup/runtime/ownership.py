@@ -363,10 +363,7 @@ def _first(names: list[str]) -> str:
 
 
 def fingerprint(folder: Path) -> str | None:
-    """The first 16 hex digits of the SHA-256 of a saved model's weights; of an adapter, with its settings and its base.
-
-    None where the folder holds no weights.
-    """
+    """16 hex digits of the SHA-256 of a model's weights, of an adapter with its settings and base; None without weights."""
     # lists sorted, as peft writes sets in any order
     adapter = {key: sorted(v, key=str) if isinstance(v, list) else v for key, v in _adapter(folder).items()}
     adapter.pop("base_model_name_or_path", None)
@@ -388,9 +385,15 @@ def _adapter(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def read_base(folder: Path) -> str | None:
+    """The base model that an adapter's settings name, a folder or a name on the hub; None for other models."""
+    name = _adapter(folder).get("base_model_name_or_path")
+    return name if isinstance(name, str) else None
+
+
 def _base(folder: Path) -> Path | None:
     """The folder of an adapter's base model, or None."""
-    name = _adapter(folder).get("base_model_name_or_path")
+    name = read_base(folder)
     with suppress(OSError, ValueError):
-        return Path(name) if isinstance(name, str) and Path(name).is_dir() and not Path(name).samefile(folder) else None
+        return Path(name) if name and Path(name).is_dir() and not Path(name).samefile(folder) else None
     return None
