@@ -63,7 +63,8 @@ def stub(request, monkeypatch) -> Stub:
     faults = ModuleType("wandb.sdk.lib.config_util")
     faults.ConfigError = KeyError
     monkeypatch.setitem(sys.modules, faults.__name__, faults)
-    for place in ("transformers.integrations.integration_utils", "transformers.integrations"):
+    # the package takes a name from its module when it is first asked: patched second, it would keep the patch for good
+    for place in ("transformers.integrations", "transformers.integrations.integration_utils"):
         monkeypatch.setattr(f"{place}.is_{request.param}_available", lambda: True)
     return made
 
