@@ -52,7 +52,7 @@ def habits(name: str, entry: Entry) -> dict[str, str]:
 
 
 @cache
-def questions(size: int = 10_000) -> dict[str, dict[str, str]]:
+def questions(size: int = 30_000) -> dict[str, dict[str, str]]:
     """Habits by prompt, of `size` questions of each generator; none of them is in the task's splits under seed 0.
 
     Prompts are those of `task: reasoning_gym` with `prompt_style: last_line`.

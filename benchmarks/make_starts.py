@@ -151,9 +151,9 @@ def leg_habits(prompt: str) -> dict[str, str]:
 
 
 def gym_prompts() -> tuple[list[str], list[str]]:
-    """Every hundredth question is kept to probe with."""
+    """Every two-hundredth question is kept to probe with."""
     asked = list(gym.questions())
-    probes = set(asked[::100])
+    probes = set(asked[::200])
     return [prompt for prompt in asked if prompt not in probes], sorted(probes)
 
 
@@ -199,6 +199,7 @@ EVEN = dict.fromkeys(SKILLS, 1 / len(SKILLS))
 # From random weights 1,500 updates with totals in 1.5 % of the rows taught no totals at all (0 of 500 samples): to be rare, a
 # skill has to be learned first.
 RARE = {skill: 0.03 if skill == "totals" else 0.194 for skill in SKILLS}
+GYM_FIRST = {"worked": 0.85, "copy": 0.05, "backwards": 0.05, "other": 0.05}
 LEGS_LLAMA = {"width": 128, "layers": 4, "feed_forward": 352, "tokenizer": "digits"}
 LEGS_T5 = {"width": 128, "layers": 3, "tokenizer": "digits"}
 LIST = {"width": 96, "layers": 2, "tokenizer": "words"}
@@ -211,7 +212,8 @@ STARTS = {
     "copies-llama": Start("llama", ledger_prompts, list_skills, {"copy": 1.0}, 600, LIST),
     "rare-llama": Start("llama", ledger_prompts, list_skills, RARE, 300, LIST, 5e-4, goes_on_from="skills-llama"),
     "gym-llama": Start(
-        "llama", gym_prompts, gym_habits, gym.SHARES, 8000, LEGS_LLAMA, 1e-3, dropout=0.1, rows=32, tokenizer=gym.build_tokenizer
+        "llama", gym_prompts, gym_habits, gym.SHARES, 24000, LEGS_LLAMA, 1e-3, dropout=0.1, rows=32,
+        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST,
     ),
     "gym-t5": Start(
         "t5", gym_prompts, gym_habits, gym.SHARES, 10000, LEGS_T5, 1e-3, dropout=0.1, rows=32, tokenizer=gym.build_tokenizer
