@@ -122,6 +122,23 @@ def test_what_a_plugin_leaves_behind_cannot_end_a_failed_command_with_success(le
     assert ("failed" in ended.stderr) == bool(rc)
 
 
+@pytest.mark.parametrize(("ending", "rc"), [("raise ValueError('failed')", 2), ("return", 0)])
+def test_a_process_of_a_launch_ends_with_its_code_after_its_exit_handlers_without_those_of_c(ending, rc):
+    """What C++ runs at the end of a process aborted some finished runs; here it is a handler of C that aborts."""
+    code = (
+        "import atexit, ctypes, os, sys\nfrom rl_warmup.cli import main, plan\n"
+        "libc = ctypes.CDLL(None)\n"
+        f"def command(args):\n  atexit.register(print, 'told')\n  {ending}\n"
+        "libc.__cxa_atexit(libc.abort, None, None)\n"
+        "plan.command = command\nsys.argv = ['rl-warmup', 'plan']\nsys.exit(main.main())"
+    )
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for env, wanted in ((launched, rc), ({}, -signal.SIGABRT)):
+        run = [sys.executable, "-c", code]
+        ended = subprocess.run(run, capture_output=True, text=True, check=False, env={**os.environ, **env})
+        assert (ended.returncode, ended.stdout) == (wanted, "told\n"), ended.stderr
+
+
 def test_a_program_of_the_users_own_may_end_as_it_likes():
     code = (
         "import os\nfrom rl_warmup.cli.main import main\nfrom rl_warmup.plugins import contained\n"

@@ -7,13 +7,14 @@ fast.
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import gc
 import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -128,8 +129,24 @@ def main(argv: list[str] | None = None) -> int:
 def _process(args: list[str]) -> int:
     """The command as what this process is for: code that a plugin leaves behind cannot end it with another code."""
     plugins.exit_code = 2
+    codes: list[int] = []
+    atexit.register(_end_launched, codes)  # registered before all others, so it is called after them
     plugins.exit_code = _told(args)
+    codes.append(plugins.exit_code)
     return plugins.exit_code
+
+
+def _end_launched(codes: list[int]) -> None:
+    """End a process of a launch, whose command has returned a code, without what C++ does at the end of a process.
+
+    gloo's threads live on after `destroy_process_group`, and aborted some finished runs there ("terminate called without an
+    active exception").
+    """
+    if codes and processes() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed, or nobody reads it
+                stream.flush()
+        os._exit(codes[0])
 
 
 def _told(args: list[str]) -> int:
@@ -212,8 +229,7 @@ def _tell(name: str, sentence: str, error: Exception, own: bool) -> None:
 
 
 def _leave_processes() -> None:
-    """Close the connections to the other processes of a launch. Left to the end of the interpreter, this aborted some runs that
-    were finished ("terminate called without an active exception")."""
+    """Close the connections to the other processes of a launch, as torch warns of one that ends without."""
     distributed = sys.modules.get("torch.distributed")
     if processes() > 1 and distributed and distributed.is_initialized():
         distributed.destroy_process_group()

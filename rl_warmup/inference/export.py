@@ -27,7 +27,8 @@ def export(source: str | Path, output: str | Path, merge: bool = False, dtype: s
     """Write the model of a trained folder (a run, a checkpoint, an adapter) as full weights into a new folder.
 
     Beside them: tokenizer, warmup_layout.json, generation_config.json, custom_generate/, README.md, and of a run its recipe.yaml
-    and environment.json, so that every command takes the folder. The card has no figures: they are about the weights before.
+    and environment.json, so that `evaluate`, `score`, `card` and `generate` take the folder. The card has no figures: they are
+    about the weights before.
 
     Args:
         merge: merge an adapter into its base model; in float32, before the result is rounded to `dtype` once.
