@@ -22,12 +22,11 @@ from rl_warmup.tasks.legs import LEGS
 SETTINGS: dict[str, dict[str, Any]] = {
     "leg_counting": {"min_animals": 3, "max_animals": 5, "min_instances": 1, "max_instances": 6},
     "chain_sum": {"min_terms": 6, "max_terms": 10, "min_digits": 1, "max_digits": 1},
-    "letter_counting": {"min_words": 4, "max_words": 8},
-    "gcd": {"min_value": 2, "max_value": 200},
+    "letter_counting": {"min_words": 3, "max_words": 6},
+    "gcd": {"min_value": 2, "max_value": 100},
     "base_conversion": {"min_base": 3, "max_base": 9, "min_value": 10, "max_value": 300},
     "basic_arithmetic": {
-        "min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1, "operators": ["+", "-", "*"],
-        "allow_negation": False,
+        "min_terms": 4, "max_terms": 6, "min_digits": 1, "max_digits": 1, "operators": ["+", "-"], "allow_negation": False,
     },
 }  # fmt: skip
 SHARES = {"worked": 0.4, "copy": 0.2, "backwards": 0.2, "other": 0.2}
@@ -52,8 +51,10 @@ def habits(name: str, entry: Entry) -> dict[str, str]:
 
 
 @cache
-def questions(size: int = 30_000) -> dict[str, dict[str, str]]:
-    """Habits by prompt, of `size` questions of each generator; none of them is in the task's splits under seed 0.
+def questions(size: int = 30_000) -> dict[str, dict[str, dict[str, str]]]:
+    """Habits by prompt for each generator; none of the prompts is in the task's splits under seed 0.
+
+    A generator has fewer than `size` prompts where its questions repeat themselves.
 
     Prompts are those of `task: reasoning_gym` with `prompt_style: last_line`.
 
@@ -66,15 +67,16 @@ def questions(size: int = 30_000) -> dict[str, dict[str, str]]:
         raise SystemExit("These questions need it: pip install reasoning-gym==0.1.25") from error
     from rl_warmup.tasks import load_task
 
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, dict[str, str]]] = {}
     for name, settings in SETTINGS.items():
+        found[name] = {}
         task = load_task("reasoning_gym", name=name, prompt_style="last_line", **settings)
         taken = {row["prompt"] for rows in task.splits.values() for row in rows}
         knobs = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
         for entry in reasoning_gym.create_dataset(name, size=size, seed=POOL_SEED, **knobs):
             prompt = entry["question"].strip().splitlines()[-1]
             if prompt not in taken:
-                found[prompt] = habits(name, entry)
+                found[name][prompt] = habits(name, entry)
     return found
 
 
@@ -123,7 +125,9 @@ def build_tokenizer(encoder_decoder: bool, texts: Sequence[str] = ()) -> Any:
 
     from rl_warmup.models.tiny import BEGIN, END, FILLER, PAD, SEPARATOR, UNKNOWN
 
-    texts = texts or [text for prompt, written in questions().items() for text in (prompt, *written.values())]
+    if not texts:
+        pairs = [pair for one in questions().values() for pair in one.items()]
+        texts = [text for prompt, written in pairs for text in (prompt, *written.values())]
     splitter = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex(r"▁?[^▁A-Za-z]"), "isolated")]
     )
@@ -187,10 +191,11 @@ def _chain_sum(entry: Entry) -> Parts:
 
 
 def _letter_counting(entry: Entry) -> Parts:
-    """How often the letter came so far, word by word; the other habit: lengths of the words."""
+    """Each word's first letter and how often the letter came so far; the other habit: lengths of the words."""
     words, letter = entry["metadata"]["span"], entry["metadata"]["target_letter"]
-    counts = [word.lower().count(letter) for word in words]
-    return list(_sums(counts)), [word[0] for word in words], [len(word) for word in words]
+    firsts = [word[0] for word in words]
+    counted = _sums(word.lower().count(letter) for word in words)
+    return [f"{first} {count}" for first, count in zip(firsts, counted, strict=True)], firsts, [len(word) for word in words]
 
 
 def _gcd(entry: Entry) -> Parts:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ SEEDS = {
     "test": 3_001_000,
 }  # question i comes from seed + i
 ROWS, RATE, CLIP, PROBES = 64, 2e-3, 1.0, 500
+GYM_PROBES = 100  # of each generator
 
 Habits = Callable[[str], dict[str, str]]  # prompt -> what each habit would write
 
@@ -61,6 +63,7 @@ class Start:
     rows: int = ROWS  # per update
     tokenizer: Callable[[bool], Any] | None = None  # its own, for an encoder-decoder or not; `size` names it for None
     at_first: dict[str, float] | None = None  # shares in the first four fifths; the useful one is the hardest
+    part_of: Callable[[str], str] | None = None  # what a prompt belongs to, where the record tells parts apart
 
 
 def main() -> None:
@@ -151,15 +154,21 @@ def leg_habits(prompt: str) -> dict[str, str]:
 
 
 def gym_prompts() -> tuple[list[str], list[str]]:
-    """Every two-hundredth question is kept to probe with."""
-    asked = list(gym.questions())
-    probes = set(asked[::200])
-    return [prompt for prompt in asked if prompt not in probes], sorted(probes)
+    """The same number of each generator's, its prompts repeated where it has fewer; its first hundred are kept to probe with."""
+    asked = [list(one) for one in gym.questions().values()]
+    most = max(map(len, asked)) - GYM_PROBES
+    trained = [prompt for one in asked for prompt in islice(cycle(one[GYM_PROBES:]), most)]
+    return trained, [prompt for one in asked for prompt in one[:GYM_PROBES]]
 
 
 def gym_habits(prompt: str) -> dict[str, str]:
     """Working it out, copying, copying backwards, and one more of each generator's own (`gym_habits.py`)."""
-    return gym.questions()[prompt]
+    return next(one[prompt] for one in gym.questions().values() if prompt in one)
+
+
+def generator_of(prompt: str) -> str:
+    """The generator of one of `gym.questions`."""
+    return next(name for name, one in gym.questions().items() if prompt in one)
 
 
 # The ledgers
@@ -212,11 +221,12 @@ STARTS = {
     "copies-llama": Start("llama", ledger_prompts, list_skills, {"copy": 1.0}, 600, LIST),
     "rare-llama": Start("llama", ledger_prompts, list_skills, RARE, 300, LIST, 5e-4, goes_on_from="skills-llama"),
     "gym-llama": Start(
-        "llama", gym_prompts, gym_habits, gym.SHARES, 24000, LEGS_LLAMA, 1e-3, dropout=0.1, rows=32,
-        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST,
+        "llama", gym_prompts, gym_habits, gym.SHARES, 20000, LEGS_LLAMA, 1e-3, dropout=0.1, rows=32,
+        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST, part_of=generator_of,
     ),
     "gym-t5": Start(
-        "t5", gym_prompts, gym_habits, gym.SHARES, 10000, LEGS_T5, 1e-3, dropout=0.1, rows=32, tokenizer=gym.build_tokenizer
+        "t5", gym_prompts, gym_habits, gym.SHARES, 20000, LEGS_T5, 1e-3, dropout=0.1, rows=32,
+        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST, part_of=generator_of,
     ),
     "copies-t5": Start("t5", ledger_prompts, list_skills, {"copy": 1.0}, 1500, LIST),
 }  # fmt: skip
@@ -260,7 +270,7 @@ def make(name: str, start: Start, seed: int = 0) -> None:
         "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": start.rows,
         "learning_rate": start.rate, "goes_on_from": start.goes_on_from,
         "trained_on": {habit: round(share, 3) for habit, share in start.shares.items()},
-        **probe(folder, start.habits, probes), "cpu_seconds": spent[0], "seconds": spent[1],
+        **probe(folder, start, probes), "cpu_seconds": spent[0], "seconds": spent[1],
     }  # fmt: skip
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(name, json.dumps(record), flush=True)
@@ -346,12 +356,19 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
-def probe(folder: Path, habits: Habits, prompts: Sequence[str]) -> dict[str, Any]:
+def probe(folder: Path, start: Start, prompts: Sequence[str]) -> dict[str, Any]:
     """What the stored start writes at temperature 1, and how much of it is one of its habits."""
     from rl_warmup.models.loading import load_model
 
-    shares = habit_shares(*load_model(f"start:{folder.name}"), habits, prompts)
-    return {"samples": shares, "right": round(1 - shares["none"], 3), "probes": len(prompts)}
+    loaded = load_model(f"start:{folder.name}")
+    shares = habit_shares(*loaded, start.habits, prompts)
+    record = {"samples": shares, "right": round(1 - shares["none"], 3), "probes": len(prompts)}
+    if start.part_of:
+        parts: dict[str, list[str]] = {}
+        for prompt in prompts:
+            parts.setdefault(start.part_of(prompt), []).append(prompt)
+        record["parts"] = {part: habit_shares(*loaded, start.habits, some) for part, some in parts.items()}
+    return record
 
 
 def habit_shares(model: Any, tokenizer: Any, habits: Habits, prompts: Sequence[str], seed: int = 0) -> dict[str, float]:

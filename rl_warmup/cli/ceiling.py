@@ -75,7 +75,7 @@ def _ceilings(files: list[str]) -> dict[str, dict[str, Any]]:
     for file in map(Path, files):
         if not file.is_file():
             raise ValueError(f"--warmups: {file} does not exist; give a file of warmups (docs/stored-warmups.md).")
-        name = file.name.split(".")[0]
+        name = file.stem
         if name in arms or name == "sft":
             raise ValueError(f"--warmups: two arms would be called {name}; give the files different names.")
         arms[name] = {

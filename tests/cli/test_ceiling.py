@@ -65,6 +65,18 @@ def test_what_is_refused(recipe, tmp_path, changes, named):
         )
 
 
+def test_files_of_falling_quality_are_arms_named_by_all_but_their_ending(recipe, tmp_path, monkeypatch):
+    files = [tmp_path / f"drafts.{quality}.jsonl" for quality in (100, 50)]
+    for file in files:
+        file.write_text("")
+    asked = []
+    monkeypatch.setattr(
+        "rl_warmup.experiments.sweeps.run_sweep", lambda file, settings: asked.append(file) or Answer("", {}, [])
+    )
+    command(["--config", str(recipe), "--warmups", *map(str, files), "--output", str(tmp_path / "o")])
+    assert list(json.loads(asked[0].read_text())["runs"]) == ["sft", "drafts.100", "drafts.50"]
+
+
 @pytest.mark.parametrize(
     "given", [{"proposals": ["reference"]}, {"proposals": ["stored"], "stored_warmups": "own.jsonl"}]
 )
