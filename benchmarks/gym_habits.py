@@ -195,7 +195,11 @@ def _letter_counting(entry: Entry) -> Parts:
     words, letter = entry["metadata"]["span"], entry["metadata"]["target_letter"]
     firsts = [word[0] for word in words]
     counted = _sums(word.lower().count(letter) for word in words)
-    return [f"{first} {count}" for first, count in zip(firsts, counted, strict=True)], firsts, [len(word) for word in words]
+    return (
+        [f"{first} {count}" for first, count in zip(firsts, counted, strict=True)],
+        firsts,
+        [len(word) for word in words],
+    )
 
 
 def _gcd(entry: Entry) -> Parts:
