@@ -230,3 +230,9 @@ def test_settings_cannot_be_changed_under_a_writer(warmup_generator):
         warmup_generator.settings.max_target_length = 7
     assert replace(warmup_generator.settings, mode="empty").mode == "empty"
     assert torch.equal(warmup_generator.settings.constraints.banned, warmup_generator.constraints.banned)
+
+
+@pytest.mark.parametrize("many", [0, 10**9])
+def test_an_absurd_number_of_candidates_is_refused_before_anything_is_generated(many):
+    with pytest.raises(ValueError, match="num_warmups"):
+        Evaluation(["rerank"], num_warmups=many).check()

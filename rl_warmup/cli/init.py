@@ -87,7 +87,7 @@ def recipe_text(file: Path, output: Path, columns: dict[str, str], model: str | 
     chat = isinstance(rows[0]["prompt"], list)
     model = model or (CHAT if chat else T5)
     scratch = model.startswith("scratch-")
-    words = [len(_text(row["target"]).split()) for row in rows]
+    words = [_words(row["target"]) for row in rows]
     short = statistics.median(words) <= SHORT
     run = Path("runs", output.stem)
     form = "; ".join(task.notes).removeprefix("rows are read as ") or " and ".join(columns.values())
@@ -107,11 +107,18 @@ def _limits(rows: list[dict[str, Any]]) -> str:
     """Lines for prompts or targets that may be longer than the default allows: two tokens a word, which is much."""
     lines = ""
     for key, limit in LIMITS.items():
-        longest = max(len(_text(row[key]).split()) for row in rows)
+        longest = max(_words(row[key]) for row in rows)
         if 2 * longest > limit:
             tokens = -(-2 * longest // 64) * 64
             lines += f"max_{key}_length: {tokens}  # tokens; the longest {key} has {longest} words\n"
     return lines
+
+
+def _words(value: Any) -> int:
+    """Words of a prompt or target; in scripts without spaces every letter counts as one."""
+    from rl_warmup.models.encoding import UNSPACED
+
+    return len(UNSPACED.sub(" x ", _text(value)).split())
 
 
 def _text(value: Any) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from rl_warmup.inference.selection import SELECTIONS
 
+MOST = 10_000  # warmups or beams of one prompt
+
 
 def as_rows(inputs: Any, first: int = 0) -> list[dict[str, Any]]:
     """Rows with `prompt`: of a text, a conversation, a row, or several of these (a list, a data set, any iterable).
@@ -38,15 +40,20 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
 
 
+def check_count(name: str, value: int) -> None:
+    """Raises ValueError unless so many warmups or beams of one prompt can be asked for."""
+    if not 1 <= value <= MOST:
+        raise ValueError(f"{name}: is {value:,}, and each prompt is read that often. Give 1 to {MOST:,}.")
+
+
 def check_settings(
     mode: str, warmup: Any, num_warmups: int, select: str, sample_target: bool, num_beams: int, gate: Any, temperature: float
 ) -> None:  # fmt: skip
     """Raises ValueError for settings of `generate` that are out of range or exclude each other."""
     if select not in SELECTIONS:
         raise ValueError(f"select: {select!r} is none of {', '.join(SELECTIONS)}.")
-    for name, value in (("num_warmups", num_warmups), ("num_beams", num_beams)):
-        if value < 1:
-            raise ValueError(f"{name}: is {value}. Give 1 or more.")
+    check_count("num_warmups", num_warmups)
+    check_count("num_beams", num_beams)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: is {temperature}. Give a number above 0.")
     if sample_target and num_beams > 1:

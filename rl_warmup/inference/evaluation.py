@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_warmup.inference.asked import check_count
 from rl_warmup.inference.generation import CONTROLS, WarmupGenerator, control_warmups
 from rl_warmup.inference.likelihood import rank_choices, target_likelihood
 from rl_warmup.metrics import METRICS, compute, signatures
@@ -34,7 +35,8 @@ class Evaluation:
     show_progress: bool = False
 
     def check(self) -> None:
-        """Raises ValueError for an unknown control, or `other_run` without a run."""
+        """Raises ValueError for an unknown control, `other_run` without a run, or too many warmups."""
+        check_count("num_warmups", self.num_warmups)
         for control in self.controls:
             if control not in CONTROLS:
                 raise ValueError(f"controls: {control!r} is not a control. Allowed: {', '.join(CONTROLS)}.")

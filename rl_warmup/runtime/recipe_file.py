@@ -24,9 +24,12 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
         overrides: `--key value`, `--key=value` or `key=value`, values being read as YAML; or `--key`, `--no_key` alone.
 
     Raises:
-        ValueError: there is no such file, it is no mapping, or a flag cannot be read.
+        ValueError: there is no such file, it is no mapping, it is a sweep file, or a flag cannot be read.
     """
-    return {**(read_yaml(find_recipe(path)) if path is not None else {}), **_read_flags(list(overrides))}
+    values = read_yaml(find_recipe(path)) if path is not None else {}
+    if {"question", "base"} <= set(values):
+        raise ValueError(f"{path} is a sweep file, not a recipe: rl-warmup sweep {path}")
+    return {**values, **_read_flags(list(overrides))}
 
 
 def masked(values: Mapping[str, Any], inside: bool = False) -> dict[str, Any]:

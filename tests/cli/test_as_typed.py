@@ -201,3 +201,13 @@ def test_a_current_folder_that_is_gone(tmp_path, capsys, monkeypatch):
     finally:
         os.chdir(tmp_path)
     assert "the current folder does not exist" in capsys.readouterr().err
+
+
+def test_a_sweep_file_given_to_train_is_one_sentence_that_names_the_command(here, capsys):
+    (here / "sweep.yaml").write_text(
+        yaml.safe_dump({"question": "?", "base": "r.yaml", "seeds": 1, "metric": "exact_match"})
+    )
+    assert main(["train", "--config", "sweep.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "rl-warmup sweep sweep.yaml" in said
+    assert "setting" not in said

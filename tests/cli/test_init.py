@@ -74,6 +74,12 @@ def test_long_rows_get_room():
     assert (config.max_prompt_length, config.max_target_length) == (512, 256)
 
 
+def test_letters_of_a_script_without_spaces_count_as_words():
+    main(["init", write("rows.jsonl", pairs(answer="東京の天気" * 30)), "--output", "r.yaml"])
+    assert "has 150 words" in Path("r.yaml").read_text("utf-8")
+    assert read_recipe("r.yaml", ["--use_cpu"]).task.metrics == ["chrf++"]
+
+
 @pytest.mark.parametrize(
     ("rows", "flags", "facts"),
     [
