@@ -174,11 +174,11 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
         finished = [folder for folder in folders if _result_of(folder) is not None]
         if not finished:
             found = (
-                f"{len(folders)} unfinished (no metrics.json)"
+                f"{len(folders)} unfinished, or exported and not evaluated (no metrics.json)"
                 if folders
                 else f"none (no recipe.yaml or {ENVIRONMENT} anywhere in it)"
             )
-            raise ValueError(f"{path} holds no finished run: {found}. Give the output_dir of a run that has ended.")
+            raise ValueError(f"{path} holds no finished run: {found}. Give the output_dir of a run that has ended; `rl-warmup evaluate` makes figures of exported weights.")
         others = [folder for folder in folders if folder not in finished]
         skipped += [f"{folder} is not finished (no metrics.json) and is left out." for folder in others]
         runs |= {folder.resolve(): read_run(folder) for folder in finished if folder.resolve() not in runs}
@@ -186,10 +186,11 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
 
 
 def _result_of(folder: Path) -> Path | None:
-    """The metrics.json of a run; of one made in Python (without a recipe) else the one that `rl-warmup evaluate` wrote."""
+    """The metrics.json of a run; else the one that `rl-warmup evaluate` wrote, for a run made in Python (without a recipe) and
+    for exported weights (without a log)."""
     own, later = folder / "metrics.json", folder / "evaluation" / "test" / "metrics.json"
-    in_python = not (folder / "recipe.yaml").is_file()
-    return own if own.is_file() else later if in_python and later.is_file() else None
+    unfinished = (folder / "recipe.yaml").is_file() and (folder / "timing.jsonl").is_file()
+    return own if own.is_file() else later if not unfinished and later.is_file() else None
 
 
 def read_run(folder: Path) -> Run:
@@ -201,7 +202,7 @@ def read_run(folder: Path) -> Run:
     place = _result_of(folder) or folder / "metrics.json"
     result = read_result(folder) if place.parent == folder else read_evaluation(place)
     run = Run(folder, result, recipe, found)
-    if place.parent != folder:  # made in Python, and evaluated by a command
+    if place.parent != folder:  # made in Python or exported, and evaluated by a command
         last: dict[str, Any] = next(iter(reversed(run.timing)), {})
         known = {
             "objective": recipe.get("objective"),

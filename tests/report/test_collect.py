@@ -85,8 +85,23 @@ def test_a_place_without_runs_is_a_sentence(tmp_path, make, sentence):
 def test_a_folder_of_unfinished_runs_says_so(pair):
     for run in pair.iterdir():
         (run / "metrics.json").unlink()
-    with pytest.raises(ValueError, match=r"2 unfinished \(no metrics.json\)"):
+    with pytest.raises(ValueError, match=r"2 unfinished.* \(no metrics.json\)"):
         find_runs([pair])
+
+
+def test_exported_weights_are_a_run_once_they_are_evaluated(pair):
+    exported = pair / "warmup-1"
+    result = (exported / "metrics.json").read_text()
+    for name in ("metrics.json", "timing.jsonl"):
+        (exported / name).unlink()
+    assert [run.folder.name for run in find_runs([pair])[0]] == ["sft-1"]
+    later = exported / "evaluation" / "test" / "metrics.json"
+    later.parent.mkdir(parents=True)
+    later.write_text(result)
+    assert find_runs([exported])[0][0].metrics[""] == {"exact_match": 0.75}
+    (exported / "timing.jsonl").write_text("")  # a log: a run that has not ended, whatever was evaluated meanwhile
+    with pytest.raises(ValueError, match="holds no finished run"):
+        find_runs([exported])
 
 
 def test_runs_made_in_python_are_compared_by_the_model_they_started_from(tmp_path, run_folder):
