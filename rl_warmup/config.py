@@ -363,7 +363,9 @@ def effective(*parts: Any) -> dict[str, Any]:
 
 def void_note(found: dict[str, str]) -> str | None:
     """One line about settings without effect, or None."""
-    return f"Without effect: {'; '.join(f'{name} ({why})' for name, why in found.items())}." if found else None
+    derived = "greater_is_better" if "metric_for_best_model" in found else ""  # nobody has set it
+    told = "; ".join(f"{name} ({why})" for name, why in found.items() if name != derived)
+    return f"Without effect: {told}." if told else None
 
 
 def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> list[str]:

@@ -170,5 +170,8 @@ class TaskOptions:
     scratch: dict | None = _option(None, "Sizes of a scratch-t5 / scratch-llama model: width, layers, heads, ...")
     metrics: list = _option([], "Names or {name, kwargs} instead of the task's metrics; see docs/metrics.md.")
     predict_split: str = _option("test", "Split that is predicted and scored after training.", ("validation", "test"))
-    controls: list = _option(["shuffled", "empty_warmup"], "Controls to score after training.", CONTROLS)
+    controls: list = _option(["shuffled", "empty_warmup"], "Controls to score after training.", (*CONTROLS, "all"))
     show_progress: bool = _option(True, "Progress bars and log lines in the terminal.")
+
+    def __post_init__(self) -> None:
+        self.controls = list(CONTROLS) if "all" in self.controls else self.controls

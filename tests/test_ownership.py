@@ -109,6 +109,8 @@ def test_a_run_is_replaced_when_asked_or_when_it_came_to_nothing(tmp_path):
     begun = put(tmp_path / "begun", "environment.json", "recipe.yaml", "metrics.jsonl")
     refused(begun)
     ownership.refuse_folder(begun, overwrite=False, resumes=True)
+    failed_at_once = put(tmp_path / "failed", "environment.json", "recipe.yaml", "writing.lock")
+    ownership.refuse_folder(failed_at_once, overwrite=False, resumes=False)
     ended = put(tmp_path / "ended", "environment.json", "recipe.yaml", "metrics.json")
     refused(ended, resumes=True)
     ownership.refuse_folder(ended, overwrite=True, resumes=True)

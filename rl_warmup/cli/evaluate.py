@@ -58,7 +58,7 @@ def command(args: list[str]) -> None:
         from rl_warmup.inference.generation import WarmupGenerator
         from rl_warmup.inference.rehearsal import rehearse
         from rl_warmup.runtime import ownership
-        from rl_warmup.runtime.run_files import read_result
+        from rl_warmup.runtime.run_files import read_result, require_folder
         from rl_warmup.runtime.run_folder import write_json
         from rl_warmup.runtime.sharing import initialize_distributed, is_main, refuse_differences
         from rl_warmup.tasks.stream import Stream
@@ -68,6 +68,7 @@ def command(args: list[str]) -> None:
         options.batch_size, options.num_warmups, options.warmups_from, show_progress=True,
     )  # fmt: skip
     evaluation.check()
+    require_folder(options.run)
     folder = Path(options.run)
     run = folder if ownership.is_run(folder) else ownership.run_around(folder) or folder  # folder may be a checkpoint
     recipe = run / "recipe.yaml"

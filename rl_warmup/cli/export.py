@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from rl_warmup.cli.main import OptionParser, place, quick_imports
 
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
 
 def command(args: list[str]) -> None:
     """Write the folder; print its path and what to do next."""
@@ -15,7 +17,11 @@ def command(args: list[str]) -> None:
     parser.add_argument("--output", type=place, required=True, metavar="FOLDER", help="a new or empty folder")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into its base model")
     parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the weights; default float32"
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16", "float16"],
+        type=lambda text: SHORT.get(text, text),
+        help="of the weights; default float32",
     )
     options = parser.parse_args(args)
 

@@ -45,7 +45,7 @@ warmup_steps: 50  # of the learning rate, as in transformers
 eval_strategy: steps
 eval_steps: 250
 metric_for_best_model: {metric}
-logging_steps: 25
+logging_steps: 10
 save_strategy: "no"
 """
 READING = """\
@@ -70,7 +70,8 @@ def command(args: list[str]) -> None:
     text = recipe_text(file, output, columns, options.model)
     with output.open("x", encoding="utf-8") as stream:
         stream.write(text)
-    print(f"{output} is written. Look through it, then: rl-warmup train --config {shlex.quote(str(output))}")
+    used = options.model or "the model in it is a guess; offline: --model scratch-t5 or scratch-llama"
+    print(f"{output} is written ({used}). Look through it, then: rl-warmup train --config {shlex.quote(str(output))}")
 
 
 def recipe_text(file: Path, output: Path, columns: dict[str, str], model: str | None = None) -> str:
@@ -115,10 +116,8 @@ def _limits(rows: list[dict[str, Any]]) -> str:
 
 
 def _words(value: Any) -> int:
-    """Words of a prompt or target; in scripts without spaces every letter counts as one."""
-    from rl_warmup.models.encoding import UNSPACED
-
-    return len(UNSPACED.sub(" x ", _text(value)).split())
+    """Words of a prompt or target; a letter from Thai on (Chinese, Japanese, ...) counts as one, as most have no spaces."""
+    return len("".join(f" {sign} " if sign >= "\u0e00" else sign for sign in _text(value)).split())
 
 
 def _text(value: Any) -> str:

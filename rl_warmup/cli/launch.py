@@ -22,6 +22,9 @@ LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "
 TO_ACCELERATE = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 
 
+COUNTS = ("num_processes", "num_machines")
+
+
 def asks_launch(args: list[str]) -> bool:
     """Whether `--launch` is among the flags."""
     return any(arg == "--launch" or arg.startswith("--launch=") for arg in args)
@@ -46,7 +49,7 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     parser = OptionParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--launch")
     for flag in TO_ACCELERATE:
-        parser.add_argument(f"--{flag}", type=str if flag == "main_process_ip" else _whole)
+        parser.add_argument(f"--{flag}", type={"main_process_ip": str}.get(flag, _count if flag in COUNTS else _whole))
     try:
         asked, rest = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
@@ -75,6 +78,12 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     return [*command, "-m", "rl_warmup.cli.train", *rest], environment, logs
 
 
+def _count(text: str) -> str:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:7]) <= 999_999:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 999999")
+    return text
+
+
 def _whole(text: str) -> str:
     if not text.isascii() or not text.isdigit() or len(text) > 6:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to 999999")
@@ -95,7 +104,7 @@ def run_launcher() -> int:
         if failure.exitcode < 0:  # without a word of its own
             how = f"was ended by {signal.Signals(-failure.exitcode).name}; its output is {where}"
         print(f"rl-warmup: process {rank} {how}.", file=sys.stderr)
-        return 1
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode > 0 else 128 - error.returncode
     return 0

@@ -41,6 +41,10 @@ COMMANDS = {
     "env": "versions, devices and variables, for a report of a fault",
     "completion": "a script that completes commands and flags: bash, zsh or fish",
 }
+AFTER_CTRL_C = {
+    "train": " What came after the last checkpoint is lost; --resume_from_checkpoint auto goes on from it.",
+    **dict.fromkeys(("sweep", "ceiling", "demo"), " Finished runs are kept; the same command goes on."),
+}
 OUTLIVE_TERMINAL = ("train", "evaluate", "sample", "sweep", "ceiling", "demo")  # their results are files
 USAGE = "\n".join([
     "rl-warmup: train a model to write a short warmup first and the target after it\n",
@@ -198,7 +202,7 @@ def _guarded(name: str, args: list[str]) -> int:
         import_module(f"rl_warmup.cli.{name}").command(args)
         _leave_processes()
     except KeyboardInterrupt as error:
-        print("rl-warmup: interrupted.", file=sys.stderr)
+        print(f"rl-warmup: interrupted.{AFTER_CTRL_C.get(name, '')}", file=sys.stderr)
         return getattr(error, "code", 130)
     except SystemExit as error:
         if error.code or {"-h", "--help"} & set(args):

@@ -178,7 +178,10 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
                 if folders
                 else f"none (no recipe.yaml or {ENVIRONMENT} anywhere in it)"
             )
-            raise ValueError(f"{path} holds no finished run: {found}. Give the output_dir of a run that has ended; `rl-warmup evaluate` makes figures of exported weights.")
+            raise ValueError(
+                f"{path} holds no finished run: {found}. Give the output_dir of a run that has ended; `rl-warmup evaluate` makes "
+                f"figures of exported weights."
+            )
         others = [folder for folder in folders if folder not in finished]
         skipped += [f"{folder} is not finished (no metrics.json) and is left out." for folder in others]
         runs |= {folder.resolve(): read_run(folder) for folder in finished if folder.resolve() not in runs}

@@ -5,7 +5,7 @@ Knows: plain values. Must not know: models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rl_warmup.inference.selection import SELECTIONS
@@ -22,7 +22,7 @@ def as_rows(inputs: Any, first: int = 0) -> list[dict[str, Any]]:
     Raises:
         ValueError: an input that is none of them.
     """
-    one = isinstance(inputs, str | Mapping) or _is_conversation(inputs)
+    one = isinstance(inputs, str | Mapping) or _is_conversation(inputs) or not isinstance(inputs, Iterable)
     rows: list[dict[str, Any]] = []
     for number, given in enumerate([inputs] if one else inputs, first):
         if isinstance(given, Mapping) and "prompt" in given:

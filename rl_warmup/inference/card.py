@@ -30,7 +30,7 @@ from rl_warmup.models.plain_use import MARK, README, how_to_use
 from rl_warmup.options import CONTROL_NAMES, TaskOptions, WarmupOptions
 from rl_warmup.runtime.ownership import CARD, RESULT, fingerprint, read_base, refuse_link
 from rl_warmup.runtime.recipe_file import masked
-from rl_warmup.runtime.run_files import read_environment, read_evaluation, read_records, read_run_recipe
+from rl_warmup.runtime.run_files import read_environment, read_evaluation, read_records, read_run_recipe, require_folder
 from rl_warmup.runtime.settings import card_faults
 from rl_warmup.runtime.values import defaults_of
 from rl_warmup.tasks.conversations import flat
@@ -78,6 +78,7 @@ def write_card(folder: str | Path, like: Path | None = None, **given: Any) -> Pa
         ValueError: the folder holds no trained model, a file in it cannot be read, or a field cannot be used.
     """
     folder = Path(folder)
+    require_folder(folder)
     layout = read_layout(folder)
     if not layout:
         raise ValueError(

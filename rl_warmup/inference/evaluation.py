@@ -14,6 +14,7 @@ from rl_warmup.inference.asked import check_count
 from rl_warmup.inference.generation import CONTROLS, WarmupGenerator, control_warmups
 from rl_warmup.inference.likelihood import rank_choices, target_likelihood
 from rl_warmup.metrics import METRICS, compute, signatures
+from rl_warmup.plugins import nearest
 from rl_warmup.runtime.documents import read_jsonl
 from rl_warmup.runtime.run_folder import write_jsonl
 from rl_warmup.runtime.sharing import is_main
@@ -39,7 +40,10 @@ class Evaluation:
         check_count("num_warmups", self.num_warmups)
         for control in self.controls:
             if control not in CONTROLS:
-                raise ValueError(f"controls: {control!r} is not a control. Allowed: {', '.join(CONTROLS)}.")
+                known = f"{', '.join(CONTROLS)}, or all"
+                raise ValueError(
+                    f"controls: {control!r} is not a control.{nearest(control, CONTROLS)} Allowed: {known}."
+                )
         if "other_run" in self.controls and self.other_run is None:
             raise ValueError("controls: other_run needs the run whose warmups to use (`--warmups-from RUN`).")
         if self.other_run is not None and "other_run" not in self.controls:

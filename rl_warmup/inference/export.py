@@ -17,7 +17,7 @@ from rl_warmup.models.inference_settings import read_layout
 from rl_warmup.models.loading import ADAPTER_FILE, QUANTIZED_FILE, refuse_fp16
 from rl_warmup.models.plain_use import README, save_for_plain_use
 from rl_warmup.runtime.ownership import MARKS, fingerprint, is_run, refuse_export, run_around
-from rl_warmup.runtime.run_files import read_environment
+from rl_warmup.runtime.run_files import read_environment, require_folder
 from rl_warmup.runtime.run_folder import environment, write_json
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,6 +42,7 @@ def export(source: str | Path, output: str | Path, merge: bool = False, dtype: s
             `merge` without one; an adapter of a quantized model; a dtype in which the model overflows.
     """
     source, output = Path(source), Path(output)
+    require_folder(source)
     if not read_layout(source):
         raise ValueError(
             f"{source} holds no warmup_layout.json, so no model of ours. Give a folder that training wrote."

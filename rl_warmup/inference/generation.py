@@ -27,6 +27,7 @@ from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import Layout, make_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import declare_tokens
+from rl_warmup.runtime.run_files import require_folder
 from rl_warmup.runtime.sharing import is_main, map_over_processes, uniforms
 from rl_warmup.runtime.terminal import progress
 
@@ -58,6 +59,7 @@ class WarmupGenerator:
 
         Raises ValueError: no such model, or warmup_layout.json is missing or damaged.
         """
+        require_folder(folder)
         declared = read_layout(folder)
         if not declared:
             raise ValueError(

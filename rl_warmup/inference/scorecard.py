@@ -219,6 +219,9 @@ def _score_part(reward: Reward, result: RewardResult, make: Callable[..., Argume
     function = getattr(reward.function, "func", reward.function)  # under the kwargs of a recipe
     if not reward.takes_everything and not str(getattr(function, "__module__", "")).startswith("rl_warmup."):
         result.notes.append("takes no **kwargs, so TRL's trainers need it through `load_reward`; here that is fine")
+    fixed = getattr(reward.function, "keywords", {})
+    if unnamed := sorted(set(fixed) - {p.name for p in reward.parameters}):
+        result.notes.append(f"takes {unnamed[0]!r} of its kwargs by **kwargs alone: is it spelled right?")
     again = start(reward, reward.arguments(make()), offered)().values
     if not _same(again, outcome.values):
         result.notes.append("two calls with the same rows gave different numbers")

@@ -82,7 +82,7 @@ def _cause(name: str, files: tuple[str, ...], error: Exception, revision: str | 
         what += f", probably for {config}"
     if "custom code" in str(error):
         what += ", as it needs code of its own, which is never run"
-    hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5 or scratch-llama"
+    hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5, scratch-llama or start:NAME"
     return f"{what} ({why if not isinstance(error, OSError) else lines[0]}). Give {hint}."
 
 

@@ -12,11 +12,13 @@ import math
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +62,13 @@ def start(reward: Reward, arguments: dict[str, Any], offered: Arguments) -> Call
         try:
             found = result()
         except Exception as error:
-            what = f"{error}." if isinstance(error, TimeLimit) else f"failed with {type(error).__name__}: {error}"
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}, line {last.lineno}"
+            what = (
+                f"{error}."
+                if isinstance(error, TimeLimit)
+                else f"failed with {type(error).__name__}: {error} ({where})"
+            )
             nothing.fault, nothing.cause = f"Reward {reward.name!r} {what}", error
             return nothing
         return _checked(reward, found, offered, nothing)

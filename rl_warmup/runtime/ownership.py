@@ -125,10 +125,10 @@ def reading(folder: Path, what: str) -> Iterator[None]:
 
 
 def _busy(folder: Path) -> str:
-    number = ""
     with suppress(OSError):
-        number = (folder / LOCK).read_text(encoding="utf-8").strip()
-    return f"another run writes to {folder}" + (f" (process {number})" if number else "")
+        if number := (folder / LOCK).read_text(encoding="utf-8").strip():
+            return f"another run writes to {folder} (process {number})"
+    return f"another run writes to {folder}"
 
 
 # ---------------------------------------------------------------------- which files belong to a run
@@ -203,7 +203,8 @@ def refuse_folder(
                 f"output_dir: {folder} holds no run, but other files ({_first(found)}). Give an empty or a new folder."
             )
         return
-    if not overwrite and not (resumes and not is_finished(folder)):
+    begun = _others(folder, (*BEFORE, *MARKS[:2]))  # or the run ended before its samples and its first update
+    if begun and not overwrite and not (resumes and not is_finished(folder)):
         raise ValueError(
             f"output_dir: {folder} already holds a run. Choose another folder, resume it with `--resume_from_checkpoint auto`"
             f"{' (it has no complete checkpoint)' if resumes else ''}, or replace it with `--overwrite true`."

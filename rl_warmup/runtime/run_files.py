@@ -5,6 +5,7 @@ Knows: keys of docs/formats.md. Must not know: what is done with them.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,18 @@ from rl_warmup.runtime.recipe_file import read_yaml
 from rl_warmup.runtime.settings import shown
 
 REMEDY = "Remove the folder or repeat the run."
+
+
+def require_folder(folder: str | Path) -> None:
+    """Raises ValueError: there is no such folder; names one beside it that is written alike."""
+    path = Path(folder)
+    if path.is_dir():
+        return
+    what = "is a file" if path.exists() else "does not exist"
+    beside = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, 1, 0.5)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{path} {what}.{meant} Give a folder that training wrote.")
 
 
 def _is_number(value: Any) -> bool:

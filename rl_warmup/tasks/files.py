@@ -144,6 +144,8 @@ def _split(rows: list[Row], validation_fraction: float, test_fraction: float, se
         splits[home[str(row["prompt"])]].append(row)
     wanted = {"train": 1.0, "validation": validation_fraction, "test": test_fraction}
     empty = [split for split, rows_of_split in splits.items() if wanted[split] > 0 and not rows_of_split]
+    if not prompts:
+        raise ValueError("file: the file of `path` has no rows; give one that has")
     if empty:
         raise ValueError(
             f"file: {len(prompts)} distinct prompts with {fractions} leave {' and '.join(empty)} empty; "

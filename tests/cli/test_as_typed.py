@@ -211,3 +211,19 @@ def test_a_sweep_file_given_to_train_is_one_sentence_that_names_the_command(here
     said = capsys.readouterr().err
     assert "rl-warmup sweep sweep.yaml" in said
     assert "setting" not in said
+
+
+@pytest.mark.parametrize("command", ["evaluate {}", "generate {} red", "export {} --output out", "card {}"])
+def test_a_folder_that_is_not_there_is_said_with_the_one_meant(here, command, capsys):
+    (here / "runs" / "mine").mkdir(parents=True)
+    assert main(command.format("runs/mien").split()) == 2
+    said = capsys.readouterr().err
+    assert "runs/mien does not exist" in said
+    assert "'mine'" in said
+
+
+def test_all_controls_by_one_word():
+    from rl_warmup.config import build_recipe
+    from rl_warmup.options import CONTROLS
+
+    assert build_recipe({**RECIPE, "controls": "all"}).task.controls == list(CONTROLS)

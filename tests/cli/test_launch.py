@@ -87,6 +87,8 @@ def test_it_prints_the_line_and_becomes_it(monkeypatch, capsys):
         (["--launch", "zero4"], "--launch: 'zero4' is not one of ddp, zero1, zero2,"),
         (["--launch"], "--launch: expected one argument."),
         (["--launch", "single", "--num_processes", "2"], "--launch single is one process, not 2."),
+        (["--launch", "cpu", "--num_processes", "0"], "--num_processes: '0' is not a whole number from 1"),
+        (["--launch", "cpu", "--num_machines", "two"], "--num_machines: 'two' is not a whole number from 1"),
     ],
 )
 def test_a_wrong_launch_says_so(args, sentence, capsys):

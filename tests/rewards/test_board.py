@@ -181,7 +181,8 @@ def test_an_error_in_a_coroutine_names_it(world):
     async def broken(completion_ids):
         raise KeyError("reply")
 
-    with pytest.raises(ValueError, match="Reward 'broken' failed with KeyError: 'reply'") as caught:
+    where = r"\(test_board.py, line \d+\)"
+    with pytest.raises(ValueError, match=f"Reward 'broken' failed with KeyError: 'reply' {where}") as caught:
         world.judge([broken])
     assert isinstance(caught.value.__cause__, KeyError)
 

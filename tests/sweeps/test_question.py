@@ -26,6 +26,7 @@ SHIPPED = Path(__file__).parents[2] / "recipes" / "sweeps"
         ({"grid": {"num_warmups": []}}, "grid: num_warmups has no list of values; write `num_warmups: [a, b]`."),
         ({"grid": {"num_warmups": 3}}, "grid: num_warmups has no list of values"),
         ({"grid": {"num_warmup": [1]}, "control": "num_warmup=1"}, "'num_warmup' is not a setting. Did you mean 'num_warmups'?"),
+        ({"grid": {"num_warmup": [1]}, "control": "num_warmups=1"}, "Did you mean 'num_warmups'?"),
         ({"grid": {"tau": [0.0, 1.0]}, "control": "tau=1"}, "The arm tau=0 cannot be run: tau: is 0.0, must be at least"),
         ({"runs": {"a/b": {}}}, "runs: 'a/b' names a folder; use letters, digits and _ . = , + - only."),
         ({"runs": {"num_warmups=1": {}}}, "Two arms are called num_warmups=1"),

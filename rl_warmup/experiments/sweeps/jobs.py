@@ -141,11 +141,11 @@ class Sweep:
         control, several = self.question.control, len(names) > 1 and not self.ranges
         if control is None and several and not self.question.random:
             raise ValueError(f"control is missing: name the arm to compare with, one of {', '.join(names)}.")
+        self._check_others(names)
+        first = self.job(self.variants[0] if self.variants else Variant("base", {}), self.question.seeds[0]).recipe
         if control is not None and control not in names:
             known = ", ".join(names) or "none is known"
             raise ValueError(f"control: {control!r} is no arm of this sweep. Arms: {known}.")
-        self._check_others(names)
-        first = self.job(self.variants[0] if self.variants else Variant("base", {}), self.question.seeds[0]).recipe
         if (scored := metric_names(first)) and self.question.metric not in scored:
             said = f"metric: {self.question.metric!r} is not among what the base recipe scores ({', '.join(scored)})."
             raise ValueError(f"{said} Choose one, or add it to `metrics` under settings.")
