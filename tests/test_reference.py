@@ -73,8 +73,12 @@ def test_a_file_of_another_drawing_is_not_used(drawing, prompts, tmp_path, chang
         other = replace(drawing, constraints=replace(drawing.constraints, temperature=0.7))
     else:
         other = replace(drawing, **{change: getattr(drawing, change) + 1})
-    with pytest.raises(ValueError, match="started with"):
-        reference_warmups(other, asked, tmp_path / FILE, resumed=True)
+    if change == "batch_size":  # a resumed run keeps its samples
+        first = reference_warmups(drawing, prompts, tmp_path / FILE)
+        assert reference_warmups(other, asked, tmp_path / FILE, resumed=True) == first
+    else:
+        with pytest.raises(ValueError, match="started with"):
+            reference_warmups(other, asked, tmp_path / FILE, resumed=True)
     drawn = reference_warmups(other, asked, tmp_path / FILE)
     assert [len(group) for group in drawn] == [other.num_warmups] * 8
     assert json.loads((tmp_path / FILE).read_text().splitlines()[0]) == other.header(asked)

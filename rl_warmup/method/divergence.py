@@ -150,7 +150,8 @@ class DivergenceTrainer(ResumableTrainer):
         """End the run with the weights of the newest checkpoint that scores the last rows; raises `error` if there is none."""
         best = self.state.best_model_checkpoint
         self.model.zero_grad()
-        for place in reversed(checkpoints.whole_checkpoints(self.folder, resumable=False)):
+        resumed = [] if self.resumed_from is None else [self.resumed_from]  # it may lie in another folder
+        for place in [*reversed(checkpoints.whole_checkpoints(self.folder, resumable=False)), *resumed]:
             self.state.best_model_checkpoint = str(place)
             self._load_best_model()
             self.state.best_model_checkpoint = best

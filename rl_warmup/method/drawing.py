@@ -36,6 +36,7 @@ class Drawing:
     num_warmups: int
     seed: int
     batch_size: int
+    model_hash: str | None = None  # of the model as it began; by default of all its weights
 
     def header(self, prompts: Sequence[list[int]]) -> dict[str, Any]:
         """Identifies the samples: they are reused only if all of it is equal."""
@@ -43,7 +44,7 @@ class Drawing:
         return {
             "prompts": len(prompts),
             "prompts_hash": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16],
-            "model_hash": weights_hash(self.model),
+            "model_hash": self.model_hash or weights_hash(self.model),
             "num_warmups": self.num_warmups,
             "seed": self.seed,
             "batch_size": self.batch_size,

@@ -49,10 +49,12 @@ def reference_warmups(
     header = drawing.header(prompts)
     groups: Groups
     # only one process reads: it also repairs an incomplete file
-    groups, existed = map_over_processes(lambda known: (_read(path, known), path.is_file()), [header])[0]
-    if resumed and existed and not groups:
+    groups, found = map_over_processes(lambda known: _read(path, known, resumed), [header])[0]
+    if groups and found:
+        drawing = replace(drawing, batch_size=found["batch_size"])  # of the drawing, which a resume may have changed
+    if resumed and found is not None and not groups:
         raise ValueError(
-            f"{path} holds samples of another starting model, seed, batch size or set of prompts than this run would draw, and "
+            f"{path} holds samples of another starting model, seed or set of prompts than this run would draw, and "
             f"earlier updates used them. Give the run the model and settings it was started with, or start anew in another "
             f"output_dir."
         )
@@ -75,17 +77,26 @@ def reference_warmups(
     return [groups[place] for place in range(len(prompts))]
 
 
-def _read(path: Path, header: dict[str, Any]) -> Groups:
-    """The groups of a file with this header, by place; none if its header differs."""
+def _read(path: Path, header: dict[str, Any], any_batch: bool) -> tuple[Groups, dict[str, Any] | None]:
+    """The groups of a file with this header, by place, and the file's header; no groups if it differs, None without a file.
+
+    Args:
+        any_batch: the header may have another batch size.
+    """
+    if not path.is_file():
+        return {}, None
     records = whole_records(path)
-    if not records or records[0] != header:
-        return {}
-    return {
+    own = records[0] if records else {}
+    known = own | {"batch_size": header["batch_size"]} if any_batch else own
+    if known != header:
+        return {}, own
+    groups = {
         record["row"]: [
             Warmup(ids, "length" if i in record["cut"] else "separator") for i, ids in enumerate(record["ids"])
         ]
         for record in records[1:]
     }
+    return groups, own
 
 
 class StartingPolicy:
@@ -96,7 +107,7 @@ class StartingPolicy:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = None if _has_new_adapter(model) else copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = None if has_new_adapter(model) else copy.deepcopy(model).eval().requires_grad_(False)
 
     def prepare(self, trainer: Any) -> None:
         """Shard the copy under ZeRO-3 and FSDP; otherwise move it to this process's device."""
@@ -132,7 +143,7 @@ class StartingPolicy:
 
 
 @torch.no_grad()
-def _has_new_adapter(model: Any) -> bool:
+def has_new_adapter(model: Any) -> bool:
     """Whether the model has an adapter that does not change its outputs yet."""
     if not hasattr(model, "disable_adapter"):
         return False

@@ -7,28 +7,32 @@ change. If both learn at once, the policy's warmups become drafts of the target 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
 from rl_warmup.batch import Warmup
 from rl_warmup.method.divergence import DivergenceTrainer
 from rl_warmup.method.drawing import Drawing, weights_hash
 from rl_warmup.method.proposals import COLUMNS, OTHER_REFERENCE, REFERENCE
-from rl_warmup.method.reference import FILE, StartingPolicy, reference_warmups
+from rl_warmup.method.reference import FILE, StartingPolicy, has_new_adapter, reference_warmups
 from rl_warmup.method.schedule import Schedule
 from rl_warmup.method.training_data import EncodedStream, rows_digest
 from rl_warmup.models.inference_settings import read_layout
 from rl_warmup.models.layouts import Layout
 from rl_warmup.models.tokens import THINKING_ENDS
 from rl_warmup.plugins import code_hashes
+from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.run_folder import RunFolder, clock
 
 
@@ -51,20 +55,41 @@ class ReferenceTrainer(DivergenceTrainer):
         """Keep a hash of the starting model and, for the KL, its policy."""
         if self.rollout.beta and self.rollout.objective != "sft":
             self.start = StartingPolicy(self.model)
-        # a new adapter's random weights are restored from a checkpoint, so only its base has to be the same
-        adapted = hasattr(self.model, "peft_config") and (self.start is None or self.start.model is None)
+        # a new adapter changes no output and is restored from a checkpoint, so only its base has to be the same
+        adapted = hasattr(self.model, "peft_config")
+        if self.start is not None:
+            adapted = self.start.model is None
+        elif adapted and REFERENCE in self.rollout.proposals:
+            adapted = has_new_adapter(self.model)
         self.began_with = weights_hash(self.model, frozen_alone=adapted)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trainer's `train`, after the starting policy was sampled; prints which model the run ends with."""
         if resume_from_checkpoint is None and kwargs.get("trial") is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint  # Trainer itself does not read it
-        if self.has_trained and self.checkpoint(resume_from_checkpoint) is None:  # anew, from the current weights
-            self.rollout = replace(self.rollout, objective=self.args.objective)  # the earlier run may have given up
-            self.keep_start()
+        if self.has_trained:
+            self._begin_again(self.checkpoint(resume_from_checkpoint))
         self.has_trained, self.diverged_at, self.went_back_to, self._checked_at = True, None, None, None
         with self.own_folder(resume_from_checkpoint):
             return self._train_with_reference(resume_from_checkpoint, **kwargs)
+
+    def _begin_again(self, checkpoint: Path | None) -> None:
+        """Undo what an earlier `train` of this trainer has left. A new run starts from the current weights.
+
+        Raises ValueError: the KL of a resumed run needs the starting model, which was let go when the earlier run gave up.
+        """
+        self.rollout = replace(self.rollout, objective=self.args.objective)  # the earlier run may have given up
+        if isinstance(self.train_dataset, EncodedStream):
+            self.train_dataset.rows_to_skip = 0
+        if checkpoint is None:
+            self.keep_start()
+        elif self.rollout.beta and self.rollout.objective != "sft" and self.start is None:
+            saved = read_json(checkpoint / TRAINER_STATE_NAME).get("stateful_callbacks", {}).get("Schedule", {})
+            if saved.get("attributes", {}).get("gave_up_at") is None:
+                raise ValueError(
+                    f"resume_from_checkpoint: this trainer's last run gave up on warmups and let the starting model go. Make a "
+                    f"new trainer to resume from {checkpoint}, which is from before that."
+                )
 
     def describe(self) -> dict[str, Any]:
         """Adds the training rows, the starting model, and the files of plugins."""
@@ -86,6 +111,8 @@ class ReferenceTrainer(DivergenceTrainer):
         if self.start is not None:
             self.start.prepare(self)
         output = super().train(resume_from_checkpoint, **kwargs)
+        if self.went_back_to is not None:
+            self.schedule.forget_after(self.state.global_step)
         kept = self.went_back_to if self.best_at() is None else self.state.best_model_checkpoint
         if kept is not None:  # as it was at its update: since then constraints may have changed, or the run given up
             declared = read_layout(str(kept))
@@ -106,8 +133,10 @@ class ReferenceTrainer(DivergenceTrainer):
         """The metric that selects the best model: the requested one, or the loss if that ended with the warmups (`gain`)."""
         asked, gave_up = _plain_name(self.args.metric_for_best_model), self.schedule.gave_up_at
         logs = self.state.log_history if gave_up is not None else []
-        plain = [log for log in logs if "eval_loss" in log and log["step"] >= gave_up]
-        return "loss" if plain and f"eval_{asked}" not in plain[-1] else asked
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        loss = next((f"{name}_loss" for name in sets if asked.startswith(f"{name}_")), "loss")
+        plain = [log for log in logs if f"eval_{loss}" in log and log["step"] >= gave_up]
+        return loss if plain and f"eval_{asked}" not in plain[-1] else asked
 
     def _say_which_model(self) -> None:
         best = self.best_at()
@@ -162,13 +191,17 @@ class ReferenceTrainer(DivergenceTrainer):
         """Add a group of the starting policy's samples to every row that the reading phase may use."""
         args, rows = self.args, self.train_dataset
         drawing = Drawing(
-            self.model, self.layout, self.constraints, self.rollout.num_warmups, args.seed, args.eval_batch_size
-        )
+            self.model, self.layout, self.constraints, self.rollout.num_warmups, args.seed, args.eval_batch_size,
+            self.began_with,
+        )  # fmt: skip
         path = self.run_folder.folder / FILE  # every trial of a search has another
         shown = not args.disable_tqdm
         if isinstance(rows, EncodedStream):
+            counted = Counter(rows.encoder.counts)
             limit = rows.length if self._reads_to_the_end() else args.max_reading_updates * rows.rows_per_update
             prompts = [row["prompt_ids"] for row in islice(rows, limit)]
+            rows.encoder.counts.clear()  # training reads these rows again
+            rows.encoder.counts.update(counted)
             groups = reference_warmups(drawing, prompts, path, shown, resumed)
             rows.reference = list(zip(groups, _other_groups(prompts, groups), strict=True))
             return

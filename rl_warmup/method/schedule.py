@@ -225,6 +225,12 @@ class Schedule(TrainerCallback, ExportableState):
         warning = {"step": state.global_step, "rule": "nothing_to_read", "sees": sees, "means": means, "change": CHANGE}
         self.warn({**warning, "done": PLAIN})
 
+    def forget_after(self, update: int) -> None:
+        """Forget the switch or the end of the search where they came after this update, to which the run went back."""
+        for name in ("switched_at", "gave_up_at"):
+            if (getattr(self, name) or 0) > update:
+                setattr(self, name, None)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = (state.stateful_callbacks or {}).get("Schedule") if state.global_step else None
         if saved or not state.global_step:  # a second training with one trainer starts anew

@@ -221,12 +221,12 @@ def foreign_files(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in _files(folder) if not _is_own(path, folder)]
 
 
-def clear(folder: Path) -> None:
+def clear(folder: Path, kept: Iterable[str] = ()) -> None:
     """Remove an earlier run with its evaluations and reports; `MARKS` go last. Links are removed, their targets kept."""
     if not is_run(folder):
         return
-    kept = {LOCK, "run.lock"} | ({"logs"} if os.environ.get(LOGS) else set())  # this launch uses them
-    own = [path for path in _files(folder) if path.relative_to(folder).parts[0] not in kept and _is_own(path, folder)]
+    stay = {LOCK, "run.lock", *kept} | ({"logs"} if os.environ.get(LOGS) else set())  # this launch uses them
+    own = [path for path in _files(folder) if path.relative_to(folder).parts[0] not in stay and _is_own(path, folder)]
     order = {RESULT: 0, **dict.fromkeys(MARKS, 2)}
     for path in sorted(own, key=lambda path: order.get(path.name, 1)):
         path.unlink()

@@ -169,15 +169,19 @@ class ResumableTrainer(Trainer):
             changes = checkpoints.refuse_changes(checkpoint, self.described)
         for is_locked in (False, True):  # check before anything is written, and again under the lock
             if not in_place:
-                model = Path(str(getattr(self.model, "name_or_path", "") or "nowhere, as it has no name"))
                 replaces = self.args.overwrite or self.wrote == folder
-                ownership.refuse_folder(folder, replaces, resumes, {"model": model}, self.was_free)
+                ownership.refuse_folder(folder, replaces, resumes, self._sources(), self.was_free)
+                if resumes and not replaces and (kept := checkpoints.whole_checkpoints(folder, resumable=False)):
+                    raise ValueError(
+                        f"resume_from_checkpoint: nothing can be resumed from the checkpoints of {folder} ({kept[-1].name} is "
+                        f"the last), and a new run would remove them. Give another output_dir, or `--overwrite true`."
+                    )
             if not is_locked:
                 held.enter_context(ownership.writing(folder, "output_dir"))
         if in_place:
             ownership.clear_results(folder)
-        else:
-            ownership.clear(folder)
+        else:  # samples that a killed run has drawn are used, if they are this run's
+            ownership.clear(folder, kept=("reference_warmups.jsonl",) if resumes and not self.args.overwrite else ())
         if self.changed_makers:
             tqdm.write(self.changed_makers)
         if checkpoint is None and self.args.ignore_data_skip:
@@ -189,6 +193,14 @@ class ResumableTrainer(Trainer):
             tqdm.write(f"Resumes {checkpoint} with other settings: {changed}")
             with (folder / "resumes.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": checkpoints.require(checkpoint)["step"], "changes": changes}) + "\n")
+
+    def _sources(self) -> dict[str, Path]:
+        """Setting -> a path that this run reads."""
+        named = {
+            "model": getattr(self.model, "name_or_path", ""),
+            "stored_warmups": getattr(self.args, "stored_warmups", ""),
+        }
+        return {name: Path(str(path)) for name, path in named.items() if path}
 
     def describe(self) -> dict[str, Any]:
         """What a resume compares: the settings by name (tokens masked) and the rows; subclasses add more."""
@@ -256,6 +268,10 @@ class ResumableTrainer(Trainer):
             if self._maximum(main_process and not run.is_dir()):
                 raise FileNotFoundError(f"No such file or directory: {run}")
             self.saving_in = run / checkpoints.UNFINISHED
+            model_alone = self.args.save_only_model
+            self.args.save_only_model = (
+                model_alone and not self.interruption.agreed
+            )  # a signal's checkpoint is resumed from
             for callback in self.callback_handler.callbacks:
                 if hasattr(callback, "collect"):  # Trainer saves only the callbacks of the main process
                     callback.collect(lambda own: gather_object([own]))
@@ -273,7 +289,7 @@ class ResumableTrainer(Trainer):
                     checkpoints.rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
                 self.accelerator.wait_for_everyone()
             finally:
-                self.saving_in = None
+                self.saving_in, self.args.save_only_model = None, model_alone
                 if main_process:
                     checkpoints.clear_unfinished(run)
 

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from rl_warmup import WarmupConfig, WarmupTrainer
 from rl_warmup.models.loading import load_model
 
 SIZE = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
+
+
+READS = {
+    "proposals": ["reference"], "num_warmups": 2, "max_steps": 6, "min_reading_updates": 3, "max_reading_updates": 4,
+    "reading_threshold": 0.0, "learning_rate": 1e-2,
+}  # fmt: skip
 
 
 def ledger_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -67,3 +74,29 @@ def tiny() -> Callable[[], tuple[Any, Any]]:
 def rows() -> Callable[[int], list[dict[str, str]]]:
     """Makes rows of the ledger."""
     return ledger_rows
+
+
+@pytest.fixture
+def adapted(tmp_path, tiny):
+    """A trainer of a saved base model: a new adapter (`lora`), or one put on beforehand (`adapter`)."""
+    LORA = {"r": 2, "target_modules": ["q", "v"]}
+
+    def make(adapter=None, dropout=None, folder="run", name="base", **settings):
+        if not (tmp_path / "base").is_dir():
+            model, tokenizer = tiny()
+            if dropout is not None:
+                model.config.dropout_rate = dropout
+            model.save_pretrained(tmp_path / "base")
+            tokenizer.save_pretrained(tmp_path / "base")
+        given = {"peft_config": LoraConfig(**LORA, **settings.pop("lora", {}))}
+        model, tokenizer = load_model(str(tmp_path / name))
+        if adapter is not None:
+            given, model = {}, get_peft_model(model, LoraConfig(**LORA, **adapter))
+        defaults = {
+            "output_dir": str(tmp_path / folder), "use_cpu": True, "per_device_train_batch_size": 8, "logging_steps": 1,
+            "disable_tqdm": True, "save_strategy": "no", "report_to": "none", "max_warmup_length": 4, **READS,
+        }  # fmt: skip
+        config = WarmupConfig(**(defaults | settings))
+        return WarmupTrainer(model, config, ledger_rows(32), processing_class=tokenizer, **given)
+
+    return make
