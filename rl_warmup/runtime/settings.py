@@ -96,7 +96,7 @@ REFUSED: dict[str, str] = {
     "batch_eval_metrics": _TEXT_METRICS,
     "label_names": _TEXT_METRICS,
     "enable_jit_checkpoint": "SIGTERM always writes a checkpoint here (docs/checkpoints.md)",
-    "restore_callback_states_from_checkpoint": "callbacks restore themselves from a checkpoint",
+    "restore_callback_states_from_checkpoint": "callbacks always get back what a checkpoint saved of them (docs/checkpoints.md)",
     "save_on_each_node": "only the main process completes a checkpoint (docs/checkpoints.md)",
     "parallelism_config": "it splits a prompt over processes, but warmups are sampled from whole prompts",
     "remove_unused_columns": "rewards and metrics read columns that the model does not take",

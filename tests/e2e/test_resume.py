@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from rl_warmup.cli.main import main
 from rl_warmup.runtime import checkpoints
@@ -237,6 +237,23 @@ def test_a_moved_run_ends_with_its_own_best_model(make_trainer, tmp_path, lost):
     assert trainer.best_at() == best
     stored = load_file(tmp_path / "new" / f"checkpoint-{best}" / "model.safetensors")
     assert torch.equal(stored["shared.weight"], trainer.model.shared.weight)
+
+
+@pytest.mark.parametrize("resumed_from", [3, 4])
+def test_the_patience_of_early_stopping_is_counted_on(make_trainer, tmp_path, resumed_from):
+    """The best model is that of update 1, so with a patience of 3 the run ends after update 4, and trains no more after it."""
+    settings = {**BEST, "max_steps": 7, "save_steps": 1, "eval_steps": 1}
+
+    def run(marks, **kwargs):
+        trainer = make_trainer(folder="early", **falling(iter(marks)), **settings)
+        trainer.add_callback(EarlyStoppingCallback(3))
+        trainer.train(**kwargs)
+        return trainer.state.global_step
+
+    assert run([0.0, 9.0, 8.0, 7.0, 6.0, 5.0]) == 4  # the first one is asked for before training
+    if resumed_from == 3:
+        shutil.rmtree(tmp_path / "early" / "checkpoint-4")
+    assert run([0.0, 6.0, 5.0, 4.0], resume_from_checkpoint="auto") == 4
 
 
 RECIPE = {
