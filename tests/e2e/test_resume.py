@@ -114,6 +114,24 @@ def test_constraints_that_a_guard_changed_are_kept(make_trainer, tmp_path):
     assert (again.constraints.temperature, again.constraints.min_length) == (1.44, 2)
 
 
+STOPS = {
+    "max_steps": 7, "save_strategy": "steps", "save_steps": 100, "guard": "stop", "empty_share": 0.5, "max_warmup_length": 1,
+    "min_warmup_length": 0,
+}  # fmt: skip
+
+
+def test_a_run_that_its_guard_stopped_trains_no_more(make_trainer, tmp_path, capsys):
+    """Warmups of one token at most are `short` in the logs 1, 2 and 3; then the run was killed while it predicted."""
+    stopped = make_trainer(folder="short", **STOPS)
+    stopped.train()
+    again = make_trainer(folder="short", **STOPS)
+    again.train(resume_from_checkpoint="auto")
+    assert (stopped.state.global_step, again.state.global_step) == (3, 3)
+    assert same(weights(stopped), weights(again))
+    assert "Nothing more is trained" in capsys.readouterr().out
+    assert [warning["rule"] for warning in read_jsonl(tmp_path / "short" / "warnings.jsonl")] == ["short"]
+
+
 def test_a_line_torn_by_a_kill_is_cut_off(make_trainer, whole, tmp_path):
     path = tmp_path / "whole" / "metrics.jsonl"
     before = path.read_text()
