@@ -14,7 +14,7 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 
 
 class ContinuedTrainer(Trainer):
-    """A Trainer that restores the callbacks of its user, and trains no more where a callback had ended the run."""
+    """A Trainer that restores the callbacks of its user, and does nothing twice or beyond the end when a run goes on."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -30,6 +30,12 @@ class ContinuedTrainer(Trainer):
             tqdm.write(
                 f"Nothing more is trained: a callback had ended the run after update {step} (early stopping, or a guard)."
             )
+
+    def _evaluate(self, *args: Any, skip_scheduler: bool = False, **kwargs: Any) -> dict[str, float]:
+        """Extends Trainer's: `eval_on_start`, where alone no scheduler is asked, evaluates the start of a run, not a resume."""
+        if skip_scheduler and self.state.global_step:
+            return {}
+        return super()._evaluate(*args, skip_scheduler=skip_scheduler, **kwargs)
 
 
 class Continued(TrainerCallback):

@@ -230,6 +230,19 @@ def test_a_checkpoint_that_was_renamed_goes_on(make_trainer, whole, tmp_path):
     assert trainer.state.global_step == 8
 
 
+def test_eval_on_start_evaluates_where_the_run_starts_alone(make_trainer, tmp_path):
+    settings = {**SETTINGS, "save_total_limit": None, "eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
+    settings["eval_dataset"] = ledger_rows(4, seed=3)
+    make_trainer(folder="evaluated", **settings).train()
+    path = tmp_path / "evaluated" / "metrics.jsonl"
+    before = read_jsonl(path)
+    assert [line["step"] for line in before if "eval_loss" in line] == [0, 3, 6, 7]
+    shutil.rmtree(tmp_path / "evaluated" / "checkpoint-7")
+    shutil.rmtree(tmp_path / "evaluated" / "checkpoint-6")
+    make_trainer(folder="evaluated", **settings).train(resume_from_checkpoint="auto")
+    assert read_jsonl(path) == before
+
+
 BEST = {
     **SETTINGS, "max_steps": 4, "save_total_limit": None, "guard": "off", "eval_strategy": "steps", "eval_steps": 2,
     "load_best_model_at_end": True, "metric_for_best_model": "mark", "greater_is_better": True,
