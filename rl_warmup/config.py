@@ -41,8 +41,6 @@ REMOTE_CODE = (
     "architecture that is not in transformers, load the model yourself and give it to WarmupTrainer(model=...)."
 )
 SINGLE_WARMUP_OBJECTIVES = ("sft", *(name for name in RULES if name not in NEEDS_TWO))
-
-
 # Settings that TrainingArguments tries on the devices of this machine.
 OF_DEVICES = ("bf16", "fp16", "tf32", "deepspeed", "fsdp", "fsdp_config", "ddp_backend")
 # Settings that the objective sft does not read.
@@ -51,6 +49,7 @@ WARMUP_SETTINGS = (
     "proposals", "stored_warmups", "imitation", "min_reading_updates", "max_reading_updates", "reading_threshold", "beta",
     "readiness", "proposal_only", "anchor_weight", "num_eval_warmups", "log_warmups", "guard",
 )  # fmt: skip
+OF_POLICY = ("objective", "tsallis_q", "beta", "target_ess", "guard")  # read only while the policy writes its warmups
 
 
 @dataclass
@@ -335,7 +334,10 @@ def without_effect(*parts: Any) -> dict[str, str]:
         (("readiness",), not set(proposals) - {"reference"}, "no proposals but those of the starting model are given"),
         (("imitation", "min_reading_updates", "max_reading_updates", "reading_threshold"), not reference,
          "proposals is not [reference]"),
-        (("beta", "readiness"), values["proposal_only"], "with proposal_only the policy never writes"),
+        ((*OF_POLICY, "readiness", "anchor_weight", "min_reading_updates", "max_reading_updates", "reading_threshold"),
+         values["proposal_only"] and not sft, "with proposal_only the policy never writes"),
+        (OF_POLICY, reference and not sft and 0 < values["max_steps"] <= values["min_reading_updates"],
+         f"the policy writes after min_reading_updates {values['min_reading_updates']}, and max_steps is {values['max_steps']}"),
         (("eval_steps",), evaluates in ("no", "epoch"), f"eval_strategy is {evaluates}"),
         (("save_steps",), saves != "steps", f"save_strategy is {saves}"),
         (("save_total_limit",), saves == "no" and not (reference and not sft and evaluates != "no"), "save_strategy is no"),

@@ -57,6 +57,7 @@ from rl_warmup.models.tokens import declare_tokens, end_by_separator
 from rl_warmup.plugins import spelled
 from rl_warmup.rewards import PREDICTIONS, RewardScores, RewardSet
 from rl_warmup.rewards.loading import function_of, weighted
+from rl_warmup.runtime.continued import ContinuedTrainer
 from rl_warmup.runtime.launched import LaunchCheck, refuse_launch
 from rl_warmup.runtime.run_folder import ProgressBar, ProgressLine, RunFolder, append_jsonl, tells
 from rl_warmup.runtime.search import SearchTrainer, first_model
@@ -64,7 +65,7 @@ from rl_warmup.runtime.terminal import bars
 from rl_warmup.runtime.trackers import send_table
 
 
-class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
+class WarmupTrainer(SearchTrainer, ContinuedTrainer, ValidatingTrainer, ReferenceTrainer):
     """Trains a model to write a warmup and then the target, from (prompt, target) pairs alone.
 
     ```python
@@ -371,11 +372,10 @@ class WarmupTrainer(SearchTrainer, ValidatingTrainer, ReferenceTrainer):
         if self.pop_callback(ProgressCallback) is not None and bars():
             self.add_callback(ProgressBar())
         ours: list[Any] = [LaunchCheck(self), self.means, self.schedule, self.run_folder, ProgressLine()]
-        ours += callbacks_for(self.train_dataset)
         if args.guard != "off" and args.objective != "sft":
             limits = (self.constraints.min_length, self.constraints.temperature, self.constraints.max_length)
             ours.append(Guard(args.guard, args.num_warmups, *limits, self._change_constraints, self._warn))
-        for callback in ours:
+        for callback in (*ours, *callbacks_for(self.train_dataset)):
             self.add_callback(callback)
 
     def _train_plainly(self) -> None:

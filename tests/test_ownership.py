@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,19 @@ def test_one_writes_and_a_killed_one_lets_go(tmp_path):
     with ownership.reading(tmp_path, "evaluate"), ownership.reading(tmp_path, "evaluate"):  # noqa: SIM117
         with pytest.raises(ValueError, match="output_dir"), ownership.writing(tmp_path, "output_dir"):
             pass
+
+
+def test_who_has_written_lets_go_although_a_worker_lives_on(tmp_path):
+    """A data loader's workers (dataloader_persistent_workers) are forked while the folder is locked."""
+    with ownership.writing(tmp_path, "output_dir"):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+    try:
+        with ownership.writing(tmp_path, "output_dir"), pytest.raises(ValueError, match=str(os.getpid())):
+            ownership.reading(tmp_path, "evaluate").__enter__()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_reading_leaves_a_received_folder_as_it_was(tmp_path):

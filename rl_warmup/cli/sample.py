@@ -28,7 +28,8 @@ SETTINGS = {
     "max_warmup_length": "tokens at which it is cut",
     "seed": "of sampling; default: the recipe's, else 42",
 }
-NOT_FOR_SAMPLING = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16")
+# Besides the settings of devices: those that need proposals, of which a run's recipe may have lost the ones that are code.
+NOT_FOR_SAMPLING = ("anchor_weight", "proposal_only")
 
 
 def command(args: list[str]) -> None:
@@ -86,14 +87,14 @@ def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any,
     Raises:
         ValueError: no task is given, or a setting cannot be used.
     """
-    from rl_warmup.config import build_recipe
+    from rl_warmup.config import OF_DEVICES, build_recipe
     from rl_warmup.runtime.recipe_file import read_values
 
     own = Path(model, "recipe.yaml")
     base = read_values(config) if config else _without_code(read_values(own)) if own.is_file() else {}
     if "task" not in {**base, **flags}:
         raise ValueError(f"{model} has no recipe.yaml with a task. Give --config RECIPE, or --task and --task_kwargs.")
-    kept = {name: value for name, value in base.items() if name not in NOT_FOR_SAMPLING}
+    kept = {name: value for name, value in base.items() if name not in (*OF_DEVICES, *NOT_FOR_SAMPLING)}
     if flags.get("task", base.get("task")) != base.get("task"):
         kept.pop("task_kwargs", None)
     return build_recipe({**kept, **flags, "model_name_or_path": model}), set(flags)

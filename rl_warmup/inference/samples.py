@@ -20,7 +20,7 @@ from rl_warmup.batch import Warmup
 from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing
 from rl_warmup.method.warmup_files import record
 from rl_warmup.models.encoding import RowEncoder
-from rl_warmup.models.inference_settings import Inference, read_layout
+from rl_warmup.models.inference_settings import Inference, cut_of, read_layout
 from rl_warmup.models.layouts import make_layout
 from rl_warmup.models.loading import load_model
 from rl_warmup.models.tokens import THINKING_ENDS, declare_tokens, end_by_separator
@@ -76,12 +76,14 @@ class Sampler:
         if not declared and options.separator_init != "keep" and not known:
             end_by_separator(model, tokens)
         model.to(device).eval()
-        settings = Inference.of(options, tokens)
-        if declared:
-            limits = {one: getattr(settings, one) for one in ("max_prompt_length", "prompt_truncation") if one in asked}
+        if declared:  # the file that the recipe names as its chat_template may be gone
+            given = {"max_prompt_length": options.max_prompt_length, "prompt_truncation": cut_of(options)}
+            limits: dict[str, Any] = {one: value for one, value in given.items() if one in asked}
             changed = {ours: getattr(options, theirs) for ours, theirs in CONSTRAINTS.items() if theirs in asked}
             settings = Inference.read(name, tokens)
             settings = replace(settings, constraints=replace(settings.constraints, **changed), **limits)
+        else:
+            settings = Inference.of(options, tokens)
         constraints = replace(settings.constraints, banned=tokens.banned.to(device))
         encoder = settings.encoder(model, tokenizer, writes_targets=False)
         drawing = Drawing(model, make_layout(model, tokens), constraints, options.num_warmups, seed, batch_size)

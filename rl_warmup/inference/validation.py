@@ -45,7 +45,6 @@ class ValidatingTrainer(ReferenceTrainer):
     """Predicts and evaluates with the model in training; `WarmupTrainer` adds the training."""
 
     text_metrics: TextMetrics | None
-    settings: Inference  # from the options
     eval_encoder: RowEncoder
 
     @contextmanager

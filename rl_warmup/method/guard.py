@@ -143,6 +143,8 @@ class Guard(TrainerCallback, ExportableState):
             for name, value in (saved["attributes"] if saved else self.initial).items():
                 setattr(self, name, dict(value) if isinstance(value, dict) else value)
             self.apply(temperature=self.temperature, min_length=self.min_length)
+        if self.mode == "stop" and any(streak >= PATIENCE for streak in self.streaks.values()):
+            control.should_training_stop = True  # it ended this run before
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint saves."""

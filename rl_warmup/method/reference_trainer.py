@@ -28,7 +28,7 @@ from rl_warmup.method.proposals import COLUMNS, OTHER_REFERENCE, REFERENCE
 from rl_warmup.method.reference import FILE, StartingPolicy, has_new_adapter, reference_warmups
 from rl_warmup.method.schedule import Schedule
 from rl_warmup.method.training_data import EncodedStream, rows_digest
-from rl_warmup.models.inference_settings import read_layout
+from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import Layout
 from rl_warmup.models.tokens import THINKING_ENDS
 from rl_warmup.plugins import code_hashes
@@ -43,6 +43,7 @@ class ReferenceTrainer(DivergenceTrainer):
     """
 
     layout: Layout
+    settings: Inference  # from the options
     schedule: Schedule
     run_folder: RunFolder
     start: StartingPolicy | None = None
@@ -78,7 +79,8 @@ class ReferenceTrainer(DivergenceTrainer):
 
         Raises ValueError: the KL of a resumed run needs the starting model, which was let go when the earlier run gave up.
         """
-        self.rollout = replace(self.rollout, objective=self.args.objective)  # the earlier run may have given up
+        # the earlier run may have given up, its guard may have changed the constraints under which samples are drawn
+        self.rollout = replace(self.rollout, objective=self.args.objective, constraints=self.settings.constraints)
         if isinstance(self.train_dataset, EncodedStream):
             self.train_dataset.rows_to_skip = 0
         if checkpoint is None:
@@ -219,8 +221,8 @@ class ReferenceTrainer(DivergenceTrainer):
         """Indices of the training rows that the first updates use, on any process; all if the proposals stay as anchors."""
         rows = self.train_dataset
         everything = list(range(len(rows)))
-        if self._reads_to_the_end() or not self.args.accelerator_config.use_seedable_sampler:
-            return everything  # torch's own sampler chooses its order when training begins
+        if self._reads_to_the_end():
+            return everything
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             self.train_dataset = everything
             try:

@@ -70,12 +70,11 @@ class Inference:
             tokens.separator_id, tokens.banned.to(device), options.temperature, options.top_p,
             options.min_warmup_length, options.max_warmup_length,
         )  # fmt: skip
-        cut = "right" if options.prompt_truncation == "drop" else options.prompt_truncation
         mode = "empty" if options.objective == "sft" else "policy"
         limit = options.max_target_length or LONGEST
         template = read_template(options.chat_template)
         return cls(
-            constraints, tokens.separator, mode, options.max_prompt_length, cut, limit,
+            constraints, tokens.separator, mode, options.max_prompt_length, cut_of(options), limit,
             chat=options.chat_template not in (AUTO, NONE), chat_template=template, system=options.system or None,
             chat_template_kwargs=options.chat_template_kwargs or {},
         )  # fmt: skip
@@ -156,6 +155,11 @@ class Inference:
         filled = text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after)
         prompt = f"{before}{text}{after}" if field and not filled else text
         return [{"role": "user", "content": prompt}] if self.chat else prompt
+
+
+def cut_of(options: Any) -> str:
+    """On which side a trained model's prompts are cut, or `error`: where training dropped a row, its prompt is cut."""
+    return "right" if options.prompt_truncation == "drop" else options.prompt_truncation
 
 
 def read_layout(folder: str | Path) -> dict[str, Any]:

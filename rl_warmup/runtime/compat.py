@@ -22,6 +22,7 @@ TRAINER: dict[str, tuple[str, ...]] = {
     "get_batch_samples": ("epoch_iterator", "num_batches", "device"),  # the one place that sees all rows of an update
     "save_model": ("output_dir", "_internal_call"),
     "_determine_best_metric": ("metrics", "trial"),  # callbacks hear of a best model only after it is judged
+    "_evaluate": ("trial", "skip_scheduler"),  # eval_on_start would evaluate a resumed run once more
     "_get_output_dir": ("trial",),  # checkpoints are written aside, and renamed when they are whole
     "_init_training_state": (),  # restores the path of the best checkpoint, which may have moved
     "_issue_warnings_after_load": ("load_result",),  # calls tied weights missing

@@ -27,12 +27,10 @@ MARKS = ("environment.json", "recipe.yaml", "reference_warmups.jsonl")  # a fold
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
 EVALUATED = (RESULT, "predictions.jsonl", "predictions.*.jsonl", LOCK)
 MODEL = (
-    *WEIGHTS, "*.safetensors.index.json", "*.bin.index.json", "config.json", "generation_config.json",
-    "adapter_config.json", "warmup_layout.json", "tokenizer*.json", "added_tokens.json",
-    "tokenizer.model", "spiece.model", "sentencepiece*.model", "spm*.model", "source.spm", "target.spm", "tiktoken.model",
-    "*.tiktoken", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt",
-    "chat_template.*", "additional_chat_templates/*.jinja",
-    "training_args.bin", "custom_generate/generate.py",
+    *WEIGHTS, "*.safetensors.index.json", "*.bin.index.json", "config.json", "generation_config.json", "adapter_config.json",
+    "warmup_layout.json", "tokenizer*.json", "added_tokens.json", "tokenizer.model", "spiece.model", "spm*.model", "source.spm",
+    "sentencepiece*.model", "target.spm", "tiktoken.model", "*.tiktoken", "special_tokens_map.json", "vocab.json", "vocab.txt",
+    "merges.txt", "chat_template.*", "training_args.bin", "additional_chat_templates/*.jinja", "custom_generate/generate.py",
 )  # fmt: skip
 STATE = (
     "checkpoint.json", "trainer_state.json", "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "latest",
@@ -45,8 +43,7 @@ BEFORE = (
 )  # fmt: skip
 OWN = (
     *MARKS, *BEFORE, *EVALUATED, *MODEL, "metrics.jsonl", "timing.jsonl", "warmups.jsonl", "warnings.jsonl", "resumes.jsonl",
-    "diverged.jsonl",
-    "reference_warmups.jsonl.*", "flags.json", "trainer_state.json", "all_results.json", "train_results.json",
+    "diverged.jsonl", "reference_warmups.jsonl.*", "flags.json", "trainer_state.json", "all_results.json", "train_results.json",
     "eval_results.json", "predict_results.json", "events.out.tfevents.*", "runs/*/events.out.tfevents.*",
     "runs/*/*/events.out.tfevents.*", *(f"checkpoint-*/{name}" for name in (*MODEL, *STATE)),
     *(f"{place}evaluation/*/{name}" for place in ("", "checkpoint-*/") for name in EVALUATED),
@@ -62,13 +59,13 @@ TRIAL = "run-*"  # a run of a search, in the folder of the search
 
 
 @contextmanager
-def file_lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[int]:
+def file_lock(path: Path, wait: Callable[[], None] = lambda: None) -> Iterator[int]:
     """Hold a lock on a file; yields its descriptor. A child that inherits the descriptor holds the lock too.
 
     A killed process leaves no lock behind. Does nothing on a disk without locks.
 
     Args:
-        wait: called repeatedly while another process has the lock, and may raise; None waits silently.
+        wait: called repeatedly while another process has the lock, and may raise.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     refuse_link(path)
@@ -78,8 +75,7 @@ def file_lock(path: Path, wait: Callable[[], None] | None = None) -> Iterator[in
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if wait is not None:
-                    wait()
+                wait()
                 time.sleep(0.05)
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
@@ -104,11 +100,15 @@ def writing(folder: Path, what: str) -> Iterator[None]:
     def refuse() -> None:
         raise ValueError(f"{what}: {_busy(folder)}, or reads it. Give another folder, or wait for it to end.")
 
-    with file_lock(folder / LOCK, refuse):
+    with file_lock(folder / LOCK, refuse) as lock:
         (folder / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
         for path in (path for name in (*OWN, "README.md") for path in folder.glob(name)):
             refuse_link(path)
-        yield
+        try:
+            yield
+        finally:  # workers of a data loader inherited the lock, and may live on
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ REFUSED: dict[str, str] = {
     "batch_eval_metrics": _TEXT_METRICS,
     "label_names": _TEXT_METRICS,
     "enable_jit_checkpoint": "SIGTERM always writes a checkpoint here (docs/checkpoints.md)",
-    "restore_callback_states_from_checkpoint": "callbacks restore themselves from a checkpoint",
+    "restore_callback_states_from_checkpoint": "callbacks always get back what a checkpoint saved of them (docs/checkpoints.md)",
     "save_on_each_node": "only the main process completes a checkpoint (docs/checkpoints.md)",
     "parallelism_config": "it splits a prompt over processes, but warmups are sampled from whole prompts",
     "remove_unused_columns": "rewards and metrics read columns that the model does not take",
@@ -136,6 +136,7 @@ ACCELERATOR = {  # keys of accelerator_config that may not be changed
     "split_batches": (False, "batches belong to one process"),
     "dispatch_batches": (False, "rows are no tensors, and every process reads its own"),
     "even_batches": (True, "processes would do different numbers of updates and hang"),
+    "use_seedable_sampler": (True, "a run resumed after its first epoch would see other rows than the whole run"),
 }
 # (settings of optimizers, prefixes of `optim`, whether only these optimizers read the settings (or all others))
 OPTIMIZERS: tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...] = (
@@ -323,7 +324,7 @@ def accelerator_faults(config: Any) -> list[str]:
         value = values.get(key)
         if value is not None and value != allowed:
             faults.append(f"accelerator_config: {key} {shown(value)} cannot be used: {why}.")
-    for key in ("use_seedable_sampler", "non_blocking", "use_configured_state"):
+    for key in ("non_blocking", "use_configured_state"):
         if values.get(key) is not None and not isinstance(values[key], bool):
             faults.append(f"accelerator_config: {key} {shown(values[key])} is not true or false.")
     inner = values.get("gradient_accumulation_kwargs")

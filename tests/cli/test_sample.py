@@ -166,6 +166,20 @@ def test_a_run_is_sampled_under_what_its_folder_declares_and_its_file_trains_the
     assert "its prompt is" in capsys.readouterr().err  # the test rows' file is not the training rows'
 
 
+def test_a_run_is_sampled_wherever_it_was_trained_and_whatever_became_of_its_files(place):
+    """Its warmups were made by code, on other devices, and under a template that is gone but for its text in the folder."""
+    (place / "own.py").write_text("def back(words, context):\n    return words[::-1]\n")
+    (place / "own.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    own = {"proposals": ["own.py:back"], "anchor_weight": 0.5, "chat_template": "own.jinja"}
+    assert train(output_dir="run", **own) == 0
+    (place / "own.py").unlink()
+    (place / "own.jinja").unlink()
+    with (place / "run" / "recipe.yaml").open("a") as file:
+        file.write("tf32: true\nddp_backend: gloo\n")
+    assert sample("run", "--output", "w.jsonl") == 0
+    assert len(read_jsonl(place / "w.jsonl")) == 12
+
+
 def test_samples_are_those_of_training_with_proposals_reference(place):
     """The same model, seed, prompts and batches: one drawing, kept as ids or as text."""
     changes = {

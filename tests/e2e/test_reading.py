@@ -81,12 +81,6 @@ def test_only_the_rows_that_reading_comes_to_are_sampled(make_trainer, tmp_path)
     assert sum(COLUMNS[REFERENCE] in row for row in trainer.train_dataset) == 12
 
 
-def test_all_rows_are_sampled_where_their_order_cannot_be_told(make_trainer, tmp_path):
-    settings = READS | {"per_device_train_batch_size": 3, "accelerator_config": {"use_seedable_sampler": False}}
-    make_trainer(**settings).train()
-    assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 33
-
-
 def test_another_prompt_is_not_the_same_one_again(make_trainer):
     """Two rows for every prompt, as in a data set with two targets each; the last prompt is the first one."""
     rows = [row for row in ledger_rows(12) for _ in range(2)]

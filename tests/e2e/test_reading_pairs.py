@@ -76,6 +76,15 @@ def test_one_trainer_goes_on_from_its_own_checkpoint(make_trainer, tmp_path):
     assert same(first, weights(trainer))
 
 
+def test_a_second_run_draws_under_its_own_constraints(make_trainer, tmp_path):
+    """The guard (act) raised the temperature while the policy of the first run wrote."""
+    trainer = make_trainer(**READS, guard="act", overwrite=True)
+    trainer.train()
+    trainer._change_constraints(temperature=2.0)
+    trainer.train()
+    assert read_jsonl(tmp_path / "run" / FILE)[0]["temperature"] == trainer.constraints.temperature == 1.0
+
+
 def test_from_before_it_gave_up_a_trainer_cannot_go_on_without_the_starting_model(make_trainer, tmp_path):
     trainer = make_trainer(**FAILS, **SAVED)
     trainer.train()

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from rl_warmup.cli.main import main
 from rl_warmup.runtime import checkpoints
@@ -114,6 +114,24 @@ def test_constraints_that_a_guard_changed_are_kept(make_trainer, tmp_path):
     assert (again.constraints.temperature, again.constraints.min_length) == (1.44, 2)
 
 
+STOPS = {
+    "max_steps": 7, "save_strategy": "steps", "save_steps": 100, "guard": "stop", "empty_share": 0.5, "max_warmup_length": 1,
+    "min_warmup_length": 0,
+}  # fmt: skip
+
+
+def test_a_run_that_its_guard_stopped_trains_no_more(make_trainer, tmp_path, capsys):
+    """Warmups of one token at most are `short` in the logs 1, 2 and 3; then the run was killed while it predicted."""
+    stopped = make_trainer(folder="short", **STOPS)
+    stopped.train()
+    again = make_trainer(folder="short", **STOPS)
+    again.train(resume_from_checkpoint="auto")
+    assert (stopped.state.global_step, again.state.global_step) == (3, 3)
+    assert same(weights(stopped), weights(again))
+    assert "Nothing more is trained" in capsys.readouterr().out
+    assert [warning["rule"] for warning in read_jsonl(tmp_path / "short" / "warnings.jsonl")] == ["short"]
+
+
 def test_a_line_torn_by_a_kill_is_cut_off(make_trainer, whole, tmp_path):
     path = tmp_path / "whole" / "metrics.jsonl"
     before = path.read_text()
@@ -212,6 +230,19 @@ def test_a_checkpoint_that_was_renamed_goes_on(make_trainer, whole, tmp_path):
     assert trainer.state.global_step == 8
 
 
+def test_eval_on_start_evaluates_where_the_run_starts_alone(make_trainer, tmp_path):
+    settings = {**SETTINGS, "save_total_limit": None, "eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
+    settings["eval_dataset"] = ledger_rows(4, seed=3)
+    make_trainer(folder="evaluated", **settings).train()
+    path = tmp_path / "evaluated" / "metrics.jsonl"
+    before = read_jsonl(path)
+    assert [line["step"] for line in before if "eval_loss" in line] == [0, 3, 6, 7]
+    shutil.rmtree(tmp_path / "evaluated" / "checkpoint-7")
+    shutil.rmtree(tmp_path / "evaluated" / "checkpoint-6")
+    make_trainer(folder="evaluated", **settings).train(resume_from_checkpoint="auto")
+    assert read_jsonl(path) == before
+
+
 BEST = {
     **SETTINGS, "max_steps": 4, "save_total_limit": None, "guard": "off", "eval_strategy": "steps", "eval_steps": 2,
     "load_best_model_at_end": True, "metric_for_best_model": "mark", "greater_is_better": True,
@@ -237,6 +268,23 @@ def test_a_moved_run_ends_with_its_own_best_model(make_trainer, tmp_path, lost):
     assert trainer.best_at() == best
     stored = load_file(tmp_path / "new" / f"checkpoint-{best}" / "model.safetensors")
     assert torch.equal(stored["shared.weight"], trainer.model.shared.weight)
+
+
+@pytest.mark.parametrize("resumed_from", [3, 4])
+def test_the_patience_of_early_stopping_is_counted_on(make_trainer, tmp_path, resumed_from):
+    """The best model is that of update 1, so with a patience of 3 the run ends after update 4, and trains no more after it."""
+    settings = {**BEST, "max_steps": 7, "save_steps": 1, "eval_steps": 1}
+
+    def run(marks, **kwargs):
+        trainer = make_trainer(folder="early", **falling(iter(marks)), **settings)
+        trainer.add_callback(EarlyStoppingCallback(3))
+        trainer.train(**kwargs)
+        return trainer.state.global_step
+
+    assert run([0.0, 9.0, 8.0, 7.0, 6.0, 5.0]) == 4  # the first one is asked for before training
+    if resumed_from == 3:
+        shutil.rmtree(tmp_path / "early" / "checkpoint-4")
+    assert run([0.0, 6.0, 5.0, 4.0], resume_from_checkpoint="auto") == 4
 
 
 RECIPE = {
