@@ -54,7 +54,7 @@ class ReferenceTrainer(DivergenceTrainer):
 
     def keep_start(self) -> None:
         """Keep a hash of the starting model and, for the KL, its policy."""
-        if self.rollout.beta and self.rollout.objective != "sft":
+        if self._holds_the_policy():
             self.start = StartingPolicy(self.model)
         # a new adapter changes no output and is restored from a checkpoint, so only its base has to be the same
         adapted = hasattr(self.model, "peft_config")
@@ -63,6 +63,10 @@ class ReferenceTrainer(DivergenceTrainer):
         elif adapted and REFERENCE in self.rollout.proposals:
             adapted = has_new_adapter(self.model)
         self.began_with = weights_hash(self.model, frozen_alone=adapted)
+
+    def _holds_the_policy(self) -> bool:
+        """Whether the KL to the start will count: the policy writes, and `beta` is not 0."""
+        return bool(self.rollout.beta) and self.rollout.objective != "sft" and not self.args.proposal_only
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trainer's `train`, after the starting policy was sampled; prints which model the run ends with."""
@@ -85,7 +89,7 @@ class ReferenceTrainer(DivergenceTrainer):
             self.train_dataset.rows_to_skip = 0
         if checkpoint is None:
             self.keep_start()
-        elif self.rollout.beta and self.rollout.objective != "sft" and self.start is None:
+        elif self._holds_the_policy() and self.start is None:
             saved = read_json(checkpoint / TRAINER_STATE_NAME).get("stateful_callbacks", {}).get("Schedule", {})
             if saved.get("attributes", {}).get("gave_up_at") is None:
                 raise ValueError(
