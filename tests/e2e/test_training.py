@@ -286,7 +286,7 @@ def test_the_run_folder_tells_what_happened(make_trainer, tmp_path):
     assert len(shown) == 6
     assert sum(w["posterior"] for w in shown[0]["warmups"]) == pytest.approx(1, abs=1e-4)
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(environment["versions"]["torch"])  # 2.13.0 of 2.13.0+cpu, as it was installed
     timing = read_jsonl(folder / "timing.jsonl")
     assert timing[-1]["train_seconds"] > 0
     # per update: 8 prompts of 3 words and the end; 8 groups of 3 rows `c [sep] y [eos]`, and whatever empty rows were drawn

@@ -49,7 +49,7 @@ def test_equals_the_stock_model_row_by_row(name, stock, build, layout_of):
         got = scores.token_logps[row, : len(expected)]
         is_target = batch.target_mask[row, : len(expected)].bool()
         torch.testing.assert_close(got[is_target], expected[is_target], rtol=1e-5, atol=1e-5)
-        assert scores.target_logprob[row].item() == pytest.approx(expected[is_target].sum().item(), abs=2e-5)
+        assert scores.target_logprob[row].item() == pytest.approx(expected[is_target].sum().item(), rel=1e-5, abs=2e-5)
     counted = (batch.warmup_mask + batch.target_mask).bool()
     assert (scores.token_logps[~counted] == 0).all()
     assert (scores.token_logps[counted] < 0).all()
@@ -82,7 +82,7 @@ def test_warmups_are_scored_under_the_constraints(name, build, layout_of):
             if step < 1:
                 logits[SEPARATOR] = -torch.inf
             expected += logits.log_softmax(0)[token].item()
-        assert got[row].item() == pytest.approx(expected, abs=2e-5)
+        assert got[row].item() == pytest.approx(expected, rel=1e-5, abs=2e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
