@@ -142,8 +142,10 @@ def test_mistakes_in_files_and_flags(recipe, tmp_path, capsys):
     assert "answer" in error
     rows.write_text('{"prompt": "a", "target": " "}\n')
     assert "target" in fails(capsys, "train", "--config", recipe(task="file", task_kwargs={"train": str(rows)}))
-    assert "warmup_layout.json" in fails(capsys, "generate", tmp_path / "nothing", "x")
-    assert "recipe.yaml" in fails(capsys, "evaluate", tmp_path / "nothing")
+    assert "nothing does not exist" in fails(capsys, "generate", tmp_path / "nothing", "x")
+    (tmp_path / "empty").mkdir()
+    assert "warmup_layout.json" in fails(capsys, "generate", tmp_path / "empty", "x")
+    assert "recipe.yaml" in fails(capsys, "evaluate", tmp_path / "empty")
     assert "unknown command 'trian'" in fails(capsys, "trian")
 
 

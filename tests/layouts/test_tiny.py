@@ -64,7 +64,9 @@ def test_sizes_that_make_no_sense(values, complaint):
 
 
 def test_a_missing_model_folder_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"model_name_or_path: .*nowhere' is no folder .*scratch-llama\.$"):
+    with pytest.raises(
+        ValueError, match=r"model_name_or_path: .*nowhere' is no folder .*scratch-llama or start:NAME\.$"
+    ):
         load_model(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="model_name_or_path: .*empty' could not be loaded"):

@@ -64,7 +64,7 @@ BROKEN = [
     ("own.py:mapping", f"Reward 'mapping' returned dict {{'score': 1.0}}; {LIST}"),
     ("own.py:nested", f"Reward 'nested' returned [1.0] for {ROW.format(0, 'a', 0)} and similar values for 3 more; {LIST}"),
     ("own.py:one_number", f"Reward 'one_number' returned float 0.5; {LIST}"),
-    ("own.py:raises", "Reward 'raises' failed with ZeroDivisionError: division by zero"),
+    ("own.py:raises", "Reward 'raises' failed with ZeroDivisionError: division by zero (own.py, line 13)"),
     (
         {"name": "own.py:sleeps", "timeout": 0.2},
         "Reward 'sleeps' gave no answer within its `timeout` of 0.2 s; it was interrupted.",
@@ -77,7 +77,7 @@ BROKEN = [
         {"name": "own.py:awaits_for_ever", "timeout": 0.2},
         "Reward 'awaits_for_ever' gave no answer within its `timeout` of 0.2 s; it was cancelled.",
     ),
-    ("own.py:raises_later", "Reward 'raises_later' failed with ConnectionError: judge is down"),
+    ("own.py:raises_later", "Reward 'raises_later' failed with ConnectionError: judge is down (own.py, line 22)"),
     (
         "own.py:forgot_async",
         "Reward 'forgot_async' returned a coroutine; declare the function itself with `async def`.",
