@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SHARES = {"worked": 0.4, "copy": 0.2, "backwards": 0.2, "other": 0.2}
+PROBES = 100  # questions of each generator
 POOL_SEED = 900_000_000  # the task's splits come from lower ones
 # The generators whose questions are written to files, and settings of questions that are none of the task's: fewer or more terms
 # (animals), larger numbers.
@@ -78,6 +80,24 @@ def questions(size: int = 30_000) -> dict[str, dict[str, dict[str, str]]]:
             if prompt not in taken:
                 found[name][prompt] = habits(name, entry)
     return found
+
+
+def prompts() -> tuple[list[str], list[str]]:
+    """To train on: as many of each generator, repeated where it has fewer; and the first hundred of each, to probe with."""
+    asked = [list(one) for one in questions().values()]
+    most = max(map(len, asked)) - PROBES
+    trained = [prompt for one in asked for prompt in islice(cycle(one[PROBES:]), most)]
+    return trained, [prompt for one in asked for prompt in one[:PROBES]]
+
+
+def habits_of(prompt: str) -> dict[str, str]:
+    """What each habit writes after one of `questions`."""
+    return questions()[generator_of(prompt)][prompt]
+
+
+def generator_of(prompt: str) -> str:
+    """The generator of one of `questions`."""
+    return next(name for name, one in questions().items() if prompt in one)
 
 
 def write_files(folder: Path, sizes: dict[str, int] = FILED_SIZES, others: int = FILED_HABITS) -> None:

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ SEEDS = {
     "test": 3_001_000,
 }  # question i comes from seed + i
 ROWS, RATE, CLIP, PROBES = 64, 2e-3, 1.0, 500
-GYM_PROBES = 100  # of each generator
 
 Habits = Callable[[str], dict[str, str]]  # prompt -> what each habit would write
 
@@ -150,27 +148,6 @@ def leg_habits(prompt: str) -> dict[str, str]:
     }
 
 
-# Six generators of reasoning-gym
-
-
-def gym_prompts() -> tuple[list[str], list[str]]:
-    """The same number of each generator's, its prompts repeated where it has fewer; its first hundred are kept to probe with."""
-    asked = [list(one) for one in gym.questions().values()]
-    most = max(map(len, asked)) - GYM_PROBES
-    trained = [prompt for one in asked for prompt in islice(cycle(one[GYM_PROBES:]), most)]
-    return trained, [prompt for one in asked for prompt in one[:GYM_PROBES]]
-
-
-def gym_habits(prompt: str) -> dict[str, str]:
-    """Working it out, copying, copying backwards, and one more of each generator's own (`gym_habits.py`)."""
-    return next(one[prompt] for one in gym.questions().values() if prompt in one)
-
-
-def generator_of(prompt: str) -> str:
-    """The generator of one of `gym.questions`."""
-    return next(name for name, one in gym.questions().items() if prompt in one)
-
-
 # The ledgers
 
 
@@ -221,12 +198,12 @@ STARTS = {
     "copies-llama": Start("llama", ledger_prompts, list_skills, {"copy": 1.0}, 600, LIST),
     "rare-llama": Start("llama", ledger_prompts, list_skills, RARE, 300, LIST, 5e-4, goes_on_from="skills-llama"),
     "gym-llama": Start(
-        "llama", gym_prompts, gym_habits, gym.SHARES, 20000, LEGS_LLAMA, 1e-3, dropout=0.1, rows=32,
-        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST, part_of=generator_of,
+        "llama", gym.prompts, gym.habits_of, gym.SHARES, 20000, LEGS_LLAMA, 1e-3, dropout=0.1, rows=32,
+        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST, part_of=gym.generator_of,
     ),
     "gym-t5": Start(
-        "t5", gym_prompts, gym_habits, gym.SHARES, 20000, LEGS_T5, 1e-3, dropout=0.1, rows=32,
-        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST, part_of=generator_of,
+        "t5", gym.prompts, gym.habits_of, gym.SHARES, 20000, LEGS_T5, 1e-3, dropout=0.1, rows=32,
+        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST, part_of=gym.generator_of,
     ),
     "copies-t5": Start("t5", ledger_prompts, list_skills, {"copy": 1.0}, 1500, LIST),
 }  # fmt: skip

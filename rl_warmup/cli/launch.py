@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from rl_warmup.cli.main import OptionParser
@@ -20,8 +21,6 @@ from rl_warmup.runtime.shipped import shipped
 
 LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2", "cpu", "single")
 TO_ACCELERATE = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
-
-
 COUNTS = ("num_processes", "num_machines")
 
 
@@ -49,7 +48,8 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     parser = OptionParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--launch")
     for flag in TO_ACCELERATE:
-        parser.add_argument(f"--{flag}", type={"main_process_ip": str}.get(flag, _count if flag in COUNTS else _whole))
+        whole = partial(_whole, least=int(flag in COUNTS))
+        parser.add_argument(f"--{flag}", type=str if flag == "main_process_ip" else whole)
     try:
         asked, rest = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
@@ -78,15 +78,9 @@ def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:
     return [*command, "-m", "rl_warmup.cli.train", *rest], environment, logs
 
 
-def _count(text: str) -> str:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:7]) <= 999_999:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 999999")
-    return text
-
-
-def _whole(text: str) -> str:
-    if not text.isascii() or not text.isdigit() or len(text) > 6:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to 999999")
+def _whole(text: str, least: int) -> str:
+    if not text.isascii() or not text.isdigit() or len(text) > 6 or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {least} to 999999")
     return text
 
 

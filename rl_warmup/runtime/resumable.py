@@ -269,9 +269,7 @@ class ResumableTrainer(Trainer):
                 raise FileNotFoundError(f"No such file or directory: {run}")
             self.saving_in = run / checkpoints.UNFINISHED
             model_alone = self.args.save_only_model
-            self.args.save_only_model = (
-                model_alone and not self.interruption.agreed
-            )  # a signal's checkpoint is resumed from
+            self.args.save_only_model = model_alone and not self.interruption.agreed  # a signal's is to be resumed
             for callback in self.callback_handler.callbacks:
                 if hasattr(callback, "collect"):  # Trainer saves only the callbacks of the main process
                     callback.collect(lambda own: gather_object([own]))
