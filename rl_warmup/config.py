@@ -366,7 +366,8 @@ def effective(*parts: Any) -> dict[str, Any]:
 def void_note(found: dict[str, str]) -> str | None:
     """One line about settings without effect, or None."""
     derived = "greater_is_better" if "metric_for_best_model" in found else ""  # nobody has set it
-    told = "; ".join(f"{name} ({why})" for name, why in found.items() if name != derived)
+    names = {why: [name for name in found if found[name] == why and name != derived] for why in found.values()}
+    told = "; ".join(f"{', '.join(same)} ({why})" for why, same in names.items() if same)
     return f"Without effect: {told}." if told else None
 
 
@@ -396,5 +397,4 @@ def _report(faults: list[str]) -> str:
 
 
 def _pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(cls)}
-    return {key: value for key, value in values.items() if key in names}
+    return {f.name: values[f.name] for f in fields(cls) if f.name in values}

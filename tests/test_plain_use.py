@@ -137,6 +137,18 @@ def test_the_snippets_of_the_readme_run(trained, tmp_path, arm):
     check_snippets(trained[arm], tmp_path)
 
 
+def test_without_the_folders_code_the_snippet_says_that_no_separator_came(trained, tmp_path):
+    folder = trained["llama by limit"]
+    layout = json.loads((folder / "warmup_layout.json").read_text(encoding="utf-8"))
+    rows, (written,) = read_jsonl(folder / "predictions.jsonl"), plain([(folder, False)], tmp_path)
+    lost = next(row for row, ids in zip(rows, written, strict=True) if layout["separator_id"] not in ids)
+    done = run_snippet(folder, snippets(folder)[1].replace(", trust_remote_code=True", ""), lost["prompt"], tmp_path)
+    assert done.returncode == 1
+    assert not done.stdout
+    assert "trust_remote_code" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_snippets_of_an_adapters_readme_run_with_the_prompts_template(trained, tmp_path):
     recipe = yaml.safe_load((trained["llama by limit"] / "recipe.yaml").read_text(encoding="utf-8"))
     more = {"use_peft": True, "lora_r": 2, "lora_target_modules": "all-linear", "output_dir": str(tmp_path / "adapter")}
@@ -160,16 +172,22 @@ def test_the_snippets_of_a_model_of_conversations_run(trained, tmp_path):
 
 def check_snippets(folder: Path, tmp_path: Path, before: str = "") -> None:
     """Run both snippets of a folder's README for one of its predictions, whose prompt is the text with this before it."""
-    page = (folder / "README.md").read_text(encoding="utf-8")
     row = read_jsonl(folder / "predictions.jsonl")[3]
-    own, stock = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    for code, wanted in ((own, [row["prediction"]]), (stock, [row["warmup"], row["prediction"]])):
-        done = subprocess.run(
-            [sys.executable, "-c", code.replace("a prompt", row["prompt"].removeprefix(before))], cwd=folder, env=env, text=True,
-            capture_output=True, check=False,
-        )  # fmt: skip
-        assert done.stdout.split("\n")[: len(wanted)] == wanted, done.stderr[-2000:]
+    wanted = [row["warmup"], row["prediction"]]
+    for code, lines in zip(snippets(folder), (wanted[1:], wanted), strict=True):
+        done = run_snippet(folder, code, row["prompt"].removeprefix(before), tmp_path)
+        assert done.stdout.split("\n")[: len(lines)] == lines, done.stderr[-2000:]
+
+
+def snippets(folder: Path) -> list[str]:
+    """Those of a folder's README: with rl_warmup, and with transformers alone."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_snippet(folder: Path, code: str, prompt: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    env = {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, "-c", code.replace("a prompt", prompt)]
+    return subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, check=False)
 
 
 @pytest.mark.slow

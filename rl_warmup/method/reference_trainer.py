@@ -103,6 +103,10 @@ class ReferenceTrainer(DivergenceTrainer):
         tasks = [self.recipe.get("task")] if "first" in rows else []  # its code, as not all rows are compared
         code = code_hashes([*self.plugins, *tasks])
         described = {**super().describe(), "rows": rows, "start": self.began_with, "code": code}
+        stream = self.train_dataset
+        if isinstance(stream, EncodedStream) and REFERENCE in self.rollout.proposals:
+            # for all these rows the starting model was sampled at once, those of similar length together
+            described["fixed"] = ["max_steps"] if self._rows_sampled(stream) == stream.length else []
         if self.args.load_best_model_at_end:  # these rows choose the model
             sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"validation": self.eval_dataset}
             described["eval_rows"] = {name: rows_digest(rows) for name, rows in sets.items()}
@@ -159,6 +163,16 @@ class ReferenceTrainer(DivergenceTrainer):
             f"the last one has {last.get(f'eval_{metric}', float('nan')):.4g}."
         )
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Extends Trainer's: a learning rate that follows a metric of warmups (`gain`) stays as it is once a run gave up."""
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except KeyError:
+            if self.schedule.gave_up_at is None:
+                raise
+            logs = [log for log in self.state.log_history if log["step"] == self.state.global_step]
+            return {name: value for log in logs for name, value in log.items() if name.startswith("eval_")}
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Trainer's, but always saves a new best model, as the run may have to end with it."""
         args = self.args
@@ -204,8 +218,7 @@ class ReferenceTrainer(DivergenceTrainer):
         shown = not args.disable_tqdm
         if isinstance(rows, EncodedStream):
             counted = Counter(rows.encoder.counts)
-            limit = rows.length if self._reads_to_the_end() else args.max_reading_updates * rows.rows_per_update
-            prompts = [row["prompt_ids"] for row in islice(rows, limit)]
+            prompts = [row["prompt_ids"] for row in islice(rows, self._rows_sampled(rows))]
             rows.encoder.counts.clear()  # training reads these rows again
             rows.encoder.counts.update(counted)
             groups = reference_warmups(drawing, prompts, path, shown, resumed)
@@ -220,6 +233,11 @@ class ReferenceTrainer(DivergenceTrainer):
     def _reads_to_the_end(self) -> bool:
         """Whether training uses the samples after the reading phase too."""
         return bool(self.rollout.anchor_weight) or self.args.proposal_only
+
+    def _rows_sampled(self, stream: EncodedStream) -> int:
+        """How many first rows of the run get samples."""
+        reading = self.args.max_reading_updates * stream.rows_per_update
+        return stream.length if self._reads_to_the_end() else min(reading, stream.length)
 
     def _places_read(self, updates: int) -> list[int]:
         """Indices of the training rows that the first updates use, on any process; all if the proposals stay as anchors."""

@@ -78,6 +78,8 @@ argument out to do without): a warmup of {law.max_length} tokens is ended, no en
     config = ', generation_config=GenerationConfig.from_pretrained(".")' if adapter else ""
     more = ', custom_generate=".", trust_remote_code=True' if adapter and writes else ""
     trust = ", trust_remote_code=True" if writes and not adapter else ""
+    lost = "The warmup did not end, so no target was written: see below what trust_remote_code does."
+    check = f'if {tokens.separator_id} not in ids:\n    raise SystemExit("{lost}")\n' if writes else ""
     imports = f"{auto}, AutoTokenizer" + (", GenerationConfig" if adapter else "")
     return f"""# How to use this model
 
@@ -99,7 +101,7 @@ tokenizer = AutoTokenizer.from_pretrained("."{side})
 model = {auto}.from_pretrained("."{trust})
 {_reading(settings, cutting)}
 ids = model.generate(**inputs{config}{more})[0, {begin}:].tolist()
-place = ids.index({tokens.separator_id}) if {tokens.separator_id} in ids else len(ids)
+{check}place = ids.index({tokens.separator_id})
 warmup, target = ids[:place], ids[place + 1 :][:{settings.max_target_length}]
 print(tokenizer.decode(warmup, skip_special_tokens=True))
 print(tokenizer.decode(target, skip_special_tokens=True))

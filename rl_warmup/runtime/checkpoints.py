@@ -302,8 +302,9 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
     """The settings that a resumed run changes: key -> [before, now].
 
     Args:
-        now: `settings` by name; `rows`, their `training_data.rows_digest`; `start`, a hash of the starting model; `code`,
-            hashes of plugin files; `eval_rows`, digests of the validation rows where they choose the model.
+        now: `settings` by name, `fixed`, names of those that may not change; `rows`, their `training_data.rows_digest`; `start`,
+            a hash of the starting model; `code`, hashes of plugin files; `eval_rows`, digests of the validation rows where they
+            choose the model.
 
     Raises:
         ValueError: naming rows, start, code, or settings outside `FREE` that differ.
@@ -317,6 +318,7 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
     free = {*FREE, *(EVALUATION if not wanted.get("load_best_model_at_end") else ())}
     free |= {key for key in BUDGET if key in differ and 0 < differ[key][0] < differ[key][1]}
     free |= set(ROWS if "count" in now["rows"] else ())  # not all rows of a stream can be compared
+    free -= set(now.get("fixed", ()))
     faults = [f"{key} was {old!r}, now {new!r}" for key, (old, new) in differ.items() if key not in free]
     if before["rows"] != now["rows"]:
         faults.append(_other_rows(before["rows"], now["rows"]))

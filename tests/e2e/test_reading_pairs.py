@@ -106,6 +106,20 @@ def test_a_stream_is_read_from_its_first_row_by_a_second_run(make_trainer, tmp_p
     assert trainer.state.global_step == 6
 
 
+@pytest.mark.parametrize("more", [{"anchor_weight": 0.1}, {"max_reading_updates": 50}])
+def test_a_longer_resume_of_a_stream_whose_rows_were_all_sampled_is_refused_before_anything_is_lost(
+    make_trainer, tmp_path, more
+):
+    settings = {**READS, **SAVED, **more}
+    make_trainer(rows=Stream("train", lambda: iter(ledger_rows(32)), 1), **settings).train()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    longer = make_trainer(rows=Stream("train", lambda: iter(ledger_rows(32)), 1), **{**settings, "max_steps": 9})
+    with pytest.raises(ValueError, match="max_steps was 6, now 9"):
+        longer.train("auto")
+    assert before
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+
+
 @pytest.mark.parametrize("more", [{}, READS])
 def test_a_streams_cut_rows_are_counted_once(make_trainer, more):
     cut = {"max_prompt_length": 2, "prompt_truncation": "right", "max_steps": 3}
@@ -144,6 +158,15 @@ def test_the_metric_of_one_of_several_sets_gives_way_to_that_sets_loss(make_trai
     assert trainer.schedule.gave_up_at == 4
     losses = {log["step"]: log["eval_a_loss"] for log in trainer.state.log_history if "eval_a_loss" in log}
     assert trainer.state.best_metric == min(losses[step] for step in losses if step > 4 or step == 4)
+
+
+def test_a_learning_rate_that_follows_the_gain_stays_where_a_run_gave_up(make_trainer):
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "gain"}
+    trainer = make_trainer(eval_dataset=ledger_rows(8, 1), eval_strategy="steps", eval_steps=1, **plateau, **FAILS)
+    trainer.train()
+    assert trainer.schedule.gave_up_at == 4
+    assert trainer.state.global_step == 6
+    assert trainer.lr_scheduler.last_epoch == 3  # evaluations that had a gain
 
 
 def test_going_back_to_before_the_switch_forgets_it(make_trainer):
