@@ -85,6 +85,23 @@ def test_a_report(name, content, said, trained, check):
     check(["report", "out", "--output", "page"], trained, 2, name, said)
 
 
+MODELS = [  # (file of the model, what is changed in it, what `generate` says)
+    ("config.json", {"num_layers": 10**6}, "config.json: num_layers: is 1000000, must be at most 4096"),
+    ("config.json", {"layer_norm_epsilon": "x"}, "expected float, got str"),
+    ("tokenizer_config.json", {"eos_token": None}, "The tokenizer 'out' has no end-of-sequence token"),
+    ("model.safetensors.index.json", {"weight_map": {"a": "b"}}, "model.safetensors.index.json has no mapping 'metadata'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "said"), MODELS, ids=lambda one: str(one)[:40])
+def test_a_model(name, changes, said, trained, check):
+    path = trained / "out" / name
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **changes}))
+    if name.endswith("index.json"):
+        (trained / "out" / "model.safetensors").unlink()
+    check(["generate", "out", "a b"], trained, 2, said)
+
+
 VALUES = [  # (key of metrics.json, value, what `report` says)
     ("updates", "x", "`updates` is 'x', no number"), ("updates", None, "has no `updates`"), ("signatures", "x", "no object of texts"),
     ("signatures", {"a": 1}, "no object of texts"), ("metrics", [1], "no object of numbers"), ("metrics", {"": {"exact_match": "x"}}, "no object of"),
