@@ -109,7 +109,14 @@ def test_a_recipe(text, said, place, check):
 
 def test_a_recipe_of_another_program(place, check):
     (place / "r.yaml").write_text("".join(f"k{number}: 1\n" for number in range(3000)))
-    check(["train", "--config", "r.yaml"], place, 2, "3001 settings cannot be used", "'k29' is not a setting", "and 2971 more")
+    check(
+        ["train", "--config", "r.yaml"],
+        place,
+        2,
+        "3001 settings cannot be used",
+        "'k29' is not a setting",
+        "and 2971 more",
+    )
 
 
 def test_numbers_in_quotes_are_numbers_in_the_run_too(place, check):
@@ -119,7 +126,14 @@ def test_numbers_in_quotes_are_numbers_in_the_run_too(place, check):
     assert (kept["seed"], kept["tau"], kept["learning_rate"]) == (7, 2.0, 1e-4)
 
 
-SWEEP = {"question": "q", "base": "r.yaml", "grid": {"tau": [1, 2]}, "seeds": [1], "metric": "exact_match", "control": "tau=1"}
+SWEEP = {
+    "question": "q",
+    "base": "r.yaml",
+    "grid": {"tau": [1, 2]},
+    "seeds": [1],
+    "metric": "exact_match",
+    "control": "tau=1",
+}
 SWEEPS = [  # (keys of a sweep file, what the message says)
     *[({"random": {"tau": {"low": 1, "high": 2, **more}}, "trials": 2}, said) for more, said in [
         ({"step": "x"}, "random: tau has 'x' as step. Give a number."), ({"step": 0}, "has 0 as step. Give a number above 0"),
