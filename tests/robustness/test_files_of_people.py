@@ -102,6 +102,13 @@ def test_a_model(name, changes, said, trained, check):
     check(["generate", "out", "a b"], trained, 2, said)
 
 
+@pytest.mark.parametrize(("name", "content"), [("environment.json", b"[]"), ("recipe.yaml", b""), ("recipe.yaml", b"a: [1")])
+def test_an_export_reads_before_it_writes(name, content, trained, check):
+    (trained / "out" / name).write_bytes(content)
+    check(["export", "out", "--output", "x"], trained, 2, f"out/{name}")
+    assert not (trained / "x").exists()
+
+
 VALUES = [  # (key of metrics.json, value, what `report` says)
     ("updates", "x", "`updates` is 'x', no number"), ("updates", None, "has no `updates`"), ("signatures", "x", "no object of texts"),
     ("signatures", {"a": 1}, "no object of texts"), ("metrics", [1], "no object of numbers"), ("metrics", {"": {"exact_match": "x"}}, "no object of"),
