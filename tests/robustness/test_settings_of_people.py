@@ -79,6 +79,8 @@ KWARGS = [
 ] + [
     ("train: rows.jsonl, train_sze: 3", "no argument 'train_sze' (did you mean 'train_size'?)"), ("train: nosuch.jsonl", "does not exist"),
     ("train: rows.jsonl, train_size: 9", "8 rows are available"), ("train: rows.jsonl, train_size: -1", "8 rows are available"),
+    ("train: rows.jsonl, test_fraction: 0.3", "test_fraction has no effect without path"),
+    ("train: rows.jsonl, target_style: text", "target_style has no effect without choices_column"),
     ("path: rows.jsonl, train: rows.jsonl", "give either path"), ("train: .", "is a folder"),
     ("train: rows.jsonl, metrics: [5]", "metrics: 5;"),
 ]  # fmt: skip
@@ -149,6 +151,26 @@ SWEEPS = [  # (keys of a sweep file, what the message says)
 def test_a_sweep_file(keys, said, place, check):
     (place / "s.yaml").write_text(yaml.safe_dump({**SWEEP, **keys}))
     check(["sweep", "s.yaml", "--dry-run"], place, 2, "s.yaml: ", said)
+
+
+OF_GENERATE = [  # (words after the model, what the message says)
+    (["a", "--file", "rows.jsonl"], "--file: prompts are given beside it, such as 'a'"), (["a", " "], "Prompt 2 is empty"),
+    (["a", "--gate", "nan"], "--gate: 'nan' is not a finite number"), (["a", "--select", "mbr"], "--select: has no effect without"),
+    (["a", "--utility", "rouge"], "--utility: has no effect without --select mbr"), (["a", "--warmup", "zzz"], "warmup: 'zzz' has no token"),
+    (["a", "--temperature", "2"], "--temperature: has no effect without --sample-target"),
+    (["a", "--sample", "--num-warmups", "2"], "--sample: has no effect beside"), (["--file", "."], "--file: . is a folder"),
+    (["--file", "no.txt"], "no.txt does not exist. Give a text file"), (["a\udcff"], "holds half a character"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), OF_GENERATE, ids=lambda one: ascii(one)[:40])
+def test_words_of_generate(words, said, trained, check):
+    check(["generate", "out", *words], trained, 2, said)
+
+
+def test_warmups_of_a_run_that_is_not_there(trained, check):
+    argv = ["evaluate", "out", "--controls", "other_run", "--warmups-from", "nosuch"]
+    check(argv, trained, 2, "nosuch holds no predictions.jsonl")
 
 
 @pytest.mark.parametrize(
