@@ -234,7 +234,9 @@ PLUGINS = [  # (flag, code, what the message says)
     ("rewards", "def f(completions, **k): return ['a'] * len(completions)", "one finite number"), ("rewards", "import nosuch", "fails to run"),
     ("rewards", "def f(completions, **k): raise KeyError('x')", "KeyError: 'x'"), ("rewards", "def f(completions, **k): raise SystemExit", "end the process"),
     ("objective", "def f(*a, **k): return None", "Objective 'f' returned NoneType"), ("objective", "import sys; sys.exit()", "fails to run"),
-    ("proposals", "def f(*a, **k): return 5", "Proposal 'f'"), ("metrics", "def f(predictions, targets, **k): return 'x'", "metric 'own.py:f'"),
+    ("proposals", "def f(*a, **k): return 5", "Proposal 'f'"), ("metrics", "def f(predictions, targets, **k): return 0", "write f(predictions, targets, rows)"),
+    ("metrics", "def f(predictions, targets, rows): return 'x'", "metric 'own.py:f' returned a str"),
+    ("metrics", "def f(predictions, targets, rows): return 10**400", "metric 'own.py:f' returned a int; let it return a number"),
     ("task", "from rl_warmup.tasks import Task\ndef f(): return Task('x', {'train': [None], 'validation': [], 'test': []}, ('bleu',))", "row 0 is None"),
     ("task", "def f(): return None", "returned NoneType"), ("task", "def f(): raise KeyError('x')", "KeyError"),
 ]  # fmt: skip

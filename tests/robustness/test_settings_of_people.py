@@ -153,6 +153,11 @@ def test_a_sweep_file(keys, said, place, check):
     check(["sweep", "s.yaml", "--dry-run"], place, 2, "s.yaml: ", said)
 
 
+def test_a_compiler_in_the_environment(place, check, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
+    check(["train", "--config", "r.yaml"], place, 2, "ACCELERATE_DYNAMO_BACKEND is 'inductor'", "Unset it")
+
+
 OF_GENERATE = [  # (words after the model, what the message says)
     (["a", "--file", "rows.jsonl"], "--file: prompts are given beside it, such as 'a'"), (["a", " "], "Prompt 2 is empty"),
     (["a", "--gate", "nan"], "--gate: 'nan' is not a finite number"), (["a", "--select", "mbr"], "--select: has no effect without"),
