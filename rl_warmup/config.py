@@ -41,6 +41,7 @@ REMOTE_CODE = (
     "architecture that is not in transformers, load the model yourself and give it to WarmupTrainer(model=...)."
 )
 SINGLE_WARMUP_OBJECTIVES = ("sft", *(name for name in RULES if name not in NEEDS_TWO))
+MOST = 30  # faults that are listed
 # Settings that TrainingArguments tries on the devices of this machine.
 OF_DEVICES = ("bf16", "fp16", "tf32", "deepspeed", "fsdp", "fsdp_config", "ddp_backend")
 # Settings that the objective sft does not read.
@@ -134,10 +135,11 @@ class Recipe:
     values: dict[str, Any]  # exactly as given, with flags
 
     def resolved(self) -> dict[str, Any]:
-        """The given values and our defaults, with tokens masked, for files."""
+        """The given values and our defaults, for files: tokens masked, numbers as numbers (1e-4 is text in YAML)."""
         ours = {f.name: getattr(self.config, f.name) for f in fields(WarmupOptions)}
-        task = {f.name: getattr(self.task, f.name) for f in fields(TaskOptions)}
-        return masked({**task, **ours, **self.values})
+        texts = [name for name, value in self.values.items() if isinstance(value, str) and name in RANGES]
+        numbers = {name: getattr(self.config, name) for name in texts if hasattr(self.config, name)}
+        return masked({**vars(self.task), **ours, **self.values, **numbers})
 
     def save(self, folder: str | Path, name: str = "recipe.yaml") -> Path:
         """Write the resolved recipe."""
@@ -386,14 +388,13 @@ def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> l
 
 def _inherited(classes: list[type]) -> dict[str, Any]:
     """The inherited settings with their defaults."""
-    ours = {f.name for f in fields(WarmupOptions)}
+    ours = defaults_of([WarmupOptions])
     return {name: value for name, value in defaults_of(classes).items() if name not in ours}
 
 
 def _report(faults: list[str]) -> str:
-    if len(faults) == 1:
-        return faults[0]
-    return f"{len(faults)} settings cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults)
+    listed = [f"  - {fault}" for fault in faults[:MOST]] + [f"  - and {len(faults) - MOST} more"] * (len(faults) > MOST)
+    return faults[0] if len(faults) == 1 else "\n".join([f"{len(faults)} settings cannot be used:", *listed])
 
 
 def _pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def _ceilings(files: list[str]) -> dict[str, dict[str, Any]]:
     arms: dict[str, dict[str, Any]] = {}
     for file in map(Path, files):
         if not file.is_file():
-            raise ValueError(f"--warmups: {file} does not exist; give a file of warmups (docs/stored-warmups.md).")
+            what = "is a folder" if file.is_dir() else "does not exist"
+            raise ValueError(f"--warmups: {file} {what}; give a file of warmups (docs/stored-warmups.md).")
         name = file.stem
         if name in arms or name == "sft":
             raise ValueError(f"--warmups: two arms would be called {name}; give the files different names.")

@@ -8,20 +8,30 @@ Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the pro
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
+import math
+import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rl_warmup.cli.main import OptionParser, count, quantity, quick_imports, run_command
 from rl_warmup.runtime.faults import processes
 
+TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".gz", ".zst", ".zip")
+JSON = re.compile(
+    rb"\s*(\{|\[\s*[{\]])"
+)  # the beginning of an object or of a list of some; a text may begin with [INST]
+
 
 def command(args: list[str]) -> None:
     """One warmup and one target per prompt, as text or as JSON lines."""
     options = _parser().parse_args(args)
     asks = not options.prompts and options.file is None and processes() == 1
+    _refuse_idle(options)
     talks = asks and sys.stdin is not None and sys.stdin.isatty()
     rows = [] if talks else [{"prompt": prompt} for prompt in options.prompts] or _rows(options)
     if not rows and not talks:
@@ -62,13 +72,39 @@ def _parser() -> OptionParser:
     parser.add_argument("--sample-target", action="store_true", help="sample the target too")
     parser.add_argument("--temperature", type=quantity, default=1.0, help="of --sample-target")
     parser.add_argument("--num-beams", type=count, default=1, help="beams of the target")
-    parser.add_argument("--gate", type=float, metavar="NATS",
+    parser.add_argument("--gate", type=_nats, metavar="NATS",
                         help="no warmup where the target without one has this mean log-probability per token")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of everything sampled")
     parser.add_argument("--batch-size", type=count, default=32)
     parser.add_argument("--json", action="store_true",
                         help="JSON lines: prompt, warmup, prediction, how they ended, log-probabilities")  # fmt: skip
     return parser
+
+
+def _nats(text: str) -> float:
+    """The type of an option: any finite number."""
+    with suppress(ValueError):
+        if math.isfinite(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number")
+
+
+def _refuse_idle(options: argparse.Namespace) -> None:
+    """Raises ValueError for prompts given twice, a prompt without text, and flags that would do nothing."""
+    if options.file is not None and options.prompts:
+        raise ValueError(f"--file: prompts are given beside it, such as {options.prompts[0]!r:.60}. Give either.")
+    if blank := [number for number, prompt in enumerate(options.prompts, 1) if not prompt.strip()]:
+        raise ValueError(f"Prompt {blank[0]} is empty. Give a text.")
+    given, several = options.warmup is not None, options.num_warmups > 1
+    idle = {
+        "--select": (options.select != "marginal" and not several, "without --num-warmups of at least 2"),
+        "--utility": (options.utility != "chrf" and options.select != "mbr", "without --select mbr"),
+        "--temperature": (options.temperature != 1 and not options.sample_target, "without --sample-target"),
+        "--sample": (options.sample and (given or several), "beside --warmup or --num-warmups"),
+    }
+    for flag, (is_idle, why) in idle.items():
+        if is_idle:
+            raise ValueError(f"{flag}: has no effect {why}. Leave it out.")
 
 
 def _show(written: dict[str, Any], row: dict[str, Any], as_json: bool) -> None:
@@ -114,28 +150,50 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     path, name = options.file, options.file or "standard input"
     if path is None and processes() > 1:
         raise ValueError("Several processes cannot share the standard input. Give the prompts with --file.")
-    if path is not None and not Path(path).is_file():
-        raise ValueError(f"--file: {path} does not exist.")
+    if path is not None and (not Path(path).is_file() or path.endswith(TABLES)):
+        what = (
+            "is a folder"
+            if Path(path).is_dir()
+            else "is a table or packed"
+            if Path(path).is_file()
+            else "does not exist"
+        )
+        raise ValueError(
+            f"--file: {path} {what}. Give a text file with a prompt on each line, or JSON lines with `prompt`."
+        )
     piped = sys.stdin.buffer if path is None and sys.stdin is not None else None
     data = Path(path).read_bytes() if path is not None else piped.read() if piped else b""
+    data = data.removeprefix(codecs.BOM_UTF8)
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
-    if str(path).endswith((".jsonl", ".json")) or data.lstrip()[:1] == b"{":
-        from rl_warmup.runtime.documents import records
-
-        options.json, rows = True, []
-        for number, record in records(lines, f"{name}, line ", "Give an object with a prompt."):
-            if not isinstance(record.get("prompt"), str | list) or not record["prompt"]:
-                raise ValueError(f"{name}, line {number}: has no prompt. Give a text or a conversation as `prompt`.")
-            rows.append(record)
-        return rows
-    try:
-        texts = [line.decode("utf-8").removesuffix("\r") for line in lines]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: is no text in UTF-8 ({error}).") from error
-    for number, text in enumerate(texts, 1):
+    if str(path).endswith((".jsonl", ".json")) or JSON.match(data):
+        options.json = True
+        return _objects(lines, name)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise ValueError(f"{name}, line {number}: is no text in UTF-8. Save it as UTF-8.") from None
         if not text.strip():
             raise ValueError(f"{name}, line {number}: is empty. Remove it, or give JSON lines with `prompt`.")
-    return [{"prompt": text} for text in texts]
+        rows.append({"prompt": text})
+    return rows
+
+
+def _objects(lines: list[bytes], name: str) -> list[dict[str, Any]]:
+    """The rows of JSON lines. Raises ValueError: a line is no object with a prompt; names it."""
+    from rl_warmup.runtime.documents import records
+    from rl_warmup.tasks.conversations import conversation
+
+    rows = []
+    for number, record in records(lines, f"{name}, line ", "Give an object with a prompt."):
+        prompt = record.get("prompt")
+        if not isinstance(prompt, str | list) or not (prompt.strip() if isinstance(prompt, str) else prompt):
+            raise ValueError(f"{name}, line {number}: has no prompt. Give a text or a conversation as `prompt`.")
+        if isinstance(prompt, list):
+            conversation(prompt, "prompt", f"{name}, line {number}")
+        rows.append(record)
+    return rows
 
 
 if __name__ == "__main__":

@@ -57,8 +57,12 @@ def check_settings(
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: is {temperature}. Give a number above 0.")
     if sample_target and num_beams > 1:
-        raise ValueError("num_beams: beams search for the likeliest target, so they exclude sample_target.")
+        raise ValueError(
+            "num_beams: beams search for the likeliest target, so they exclude sample_target. Leave one of the two out."
+        )
     if warmup is not None and (num_warmups > 1 or gate is not None):
-        raise ValueError("warmup: a given warmup excludes num_warmups and gate, which use the model's own.")
+        raise ValueError(
+            "warmup: a given warmup excludes num_warmups and gate, which use the model's own. Leave one of them out."
+        )
     if mode == "empty" and (num_warmups > 1 or gate is not None):
         raise ValueError("num_warmups, gate: this model was trained without warmups, so it has none to choose from.")

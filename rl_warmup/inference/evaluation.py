@@ -145,6 +145,10 @@ def others_warmups(folder: Path, warmup_generator: WarmupGenerator, rows: Sequen
 
     Raises ValueError: the folder holds predictions for other rows, or by another tokenizer.
     """
+    if not (folder / "predictions.jsonl").is_file():
+        raise ValueError(
+            f"{folder} holds no predictions.jsonl, so no warmups of another run. Give a run that has ended."
+        )
     other = read_jsonl(folder / "predictions.jsonl")
     if [row["prompt"] for row in other] != [row["prompt"] for row in rows]:
         raise ValueError(

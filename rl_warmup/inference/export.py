@@ -17,7 +17,7 @@ from rl_warmup.models.inference_settings import read_layout
 from rl_warmup.models.loading import ADAPTER_FILE, QUANTIZED_FILE, refuse_fp16
 from rl_warmup.models.plain_use import README, save_for_plain_use
 from rl_warmup.runtime.ownership import MARKS, fingerprint, is_run, refuse_export, run_around
-from rl_warmup.runtime.run_files import read_environment, require_folder
+from rl_warmup.runtime.run_files import read_environment, read_run_recipe, require_folder
 from rl_warmup.runtime.run_folder import environment, write_json
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -49,6 +49,11 @@ def export(source: str | Path, output: str | Path, merge: bool = False, dtype: s
         )
     refuse_export(output)
     _check(source, merge, dtype)
+    run = source if is_run(source) else run_around(source)
+    if run:  # what cannot be read there would be found after the weights were written
+        read_environment(run)
+        if (run / MARKS[1]).is_file():
+            read_run_recipe(run)
     weights = fingerprint(source)
     generator = WarmupGenerator.load(source, "cpu", dtype="float32")
     model = generator.model

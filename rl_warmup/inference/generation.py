@@ -288,7 +288,11 @@ class WarmupGenerator:
         if len(texts) != count:
             raise ValueError(f"warmup: {len(texts)} texts for {count} inputs. {ONE_EACH}")
         found = (self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in texts)
-        return [self.constraints.allowed(ids) for ids in found]
+        kept = [self.constraints.allowed(ids) for ids in found]
+        if lost := [text for text, ids in zip(texts, kept, strict=True) if text.strip() and not ids]:
+            why = "has no token that a warmup may hold: all are unknown to this tokenizer, or special"
+            raise ValueError(f"warmup: {lost[0]!r:.60} {why}. Give another text, or '' for none.")
+        return kept
 
     def encoded(self, rows: Sequence[dict[str, Any]], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """The rows with their ids. Encoded rows stay as they are; a prompt without a target is filled into the template.

@@ -153,8 +153,9 @@ def _checked(name: str, scores: Any) -> dict[str, float]:
     try:
         if not given or any(isinstance(value, str | bytes) for value in given.values()):
             raise TypeError
-        found = {key: value if type(value) is int else float(value) for key, value in given.items()}
-    except (TypeError, ValueError):
+        floats = {key: float(value) for key, value in given.items()}
+        found = {key: value if type(value) is int else floats[key] for key, value in given.items()}
+    except (TypeError, ValueError, OverflowError):  # of 10**400
         kinds = (
             {key: type(value).__name__ for key, value in given.items()} if given is scores else type(scores).__name__
         )
@@ -182,6 +183,10 @@ def _metric(spec: Spec) -> tuple[str, Metric, dict[str, Any]]:
         allowed.bind(None, None, None, **kwargs)
     except TypeError as error:
         known = ", ".join(list(allowed.parameters)[3:]) or "none"
+        if "positional" in str(error) and name not in METRICS:
+            raise ValueError(
+                f"metric '{name}': it takes fewer than 3 arguments; write f(predictions, targets, rows)"
+            ) from None
         raise ValueError(
             f"metric '{name}': {error}; its settings (kwargs) are: {known}, beside predictions, targets and rows"
         ) from None

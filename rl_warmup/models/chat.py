@@ -57,7 +57,8 @@ class Chat:
             )  # fmt: skip
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{where}: the chat template fails on this conversation ({reason}).") from error
+            said = f"{where}: the chat template fails on this conversation ({reason})."
+            raise ValueError(f"{said} Mend the template (chat_template), or the row.") from error
 
 
 def read_template(setting: str) -> str | None:

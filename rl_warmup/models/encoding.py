@@ -196,6 +196,7 @@ class RowEncoder:
         for index, prompt in zip(range(len(prompts)) if places is None else places, prompts, strict=True):
             where = f"prompt {index}"
             _refuse_other(prompt, "prompt", where, messages=True)
+            _refuse_half(prompt, "prompt", where)
             whole = self._prompt_ids(prompt, where)
             if not whole:
                 raise ValueError(f"{where}: is empty ({prompt!r}). Give a text.")
@@ -291,14 +292,15 @@ def _refuse_halves(rows: list[dict[str, Any]], name: str, first: int) -> None:
     """Raises ValueError for a text with half a character (a lone surrogate), which no tokenizer accepts; names its row."""
     for number, row in enumerate(rows, first):
         for column in ("prompt", "target", "completion"):
-            value = row.get(column)
-            texts = [m.get("content") for m in value if isinstance(m, dict)] if isinstance(value, list) else [value]
-            for text in texts:
-                if isinstance(text, str) and (half := HALF.search(text)):
-                    raise ValueError(
-                        f"{name} row {number} (id {row.get('id', number)}): the {column} holds half a character ({half[0]!r}). "
-                        f"Repair the text, or remove the row."
-                    )
+            _refuse_half(row.get(column), column, f"{name} row {number} (id {row.get('id', number)})")
+
+
+def _refuse_half(value: Any, column: str, where: str) -> None:
+    for text in [m.get("content") for m in value if isinstance(m, dict)] if isinstance(value, list) else [value]:
+        if isinstance(text, str) and (half := HALF.search(text)):
+            raise ValueError(
+                f"{where}: the {column} holds half a character ({half[0]!r}). Repair the text, or remove the row."
+            )
 
 
 def _between_unspaced(text: str, place: int) -> bool:

@@ -72,6 +72,8 @@ def load_model(
         return _converted(build_model(SCRATCH[name], tokenizer, size, seed), name, kwargs), tokenizer
     if name.startswith(PREFIX):
         name = resolve(name)
+    if name.startswith("scratch-") and not Path(name).is_dir():  # a slip of the pen, which the hub would be asked for
+        raise ValueError(f"model_name_or_path: there is no {name!r}. Give {' or '.join(SCRATCH)} for random weights.")
     if kwargs.get("revision") not in (None, "main") and Path(name).is_dir():
         raise ValueError(
             f"model_revision: {kwargs['revision']!r} is a revision on the hub, and {name} is a folder. Leave it out."
@@ -262,10 +264,17 @@ def _base_of(name: str) -> str:
 
 
 def add_adapter(model: Any, peft_config: Any) -> Any:
-    """The model with a LoRA-like adapter in place. Raises as `check_adapters`."""
+    """The model with a LoRA-like adapter in place. Raises as `check_adapters`, and ValueError for layers that are not there."""
     from peft import get_peft_model
 
-    adapted = get_peft_model(model, peft_config)
+    try:
+        adapted = get_peft_model(model, peft_config)
+    except ValueError as error:
+        names = sorted({key.rpartition(".")[2] for key, part in model.named_modules() if isinstance(part, nn.Linear)})
+        raise ValueError(
+            f"lora_target_modules, lora_target_parameters or lora_modules_to_save does not fit this model ({error}). Its linear "
+            f"layers are called {', '.join(names)}; all-linear takes them all."
+        ) from error
     check_adapters(adapted)
     return adapted
 

@@ -64,7 +64,8 @@ def _cause(name: str, files: tuple[str, ...], error: Exception, revision: str | 
     if found := first_damaged(here):
         return found
     lines = str(error).splitlines() or [""]
-    why = f"{type(error).__name__}: {lines[0]}"[:300].rstrip(".: ")
+    said = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+    why = f"{type(error).__name__}: {said}"[:300].rstrip(".: ")
     config = next((path for path in here if path.endswith("config.json")), None)
     asked = {} if config is None else read_json(config)
     if fault := size_fault(asked):

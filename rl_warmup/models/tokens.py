@@ -61,7 +61,8 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            "The tokenizer has no end-of-sequence token, so targets could not end. Set tokenizer.eos_token."
+            f"The tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, so targets could not end. Set "
+            f"tokenizer.eos_token, or eos_token in its tokenizer_config.json."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

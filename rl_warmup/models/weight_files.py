@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
@@ -117,8 +118,13 @@ def _matching(stored: Iterable[str], key: str) -> str | None:
 
 
 def stored_file(name: str, file: str, revision: str | None = None) -> str | None:
-    """A file of a folder or of the hub's cache; nothing is downloaded here."""
-    return cached_file(
-        name, file, revision=revision, local_files_only=True,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
+    """A file of a folder or of the hub's cache; None for a name that no hub can have. Nothing is downloaded here."""
+    try:
+        return cached_file(
+            name, file, revision=revision, local_files_only=True,
+            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+    except OSError as error:
+        if isinstance(error.__cause__, HFValidationError):
+            return None
+        raise

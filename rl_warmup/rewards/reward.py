@@ -96,7 +96,8 @@ class Reward:
             needed = p.default is p.empty and p.kind not in VARIADIC
             if needed and p.name not in self._fixed and not (p.name in self.asks_for and p.name in on_offer):
                 if p.name in offered.absent:
-                    raise ValueError(f"Reward {self.name!r} needs {p.name!r}, which needs a model, and none is given.")
+                    needs = f"Reward {self.name!r} needs {p.name!r}, which needs a model, and none is given."
+                    raise ValueError(f"{needs} Give one (--model).")
                 raise ValueError(
                     f"Reward {self.name!r} needs an argument {p.name!r}, which is neither in its `kwargs`, nor a column of the "
                     f"data ({', '.join(offered.columns) or 'none'}), nor one of {', '.join((*CHEAP, *ON_REQUEST))}."

@@ -113,7 +113,7 @@ def _mapping_faults(name: str, given: Any) -> list[str]:
                 return [f"{name}: there is no file {shown(given)}. Give a JSON file, or a mapping."]
             found = read_json(given, "Mend it.") if is_file else parse_json(given)
         except (OSError, Unreadable) as error:
-            return [f"{name}: {error if is_file else f'{shown(given)} {error}'} Give a mapping."]
+            return [f"{name}: {error if is_file else f'{shown(given)} {error}.'} Give a mapping."]
     if found is None or not isinstance(found, dict):
         return [f"{name}: {shown(given)} is no mapping."] if isinstance(given, str) else []
     if name.endswith("checkpointing_kwargs") and (wrong := [key for key in found if key not in CHECKPOINTING]):

@@ -20,7 +20,7 @@ SIZES = (  # keys of a config.json that hold a whole number above 0 wherever the
     "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "hidden_size", "intermediate_size",
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
 )  # fmt: skip
-SIZE = Range(1, 1e8)
+SIZE, LAYERS = Range(1, 1e8), Range(1, 4096)  # a model of a million layers would be built for hours
 
 
 def damage(path: str | Path) -> str | None:
@@ -59,7 +59,7 @@ def size_fault(config: Mapping[str, Any]) -> str | None:
         value = config.get(key)
         if isinstance(value, str | bool):
             return f"{key} is {shown(value)}, not a whole number"
-        if fault := number_fault(key, value, SIZE):
+        if fault := number_fault(key, value, LAYERS if key.endswith("layers") else SIZE):
             return fault.rstrip(".")
     return None
 
@@ -69,7 +69,10 @@ def _json_damage(path: Path) -> str | None:
         found = parse_json(path.read_bytes())
     except Unreadable as error:
         return f"{error}{f' in line {error.line}' if error.line else ''}"
-    return None if isinstance(found, dict) else f"is a JSON {kind(found)}, no JSON object"
+    if not isinstance(found, dict):
+        return f"is a JSON {kind(found)}, no JSON object"
+    lacks = [key for key in ("metadata", "weight_map") if not isinstance(found.get(key), dict)]
+    return f"has no mapping {lacks[0]!r}" if lacks and path.name.endswith(".index.json") else None
 
 
 def _safetensors_damage(path: Path, size: int) -> str | None:

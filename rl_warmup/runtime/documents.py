@@ -20,6 +20,8 @@ DEPTH = 100  # of mappings and lists inside each other
 VALUES = 1_000_000  # in one text of YAML, whose aliases may repeat values
 NAMES = {dict: "object", list: "list", str: "text", int: "number", float: "number", bool: "boolean", type(None): "null"}
 JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
+# In YAML 1.1, which PyYAML reads, 010 is 8 and 1:30 is 90.
+OLD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
@@ -50,7 +52,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            if type(value) in (int, float) and OLD_NUMBER.fullmatch(node.value):
+                why = f"{node.value} would be read as {value}; write that number, or put a text into quotes"
+                raise Unreadable(why, node.start_mark.line + 1)
+            return value
         except (Unreadable, yaml.YAMLError):
             raise
         except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:  # as !!int abc, 2020-13-01

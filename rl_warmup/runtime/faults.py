@@ -39,11 +39,15 @@ LOST = (
 
 
 def launch_fault() -> str | None:
-    """A sentence for a variable of a launcher that is no number, or for a current folder that is gone."""
+    """A sentence for a variable of a launcher that cannot be used, or for a current folder that is gone."""
     for name in (RANK, "LOCAL_RANK", PROCESSES, "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         value = os.environ.get(name, "")
         if value and not (value.isascii() and value.lstrip("-").isdigit()):
             return f"the environment variable {name} is {value!r}; launchers set it to a whole number. Unset it."
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() not in ("", "no"):
+        why = "every update has other shapes, so the model would be compiled again each time"
+        return f"the environment variable ACCELERATE_DYNAMO_BACKEND is {compiler!r}, but {why}. Unset it."
     if 0 < _number(PROCESSES, 1) <= _number(RANK, 0):
         numbers = f"{RANK} is {os.environ[RANK]} and {PROCESSES} {os.environ.get(PROCESSES, 1)}"
         return f"the environment variable {numbers}; ranks count from 0. Unset both, or start all by a launcher."

@@ -14,7 +14,7 @@ from rl_warmup.runtime.documents import read_json, read_jsonl
 from rl_warmup.runtime.recipe_file import read_yaml
 from rl_warmup.runtime.settings import shown
 
-REMEDY = "Remove the folder or repeat the run."
+REMEDY = "Remove the file, or repeat the run."
 
 
 def require_folder(folder: str | Path) -> None:
@@ -94,7 +94,7 @@ def read_result(folder: str | Path) -> dict[str, Any]:
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """metrics.json of an evaluation."""
-    remedy = "Remove its folder or repeat the evaluation."
+    remedy = "Remove the file, or repeat the evaluation."
     return _checked(read_json(path, remedy), MEASURED, str(path), remedy, ("metrics",))
 
 

@@ -105,7 +105,7 @@ REFUSED: dict[str, str] = {
     "hub_always_push": "the model is uploaded once, when training ends",
 }  # fmt: skip
 # Values that TrainingArguments itself gives to a refused setting; they count as the default.
-SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no",), "debug": ([], None)}
+SAME: dict[str, tuple[Any, ...]] = {"include_num_input_tokens_seen": ("no", False), "debug": ([], None)}
 # Settings that do nothing unless another one is on.
 NEEDS: dict[str, str] = {
     **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
@@ -122,6 +122,7 @@ NEEDS: dict[str, str] = {
     "activation_checkpointing_kwargs": "activation_checkpointing", "gradient_checkpointing_kwargs": "gradient_checkpointing",
 }  # fmt: skip
 # Refused values of effective settings.
+TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 REFUSED_VALUES: dict[tuple[str, str], str] = {
     **{("train_sampling_strategy", kind): "rows are not sorted by length; batches of the forward already are"
        for kind in ("group_by_length", "batch_rebalance")},
@@ -269,6 +270,9 @@ def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> l
                 f"load_best_model_at_end: the first validation would be at update {first:g} of {updates}, so there is nothing "
                 f"to choose from. Lower eval_steps (or eval_delay)."
             )
+    asked, refused = given.get("lora_task_type"), [kind for name, kind in REFUSED_VALUES if name == "lora_task_type"]
+    if asked is not None and asked not in (*TASK_TYPES, *refused):
+        faults.append(f"lora_task_type: {shown(asked)} is not one of {', '.join(TASK_TYPES)}. Leave it out.")
     if given.get("bf16") and given.get("fp16"):
         faults.append("fp16: is on beside bf16. Leave one of the two out.")
     for names, optimizers, only in OPTIMIZERS:

@@ -70,6 +70,13 @@ def load(
     given = {"train": train, "validation": validation, "test": test}
     if (path is None) == all(paths is None for paths in given.values()):
         raise ValueError("file: give either path, which is split here, or train (with validation and test)")
+    idle = {
+        "target_style": target_style != "letter" and choices is None and "choices_column",
+        "validation_fraction": validation_fraction != 0.1 and path is None and "path",
+        "test_fraction": test_fraction != 0.1 and path is None and "path",
+    }
+    if alone := [f"{name} has no effect without {other}" for name, other in idle.items() if other]:
+        raise ValueError(f"file: {alone[0]}; leave it out")
     sizes = {"train": train_size, "validation": validation_size, "test": test_size}
     splits: dict[str, list[Row] | Stream] = {}
     if stream:
@@ -79,6 +86,12 @@ def load(
         read_whole = _split(list(source.rows(path, "path")), validation_fraction, test_fraction, seed)
     else:
         read_whole = {split: list(source.rows(paths, split)) for split, paths in given.items()}
+        for split, rows in read_whole.items():
+            if given[split] is not None and not rows:
+                files = ", ".join(map(str, _as_list(given[split] or [])))
+                raise ValueError(
+                    f"file {files}: no rows for the {split} split; give a file that has some, or leave {split} out"
+                )
     splits |= {split: take(rows, sizes[split], seed, split) for split, rows in read_whole.items()}
     return Task("file", splits, tuple(metrics), template.of_text(), notes_of(columns, languages))
 

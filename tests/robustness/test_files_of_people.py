@@ -7,13 +7,16 @@ import json
 
 import pytest
 
+from tests.robustness.conftest import run
+
 ROW = {"prompt": "a b", "target": "b a"}
 GOOD = json.dumps(ROW).encode() + b"\n"
 DATA = [  # (file, content, what the message says)
     ("d.jsonl", b'{"prompt": "x", "target": ', "d.jsonl:1: is not valid JSON"), ("d.jsonl", GOOD + b"[1]\n", "d.jsonl:2: is a JSON list"),
     ("d.jsonl", GOOD + b"null\n", "d.jsonl:2: is a JSON null"), ("d.jsonl", GOOD + b"5\n", "d.jsonl:2: is a JSON number"),
     ("d.jsonl", GOOD + b'{"prompt": "x", "prompt": "y"}\n', "d.jsonl:2: the key 'prompt' stands there twice"),
-    ("d.jsonl", b"", "no rows"), ("d.jsonl", b"\xff\xfe", "is not UTF-8"), ("d.jsonl", GOOD + b'{"prompt": "x"}\n', "d.jsonl:2: no column 'target'"),
+    ("d.jsonl", b"", "file d.jsonl: no rows for the train split"), ("d.csv", b"", "file d.csv: no rows"),
+    ("d.json", b"[]", "file d.json: no rows"), ("d.jsonl", b"\xff\xfe", "is not UTF-8"), ("d.jsonl", GOOD + b'{"prompt": "x"}\n', "d.jsonl:2: no column 'target'"),
     ("d.jsonl", GOOD + b'{"prompt": "", "target": "x"}\n', "column 'prompt' is empty"),
     ("d.jsonl", GOOD + b'{"prompt": "x", "target": null}\n', "d.jsonl:2"), ("d.jsonl", GOOD + b'{"prompt": "\\ud800", "target": "x"}\n', "half a character"),
     ("d.jsonl", GOOD + b'{"prompt": "x", "target": ' + b"9" * 5000 + b"}\n", "d.jsonl:2: holds a number of thousands of digits"),
@@ -51,6 +54,48 @@ def test_odd_rows_that_are_fine(name, content, place, check):
     check(["train", "--config", "r.yaml", "--task_kwargs", f"{{train: {name}}}", "--max_steps", "1"], place, 0, "out")
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_without_rows(split, place, check):
+    (place / "d.jsonl").write_bytes(b"\n")
+    given = f"{{train: rows.jsonl, validation: rows.jsonl, test: rows.jsonl, {split}: d.jsonl}}".replace(
+        f"{split}: rows.jsonl, ", "", 1
+    )
+    check(
+        ["train", "--config", "r.yaml", "--task_kwargs", given.replace(f"{split}: rows.jsonl, ", "")],
+        place,
+        2,
+        f"for the {split} split",
+    )
+
+
+def test_a_chat_template_that_fails(place, check):
+    (place / "d.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    )
+    (place / "t.jinja").write_text("{{ nosuch.x.y }}")
+    argv = ["train", "--config", "r.yaml", "--task_kwargs", "{train: d.jsonl}", "--chat_template", "t.jinja"]
+    check(argv, place, 2, "train row 0", "'nosuch' is undefined", "Mend the template (chat_template)")
+
+
+def test_a_completion_that_is_a_conversation_says_nothing_else(place, check):
+    row = {"prompt": [{"role": "user", "content": "a b"}], "completion": [{"role": "assistant", "content": "b a"}]}
+    (place / "d.jsonl").write_text(3 * (json.dumps(row) + "\n"))
+    argv = [
+        "train",
+        "--config",
+        "r.yaml",
+        "--task_kwargs",
+        "{train: d.jsonl}",
+        "--chat_template",
+        "none",
+        "--max_steps",
+        "1",
+    ]
+    ended = run(argv, place)
+    assert ended.code == 0, ended.text
+    assert "something else" not in ended.text
+
+
 CUT, HTML, DEEP = b"cut", b"<!DOCTYPE html>\n<html>404</html>\n", b"[" * 100_000
 REPORT = [  # (file of the run, content, what `report` says)
     *[("metrics.json", content, said) for content, said in [
@@ -83,6 +128,52 @@ def test_a_report(name, content, said, trained, check):
     old = path.read_bytes()
     path.write_bytes(old[: len(old) // 2] if content == CUT else content)
     check(["report", "out", "--output", "page"], trained, 2, name, said)
+
+
+PROMPTS = [  # (file, content, what `generate --file` says)
+    ("p.jsonl", b'{"prompt": "\\ud800"}\n', "prompt 0: the prompt holds half a character"), ("p.txt", b"[]", "line 1: is a JSON list"),
+    ("p.txt", b'{"prompt": "a"}\n{"prompt": " "}\n', "p.txt, line 2: has no prompt"), ("p.txt", b'[{"prompt": "a"}]', "line 1: is a JSON list"),
+    ("p.jsonl", b'{"prompt": ["a"]}\n', "p.jsonl, line 1: column 'prompt' is"), ("p.txt", b"a\n\xe9\n", "p.txt, line 2: is no text in UTF-8"),
+    ("p.jsonl", b'{"prompt": [{"role": 5, "content": "a"}]}\n', "line 1: message 0 of column 'prompt'"),
+    ("p.csv", b"prompt\na\n", "p.csv is a table or packed. Give a text file"), ("p.txt.gz", b"x", "is a table or packed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "said"), PROMPTS, ids=lambda one: str(one)[:40])
+def test_a_file_of_prompts(name, content, said, trained, check):
+    (trained / name).write_bytes(content)
+    check(["generate", "out", "--file", name], trained, 2, said)
+
+
+def test_prompts_with_a_byte_order_mark(trained, check):
+    (trained / "p.txt").write_bytes(b'\xef\xbb\xbf{"prompt": "a b"}\n')
+    check(["generate", "out", "--file", "p.txt"], trained, 0, '{"prompt": "a b", ')
+
+
+MODELS = [  # (file of the model, what is changed in it, what `generate` says)
+    ("config.json", {"num_layers": 10**6}, "config.json: num_layers: is 1000000, must be at most 4096"),
+    ("config.json", {"layer_norm_epsilon": "x"}, "expected float, got str"),
+    ("tokenizer_config.json", {"eos_token": None}, "The tokenizer 'out' has no end-of-sequence token"),
+    ("model.safetensors.index.json", {"weight_map": {"a": "b"}}, "model.safetensors.index.json has no mapping 'metadata'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "said"), MODELS, ids=lambda one: str(one)[:40])
+def test_a_model(name, changes, said, trained, check):
+    path = trained / "out" / name
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **changes}))
+    if name.endswith("index.json"):
+        (trained / "out" / "model.safetensors").unlink()
+    check(["generate", "out", "a b"], trained, 2, said)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("environment.json", b"[]"), ("recipe.yaml", b""), ("recipe.yaml", b"a: [1")]
+)
+def test_an_export_reads_before_it_writes(name, content, trained, check):
+    (trained / "out" / name).write_bytes(content)
+    check(["export", "out", "--output", "x"], trained, 2, f"out/{name}")
+    assert not (trained / "x").exists()
 
 
 VALUES = [  # (key of metrics.json, value, what `report` says)
@@ -143,7 +234,9 @@ PLUGINS = [  # (flag, code, what the message says)
     ("rewards", "def f(completions, **k): return ['a'] * len(completions)", "one finite number"), ("rewards", "import nosuch", "fails to run"),
     ("rewards", "def f(completions, **k): raise KeyError('x')", "KeyError: 'x'"), ("rewards", "def f(completions, **k): raise SystemExit", "end the process"),
     ("objective", "def f(*a, **k): return None", "Objective 'f' returned NoneType"), ("objective", "import sys; sys.exit()", "fails to run"),
-    ("proposals", "def f(*a, **k): return 5", "Proposal 'f'"), ("metrics", "def f(predictions, targets, **k): return 'x'", "metric 'own.py:f'"),
+    ("proposals", "def f(*a, **k): return 5", "Proposal 'f'"), ("metrics", "def f(predictions, targets, **k): return 0", "write f(predictions, targets, rows)"),
+    ("metrics", "def f(predictions, targets, rows): return 'x'", "metric 'own.py:f' returned a str"),
+    ("metrics", "def f(predictions, targets, rows): return 10**400", "metric 'own.py:f' returned a int; let it return a number"),
     ("task", "from rl_warmup.tasks import Task\ndef f(): return Task('x', {'train': [None], 'validation': [], 'test': []}, ('bleu',))", "row 0 is None"),
     ("task", "def f(): return None", "returned NoneType"), ("task", "def f(): raise KeyError('x')", "KeyError"),
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 HUGE = "1" + "0" * 400
 KINDS = {
@@ -47,6 +48,9 @@ TABLE += [
     ("min_warmup_length", "9", "exceeds max_warmup_length 3"), ("stored_warmups", "w.jsonl", "proposals"),
     ("metrics", "[{nam: bleu}]", "is no metric"), ("rewards", "[{weight: 1}]", "is no reward"), ("rewards", "[5]", "is no reward"),
     ("proposals", "[5]", "5 is no name"), ("proposals", f"[{HUGE}]", "is no name"),
+    ("model_name_or_path", "a b c", "Give a folder"), ("model_name_or_path", "scratch-lama", "Give scratch-t5 or scratch-llama"),
+    ("lora_task_type", "FOO\nuse_peft: true", "is not one of CAUSAL_LM"),
+    ("lora_target_modules", "[nosuch]\nuse_peft: true", "Its linear layers are called k, lm_head, o, q, v, wi, wo"),
     ("task", "ledgre", "There is no task"), ("task", HUGE, "There is no task"),
 ]  # fmt: skip
 
@@ -75,6 +79,8 @@ KWARGS = [
 ] + [
     ("train: rows.jsonl, train_sze: 3", "no argument 'train_sze' (did you mean 'train_size'?)"), ("train: nosuch.jsonl", "does not exist"),
     ("train: rows.jsonl, train_size: 9", "8 rows are available"), ("train: rows.jsonl, train_size: -1", "8 rows are available"),
+    ("train: rows.jsonl, test_fraction: 0.3", "test_fraction has no effect without path"),
+    ("train: rows.jsonl, target_style: text", "target_style has no effect without choices_column"),
     ("path: rows.jsonl, train: rows.jsonl", "give either path"), ("train: .", "is a folder"),
     ("train: rows.jsonl, metrics: [5]", "metrics: 5;"),
 ]  # fmt: skip
@@ -92,6 +98,7 @@ YAMLS = [
     ("a: 1\nseed: !!int abc\n", "line 2: is not valid YAML ('abc' is no int)"), ("seed: 2020-13-45\n", "line 1: is not valid YAML"),
     ("a: 1\nb: \x07\n", "line 2: is not valid YAML (the character"), ("a: &a [*a]\n", "holds itself"), ("[" * 500, "nested deeper"),
     ("a: 9" + "9" * 5000, "thousands of digits"), ("a: *b\n", "line 1: is not valid YAML"), ("a: !!python/object:os.system 1\n", "not valid YAML"),
+    ("a: 1\nseed: 010\n", "line 2: 010 would be read as 8"), ("seed: -1:30\n", "line 1: -1:30 would be read as -90"),
     ("\tseed: 1\n", "line 1: is not valid YAML"), ("a: {b: 1\n", "is not valid YAML"), ("seed: 1\n--- \nseed: 2\n", "is not valid YAML"),
 ]  # fmt: skip
 
@@ -100,6 +107,75 @@ YAMLS = [
 def test_a_recipe(text, said, place, check):
     (place / "r.yaml").write_text(text)
     check(["train", "--config", "r.yaml"], place, 2, "The recipe r.yaml", said)
+
+
+def test_a_recipe_of_another_program(place, check):
+    (place / "r.yaml").write_text("".join(f"k{number}: 1\n" for number in range(3000)))
+    check(
+        ["train", "--config", "r.yaml"],
+        place,
+        2,
+        "3001 settings cannot be used",
+        "'k29' is not a setting",
+        "and 2971 more",
+    )
+
+
+def test_numbers_in_quotes_are_numbers_in_the_run_too(place, check):
+    (place / "r.yaml").write_text((place / "r.yaml").read_text() + "seed: '7'\ntau: '2'\nlearning_rate: 1e-4\n")
+    check(["train", "--config", "r.yaml", "--max_steps", "1"], place, 0, "exact_match")
+    kept = yaml.safe_load((place / "out" / "recipe.yaml").read_text())
+    assert (kept["seed"], kept["tau"], kept["learning_rate"]) == (7, 2.0, 1e-4)
+
+
+SWEEP = {
+    "question": "q",
+    "base": "r.yaml",
+    "grid": {"tau": [1, 2]},
+    "seeds": [1],
+    "metric": "exact_match",
+    "control": "tau=1",
+}
+SWEEPS = [  # (keys of a sweep file, what the message says)
+    *[({"random": {"tau": {"low": 1, "high": 2, **more}}, "trials": 2}, said) for more, said in [
+        ({"step": "x"}, "random: tau has 'x' as step. Give a number."), ({"step": 0}, "has 0 as step. Give a number above 0"),
+        ({"step": float("nan")}, "has nan as step"), ({"step": -1}, "has -1 as step"), ({"low": True}, "has True as low"),
+        ({"high": "x"}, "has 'x' as high. Give a number"), ({"log": "maybe"}, "has 'maybe' as log. Give true or false"),
+    ]],
+    ({"control": None}, "control is missing"), ({"settings": {"tua": 1}}, "Did you mean 'tau'?"), ({"base": "rows.jsonl"}, "rows.jsonl, line 2"),
+    ({"grid": {"tau": [1, "x"]}}, "The arm tau=x cannot be run: tau: 'x' is not a number"), ({"metric": "bleu"}, "metric: 'bleu' is not among"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "said"), SWEEPS, ids=lambda one: str(one)[:40])
+def test_a_sweep_file(keys, said, place, check):
+    (place / "s.yaml").write_text(yaml.safe_dump({**SWEEP, **keys}))
+    check(["sweep", "s.yaml", "--dry-run"], place, 2, "s.yaml: ", said)
+
+
+def test_a_compiler_in_the_environment(place, check, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
+    check(["train", "--config", "r.yaml"], place, 2, "ACCELERATE_DYNAMO_BACKEND is 'inductor'", "Unset it")
+
+
+OF_GENERATE = [  # (words after the model, what the message says)
+    (["a", "--file", "rows.jsonl"], "--file: prompts are given beside it, such as 'a'"), (["a", " "], "Prompt 2 is empty"),
+    (["a", "--gate", "nan"], "--gate: 'nan' is not a finite number"), (["a", "--select", "mbr"], "--select: has no effect without"),
+    (["a", "--utility", "rouge"], "--utility: has no effect without --select mbr"), (["a", "--warmup", "zzz"], "warmup: 'zzz' has no token"),
+    (["a", "--temperature", "2"], "--temperature: has no effect without --sample-target"),
+    (["a", "--sample", "--num-warmups", "2"], "--sample: has no effect beside"), (["--file", "."], "--file: . is a folder"),
+    (["--file", "no.txt"], "no.txt does not exist. Give a text file"), (["a\udcff"], "holds half a character"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), OF_GENERATE, ids=lambda one: ascii(one)[:40])
+def test_words_of_generate(words, said, trained, check):
+    check(["generate", "out", *words], trained, 2, said)
+
+
+def test_warmups_of_a_run_that_is_not_there(trained, check):
+    argv = ["evaluate", "out", "--controls", "other_run", "--warmups-from", "nosuch"]
+    check(argv, trained, 2, "nosuch holds no predictions.jsonl")
 
 
 @pytest.mark.parametrize(

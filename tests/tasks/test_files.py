@@ -135,7 +135,7 @@ def test_empty_and_wrong_values(tmp_path):
         ("r.jsonl", b"\xff\xfe", ["r.jsonl", "not UTF-8", "byte 0"]),
         ("r.jsonl.gz", b"plain", ["r.jsonl.gz", "not a whole gzip file"]),
         ("r.parquet", b"plain", ["r.parquet", "not a readable Parquet file"]),
-        ("r.jsonl", b"", ["no rows in any split"]),
+        ("r.jsonl", b"", ["r.jsonl: no rows for the train split"]),
     ],
 )
 def test_unreadable_content(tmp_path, name, content, words):

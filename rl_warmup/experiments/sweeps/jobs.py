@@ -207,6 +207,14 @@ def read_sweep(file: str | Path, output: Path | None = None) -> Sweep:
     """A sweep file with every arm, checked; the runs go to `output`, or runs/sweeps/ and the file's name.
     ValueError for a key, setting, name or metric that cannot be used; ImportError for random ranges without Optuna."""
     question = read_question(file)
+    try:
+        return _checked(question, output)
+    except ValueError as error:  # with the file, as the fault may be in it or in its base
+        raise ValueError(f"{file}: {error}") from error.__cause__
+
+
+def _checked(question: Question, output: Path | None) -> Sweep:
+    """The sweep of a question. Raises as `read_sweep`, without the name of the file."""
     # checked together, as settings may be what lets a base for a GPU run here
     base = build_recipe({**read_values(question.base), **question.settings}).values
     variants = [Variant(name, changes) for name, changes in question.runs.items()] + _grid(question.grid)
@@ -269,6 +277,7 @@ def distribution(key: str, given: Any) -> Any:
             )
         return kinds.CategoricalDistribution(given)
     low, high, step, log = given["low"], given["high"], given.get("step"), bool(given.get("log"))
+    step = float(step) if isinstance(step, str) else step
     if isinstance(low, int) and isinstance(high, int) and not isinstance(step, float):
         return kinds.IntDistribution(low, high, log=log, step=step or 1)
     return kinds.FloatDistribution(float(low), float(high), log=log, step=step)

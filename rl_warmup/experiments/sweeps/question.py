@@ -167,14 +167,28 @@ def _range_fault(key: str, given: Any) -> str:
     if isinstance(given, list) and given:
         return ""
     if isinstance(given, dict) and {"low", "high"} <= given.keys() <= {"low", "high", "log", "step"}:
-        try:
-            low, high = float(given["low"]), float(given["high"])
-        except (TypeError, ValueError, OverflowError):
-            return f"random: {key} has bounds that are no numbers: {given['low']!r:.40}, {given['high']!r:.40}."
-        if not (math.isfinite(low) and math.isfinite(high)) or low > high or (given.get("log") and low <= 0):
+        given = {"log": False, "step": None, **given}
+        for name in ("low", "high") if given["step"] is None else ("low", "high", "step"):
+            if not _is_number(given[name]):
+                return f"random: {key} has {given[name]!r:.40} as {name}. Give a number."
+        if not isinstance(given["log"], bool):
+            return f"random: {key} has {given['log']!r:.40} as log. Give true or false."
+        low, high, step = float(given["low"]), float(given["high"]), float(given["step"] or 1)
+        if not 0 < step < math.inf or given["step"] == 0:
+            return f"random: {key} has {given['step']!r:.40} as step. Give a number above 0."
+        if not (math.isfinite(low) and math.isfinite(high)) or low > high or (given["log"] and low <= 0):
             return f"random: {key} runs from {low:g} to {high:g}; low must not exceed high, and be above 0 with log."
-        return f"random: {key} cannot have both log and step." if given.get("log") and given.get("step") else ""
+        return f"random: {key} cannot have both log and step." if given["log"] and given["step"] else ""
     return f"random: {key} must be a list of values or {{low, high}}, with log: true or step if wanted."
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number, or a text that is one, as YAML reads 1e-4."""
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return not isinstance(value, bool)
 
 
 def _faults_of_choices(values: Mapping[str, Any]) -> Iterator[str]:
