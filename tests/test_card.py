@@ -178,6 +178,12 @@ def test_what_a_person_wrote_stays(run):
     assert page(run).index(own) < page(run).index("# run")
 
 
+def test_a_page_of_somebody_in_latin_1_keeps_its_letters(run):
+    (run / "README.md").write_bytes("Grüße aus Köln".encode("latin-1"))
+    write_card(run)
+    assert "Grüße aus Köln" in page(run)
+
+
 def test_a_removed_page_comes_back_whole(run):
     before = page(run)
     (run / "README.md").unlink()

@@ -22,9 +22,8 @@ from rl_warmup.cli.main import OptionParser, count, quantity, quick_imports, run
 from rl_warmup.runtime.faults import processes
 
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".gz", ".zst", ".zip")
-JSON = re.compile(
-    rb"\s*(\{|\[\s*[{\]])"
-)  # the beginning of an object or of a list of some; a text may begin with [INST]
+# An object begins, or a list of some. A text may begin with [INST].
+JSON = re.compile(rb"\s*(\{|\[\s*[{\]])")
 
 
 def command(args: list[str]) -> None:
@@ -151,13 +150,8 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     if path is None and processes() > 1:
         raise ValueError("Several processes cannot share the standard input. Give the prompts with --file.")
     if path is not None and (not Path(path).is_file() or path.endswith(TABLES)):
-        what = (
-            "is a folder"
-            if Path(path).is_dir()
-            else "is a table or packed"
-            if Path(path).is_file()
-            else "does not exist"
-        )
+        what = "is a table, or packed" if Path(path).is_file() else "does not exist"
+        what = "is a folder" if Path(path).is_dir() else what
         raise ValueError(
             f"--file: {path} {what}. Give a text file with a prompt on each line, or JSON lines with `prompt`."
         )

@@ -166,7 +166,10 @@ def _parts(page: Path) -> tuple[dict[str, Any], str, str]:
     """
     if not page.is_file():
         return {"is_first": True}, "", ""
-    text = page.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        text = page.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:  # written by somebody else
+        text = page.read_text(encoding="latin-1")
     data: dict[str, Any] = {}
     if text.startswith("---"):
         try:

@@ -135,7 +135,7 @@ PROMPTS = [  # (file, content, what `generate --file` says)
     ("p.txt", b'{"prompt": "a"}\n{"prompt": " "}\n', "p.txt, line 2: has no prompt"), ("p.txt", b'[{"prompt": "a"}]', "line 1: is a JSON list"),
     ("p.jsonl", b'{"prompt": ["a"]}\n', "p.jsonl, line 1: column 'prompt' is"), ("p.txt", b"a\n\xe9\n", "p.txt, line 2: is no text in UTF-8"),
     ("p.jsonl", b'{"prompt": [{"role": 5, "content": "a"}]}\n', "line 1: message 0 of column 'prompt'"),
-    ("p.csv", b"prompt\na\n", "p.csv is a table or packed. Give a text file"), ("p.txt.gz", b"x", "is a table or packed"),
+    ("p.csv", b"prompt\na\n", "p.csv is a table, or packed. Give a text file"), ("p.txt.gz", b"x", "is a table, or packed"),
 ]  # fmt: skip
 
 
