@@ -14,6 +14,7 @@ from rl_warmup.tasks.forms import Columns, Languages, columns_of, notes_of
 from rl_warmup.tasks.rows import Row, Task, take
 from rl_warmup.tasks.stream import SHUFFLE_BUFFER, Stream
 
+TABLES = {".csv", ".tsv", ".txt"}
 Name = str | PathLike[str]
 Paths = Name | Sequence[Name] | Mapping[str, Name]
 
@@ -70,7 +71,11 @@ def load(
     given = {"train": train, "validation": validation, "test": test}
     if (path is None) == all(paths is None for paths in given.values()):
         raise ValueError("file: give either path, which is split here, or train (with validation and test)")
+    files = [file for paths in (path, *given.values()) if paths is not None for file in _as_list(paths)]
+    no_table = not any(TABLES & {suffix.lower() for suffix in file.suffixes} for file in files)
     idle = {
+        "column_names": column_names is not None and no_table and "a .csv, .tsv or .txt file",
+        "quoted": quoted is not None and no_table and "a .csv, .tsv or .txt file",
         "target_style": target_style != "letter" and choices is None and "choices_column",
         "validation_fraction": validation_fraction != 0.1 and path is None and "path",
         "test_fraction": test_fraction != 0.1 and path is None and "path",
@@ -92,6 +97,10 @@ def load(
                 raise ValueError(
                     f"file {files}: no rows for the {split} split; give a file that has some, or leave {split} out"
                 )
+    present = {name for rows in read_whole.values() for row in rows for name in row}
+    unknown = [name for name in keep_columns or () if not {name, name.partition(".")[0]} & present]
+    if unknown and present and not stream:
+        raise ValueError(f"file: keep_columns: no row has a column {unknown[0]!r}; give columns of the files")
     splits |= {split: take(rows, sizes[split], seed, split) for split, rows in read_whole.items()}
     return Task("file", splits, tuple(metrics), template.of_text(), notes_of(columns, languages))
 
@@ -118,7 +127,7 @@ class _Source:
                 begun = True
                 yield row
         except ValueError as error:
-            table = {".csv", ".tsv", ".txt"} & set(_as_list(paths)[0].suffixes)
+            table = TABLES & set(_as_list(paths)[0].suffixes)
             if table and self.table.names is None and not begun and "no column" in str(error):
                 raise ValueError(f"{error}; a file without a header line needs column_names") from None
             raise

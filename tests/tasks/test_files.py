@@ -154,3 +154,17 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.lib", None)
     with pytest.raises(ImportError, match="needs pyarrow; pip install pyarrow"):
         load_task("file", train=str(tmp_path / "r.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("more", "facts"),
+    [
+        ({"keep_columns": ["topc"]}, ["keep_columns", "'topc'"]),
+        ({"column_names": ["prompt", "target"]}, ["column_names", "no effect", ".csv"]),
+        ({"quoted": True}, ["quoted", "no effect", ".csv"]),
+    ],
+)
+def test_columns_that_no_row_has_and_arguments_of_tables_for_json_lines_are_refused(tmp_path, more, facts):
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "target": "b", "topic": "c"}])
+    with pytest.raises(ValueError, match="(?s)" + ".*".join(facts)):
+        load_task("file", train=str(tmp_path / "rows.jsonl"), **more)
