@@ -43,7 +43,11 @@ def command(args: list[str]) -> None:
     )
     parser.add_argument("--limit", type=count, help="only the first rows of the split")
     parser.add_argument("--batch-size", type=count, default=32)
-    parser.add_argument("--output", type=place, help="folder for the results; default RUN/evaluation/SPLIT")
+    parser.add_argument(
+        "--output",
+        type=place,
+        help="folder for the results; default RUN/evaluation/SPLIT, with --task RUN/evaluation/SPLIT-HASH",
+    )
     options = parser.parse_args(args)
     for flag, named in (("--controls", options.controls), ("--metrics", options.metrics or [])):
         if twice := [name for at, name in enumerate(named) if name in named[:at]]:
@@ -61,6 +65,7 @@ def command(args: list[str]) -> None:
         from rl_warmup.runtime.run_files import read_result, require_folder
         from rl_warmup.runtime.run_folder import write_json
         from rl_warmup.runtime.sharing import initialize_distributed, is_main, refuse_differences
+        from rl_warmup.tasks import rows_hash
         from rl_warmup.tasks.stream import Stream
 
     evaluation = Evaluation(
@@ -105,6 +110,10 @@ def command(args: list[str]) -> None:
             others = " or ".join(f"--split {name}" for name, rows in task.splits.items() if rows)
             raise ValueError(f"The task {task.name} has no rows in its {options.split} split, only for {others}.")
         refuse_differences(identity(task, {}))
+        if (
+            options.task is not None and recipe.is_file() and not options.output
+        ):  # the run's own rows have the plain name
+            output = output.with_name(f"{options.split}-{rows_hash(task.splits[options.split])[:8]}")
         rehearse(task, options.split, warmup_generator.encoder(), warmup_generator, evaluation.controls)
         if is_main():  # results of other weights or controls must not stay beside the new files
             held.enter_context(ownership.writing(output, "--output"))

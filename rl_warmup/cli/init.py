@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import statistics
 from collections.abc import Callable
@@ -41,7 +42,7 @@ max_steps: 1000
 per_device_train_batch_size: 8
 per_device_eval_batch_size: 32
 learning_rate: {rate}
-warmup_steps: 50  # of the learning rate, as in transformers
+warmup_steps: 0.05  # of the learning rate, a share of all updates
 eval_strategy: steps
 eval_steps: 250
 metric_for_best_model: {metric}
@@ -67,7 +68,11 @@ def command(args: list[str]) -> None:
     if output.exists() or output.is_symlink():
         raise ValueError(f"{output} exists already; remove it, or give another path as --output.")
     columns = {key: getattr(options, key) for key in ("prompt_column", "target_column") if getattr(options, key)}
-    text = recipe_text(file, output, columns, options.model)
+    try:
+        text = recipe_text(file, output, columns, options.model)
+    except ValueError as error:  # names arguments of the task; here they are flags
+        said = re.sub(r"\b(prompt|target)_column\b", r"--\1-column", str(error))
+        raise ValueError(said) from error.__cause__
     with output.open("x", encoding="utf-8") as stream:
         stream.write(text)
     used = options.model or "the model in it is a guess; offline: --model scratch-t5 or scratch-llama"

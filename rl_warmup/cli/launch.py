@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from rl_warmup.cli.main import OptionParser
+from rl_warmup.runtime import faults
 from rl_warmup.runtime.orphans import as_parent
 from rl_warmup.runtime.ownership import LOGS, refuse_folder
 from rl_warmup.runtime.shipped import shipped
@@ -124,11 +125,12 @@ def run_folder(args: list[str]) -> Path:
 
 
 def keep_own_log() -> None:
-    """On every process of a launch but the first: redirect all output to logs/rank<n>.log of the run."""
+    """On every process of a launch but the first: redirect all output, but the sentence it may end with, to logs/rank<n>.log."""
     folder, rank = os.environ.get(LOGS), int(os.environ.get("RANK") or 0)
     if not folder or rank == 0:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
+    faults.terminal = os.dup(sys.stderr.fileno())
     with Path(folder, f"rank{rank}.log").open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

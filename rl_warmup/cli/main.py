@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import rl_warmup
 from rl_warmup import plugins
+from rl_warmup.runtime import faults
 from rl_warmup.runtime.faults import claim, connection_lost, disk_sentence, launch_fault, processes
 from rl_warmup.runtime.terminal import bars, lost_output, steady_streams
 
@@ -229,7 +230,11 @@ def _tell(name: str, sentence: str, error: Exception, own: bool) -> None:
     where = " (RL_WARMUP_TRACEBACK=1 shows where)" if error.__cause__ is not None else ""
     many = processes()
     which = f" (process {os.environ['RANK']} of {many})" if many > 1 and os.environ.get("RANK") else ""
-    print(f"rl-warmup {name}{which}: {sentence}{where}", file=sys.stderr, flush=True)
+    said = f"rl-warmup {name}{which}: {sentence}{where}"
+    print(said, file=sys.stderr, flush=True)
+    if faults.terminal is not None:
+        with suppress(OSError):
+            os.write(faults.terminal, f"{said}\n".encode(errors="backslashreplace"))
 
 
 def _leave_processes() -> None:

@@ -48,8 +48,9 @@ def command(args: list[str]) -> None:
     prompts = len(set(trial.prompts()))
     by = f"log-probabilities by {model}" if model else "no model: tokens are the file's words"
     print(f"{options.file}: {len(rows)} warmups of {prompts} prompts; {by}\n")
-    print(_summary(results, trial))
-    print("\n" + _scores(results, trial, rows[: options.show]))
+    if worked := [result for result in results if any(value is not None for value in result.values)]:
+        print(_summary(worked, trial))
+        print("\n" + _scores(worked, trial, rows[: options.show]))
     if options.output:
         scored = ({result.name: result.values[i] for result in results} for i in range(len(rows)))
         write_jsonl(Path(options.output), [{**row, "scores": s} for row, s in zip(rows, scored, strict=True)])

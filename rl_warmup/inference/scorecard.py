@@ -221,7 +221,9 @@ def _score_part(reward: Reward, result: RewardResult, make: Callable[..., Argume
         result.notes.append("takes no **kwargs, so TRL's trainers need it through `load_reward`; here that is fine")
     fixed = getattr(reward.function, "keywords", {})
     if unnamed := sorted(set(fixed) - {p.name for p in reward.parameters}):
-        result.notes.append(f"takes {unnamed[0]!r} of its kwargs by **kwargs alone: is it spelled right?")
+        result.notes.append(
+            f"takes {unnamed[0]!r} of its kwargs by **kwargs alone, so a misspelt name would go unnoticed"
+        )
     again = start(reward, reward.arguments(make()), offered)().values
     if not _same(again, outcome.values):
         result.notes.append("two calls with the same rows gave different numbers")

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -98,9 +99,11 @@ class Reward:
                 if p.name in offered.absent:
                     needs = f"Reward {self.name!r} needs {p.name!r}, which needs a model, and none is given."
                     raise ValueError(f"{needs} Give one (--model).")
+                near = get_close_matches(p.name, (*offered.columns, *CHEAP, *ON_REQUEST), 1)
                 raise ValueError(
                     f"Reward {self.name!r} needs an argument {p.name!r}, which is neither in its `kwargs`, nor a column of the "
                     f"data ({', '.join(offered.columns) or 'none'}), nor one of {', '.join((*CHEAP, *ON_REQUEST))}."
+                    + (f" Did you mean {near[0]!r}?" if near else "")
                 )
         wanted = [n for n in on_offer if n in self.asks_for or (self.takes_everything and n not in ON_REQUEST)]
         values = {name: _own(offered[name]) for name in wanted}

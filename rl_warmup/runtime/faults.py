@@ -37,6 +37,8 @@ LOST = (
     "remote process exited",
 )
 
+terminal: int | None = None  # the launch's standard error, where this process's own output goes to a file
+
 
 def launch_fault() -> str | None:
     """A sentence for a variable of a launcher that cannot be used, or for a current folder that is gone."""

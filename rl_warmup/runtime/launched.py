@@ -49,6 +49,7 @@ def initialize_distributed_on_cpu(args: Any) -> None:
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find that too, but warn in every run
+        warnings.filterwarnings("ignore", "'pin_memory' argument is set as true")  # transformers' default
     if "RANK" not in os.environ or not on_cpu or asks_fsdp(args):
         return
     args.use_cpu = True

@@ -120,7 +120,8 @@ class ProgressLine(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not tells(args) or not logs:
             return
-        shown = [k for k in logs if k in self.SHOWN or (k.startswith("eval_") and "_per_second" not in k)]
+        validation = [k for k in logs if k.startswith("eval_") and "/" not in k and "_per_second" not in k]
+        shown = [k for k in logs if k in self.SHOWN or k in validation]
         if shown:
             values = "  ".join(f"{k.rpartition('/')[2]} {logs[k]:.4g}" for k in shown)
             phase = f" [{logs['phase']}]" if "phase" in logs else ""

@@ -93,9 +93,9 @@ def load(
         read_whole = {split: list(source.rows(paths, split)) for split, paths in given.items()}
         for split, rows in read_whole.items():
             if given[split] is not None and not rows:
-                files = ", ".join(map(str, _as_list(given[split] or [])))
+                names = ", ".join(map(str, _as_list(given[split] or [])))
                 raise ValueError(
-                    f"file {files}: no rows for the {split} split; give a file that has some, or leave {split} out"
+                    f"file {names}: no rows for the {split} split; give a file that has some, or leave {split} out"
                 )
     present = {name for rows in read_whole.values() for row in rows for name in row}
     unknown = [name for name in keep_columns or () if not {name, name.partition(".")[0]} & present]

@@ -1,8 +1,8 @@
 """Knows what a row and a task are, and checks them; must not know where rows come from, nor any model or tokenizer.
 
 A row is a dict with three non-empty strings - `id`, `prompt` (x) and `target` (y) - and further columns of its task. The prompt
-may also be a conversation: a list of messages with `role` and `content` (docs/data.md). The id is a label and may occur twice,
-as in some data sets: a row is identified by its place.
+may also be a conversation: a list of messages with `role` and `content` (docs/data.md). The id is a label, by default the row's
+number, and may occur twice, as in some data sets: a row is identified by its place.
 """
 
 import hashlib
@@ -58,7 +58,8 @@ def _check_rows(rows: Sequence[Row], where: str) -> None:
     for number, row in enumerate(rows):
         label = f"{where}, row {number}"
         if not isinstance(row, dict):
-            raise ValueError(f"{label} is {row!r:.80}; give an object with id, prompt and target")
+            raise ValueError(f"{label} is {row!r:.80}; give an object with prompt and target")
+        row.setdefault("id", str(number))
         for key in ("id", "prompt", "target"):
             value = row.get(key)
             value = flat(conversation(value, key, label)) if key == "prompt" and is_conversation(value) else value

@@ -61,6 +61,12 @@ def test_train_evaluate_generate(recipe, tmp_path, capsys):
     assert set(again["metrics"]) == {"", "filler"}
     capsys.readouterr()
 
+    assert main(["evaluate", str(run), "--split", "validation", "--task", "ledger", "--task_kwargs",
+                 "{length: 3, modulus: 5, train_size: 4, validation_size: 2, test_size: 2}"]) == 0  # fmt: skip
+    assert json.loads((run / "evaluation" / "validation" / "metrics.json").read_text()) == again
+    assert len(list((run / "evaluation").glob("validation-*/predictions.jsonl"))) == 1
+    capsys.readouterr()
+
     assert main(["evaluate", str(run), "--output", str(tmp_path / "test")]) == 0
     assert read_jsonl(tmp_path / "test" / "predictions.jsonl") == read_jsonl(run / "predictions.jsonl")
     capsys.readouterr()

@@ -45,6 +45,13 @@ def test_the_recipe_trains(capsys):
     assert recipe.config.output_dir == "runs/mine"
 
 
+def test_columns_are_asked_for_by_their_flags(capsys):
+    assert main(["init", write("mine.jsonl", pairs(names=("q", "a")))]) == 2
+    said = capsys.readouterr().err
+    assert "--prompt-column" in said
+    assert "--target-column" in said
+
+
 @pytest.mark.parametrize(
     ("rows", "flags", "model", "metric"),
     [

@@ -96,6 +96,7 @@ def test_mistakes_and_what_is_worth_knowing(place, capsys, spec, code, words):
     given, out, err = score(capsys, "rows.jsonl", "--reward", spec)
     assert given == code
     assert words in (err if code else out)
+    assert ("corr" in out) == (code == 0)  # no table of what was not scored
     assert "Traceback" not in out + err
 
 

@@ -72,6 +72,14 @@ def test_two_processes_of_which_accelerate_would_start_one(recipe):
     assert not Path("run", "metrics.jsonl").exists()
 
 
+def test_a_misspelt_setting_is_told_once_on_the_terminal(recipe):
+    """Whichever process is the first to find it: only the others' output goes to files."""
+    command = [sys.executable, "-m", "rl_warmup.cli.main", "train", "--config", recipe, "--launch", "cpu"]
+    code, output = run_to_end([*command, "--num_processes", "2", "--num_warmps", "2"], 200)
+    assert code == 2
+    assert output.count("Did you mean 'num_warmups'?") == 1
+
+
 def test_processes_of_one_launch_are_one_run_and_end_with_their_launcher(recipe):
     """A second launch is refused while the first one writes; killed, the first one leaves no process and no lock."""
     command = [sys.executable, "-m", "rl_warmup.cli.main", "train", "--config", recipe]

@@ -23,7 +23,7 @@ def test_a_good_task_keeps_its_rows():
         ),
         ({"id": "a", "prompt": "x"}, ["row 1", "'target' is missing"]),
         ({"id": "a", "prompt": 3, "target": "y"}, ["row 1", "'prompt' is 3", "non-empty string"]),
-        ({"prompt": "x", "target": "y"}, ["row 1", "'id' is missing"]),
+        ({"id": "", "prompt": "x", "target": "y"}, ["row 1", "'id' is ''"]),
     ],
 )
 def test_a_bad_row_is_named(row, words):
