@@ -198,6 +198,8 @@ def test_a_page_runs(page, stage, tmp_path, monkeypatch, capsys):
         if block.why_not:
             continue
         if block.kind == "python":
+            if named := re.match(r"# (\w+\.py)\n", block.text):
+                Path(named[1]).write_text(block.text, encoding="utf-8")
             exec(compile(block.text, where, "exec"), known)
             continue
         command, _, given = block.text.partition(" < ")

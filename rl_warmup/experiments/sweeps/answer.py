@@ -144,9 +144,9 @@ def _verdicts(sweep: Sweep, results: MetricResults) -> list[str]:
     how = "over rows of one seed (bootstrap), which says nothing of seeds"
     if SEEDS in basis:
         how = "between seeds (Welch)" + (" where there are two, else over rows of one" if len(basis) > 1 else "")
-    if not tested[0][1].family:
-        return said
-    return [*said, f"Tests {how}, Holm over {plural(tested[0][1].family, 'comparison')}."]
+    family = tested[0][1].family
+    holm = f", Holm over {plural(family, 'comparison')}" if family else ""
+    return [*said, f"Tests {how}{holm}."]
 
 
 def _of_ceiling(sweep: Sweep, arm: str, gains: bool) -> str:
