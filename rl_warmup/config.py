@@ -368,9 +368,8 @@ def effective(*parts: Any) -> dict[str, Any]:
 def void_note(found: dict[str, str]) -> str | None:
     """One line about settings without effect, or None."""
     derived = "greater_is_better" if "metric_for_best_model" in found else ""  # nobody has set it
-    names = {why: [name for name in found if found[name] == why and name != derived] for why in found.values()}
-    told = "; ".join(f"{', '.join(same)} ({why})" for why, same in names.items() if same)
-    return f"Without effect: {told}." if told else None
+    names = {why: ", ".join(one for one in found if found[one] == why and one != derived) for why in found.values()}
+    return f"Without effect: {told}." if (told := "; ".join(f"{n} ({why})" for why, n in names.items() if n)) else None
 
 
 def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> list[str]:

@@ -99,7 +99,7 @@ class Reward:
                 if p.name in offered.absent:
                     needs = f"Reward {self.name!r} needs {p.name!r}, which needs a model, and none is given."
                     raise ValueError(f"{needs} Give one (--model).")
-                near = get_close_matches(p.name, (*offered.columns, *CHEAP, *ON_REQUEST), 1)
+                near = get_close_matches(p.name, (*offered.columns, *CHEAP, *ON_REQUEST), 1, 0.8)
                 raise ValueError(
                     f"Reward {self.name!r} needs an argument {p.name!r}, which is neither in its `kwargs`, nor a column of the "
                     f"data ({', '.join(offered.columns) or 'none'}), nor one of {', '.join((*CHEAP, *ON_REQUEST))}."

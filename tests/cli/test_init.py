@@ -90,7 +90,7 @@ def test_letters_of_a_script_without_spaces_count_as_words():
 @pytest.mark.parametrize(
     ("rows", "flags", "facts"),
     [
-        (pairs(names=("q", "a")), [], ["rows.jsonl", "prompt_column", "q, a"]),
+        (pairs(names=("q", "a")), [], ["rows.jsonl", "--prompt-column", "q, a"]),
         (pairs(5), [], ["rows.jsonl", "5 distinct prompts", "6"]),
         (pairs(), ["--output", "rows.jsonl"], ["rows.jsonl exists already", "--output"]),
         (pairs(), ["--output", "no/r.yaml"], ["no/r.yaml"]),

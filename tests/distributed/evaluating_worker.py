@@ -59,6 +59,7 @@ def main() -> None:
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # as a process of a launch ends: destructors of C++ abort now and then
 
 
 if __name__ == "__main__":
