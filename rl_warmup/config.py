@@ -41,7 +41,6 @@ REMOTE_CODE = (
     "architecture that is not in transformers, load the model yourself and give it to WarmupTrainer(model=...)."
 )
 SINGLE_WARMUP_OBJECTIVES = ("sft", *(name for name in RULES if name not in NEEDS_TWO))
-MOST = 30  # faults that are listed
 # Settings that TrainingArguments tries on the devices of this machine.
 OF_DEVICES = ("bf16", "fp16", "tf32", "deepspeed", "fsdp", "fsdp_config", "ddp_backend")
 # Settings that the objective sft does not read.
@@ -64,7 +63,6 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Rewards may need any column, so keep all."})
     hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub, upload the model after training."})
     logging_steps: float = field(default=10, metadata={"help": "Updates between two logs."})
-
     log_completions: InitVar[bool | None] = None  # TRL's name of log_warmups
     lines: ClassVar[bool | None] = None  # whether a run prints lines; None: where disable_tqdm is off
 
@@ -368,8 +366,9 @@ def effective(*parts: Any) -> dict[str, Any]:
 def void_note(found: dict[str, str]) -> str | None:
     """One line about settings without effect, or None."""
     derived = "greater_is_better" if "metric_for_best_model" in found else ""  # nobody has set it
-    names = {why: ", ".join(one for one in found if found[one] == why and one != derived) for why in found.values()}
-    return f"Without effect: {told}." if (told := "; ".join(f"{n} ({why})" for why, n in names.items() if n)) else None
+    reasons = {why: [name for name in found if found[name] == why and name != derived] for why in found.values()}
+    told = [f"{', '.join(names)} ({why})" for why, names in reasons.items() if names]
+    return f"Without effect: {'; '.join(told)}." if told else None
 
 
 def _plugin_faults(key: str, noun: str, name: Any, built_in: Iterable[str]) -> list[str]:
@@ -391,9 +390,10 @@ def _inherited(classes: list[type]) -> dict[str, Any]:
     return {name: value for name, value in defaults_of(classes).items() if name not in ours}
 
 
-def _report(faults: list[str]) -> str:
-    listed = [f"  - {fault}" for fault in faults[:MOST]] + [f"  - and {len(faults) - MOST} more"] * (len(faults) > MOST)
-    return faults[0] if len(faults) == 1 else "\n".join([f"{len(faults)} settings cannot be used:", *listed])
+def _report(faults: list[str], most: int = 30) -> str:
+    more = [f"and {len(faults) - most} more"] if len(faults) > most else []
+    listed = "\n  - ".join([f"{len(faults)} settings cannot be used:", *faults[:most], *more])
+    return listed if len(faults) > 1 else faults[0]
 
 
 def _pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def command(args: list[str]) -> None:
     parser.add_argument(
         "--output",
         type=place,
-        help="folder for the results; default RUN/evaluation/SPLIT, with --task RUN/evaluation/SPLIT-HASH",
+        help="folder for the results; default RUN/evaluation/SPLIT, of other data than the recipe's RUN/evaluation/SPLIT-HASH",
     )
     options = parser.parse_args(args)
     for flag, named in (("--controls", options.controls), ("--metrics", options.metrics or [])):
@@ -110,9 +110,8 @@ def command(args: list[str]) -> None:
             others = " or ".join(f"--split {name}" for name, rows in task.splits.items() if rows)
             raise ValueError(f"The task {task.name} has no rows in its {options.split} split, only for {others}.")
         refuse_differences(identity(task, {}))
-        if (
-            options.task is not None and recipe.is_file() and not options.output
-        ):  # the run's own rows have the plain name
+        is_other_data = options.task is not None and recipe.is_file()
+        if is_other_data and not options.output:  # the results of the run's own rows stay
             output = output.with_name(f"{options.split}-{rows_hash(task.splits[options.split])[:8]}")
         rehearse(task, options.split, warmup_generator.encoder(), warmup_generator, evaluation.controls)
         if is_main():  # results of other weights or controls must not stay beside the new files

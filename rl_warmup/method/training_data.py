@@ -40,9 +40,8 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
         print(f"{name}: {', '.join(f'{n} {what}' for what, n in encoder.counts.items())} by the token limits.")
     if said := encoder.writable.say(name):
         print(said)
-    texts = (
-        (row.get("completion"), row["target"]) for row in encoded
-    )  # a list of messages is where the target came from
+    # where the completion is a list of messages, the target comes from it
+    texts = ((row.get("completion"), row["target"]) for row in encoded)
     if any(isinstance(completion, str) and completion != target for completion, target in texts):
         print(f"{name}: rows have a column `completion` beside `target`, which says something else. `target` is used.")
     if name == "train" and (words := _refuse_words(encoded, args.proposals, encoder.tokenizer)):

@@ -44,7 +44,7 @@ def initialize_distributed_on_cpu(args: Any) -> None:
 
     Without `use_cpu` accelerate starts independent runs there, each with rank 0. DeepSpeed is initialized first, as ZeRO-3
     from `deepspeed: zero3.json` needs the number of processes early. Its shared memory operator is off, as compiling it takes
-    most of a minute.
+    most of a minute. Where there is no accelerator, two libraries are kept from warning of it in every run.
     """
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
     if not torch.accelerator.is_available():

@@ -121,8 +121,8 @@ NEEDS: dict[str, str] = {
     "fsdp_config": "fsdp",
     "activation_checkpointing_kwargs": "activation_checkpointing", "gradient_checkpointing_kwargs": "gradient_checkpointing",
 }  # fmt: skip
-# Refused values of effective settings.
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+# Refused values of effective settings.
 REFUSED_VALUES: dict[tuple[str, str], str] = {
     **{("train_sampling_strategy", kind): "rows are not sorted by length; batches of the forward already are"
        for kind in ("group_by_length", "batch_rebalance")},
