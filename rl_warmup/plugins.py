@@ -99,7 +99,8 @@ def contained(cancels: bool = True) -> Iterator[None]:
     deaf = handler is signal.SIG_IGN  # a background job: nobody can type
     if listens:
         signal.signal(signal.SIGINT, hear)
-    before, folder = _inside.set(True), _folder()
+    before = _inside.set(True)
+    folder = working_folder() if main else None  # other threads may end long after they were given up
     try:
         yield
     except Exception:
@@ -113,21 +114,22 @@ def contained(cancels: bool = True) -> Iterator[None]:
         raise ProcessExit(f"it tried to end the process by {what}; let it return, or raise an error") from error
     finally:
         _inside.reset(before)
-        _put_back(folder)
+        return_to(folder)
         if listens:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _folder() -> str | None:
+def working_folder() -> str | None:
+    """The working directory of the process, or None if it was removed."""
     try:
         return os.getcwd()
-    except OSError:  # it was removed
+    except OSError:
         return None
 
 
-def _put_back(folder: str | None) -> None:
-    """The working directory: paths of the run are relative to it."""
-    if folder and _folder() != folder:
+def return_to(folder: str | None) -> None:
+    """Undo a plugin's change of the working directory: paths of the run are relative to it."""
+    if folder and working_folder() != folder:
         os.chdir(folder)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_warmup.plugins import contained
+from rl_warmup.plugins import contained, return_to, working_folder
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.reward import Reward
 
@@ -54,6 +54,7 @@ class Outcome:
 
 def start(reward: Reward, arguments: dict[str, Any], offered: Arguments) -> Callable[[], Outcome]:
     """A function that returns the outcome. Coroutines start at once and run concurrently."""
+    folder = working_folder()
     result = _scheduled(reward, arguments) if reward.is_async else functools.partial(_call, reward, arguments)
 
     def outcome() -> Outcome:
@@ -71,6 +72,8 @@ def start(reward: Reward, arguments: dict[str, Any], offered: Arguments) -> Call
             )
             nothing.fault, nothing.cause = f"Reward {reward.name!r} {what}", error
             return nothing
+        finally:
+            return_to(folder)
         return _checked(reward, found, offered, nothing)
 
     return outcome

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,6 +184,45 @@ def test_a_coroutine_that_blocks_its_loop_costs_the_loop_not_the_run(world, monk
     ):
         world.judge([Reward("blocks", 1.0, blocks, timeout=0.1)])
     assert world.judge([fine]).total.tolist() == [1.0] * 4
+
+
+def test_a_call_that_ends_after_it_was_given_up_leaves_the_working_directory(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(calling, "GRACE", 0.1)
+    release, ended = threading.Event(), threading.Event()
+
+    async def blocks(completion_ids):
+        release.wait(30)
+        asyncio.get_running_loop().call_soon(ended.set)  # after `contained` has ended
+
+    with pytest.raises(ValueError, match="blocks its event loop"):
+        world.judge([Reward("blocks", 1.0, blocks, timeout=0.1)])
+    monkeypatch.chdir(tmp_path)
+    release.set()
+    assert ended.wait(30)
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.parametrize("timeout", [None, 10])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_changed_working_directory_is_changed_back(world, monkeypatch, tmp_path, is_async, timeout):
+    monkeypatch.chdir(tmp_path)
+
+    def leaves(completion_ids):
+        os.chdir("/")
+        return [0.0] * 4
+
+    async def leaves_later(completion_ids):
+        return leaves(completion_ids)
+
+    def work():
+        world.judge([Reward("leaves", 1.0, leaves_later if is_async else leaves, timeout=timeout)])
+
+    work()
+    assert Path.cwd() == tmp_path
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(30)
+    assert Path.cwd() == tmp_path
 
 
 def test_a_functions_own_time_out_is_its_own(world):
