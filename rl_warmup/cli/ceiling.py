@@ -46,8 +46,8 @@ def command(args: list[str]) -> None:
     output = Path(options.output)
     if run_of(output):
         raise ValueError(f"--output: {output} is in a run's folder. Give a folder for the runs of all arms.")
-    output.mkdir(parents=True, exist_ok=True)
     arms = {"sft": {"objective": "sft", "proposals": []}, **_ceilings(options.warmups)}
+    output.mkdir(parents=True, exist_ok=True)
     question = {
         "question": "Could warmups pay here? Good ones imitated, beside plain fine-tuning",
         "base": str(find_recipe(options.config).resolve()),
@@ -71,11 +71,14 @@ def _without_groups(recipe: dict[str, Any], arm: dict[str, Any]) -> dict[str, An
 
 def _ceilings(files: list[str]) -> dict[str, dict[str, Any]]:
     """An arm for each file: it imitates the file's warmups in all updates and samples nothing."""
+    from rl_warmup.inference.samples import check_warmups
+
     arms: dict[str, dict[str, Any]] = {}
     for file in map(Path, files):
         if not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
             raise ValueError(f"--warmups: {file} {what}; give a file of warmups (docs/stored-warmups.md).")
+        check_warmups(file)
         name = file.stem
         if name in arms or name == "sft":
             raise ValueError(f"--warmups: two arms would be called {name}; give the files different names.")

@@ -26,7 +26,7 @@ def command(args: list[str]) -> None:
                              "other_run (with --warmups-from), or all; default: shuffled empty_warmup")  # fmt: skip
     parser.add_argument("--likelihood", action="store_true",
                         help="also log P(y|x) by 1 to 16 warmups, the gain, and multiple choice by likelihood")  # fmt: skip
-    parser.add_argument("--num-warmups", type=count, default=8, help="candidates of rerank; default 8")
+    parser.add_argument("--num-warmups", type=count, help="candidates of rerank; default 8")
     parser.add_argument(
         "--warmups-from", type=place, metavar="RUN", help="run whose warmups the control other_run uses"
     )
@@ -68,9 +68,14 @@ def command(args: list[str]) -> None:
         from rl_warmup.tasks import rows_hash
         from rl_warmup.tasks.stream import Stream
 
+    controls = _names(options.controls, options.warmups_from)
+    if options.num_warmups is not None and "rerank" not in controls:
+        raise ValueError(
+            "--num-warmups: is the number of candidates of rerank; add rerank to --controls, or leave it out."
+        )
     evaluation = Evaluation(
-        _names(options.controls, options.warmups_from), options.likelihood or "all" in options.controls,
-        options.batch_size, options.num_warmups, options.warmups_from, show_progress=True,
+        controls, options.likelihood or "all" in options.controls,
+        options.batch_size, options.num_warmups or 8, options.warmups_from, show_progress=True,
     )  # fmt: skip
     evaluation.check()
     require_folder(options.run)

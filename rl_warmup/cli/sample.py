@@ -97,7 +97,11 @@ def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any,
     kept = {name: value for name, value in base.items() if name not in (*OF_DEVICES, *NOT_FOR_SAMPLING)}
     if flags.get("task", base.get("task")) != base.get("task"):
         kept.pop("task_kwargs", None)
-    return build_recipe({**kept, **flags, "model_name_or_path": model}), set(flags)
+    asked = {**flags, "model_name_or_path": model}
+    try:
+        return build_recipe({**kept, **asked}), set(flags)
+    except ValueError as error:
+        raise ValueError(f"{config or own}, with the flags given: {error}" if base else str(error)) from error
 
 
 def _without_code(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 
 from rl_warmup.batch import Warmup
 from rl_warmup.method.drawing import Drawing, Groups, append, draw_missing
-from rl_warmup.method.warmup_files import record
+from rl_warmup.method.warmup_files import read_lines, record
 from rl_warmup.models.encoding import RowEncoder
 from rl_warmup.models.inference_settings import Inference, cut_of, read_layout
 from rl_warmup.models.layouts import make_layout
@@ -134,6 +134,11 @@ class Sampler:
 
             draw_missing(self.drawing, prompts, done, keep, "Sampling warmups" if show_progress else "")
             return map_over_processes(_sorted_records, [path])[0], len(done)
+
+
+def check_warmups(path: Path) -> None:
+    """Raise the ValueError of a training that would read this file, long before it does."""
+    read_lines(path)
 
 
 def is_group(found: Any) -> bool:

@@ -171,7 +171,8 @@ def read_layout(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = read_json(path, "Copy it again from the run, or train again.")
-    fault = next(filter(None, (_fault(found, name) for name in KINDS)), None)
+    strange = [f"{name!r} is no key of it" for name in found if name not in KINDS]  # of a later version, or misspelt
+    fault = next(filter(None, [*strange, *(_fault(found, name) for name in KINDS)]), None)
     if fault is not None:
         raise ValueError(
             f"{path}: {fault}. Copy the file again from the run or one of its checkpoints; where there is none, write what the "

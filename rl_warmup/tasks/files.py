@@ -77,6 +77,7 @@ def load(
         "column_names": column_names is not None and no_table and "a .csv, .tsv or .txt file",
         "quoted": quoted is not None and no_table and "a .csv, .tsv or .txt file",
         "target_style": target_style != "letter" and choices is None and "choices_column",
+        "shuffle_buffer": shuffle_buffer != SHUFFLE_BUFFER and not stream and "stream: true",
         "validation_fraction": validation_fraction != 0.1 and path is None and "path",
         "test_fraction": test_fraction != 0.1 and path is None and "path",
     }

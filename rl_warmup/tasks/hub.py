@@ -69,6 +69,8 @@ def load(
     if stream and (train is None or train_size is not None or spoken(prompt_column, id_column)):
         what = "train: the name of a split" if train is None else "no train_size and no language_column"
         raise ValueError(f"hub: stream reads the training rows on demand; give {what}, or set stream to false")
+    if shuffle_buffer != SHUFFLE_BUFFER and not stream:
+        raise ValueError("hub: shuffle_buffer has no effect without stream: true; leave it out")
     for ours, (theirs, size) in wanted.items():
         if theirs is None:
             splits[ours] = take([], size, seed, ours)

@@ -22,6 +22,7 @@ RECIPE = {
     "max_steps": 1, "per_device_train_batch_size": 4, "max_warmup_length": 4, "save_strategy": "no", "use_cpu": True,
     "metric_for_best_model": "exact_match", "proposals": ["reference"],
 }  # fmt: skip
+LINE = '{"row": 0, "warmup": "1"}\n'
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_gold_warmups_beside_fine_tuning(recipe, tmp_path, capsys):
 )
 def test_what_is_refused(recipe, tmp_path, changes, named):
     file = tmp_path / "gold.jsonl"
-    file.write_text("")
+    file.write_text(LINE)
     with pytest.raises(ValueError, match=named):
         command(
             ["--config", str(recipe), *(part.format(file=file) for part in changes), "--output", str(tmp_path / "o")]
@@ -68,7 +69,7 @@ def test_what_is_refused(recipe, tmp_path, changes, named):
 def test_files_of_falling_quality_are_arms_named_by_all_but_their_ending(recipe, tmp_path, monkeypatch):
     files = [tmp_path / f"drafts.{quality}.jsonl" for quality in (100, 50)]
     for file in files:
-        file.write_text("")
+        file.write_text(LINE)
     asked = []
     monkeypatch.setattr(
         "rl_warmup.experiments.sweeps.run_sweep", lambda file, settings: asked.append(file) or Answer("", {}, [])
@@ -84,7 +85,7 @@ def test_a_recipe_may_say_how_its_own_groups_are_trained(recipe, tmp_path, monke
     """Both arms can be read whatever the recipe says of groups, and they alone differ from it."""
     groups = {"num_warmups": 4, "backward_samples": 2, "target_ess": 2.0, "anchor_weight": 0.1}
     recipe.write_text(yaml.safe_dump({**RECIPE, **given, **groups}))
-    (tmp_path / "gold.jsonl").write_text("")
+    (tmp_path / "gold.jsonl").write_text(LINE)
     asked = []
     monkeypatch.setattr(
         "rl_warmup.experiments.sweeps.run_sweep", lambda file, settings: asked.append(file) or Answer("", {}, [])

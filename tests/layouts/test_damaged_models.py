@@ -231,6 +231,12 @@ def test_a_layout_without_a_key_shows_a_whole_one(copy, told, key):
     assert '"law": {"temperature": 1.0' in sentence
 
 
+def test_a_layout_with_an_unknown_key(copy, told):
+    path = copy("t5") / "warmup_layout.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_target_lenght": 5}))
+    assert f"{path}: 'max_target_lenght' is no key of it" in told(path.parent)
+
+
 def test_whole_files_are_not_damaged(whole):
     files = [path for folder in whole.values() for path in folder.iterdir()]
     assert len(files) > 12

@@ -202,6 +202,7 @@ WARMUPS = [  # (command, a line, what it says)
         ({"row": "x", "warmups": ["a"]}, "`row` is 'x'"), ({"row": 10**400, "warmups": ["a"]}, "line 1"), ({"row": 0, "warmups": [5]}, "warmup 0 is 5"),
         ({"row": 0, "warmups": []}, "Give a list of one text"), ({"row": 0, "warmups": [""]}, "is empty"), ([1], "is a JSON list"), ({"warmups": ["a"]}, "names no row"),
     ]],
+    ("ceiling", {"row": 0}, "neither `warmups` nor `warmup`"), ("ceiling", {"warmups": ["a"]}, "names no row"),
     *[("sample", line, "is none of this command") for line in [{"row": 0}, [1], {"row": 0, "warmups": ["x"]}, {"warmups": [{"warmup": "a", "finish": "length"}]}]],
 ]  # fmt: skip
 
@@ -224,8 +225,16 @@ def test_a_file_of_warmups(command, line, said, trained, check):
             name,
         ],
         "sample": ["sample", "out", "--output", name],
+        "ceiling": ["ceiling", "--config", "r.yaml", "--metric", "exact_match", "--warmups", name],
     }[command]
     check(argv, trained, 2, f"{name}, line 1", said)
+    assert not (trained / "runs").exists()  # `ceiling` reads the file before its first arm
+
+
+def test_a_setting_in_a_runs_own_recipe(trained, check):
+    recipe = trained / "out" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("max_warmup_length: 3", "max_warmup_length: -3"))
+    check(["sample", "out", "--output", "new.jsonl"], trained, 2, "out/recipe.yaml", "max_warmup_length", "-3")
 
 
 PLUGINS = [  # (flag, code, what the message says)

@@ -80,6 +80,7 @@ KWARGS = [
     ("train: rows.jsonl, train_sze: 3", "no argument 'train_sze' (did you mean 'train_size'?)"), ("train: nosuch.jsonl", "does not exist"),
     ("train: rows.jsonl, train_size: 9", "8 rows are available"), ("train: rows.jsonl, train_size: -1", "8 rows are available"),
     ("train: rows.jsonl, test_fraction: 0.3", "test_fraction has no effect without path"),
+    ("train: rows.jsonl, shuffle_buffer: 7", "shuffle_buffer has no effect without stream: true"),
     ("train: rows.jsonl, target_style: text", "target_style has no effect without choices_column"),
     ("path: rows.jsonl, train: rows.jsonl", "give either path"), ("train: .", "is a folder"),
     ("train: rows.jsonl, metrics: [5]", "metrics: 5;"),
@@ -176,6 +177,10 @@ def test_words_of_generate(words, said, trained, check):
 def test_warmups_of_a_run_that_is_not_there(trained, check):
     argv = ["evaluate", "out", "--controls", "other_run", "--warmups-from", "nosuch"]
     check(argv, trained, 2, "nosuch holds no predictions.jsonl")
+
+
+def test_candidates_for_no_choice(trained, check):
+    check(["evaluate", "out", "--num-warmups", "4"], trained, 2, "--num-warmups", "rerank")
 
 
 @pytest.mark.parametrize(

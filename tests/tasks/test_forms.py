@@ -240,12 +240,12 @@ def test_text_files_of_two_kinds_and_zst(tmp_path):
         load_task("file", train=str(tmp_path / "n.txt"))
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [{}, {"stream": True, "shuffle_buffer": 1}])
 def test_two_files_with_a_line_per_text(tmp_path, stream):
     (tmp_path / "c.en").write_bytes('one\u2028\r\n\ntwo "x"\n'.encode())
     (tmp_path / "c.de.gz").write_bytes(gzip.compress(b"eins\n\nzwei"))
     both = {"prompt": str(tmp_path / "c.en"), "target": str(tmp_path / "c.de.gz")}
-    rows = list(load_task("file", train=both, drop_empty=True, stream=stream, shuffle_buffer=1).splits["train"])
+    rows = list(load_task("file", train=both, drop_empty=True, **stream).splits["train"])
     assert [(row["id"], row["prompt"], row["target"]) for row in rows] == [
         ("0", "one\u2028", "eins"),
         ("2", 'two "x"', "zwei"),
@@ -264,12 +264,10 @@ def test_zst_without_its_library(tmp_path, monkeypatch):
         load_task("file", train=str(tmp_path / "r.jsonl.zst"))
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [{}, {"stream": True, "shuffle_buffer": 1}])
 def test_rows_that_are_empty_may_be_dropped_and_columns_left_out(tmp_path, stream):
     records = [{"prompt": "a", "target": t, "x": 1, "y": 2} for t in ("b", "", None, " ", "c")]
-    rows = list(
-        load(tmp_path, *records, drop_empty=True, keep_columns=["x"], stream=stream, shuffle_buffer=1).splits["train"]
-    )
+    rows = list(load(tmp_path, *records, drop_empty=True, keep_columns=["x"], **stream).splits["train"])
     assert [(row["id"], row["target"]) for row in rows] == [("0", "b"), ("4", "c")]
     assert rows[0].keys() == {"id", "prompt", "target", "x"}
     empty = [{"messages": [TALK[0], {"role": "assistant", "content": ""}]}, {"messages": TALK}]
