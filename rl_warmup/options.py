@@ -94,7 +94,11 @@ class WarmupOptions:
     stored_warmups: str | None = _option(
         None, "File of warmups for proposals: [stored]; `rl-warmup sample` writes one."
     )
-    imitation: str = _option("all", "Samples that the policy imitates while the generator learns to read.", IMITATIONS)
+    imitation: str = _option(
+        "all",
+        "How the policy imitates the starting model's samples before the switch: all alike, or weighted by their posterior.",
+        IMITATIONS,
+    )
     min_reading_updates: int = _option(100, "Least updates with the starting model's samples before the switch.")
     max_reading_updates: int = _option(600, "If warmups do not help by then, the run continues as plain fine-tuning.")
     reading_threshold: float = _option(
