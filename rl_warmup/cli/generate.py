@@ -34,7 +34,8 @@ def command(args: list[str]) -> None:
     talks = asks and sys.stdin is not None and sys.stdin.isatty()
     rows = [] if talks else [{"prompt": prompt} for prompt in options.prompts] or _rows(options)
     if not rows and not talks:
-        raise ValueError("No prompt was given. Write it after the model, use --file, or pipe one per line.")
+        where = f"--file: {options.file} holds none" if options.file is not None else "none was given"
+        raise ValueError(f"No prompt: {where}. Write it after the model, use --file, or pipe one per line.")
 
     with quick_imports():
         from rl_warmup.inference.generation import WarmupGenerator

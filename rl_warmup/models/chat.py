@@ -57,6 +57,8 @@ class Chat:
             )  # fmt: skip
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            line = getattr(error, "lineno", None)  # of a Jinja error in its syntax
+            reason = reason if line is None else f"line {line} of the template: {reason}"
             said = f"{where}: the chat template fails on this conversation ({reason})."
             raise ValueError(f"{said} Mend the template (chat_template), or the row.") from error
 

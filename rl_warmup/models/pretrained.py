@@ -67,6 +67,7 @@ def _cause(name: str, files: tuple[str, ...], error: Exception, revision: str | 
     said = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
     why = f"{type(error).__name__}: {said}"[:300].rstrip(".: ")
     config = next((path for path in here if path.endswith("config.json")), None)
+    pickled = [path for path in here if path.endswith(".bin")]
     asked = {} if config is None else read_json(config)
     if fault := size_fault(asked):
         return f"{config}: {fault}. Give the config.json that belongs to the weights."
@@ -80,11 +81,12 @@ def _cause(name: str, files: tuple[str, ...], error: Exception, revision: str | 
     if Path(name).is_dir() and config is None:
         what += f", as it holds no {files[0]}"
     elif config is not None and not isinstance(error, OSError):
-        what += f", probably for {config}"
+        what += f", probably for {pickled[0] if pickled else config}"
     if "custom code" in str(error):
         what += ", as it needs code of its own, which is never run"
     hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5, scratch-llama or start:NAME"
-    return f"{what} ({why if not isinstance(error, OSError) else lines[0]}). Give {hint}."
+    reason = lines[0] if isinstance(error, OSError) else why
+    return f"{what} ({reason}). {'Mend that file, or give' if 'probably' in what else 'Give'} {hint}."
 
 
 def _stored(name: str, files: tuple[str, ...], revision: str | None) -> list[str]:

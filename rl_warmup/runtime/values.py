@@ -33,6 +33,7 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
     """
     hints = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
     known = {f.name: f for cls in classes for f in fields(cls) if f.init}
+    defaults = defaults_of(classes)
     faults: list[str] = []
     coerced: dict[str, Any] = {}
     for key, value in values.items():
@@ -48,7 +49,9 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
             found = _coerce(value, hints[key], key)
         except (TypeError, ValueError, OverflowError):
             keys = " with texts as keys" if isinstance(value, dict) and "mapping" in _type_names(hints[key]) else ""
-            said = f"{key}: {'its value' if secret else shown(value)} is not {_type_names(hints[key])}{keys}."
+            given, kind = "its value" if secret else shown(value), _type_names(hints[key])
+            leave = "" if defaults.get(key) is None else f", or leave it out for {shown(defaults[key])}"
+            said = f"{key}: {given} is not {kind}{keys}. Give one{leave}."
             faults.append(f"{said} A flag without a value is true: write `--{key} VALUE`." if value is True else said)
             continue
         allowed = choices(hints[key], known[key].metadata)
