@@ -18,8 +18,11 @@ OF_GROUPS: dict[str, Any] = {
 
 def command(args: list[str]) -> None:
     """Write the arms as a sweep file, do its missing runs, and print the answer."""
-    epilog = "Repeat the command after a stop. It runs the sweep file DIR/ceiling.yaml."
-    parser = OptionParser(prog="rl-warmup ceiling", description=__doc__, epilog=epilog)
+    epilog = (
+        "Repeat the command after a stop. It runs the sweep file DIR/ceiling.yaml. All settings of a recipe are flags too, for "
+        "both arms: --max_steps 1000."
+    )
+    parser = OptionParser(prog="rl-warmup ceiling", description=__doc__, epilog=epilog, allow_abbrev=False)
     parser.add_argument(
         "--config", type=place, required=True, metavar="RECIPE", help="recipe with the task and the start"
     )
@@ -31,7 +34,7 @@ def command(args: list[str]) -> None:
         "--output", type=place, metavar="DIR", default="runs/ceiling", help="folder of the runs; default runs/ceiling"
     )
     parser.add_argument("--jobs", type=count, default=1, help="runs at a time; default 1")
-    options = parser.parse_args(args)
+    options, further = parser.parse_known_args(args)
 
     with quick_imports():
         from rl_warmup.experiments.sweeps import SweepSettings, run_sweep
@@ -39,7 +42,8 @@ def command(args: list[str]) -> None:
         from rl_warmup.runtime.recipe_file import read_values
         from rl_warmup.runtime.shipped import find_recipe
 
-    recipe = read_values(options.config, [])
+    changes = read_values(None, further) if further else {}
+    recipe = {**read_values(options.config), **changes}
     metric = options.metric or str(recipe.get("metric_for_best_model") or "").removeprefix("eval_")
     if metric in ("", "loss"):
         raise ValueError(f"--metric: {options.config} has no metric_for_best_model; give a metric, e.g. exact_match.")
@@ -52,7 +56,7 @@ def command(args: list[str]) -> None:
         "question": "Could warmups pay here? Good ones imitated, beside plain fine-tuning",
         "base": str(find_recipe(options.config).resolve()),
         "runs": {name: _without_groups(recipe, arm) for name, arm in arms.items()},
-        "seeds": options.seeds, "metric": metric, "control": "sft",
+        "settings": changes, "seeds": options.seeds, "metric": metric, "control": "sft",
     }  # fmt: skip
     file = output / "ceiling.yaml"
     file.write_text(json.dumps(question, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
