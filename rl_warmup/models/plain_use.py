@@ -70,11 +70,11 @@ def how_to_use(model: Any, settings: Inference, tokens: LayoutTokens, adapter: b
     writes = settings.mode == "policy"
     what = f"a warmup of {law.min_length} to {law.max_length} tokens, " if writes else ""
     agree = f"""`trust_remote_code=True` runs custom_generate/generate.py (read it first), which does what the stock fields of
-generation_config.json cannot express: a warmup of {law.max_length} tokens is ended, no end token ends one, and none is shorter than
-{law.min_length}. Without that argument the text is the same where the model writes the separator by itself. Many models end the text
-there instead, without a target; those trained with `proposals: [reference]` mostly do, as the separator began as a copy of
-the end token. A program without this code then needs two calls: up to the separator, with the end token banned; then from
-prompt, warmup and separator on."""
+generation_config.json cannot express: a warmup of {law.max_length} tokens is ended, no end token ends one, and none is
+shorter than {law.min_length}. Without that argument the text is the same where the model writes the separator by itself. Many
+models end the text there instead, without a target; those trained with `proposals: [reference]` mostly do, as the separator
+began as a copy of the end token. A program without this code then needs two calls: up to the separator, with the end token
+banned; then from prompt, warmup and separator on."""
     if not writes:
         agree = "It was trained without warmups, so the separator comes first; generation_config.json sees to that, without code."
     config = ', generation_config=GenerationConfig.from_pretrained(".")' if adapter else ""

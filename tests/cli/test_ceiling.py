@@ -39,7 +39,19 @@ def test_gold_warmups_beside_fine_tuning(recipe, tmp_path, capsys):
     gold = tmp_path / "gold.jsonl"
     lines = [{"row": n, "warmup": " ".join(row["target"].split()[::-1])} for n, row in enumerate(rows)]
     gold.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command(["--config", str(recipe), "--warmups", str(gold), "--seeds", "1", "--output", str(tmp_path / "out"), "--max_steps=2"])
+    command(
+        [
+            "--config",
+            str(recipe),
+            "--warmups",
+            str(gold),
+            "--seeds",
+            "1",
+            "--output",
+            str(tmp_path / "out"),
+            "--max_steps=2",
+        ]
+    )
     assert yaml.safe_load((tmp_path / "out/gold/seed-1/recipe.yaml").read_text())["max_steps"] == 2
     with (tmp_path / "out/results.csv").open() as file:
         runs = {(row["arm"], row["control"]): row["metric"] for row in csv.DictReader(file)}
