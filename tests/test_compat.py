@@ -160,3 +160,9 @@ def test_a_renamed_method_is_said_when_a_trainer_is_made(monkeypatch):
     monkeypatch.setattr("rl_warmup.runtime.resumable.Trainer", renamed)
     with pytest.raises(ImportError, match=r"_run_epoch\(\), _save\(output_dir, state_dict\)\. Install .*pip install"):
         ResumableTrainer()
+
+
+def test_the_name_of_a_forwards_cache():
+    """Both names are in use: a T5 of transformers 5.24 has the first, every other model the second."""
+    assert compat.cache_argument(lambda self, cache=None, **kwargs: 0) == "cache"
+    assert compat.cache_argument(lambda self, past_key_values=None, **kwargs: 0) == "past_key_values"

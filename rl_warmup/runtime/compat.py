@@ -101,6 +101,11 @@ def without_remote_code() -> Iterator[None]:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
+def cache_argument(forward: Any) -> str:
+    """The name of a forward's cache: a T5's `past_key_values` became `cache` in transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
 def attention_implementation(model: Any) -> str:
     """The name of a model's attention function. transformers 5.23.0 documents how to set it, but not how to ask for it."""
     return model.config._attn_implementation

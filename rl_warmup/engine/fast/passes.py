@@ -125,11 +125,12 @@ def packed_decoder_states(model: Any, head: Head, rows: ScoringRows, prefix_cach
             torch.tensor([prompt - part.start for prompt in with_rows], device=device), prefix.mask.bool(),
         )  # fmt: skip
         sequences = PaddedBuckets([lengths[row] for row in order if prompts[row] in part], device)
+        cache = EncoderDecoderCache(Cache(layer_class_to_replicate=_LastOnly), _cache_of(prefix.layers))
         states = head.capture(
             PackedAttention(sequences, cross=cross),
             encoder_outputs=BaseModelOutput(prefix.states[:1]),  # unused: the cache has its projections
             decoder_inputs_embeds=inputs,
-            past_key_values=EncoderDecoderCache(Cache(layer_class_to_replicate=_LastOnly), _cache_of(prefix.layers)),
+            **{compat.cache_argument(head.stock_forward): cache},
         )
         hidden.append(states[:, 0])
     starts = torch.tensor([0, *accumulate(lengths[row] for row in order[:-1])], device=device)
