@@ -34,7 +34,7 @@ from rl_warmup.runtime.settings import (
     setting_faults,
     shown,
 )
-from rl_warmup.runtime.values import defaults_of, typed, unknown
+from rl_warmup.runtime.values import defaults_of, settled, typed, unknown
 
 REMOTE_CODE = (
     "trust_remote_code: is {value!r}, but code of a model or a data set is never run. Leave the setting out; for an "
@@ -75,7 +75,7 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         changed = {} if self.log_warmups == type(self).log_warmups else {"log_warmups": self.log_warmups}
         named, faults = with_log_warmups({**changed, "log_completions": log_completions})
         self.log_warmups = named.get("log_warmups", self.log_warmups)
-        faults += self._read_numbers()
+        faults += self._read(type(self))
         inherited = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if f.name != "do_eval"}
         faults += option_faults(self) + setting_faults(inherited, _inherited([type(self)])) + argument_faults(inherited)
         if faults:
@@ -94,14 +94,12 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
             )
         try_scheduler(self)
 
-    def _read_numbers(self) -> list[str]:
-        """Convert and check numbers; returns faults. A faulty number gets its default, so that checking can continue."""
-        defaults = defaults_of([type(self)])
-        given = {name: getattr(self, name) for name in RANGES if name in defaults}
-        given = {name: _number(value) for name, value in given.items() if value != defaults[name] or value is True}
-        coerced, faults = typed(given, [type(self)])
-        for name in given:
-            setattr(self, name, coerced.get(name, defaults[name]))
+    def _read(self, cls: type) -> list[str]:
+        """Convert and check the settings that a class declares; returns faults. A faulty one gets its default, so that
+        checking can continue."""
+        values, faults = settled({f.name: getattr(self, f.name) for f in fields(cls) if f.init}, type(self))
+        for name, value in values.items():
+            setattr(self, name, value)
         return faults
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,8 +112,11 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
         return twin
 
-    def check_devices(self) -> None:
-        """Raises ValueError if one process has several GPUs: DataParallel would split the rows of a prompt."""
+    def check_again(self) -> None:
+        """Raises ValueError if options were changed to something unusable since, or if one process has several GPUs:
+        DataParallel would split the rows of a prompt."""
+        if faults := self._read(WarmupOptions) + option_faults(self):
+            raise ValueError(_report(faults))
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process. Launch one process each, `accelerate launch --num_processes "
@@ -305,12 +306,6 @@ def option_faults(options: WarmupOptions) -> list[str]:
     if options.target_truncation == "left":
         faults.append("target_truncation: 'left' would cut the beginning of the answer; use error, right or drop.")
     return faults
-
-
-def _number(value: Any) -> Any:
-    """numpy numbers and whole floats as Python's numbers."""
-    value = value.item() if hasattr(value, "item") else value
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def without_effect(*parts: Any) -> dict[str, str]:

@@ -144,6 +144,10 @@ def find_plugin(noun: str, name: str, built_in: Mapping[str, Any]) -> tuple[Any,
     Raises:
         ValueError: nothing has that name, or it cannot be imported; with what was given, what exists, what to do.
     """
+    if not isinstance(name, str):
+        raise ValueError(
+            f"A {noun} is named by a text, and {name!r:.80} is none. Known are {', '.join(built_in)}. {OWN}"
+        )
     if name in built_in:
         return built_in[name], name
     place, colon, attribute = name.rpartition(":")

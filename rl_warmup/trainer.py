@@ -119,7 +119,7 @@ class WarmupTrainer(SearchTrainer, ContinuedTrainer, ValidatingTrainer, Referenc
             raise ValueError(f"args: is a {type(args).__name__}; give a WarmupConfig, which takes the same settings.")
         model, loaded = with_dtype(first_model(model, model_init, args.seed), dtype)
         processing_class = processing_class or loaded or tokenizer_of(model)
-        args.check_devices()
+        args.check_again()
         if (void := void_note(without_effect(args))) and not args.process_index:
             print(void)
         refuse_launch(args, model)

@@ -206,7 +206,7 @@ def test_streamed_pieces_are_the_prediction(lab, writer):
         parts = {part: "".join(text for p, text in pieces if p == part) for part in ("warmup", "target")}
         assert parts == {"warmup": whole["warmup"], "target": whole["prediction"]}
     assert {part for part, _ in writer.stream("a b", warmup="")} <= {"target"}
-    with pytest.raises(TypeError):  # of the thread that writes
+    with pytest.raises(ValueError, match="warmup: 5 is no text"):
         list(writer.stream("a b", warmup=5))
 
 

@@ -5,12 +5,17 @@ Knows: plain values. Must not know: models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from rl_warmup.inference.selection import SELECTIONS
+from rl_warmup.models.encoding import HALF
+from rl_warmup.runtime.settings import shown
 
 MOST = 10_000  # warmups or beams of one prompt
+ONE_EACH = "Give one text, or one for each input."
 
 
 def as_rows(inputs: Any, first: int = 0) -> list[dict[str, Any]]:
@@ -22,7 +27,11 @@ def as_rows(inputs: Any, first: int = 0) -> list[dict[str, Any]]:
     Raises:
         ValueError: an input that is none of them.
     """
-    one = isinstance(inputs, str | Mapping) or _is_conversation(inputs) or not isinstance(inputs, Iterable)
+    if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):
+        raise ValueError(
+            "inputs: a pandas DataFrame gives its columns' names, not its rows. Give frame.to_dict('records')."
+        )
+    one = isinstance(inputs, str | bytes | Mapping) or _is_conversation(inputs) or not isinstance(inputs, Iterable)
     rows: list[dict[str, Any]] = []
     for number, given in enumerate([inputs] if one else inputs, first):
         if isinstance(given, Mapping) and "prompt" in given:
@@ -36,26 +45,87 @@ def as_rows(inputs: Any, first: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def several(inputs: Any) -> Iterator[Any]:
+    """Several inputs, one by one. Raises ValueError for a single one, which would be taken for its letters or its keys."""
+    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable) or hasattr(inputs, "iloc"):
+        raise ValueError(
+            f"inputs: {shown(inputs)} is no list of inputs. Give a list, a data set or another iterable of them."
+        )
+    return iter(inputs)
+
+
 def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
 
 
-def check_count(name: str, value: int) -> None:
+def check_count(name: str, value: Any) -> None:
     """Raises ValueError unless so many warmups or beams of one prompt can be asked for."""
-    if not 1 <= value <= MOST:
-        raise ValueError(f"{name}: is {value:,}, and each prompt is read that often. Give 1 to {MOST:,}.")
+    if not _is_whole(value) or not 1 <= value <= MOST:
+        given = f"{value:,}" if _is_whole(value) else shown(value)
+        raise ValueError(f"{name}: is {given}, and each prompt is read that often. Give a whole number, 1 to {MOST:,}.")
+
+
+def check_batch(batch_size: Any) -> None:
+    """Raises ValueError unless so many rows can share a batch."""
+    if not _is_whole(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size: is {shown(batch_size)}. Give a whole number of at least 1, such as 32.")
+
+
+def first_of(places: Any) -> int:
+    """The number of the first input, for errors; 0 where places are none or faulty."""
+    return places[0] if isinstance(places, Sequence) and len(places) and _is_place(places[0]) else 0
+
+
+def check_places(places: Any, count: int) -> None:
+    """Raises ValueError unless places are numbers from 0, one for each of so many inputs; None is allowed."""
+    if places is None:
+        return
+    if not isinstance(places, Iterable) or len(found := list(places)) != count or not all(map(_is_place, found)):
+        raise ValueError(
+            f"places: {shown(places)} for {count} inputs. Give a whole number from 0 for each, or leave it out."
+        )
+
+
+def given_texts(warmup: Any, count: int) -> list[str]:
+    """A given warmup for each of so many inputs. Raises ValueError: another number of them, or one that is no sound text."""
+    if isinstance(warmup, bytes | Mapping) or not isinstance(warmup, Iterable):
+        raise ValueError(f"warmup: {shown(warmup)} is no text. {ONE_EACH}")
+    texts = [warmup] * count if isinstance(warmup, str) else list(warmup)
+    if len(texts) != count:
+        raise ValueError(f"warmup: {len(texts)} texts for {count} inputs. {ONE_EACH}")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str) or HALF.search(text):
+            fault = "holds half a character" if isinstance(text, str) else "is no text"
+            raise ValueError(f"warmup: number {place}, {shown(text)}, {fault}. Give a text, or '' for none.")
+    return texts
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_place(value: Any) -> bool:
+    return _is_whole(value) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def check_settings(
-    mode: str, warmup: Any, num_warmups: int, select: str, sample_target: bool, num_beams: int, gate: Any, temperature: float
+    mode: str, warmup: Any, num_warmups: int, select: str, sample_target: bool, num_beams: int, gate: Any, temperature: Any,
+    batch_size: Any = 32,
 ) -> None:  # fmt: skip
     """Raises ValueError for settings of `generate` that are out of range or exclude each other."""
     if select not in SELECTIONS:
         raise ValueError(f"select: {select!r} is none of {', '.join(SELECTIONS)}.")
     check_count("num_warmups", num_warmups)
     check_count("num_beams", num_beams)
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: is {temperature}. Give a number above 0.")
+    check_batch(batch_size)
+    if not _is_number(temperature) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: is {shown(temperature)}. Give a number above 0.")
+    if gate is not None and not _is_number(gate):
+        raise ValueError(f"gate: is {shown(gate)}. Give a number (nats per token), or what calibrate_gate returns.")
     if sample_target and num_beams > 1:
         raise ValueError(
             "num_beams: beams search for the likeliest target, so they exclude sample_target. Leave one of the two out."

@@ -38,6 +38,8 @@ class Evaluation:
     def check(self) -> None:
         """Raises ValueError for an unknown control, `other_run` without a run, or too many warmups."""
         check_count("num_warmups", self.num_warmups)
+        if not isinstance(self.controls, list | tuple) or not all(isinstance(one, str) for one in self.controls):
+            raise ValueError(f"controls: {self.controls!r:.80}; give a list of names, of {', '.join(CONTROLS)}.")
         for control in self.controls:
             if control not in CONTROLS:
                 known = f"{', '.join(CONTROLS)}, or all"

@@ -58,6 +58,12 @@ def calibrate(
     """
     if not rows:
         raise ValueError("rows: none are given. Give rows with targets that the model was not trained on.")
+    if without := [place for place, row in enumerate(rows) if "target" not in row and "completion" not in row]:
+        raise ValueError(
+            f"rows: row {without[0]} has no target, so nothing says whether it was predicted well. Give one."
+        )
+    if isinstance(tolerance, str) or tolerance is None or not tolerance >= 0:
+        raise ValueError(f"tolerance: is {tolerance!r}. Give a number of at least 0, in the metric's unit.")
     if warmup_generator.mode != "policy":
         raise ValueError("A gate skips warmups, and this model was trained without them.")
     rows = warmup_generator.encoded(rows)

@@ -16,7 +16,16 @@ from typing import Any
 import torch
 
 from rl_warmup.engine import Written, generate_targets
-from rl_warmup.inference.asked import as_rows, check_settings
+from rl_warmup.inference.asked import (
+    ONE_EACH,
+    as_rows,
+    check_batch,
+    check_places,
+    check_settings,
+    first_of,
+    given_texts,
+    several,
+)
 from rl_warmup.inference.gate import Gate, calibrate, sureness
 from rl_warmup.inference.likelihood import mixtures, written_logprobs
 from rl_warmup.inference.selection import Utility, expected_utility, utility_of, votes
@@ -37,7 +46,6 @@ WRITTEN = (  # columns of a prediction
     "warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids", "prediction_finish",
 )  # fmt: skip
 LOGPROBS = ("warmup_logprob", "prediction_logprob")
-ONE_EACH = "Give one text, or one for each input."
 WINDOW = 32  # batches that `iterate` holds
 
 
@@ -119,13 +127,16 @@ class WarmupGenerator:
         Raises:
             ValueError: settings that exclude each other, or an input that cannot be encoded.
         """
-        check_settings(self.mode, warmup, num_warmups, select, sample_target, num_beams, gate, temperature)
-        rows = self.encoded(as_rows(inputs, places[0] if places else 0), places)
+        gate = gate.threshold if isinstance(gate, Gate) else gate
+        check_settings(self.mode, warmup, num_warmups, select, sample_target, num_beams, gate, temperature, batch_size)
+        rows = as_rows(inputs, first_of(places))
+        check_places(places, len(rows))
+        rows = self.encoded(rows, places)
         places = range(len(rows)) if places is None else places
         settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "places": places, "num_beams": num_beams}
         settings |= {"sample_target": sample_target, "temperature": temperature, "show_progress": show_progress}
         if gate is not None:
-            return self._gated(rows, gate.threshold if isinstance(gate, Gate) else gate, settings, num_warmups=num_warmups,
+            return self._gated(rows, gate, settings, num_warmups=num_warmups,
                                select=select, utility=utility, sample_warmup=sample_warmup, logprobs=logprobs)  # fmt: skip
         if num_warmups > 1:
             out = self._best(rows, num_warmups, select, utility, settings)
@@ -146,8 +157,10 @@ class WarmupGenerator:
     def _in_windows(
         self, inputs: Iterable[Any], batch_size: int, warmup: Any, settings: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        source, place = iter(inputs), 0
-        given = None if warmup is None or isinstance(warmup, str) else iter(warmup)  # one for each input
+        check_batch(batch_size)
+        source, place = several(inputs), 0
+        listed = warmup if isinstance(warmup, Iterable | None) else given_texts(warmup, 1)
+        given = None if listed is None or isinstance(listed, str) else iter(listed)  # one for each input
         while window := list(islice(source, WINDOW * batch_size)):
             places = range(place, place + len(window))
             own = warmup if given is None else list(islice(given, len(window)))
@@ -193,7 +206,12 @@ class WarmupGenerator:
         Raises:
             ValueError: a row that cannot be encoded, or a forced warmup that leaves too few positions.
         """
+        check_settings(self.mode, None, 1, "marginal", sample_target, num_beams, None, temperature, batch_size)
+        rows = as_rows(rows, first_of(places))
+        check_places(places, len(rows))
         rows = self.encoded(rows, places)
+        if forced is not None and len(forced) != len(rows):
+            raise ValueError(f"forced: {len(forced)} warmups for {len(rows)} rows. Give one for each.")
         numbers = range(len(rows)) if places is None else places
         if forced is None and self.mode == "empty":
             forced = [[] for _ in rows]
@@ -284,9 +302,7 @@ class WarmupGenerator:
         """Ids of given warmups, one for each row, without tokens that a warmup may not hold; None for the model's own."""
         if warmup is None:
             return None
-        texts = [warmup] * count if isinstance(warmup, str) else list(warmup)
-        if len(texts) != count:
-            raise ValueError(f"warmup: {len(texts)} texts for {count} inputs. {ONE_EACH}")
+        texts = given_texts(warmup, count)
         found = (self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in texts)
         kept = [self.constraints.allowed(ids) for ids in found]
         if lost := [text for text, ids in zip(texts, kept, strict=True) if text.strip() and not ids]:

@@ -25,6 +25,7 @@ from rl_warmup.models.inference_settings import Inference
 from rl_warmup.models.positions import Positions
 from rl_warmup.runtime import compat
 from rl_warmup.runtime.checkpoints import plain
+from rl_warmup.runtime.settings import shown
 
 BLOCKS = 100
 LONG_WORD = 4  # so many letters of a script without spaces should be more than one word
@@ -57,6 +58,10 @@ def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
     if rows is None:
         return None
     if isinstance(rows, Mapping) and not all(isinstance(part, str) for part in rows.values()):
+        if nested := [part for part, found in rows.items() if found is None or isinstance(found, Mapping)]:
+            raise ValueError(
+                f"{name}: {shown(nested[0])} is {shown(rows[nested[0]])}, no set of rows. Give a list of rows each."
+            )
         return {part: encode_sets(encoder, found, f"{name} {part}", args) for part, found in rows.items()}
     found = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping) else None
     if found is None or not all(isinstance(row, Mapping) for row in found):
@@ -94,8 +99,9 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
         ValueError: a faulty row of a list; settings under which a stream cannot be read exactly; a file of warmups that does
             not fit the rows.
     """
-    if isinstance(rows, Mapping | str):
-        given = f"a dict of {', '.join(map(str, rows))}" if isinstance(rows, Mapping) else repr(rows)
+    readable = rows is None or hasattr(rows, "__iter__") or (isinstance(rows, Sized) and hasattr(rows, "__getitem__"))
+    if isinstance(rows, Mapping | str | bytes | type) or not readable:
+        given = f"a dict of {', '.join(map(str, rows))}" if isinstance(rows, Mapping) else shown(rows)
         raise ValueError(
             f"train_dataset: takes one set of rows, and was given {given}. Give a list of rows or a data set."
         )

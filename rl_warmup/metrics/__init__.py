@@ -12,7 +12,7 @@ import copy
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
@@ -90,6 +90,9 @@ def _gather(
     """Call each function once, however many names stand for its keys."""
     once = {json.dumps(spec, sort_keys=True, default=repr): spec for spec in _listed(names)}
     wanted = [_metric(spec) for spec in once.values()]
+    predictions, targets = _texts("predictions", predictions), _texts("targets", targets)
+    if rows is not None and (not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows)):
+        raise ValueError(f"metrics: rows are {rows!r:.80}; give a list of rows (dicts), or leave it out")
     lengths = {"predictions": len(predictions), "targets": len(targets)}
     if rows is not None:
         lengths["rows"] = len(rows)
@@ -126,6 +129,21 @@ def _gather(
                 )
             results[key] = computed[call][key]
     return results
+
+
+def _texts(what: str, given: Any) -> Sequence[str]:
+    """Raises ValueError: no sequence of texts; names the first one that is none."""
+    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
+        raise ValueError(
+            f"metrics: {what} are a {type(given).__name__} ({given!r:.80}); give a list of texts, one per row"
+        )
+    texts = given if isinstance(given, list | tuple) else list(given)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"metrics: number {number} of the {what} is {text!r:.80}; give a text, '' where there is none"
+            )
+    return texts
 
 
 def _called(name: str, function: Callable[[], Any]) -> Any:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rl_warmup.metrics.registry import Bounds, mean_segments
 from rl_warmup.runtime.documents import read_json, read_jsonl
 
 LEVEL = 0.95
+MOST = 1e150  # of one value: its square is a number too
 CHUNK = 100  # samples drawn at a time: CHUNK x rows numbers are held
 METHODS = ("paired bootstrap", "approximate randomization")
 
@@ -96,6 +98,7 @@ def interval_over_rows(
     """
     import numpy as np
 
+    _check_draws(samples, seed)
     _, found, _ = _pair(metric, records, records)
     rows, rng = np.asarray(found.rows, dtype=float), np.random.default_rng(seed)
     values = []
@@ -127,8 +130,10 @@ def over_seeds(values: Sequence[float], bounds: Bounds | None = None) -> SeedSum
     """
     import numpy as np
 
-    if not len(values) or any(value is None or not math.isfinite(value) for value in values):
-        raise ValueError(f"over_seeds: {list(values)!r}; give a number for each seed, and leave out seeds without one")
+    sound = isinstance(values, Sized) and not isinstance(values, str | Mapping | Set) and len(values)
+    if not sound or any(not isinstance(value, Real) or not abs(value) <= MOST for value in values):
+        given = list(values) if isinstance(values, Iterable) else values
+        raise ValueError(f"over_seeds: {given!r:.200}; give a number for each seed, and leave out seeds without one")
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return SeedSummary(1, mean, None, None)
@@ -173,9 +178,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     Raises:
         ValueError: a p-value is missing or outside 0 to 1.
     """
+    if not isinstance(p_values, Mapping):
+        raise ValueError(f"holm: {p_values!r:.80}; give a mapping of names to p-values")
     for name, p_value in p_values.items():
-        if p_value is None or not 0 <= p_value <= 1:
-            raise ValueError(f"holm: the p-value of '{name}' is {p_value}; leave out comparisons without one")
+        if not isinstance(p_value, Real) or not 0 <= p_value <= 1:
+            raise ValueError(f"holm: the p-value of '{name}' is {p_value!r:.80}; leave out comparisons without one")
     adjusted, highest = {}, 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
@@ -199,6 +206,9 @@ def compare_runs(
     """
     if method not in METHODS:
         raise ValueError(f"compare_runs: method={method!r}; choose one of: {', '.join(METHODS)}")
+    for folder in (one, other):
+        if not isinstance(folder, str | Path):
+            raise ValueError(f"compare_runs: {folder!r:.80} is no folder; give the path of a run that has ended")
     results = [_result(Path(folder)) for folder in (one, other)]
     _same_data((one, other), results)
     sides = [
@@ -227,8 +237,7 @@ def _with_columns(rows: Any, columns: Sequence[str], names: list[str]) -> Any:
 def _compare(method: str, key: str, one: Segments, other: Segments, samples: int, seed: int) -> Comparison:
     import numpy as np
 
-    if samples < 1:
-        raise ValueError(f"samples={samples}; give 1000 or so")
+    _check_draws(samples, seed)
     names = sorted({*one.columns, *other.columns})
     first, second = (_with_columns(np.asarray(side.rows, dtype=float), side.columns, names) for side in (one, other))
     values = one.value(), other.value()
@@ -258,10 +267,24 @@ def _compare(method: str, key: str, one: Segments, other: Segments, samples: int
     return Comparison(key, *values, observed, interval, p_value, method, samples, len(first))
 
 
+def _check_draws(samples: Any, seed: Any) -> None:
+    if not isinstance(samples, Integral) or samples < 1:
+        raise ValueError(f"samples={samples!r}; give 1000 or so")
+    if seed is not None and (not isinstance(seed, Integral) or seed < 0):
+        raise ValueError(f"seed={seed!r}; give a whole number of at least 0")
+
+
 def _pair(metric: Spec, one: Predictions, other: Predictions) -> tuple[str, Segments, Segments]:
+    if not all(isinstance(side, Sized) and not isinstance(side, str | bytes | Mapping) for side in (one, other)):
+        kinds = " and ".join(type(side).__name__ for side in (one, other))
+        raise ValueError(f"{kinds}; give two lists of predictions, or of one number per row")
     if len(one) != len(other) or not len(one):
         raise ValueError(f"{len(one)} and {len(other)} predictions; give two lists for the same rows, at least one row")
+    if len({isinstance(item, Mapping) for side in (one, other) for item in side}) > 1:
+        raise ValueError("rows and numbers are mixed; give two lists of predictions, or two of one number per row")
     if not isinstance(one[0], Mapping):
+        if odd := [item for side in (one, other) for item in side if item is None or isinstance(item, str | list)]:
+            raise ValueError(f"{metric}: a row score is {odd[0]!r:.80}, no number; compare rows that both have")
         numbers = mean_segments(one), mean_segments(other)  # type: ignore[arg-type]
         if not all(math.isfinite(value) for side in numbers for value, _ in side.rows):
             raise ValueError(f"{metric}: a row score is missing or not finite; compare rows that both have")

@@ -98,7 +98,7 @@ class RowEncoder:
     def encode_each(self, rows: Iterable[dict[str, Any]], name: str, first: int = 0) -> Iterator[dict[str, Any]]:
         """The rows one by one, tokenized `ROWS_PER_CALL` at a time; the first is row number `first`. Raises as `encode_all`."""
         source, index = iter(rows), first
-        while together := [dict(row) for row in islice(source, ROWS_PER_CALL)]:
+        while together := [_row(row, name, number) for number, row in enumerate(islice(source, ROWS_PER_CALL), index)]:
             _refuse_halves(together, name, index)
             ahead = self._read_ahead(together)
             for row in together:
@@ -130,7 +130,7 @@ class RowEncoder:
             raise ValueError(
                 f"{where}: the {target_column} is empty ({row[target_column]!r}). Remove the row or fill it."
             )
-        whole_prompt = self._prompt_ids(row["prompt"], where)
+        whole_prompt = self._prompt_ids(row["prompt"], where) if row["prompt"] != [] else []
         if not whole_prompt:
             raise ValueError(
                 f"{where}: the prompt is empty ({row['prompt']!r}), so nothing precedes the warmup. Fill it."
@@ -286,6 +286,14 @@ class RowEncoder:
             begins = int(ids[0] == self._begin)
             return ids[:begins] + ids[len(ids) - limit + begins :]
         return ids[: limit - 1] + ids[-1:] if ids[-1] == self._end else ids[:limit]
+
+
+def _row(given: Any, name: str, number: int) -> dict[str, Any]:
+    """Raises ValueError: it is no row."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    remedy = "Give a dict with `prompt` and `target`; of a pandas DataFrame, frame.to_dict('records')."
+    raise ValueError(f"{name} row {number}: is a {type(given).__name__} ({given!r:.80}), no row. {remedy}")
 
 
 def _refuse_halves(rows: list[dict[str, Any]], name: str, first: int) -> None:

@@ -265,8 +265,12 @@ def _base_of(name: str) -> str:
 
 def add_adapter(model: Any, peft_config: Any) -> Any:
     """The model with a LoRA-like adapter in place. Raises as `check_adapters`, and ValueError for layers that are not there."""
-    from peft import get_peft_model
+    from peft import PeftConfig, get_peft_model
 
+    if not isinstance(peft_config, PeftConfig):
+        raise ValueError(f"peft_config: is {peft_config!r:.80}. Give a configuration of peft, such as LoraConfig(r=8).")
+    if peft_config.inference_mode:
+        raise ValueError("peft_config: inference_mode is on, so nothing would be trained. Leave it out.")
     try:
         adapted = get_peft_model(model, peft_config)
     except ValueError as error:

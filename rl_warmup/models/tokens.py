@@ -59,6 +59,11 @@ def declare_tokens(model: Any, tokenizer: Any, separator: str | None = None) -> 
     Raises:
         ValueError: no token can be used safely, or the requested one cannot.
     """
+    if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id") or not hasattr(tokenizer, "get_vocab"):
+        raise ValueError(
+            f"processing_class: is a {type(tokenizer).__name__}, no tokenizer of transformers. Give "
+            f"AutoTokenizer.from_pretrained(...), or leave it out for the one of the model's name."
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, so targets could not end. Set "

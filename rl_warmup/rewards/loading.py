@@ -5,7 +5,7 @@ Knows: the built-in rewards. Must not know: batches. `plugins.py` finds other fu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -47,8 +47,12 @@ def weighted(specs: Sequence[Any], weights: Sequence[float] | None) -> list[Any]
     Raises:
         ValueError: another number of weights than of rewards, or a weight that is no number.
     """
+    if isinstance(specs, str | Mapping) or not isinstance(specs, Iterable):
+        raise ValueError(f"reward_funcs: {specs!r:.80} is no list. Put it into one: reward_funcs=[...].")
     if weights is None:
         return list(specs)
+    if not isinstance(weights, Sized) or isinstance(weights, str | Mapping):
+        raise ValueError(f"reward_weights: {weights!r:.80} is no list. Give a number for each reward.")
     if len(weights) != len(specs):
         raise ValueError(f"reward_weights: {len(weights)} weights for {len(specs)} rewards. Give one for each.")
     return [replace(load_reward(spec), weight=weight) for spec, weight in zip(specs, weights, strict=True)]

@@ -29,6 +29,8 @@ def read_values(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     values = read_yaml(find_recipe(path)) if path is not None else {}
     if {"question", "base"} <= set(values):
         raise ValueError(f"{path} is a sweep file, not a recipe: rl-warmup sweep {path}")
+    if not isinstance(overrides, list | tuple) or not all(isinstance(one, str) for one in overrides):
+        raise ValueError(f"overrides: {overrides!r:.80}; give a list of texts, such as ['--seed', '1'].")
     return {**values, **_read_flags(list(overrides))}
 
 

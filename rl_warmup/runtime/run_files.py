@@ -19,6 +19,8 @@ REMEDY = "Remove the file, or repeat the run."
 
 def require_folder(folder: str | Path) -> None:
     """Raises ValueError: there is no such folder; names one beside it that is written alike."""
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise ValueError(f"{shown(folder)} is no folder. Give the path of one that training wrote.")
     path = Path(folder)
     if path.is_dir():
         return

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, set_seed
 
 SEARCH_STATE = ("hp_search_backend", "hp_space", "hp_name", "compute_objective", "objective")
@@ -97,6 +99,26 @@ def first_model(model: Any, model_init: Callable[..., Any] | None, seed: int) ->
     if (model is None) == (model_init is None):
         raise ValueError("WarmupTrainer needs either a model or a model_init, a function that makes one.")
     if model_init is None:
-        return model
+        return _checked(str(model) if isinstance(model, Path) else model, "model")
+    if not callable(model_init):
+        raise ValueError(f"model_init: {model_init!r:.80} cannot be called. Give a function that returns a model.")
     set_seed(seed)
-    return model_init(None) if inspect.signature(model_init).parameters else model_init()
+    made = model_init(None) if inspect.signature(model_init).parameters else model_init()
+    return _checked(made, "model_init")
+
+
+def _checked(model: Any, name: str) -> Any:
+    """Raises ValueError: neither a name nor a network of transformers (or peft) with an output head."""
+    if isinstance(model, str):
+        return model
+    given = f"{name}: {'returned' if name == 'model_init' else 'is'} a {type(model).__name__}"
+    remedy = (
+        "Give a PreTrainedModel that writes text (AutoModelForSeq2SeqLM, AutoModelForCausalLM), a folder or a hub name."
+    )
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise ValueError(f"{given}, no model of transformers. {remedy}")
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        raise ValueError(f"{given}, which has no output head, so it cannot write. {remedy}")
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError(f"{given} whose weights are on the device meta, so they hold no numbers. Load it whole.")
+    return model

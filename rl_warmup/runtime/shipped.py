@@ -42,6 +42,10 @@ def find_recipe(given: str | Path, what: str = "recipe") -> Path:
     Raises:
         ValueError: it is neither.
     """
+    if not isinstance(given, str | Path):
+        raise ValueError(
+            f"The {what} is {given!r:.80}. Give the path of a YAML file, or a name that `rl-warmup recipes` lists."
+        )
     path = Path(given)
     if path.is_file():
         return path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -65,6 +66,33 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
             continue
         coerced[key] = found
     return coerced, faults
+
+
+def settled(values: Mapping[str, Any], cls: type) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a config made in Python, as `typed` reads those of a recipe: (values, faults).
+
+    numpy's numbers, tuples and paths count as Python's own. A faulty setting has its default among the values. Objects of
+    transformers and accelerate are left to them.
+    """
+    defaults = defaults_of([cls])
+    given = {name: _own(value) for name, value in values.items()}
+    changed = {
+        name: value for name, value in given.items()
+        if (type(value) is not type(defaults[name]) or value != defaults[name])
+        and type(value).__module__.partition(".")[0] not in ("transformers", "accelerate")
+    }  # fmt: skip
+    found, faults = typed(changed, [cls])
+    return {**given, **{name: found.get(name, defaults[name]) for name in changed}}, faults
+
+
+def _own(value: Any) -> Any:
+    """A value as Python's own: of numpy, of torch, a whole float as a whole number, a path as text, a tuple as a list."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def defaults_of(classes: Iterable[type]) -> dict[str, Any]:

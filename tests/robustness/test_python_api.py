@@ -1,0 +1,207 @@
+"""Calls as people get them wrong in Python: (what is called, what the message says); one ValueError each, never another error."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForSeq2SeqLM, T5EncoderModel
+
+from rl_warmup import WarmupConfig, WarmupGenerator, WarmupTrainer, load_task, read_recipe
+from rl_warmup.metrics import compute
+from rl_warmup.metrics.significance import compare_runs, compare_seeds, holm, interval_over_rows, paired_bootstrap
+from rl_warmup.models.loading import load_model
+
+WORDS = ["alpha", "beta", "gamma", "delta"]
+ROWS = [{"id": str(i), "prompt": " ".join(WORDS[i % 4 :]), "target": WORDS[(i * 3) % 4]} for i in range(8)]
+SMALL = {
+    "max_steps": 1, "num_warmups": 2, "max_warmup_length": 3, "max_target_length": 3, "use_cpu": True, "disable_tqdm": True,
+    "save_strategy": "no", "report_to": "none", "per_device_train_batch_size": 4,
+}  # fmt: skip
+FRAME = SimpleNamespace(columns=["prompt"], iloc=None, __iter__=None)  # what tells a pandas DataFrame
+
+
+def refused(call: Any, *facts: str) -> None:
+    with pytest.raises(ValueError, match=".") as caught:
+        call()
+    for fact in facts:
+        assert fact in str(caught.value), str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model with its tokenizer in `base`, and a run in `run`."""
+    place = tmp_path_factory.mktemp("api")
+    size = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
+    model, tokenizer = load_model("scratch-t5", lambda: [" ".join(WORDS)] * 3, size)
+    model.save_pretrained(place / "base")
+    tokenizer.save_pretrained(place / "base")
+    WarmupTrainer(str(place / "base"), WarmupConfig(output_dir=str(place / "run"), **SMALL), ROWS).save_model()
+    return place
+
+
+@pytest.fixture(scope="module")
+def generator(folder) -> WarmupGenerator:
+    return WarmupGenerator.from_pretrained(folder / "run")
+
+
+CONFIG: dict[str, tuple[Any, ...]] = {
+    "is not a list": (("rewards", None), ("proposals", None)),
+    "is not true or false": (("overwrite", "false"), ("disable_dropout", "no"), ("bf16", "no"), ("use_cpu", "x"), ("overwrite", 1)),
+    "is not a text": (("separator", []), ("separator", ""), ("chat_template", None), ("system", []), ("output_dir", b"x"), ("output_dir", "")),
+    "is not a mapping": (("model_card", "x"), ("chat_template_kwargs", 5), ("lr_scheduler_kwargs", 5)),
+    "is not a mapping with texts as keys": (("chat_template_kwargs", {1: 2}),),
+    "is not one of": (("log_level", "loud"), ("eval_strategy", "x"), ("save_strategy", "x"), ("lr_scheduler_type", "x")),
+    "is no name": (("proposals", {"reverse"}), ("proposals", iter(["reverse"]))),
+    "is not a whole number": (("num_warmups", np.array([4, 4])), ("num_warmups", torch.tensor([2, 3])), ("seed", np.array([1]))),
+    "is not a number": (("temperature", np.array([0.5, 0.5])),),
+    "deepspeed: 5 is not": (("deepspeed", 5),),
+    "accelerator_config: 5 is not": (("accelerator_config", 5),),
+}  # fmt: skip
+CONFIG_ROWS = [(name, value, said) for said, pairs in CONFIG.items() for name, value in pairs]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), CONFIG_ROWS, ids=lambda given: str(given)[:30])
+def test_a_setting(name, value, said, tmp_path):
+    refused(lambda: WarmupConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: value}), name, said)
+
+
+def test_numbers_tuples_and_paths_of_other_libraries_are_taken(tmp_path):
+    args = WarmupConfig(
+        output_dir=tmp_path, use_cpu=True, num_warmups=np.int64(3), temperature=torch.tensor(0.5), overwrite=np.bool_(True),
+        proposals=("reverse",), rewards=np.array(["gain"]), eval_strategy=False,
+    )  # fmt: skip
+    assert (args.output_dir, args.num_warmups, args.temperature) == (str(tmp_path), 3, 0.5)
+    assert (args.overwrite, args.proposals, args.rewards) == (True, ["reverse"], ["gain"])
+    assert type(args.num_warmups) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("num_warmups", 0, "must be at least 1"), ("temperature", 0, "must be at least"), ("max_warmup_length", None, "is not a whole"),
+     ("proposals", ["nosuch"], "no proposal 'nosuch'"), ("objective", "x", "no objective 'x'")],
+)  # fmt: skip
+def test_settings_that_were_changed_since(folder, tmp_path, name, value, said):
+    args = WarmupConfig(output_dir=str(tmp_path), **SMALL)
+    setattr(args, name, value)
+    refused(lambda: WarmupTrainer(str(folder / "base"), args, ROWS), name, said)
+
+
+LORA = {"target_modules": ["q"]}
+TRAINER: list[tuple[dict[str, Any], str]] = [
+    *(({"train_dataset": rows}, said) for rows, said in [
+        (5, "was given 5"), (Path("rows.jsonl"), "takes one set of rows"), (b"x", "takes one set of rows"), (dict, "takes one set"),
+        (object(), "takes one set of rows"), (["a"], "row 0: is a str ('a'), no row"), ([*ROWS, None], "row 8: is a NoneType"),
+        ([("a", "b")], "row 0: is a tuple"), (torch.ones(2), "row 0: is a Tensor"),
+        ([{"prompt": [], "target": "alpha"}], "the prompt is empty"),
+    ]),
+    ({"eval_dataset": {"a": {"b": ROWS}}}, "'a' is {'b'"), ({"eval_dataset": {"a": ROWS, "b": None}}, "'b' is None"),
+    ({"eval_dataset": {"a": ROWS, 1: {}}}, "1 is {}"),
+    *(({"model": model}, said) for model, said in [
+        (5, "is a int, no model"), ({"a": 1}, "is a dict"), (AutoModelForSeq2SeqLM, "is a type"), (torch.nn.Linear(2, 2), "is a Linear"),
+    ]),
+    ({"model": None, "model_init": lambda: None}, "model_init: returned a NoneType"), ({"model": None, "model_init": 5}, "cannot be called"),
+    ({"processing_class": 5}, "is a int, no tokenizer"), ({"processing_class": "t5"}, "is a str, no tokenizer"),
+    *(({"peft_config": config}, said) for config, said in [
+        (5, "is 5"), ({"r": 4}, "LoraConfig"), (LoraConfig, "Give a configuration"), (LoraConfig(**LORA, inference_mode=True), "inference_mode"),
+    ]),
+    *(({"reward_funcs": given}, "Put it into one") for given in (len, 5, "gain", {"name": "gain"})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "said"), TRAINER, ids=lambda given: str(given)[:40])
+def test_an_argument_of_the_trainer(given, said, folder, tmp_path):
+    args = WarmupConfig(output_dir=str(tmp_path), **SMALL)
+    usual = {"model": str(folder / "base"), "args": args, "train_dataset": ROWS}
+    refused(lambda: WarmupTrainer(**{**usual, **given}), said)
+
+
+def test_a_model_without_a_head_or_without_numbers(folder, tmp_path):
+    args = WarmupConfig(output_dir=str(tmp_path), **SMALL)
+    headless = T5EncoderModel.from_pretrained(folder / "base")
+    refused(lambda: WarmupTrainer(headless, args, ROWS), "T5EncoderModel, which has no output head")
+    empty = AutoModelForSeq2SeqLM.from_pretrained(folder / "base").to("meta")
+    refused(lambda: WarmupTrainer(empty, args, ROWS), "on the device meta")
+
+
+P = "alpha beta"
+CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
+    *(("generate", (P,), {name: value}, said) for name, values, said in [
+        ("num_warmups", (0, None, "2", 1.5, True, [2]), "num_warmups: is "), ("num_beams", (0, None, "2", 1.5), "num_beams: is "),
+        ("temperature", (0, -1, None, "hot", float("nan"), True), "Give a number above 0"),
+        ("batch_size", (0, -1, None, "2", 1.5), "batch_size: is "), ("gate", ("x", float("nan"), [], {"a": 1}, True), "gate: is "),
+        ("places", ([], [0, 1], [None], ["a"], 5, [-1], [1.5]), "Give a whole number from 0 for each"),
+        ("warmup", (5, b"alpha", {"a": 1}, True), "is no text"), ("warmup", ([None], [5]), "number 0, "),
+        ("warmup", ("\ud800",), "half a character"),
+    ] for value in values),
+    ("generate", (FRAME,), {}, "to_dict('records')"), ("generate", (b"alpha",), {}, "input 0: "),
+    *(("iterate", (given,), {}, "is no list of inputs") for given in (None, 5, P, {"prompt": P}, FRAME)),
+    *(("iterate", ([P],), {"batch_size": size}, "batch_size: is ") for size in (0, -1, None, "2")),
+    ("iterate", ([P],), {"warmup": 5}, "is no text"),
+    *(("predict", (given,), {}, "input 0: ") for given in (None, 5, [5], [{"text": P}])),
+    ("predict", (ROWS,), {"forced": [[5]]}, "1 warmups for 8 rows"), ("predict", (ROWS,), {"places": [0]}, "for 8 inputs"),
+    ("predict", (ROWS,), {"num_beams": 0}, "num_beams: is 0"), ("predict", (ROWS,), {"batch_size": 0}, "batch_size: is 0"),
+    ("predict", (ROWS,), {"temperature": 0, "sample_target": True}, "temperature: is 0"),
+    ("calibrate_gate", ([P],), {}, "row 0 has no target"), ("calibrate_gate", ([ROWS[0], {"prompt": P}],), {}, "row 1 has no target"),
+    *(("calibrate_gate", (ROWS,), {"tolerance": value}, "tolerance: is ") for value in (None, "x", float("nan"), -1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "args", "settings", "said"), CALLS, ids=lambda given: str(given)[:30])
+def test_a_call_of_the_generator(method, args, settings, said, generator):
+    refused(lambda: list(getattr(generator, method)(*args, **settings)), said)
+
+
+@pytest.mark.parametrize("folder", [None, 5, "", b"run", []], ids=str)
+def test_a_folder_that_is_none(folder):
+    refused(lambda: WarmupGenerator.from_pretrained(folder), "is no folder")
+
+
+A, B, NUMBERS = ["alpha", "beta"], ["alpha", "gamma"], [1.0, 2.0]
+PREDICTED = [{**row, "prediction": "x"} for row in ROWS[:4]]
+FUNCTIONS: list[tuple[Any, str]] = [
+    *((partial(compute, "exact_match", *given), said) for given, said in [
+        ((None, B), "predictions are a NoneType"), ((A, 5), "targets are a int"), (("ab", "cd"), "predictions are a str"),
+        (([None, "x"], B), "number 0 of the predictions is None"), ((A, ["x", 5]), "number 1 of the targets is 5"),
+        (([b"x", "y"], B), "number 0"), (({"a": 1}, {"b": 1}), "are a dict"), (({"a", "b"}, B), "are a set"),
+        ((A, B, 5), "rows are 5"), ((A, B, [None, None]), "rows are [None"), ((A, B, "ab"), "rows are 'ab'"),
+    ]),
+    *((partial(compare_seeds, given, NUMBERS), "give a number for each seed") for given in [
+        None, 5, "12", ["1", "2"], [None, 1.0], {"a": 1.0}, {1.0, 2.0}, [[1.0]], [1j, 2.0], [10**400, 1], [1e308, -1e308], [float("nan")], [],
+    ]),
+    *((partial(holm, given), "holm: ") for given in (None, [0.1], {"a": "0.5"}, {"a": [0.1]}, {"a": float("nan")}, {"a": 1j})),
+    *((partial(paired_bootstrap, "s", one, other), said) for one, other, said in [
+        (None, None, "NoneType and NoneType"), ("ab", "cd", "str and str"), (["a"], ["b"], "no number"), ([None], [None], "no number"),
+        ([1.0, PREDICTED[0]], NUMBERS, "are mixed"), (PREDICTED, [1.0] * 4, "are mixed"), ({"a": 1}, {"a": 1}, "dict and dict"),
+    ]),
+    *((partial(call, "s", *[NUMBERS] * sides, **{name: value}), f"{name}={value!r}")
+      for call, sides in ((paired_bootstrap, 2), (interval_over_rows, 1))
+      for name, value in [("samples", 0), ("samples", None), ("samples", 1.5), ("seed", -1), ("seed", "x")]),
+    (partial(paired_bootstrap, "exact_match", [{**row, "prediction": None} for row in PREDICTED], PREDICTED), "number 0 of the predictions"),
+    (partial(compare_runs, None, "run"), "None is no folder"), (partial(compare_runs, 5, "run"), "5 is no folder"),
+    *((partial(load_task, name), "A task is named by a text") for name in (None, 5, [], {}, b"ledger", Path("x"), len)),
+    *((partial(read_recipe, path), "Give the path of a YAML file") for path in (5, [], b"x", {"task": "ledger"})),
+    *((partial(read_recipe, None, flags), "give a list of texts") for flags in (None, 5, "--seed 1", [5], ["--seed", 5], {"seed": 1})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "said"), FUNCTIONS, ids=lambda given: str(getattr(given, "args", given))[:40])
+def test_a_function(call, said):
+    refused(call, said)
+
+
+def test_texts_of_numpy_can_be_measured():
+    assert compute("exact_match", np.array(A), np.array(B)) == {"exact_match": 0.5}
+
+
+def test_controls_by_one_name_are_no_list(folder, tmp_path):
+    trainer = WarmupTrainer(str(folder / "base"), WarmupConfig(output_dir=str(tmp_path), **SMALL), ROWS)
+    for controls in ("shuffled", None, 5, [5]):
+        refused(partial(trainer.evaluate_controls, ROWS, controls=controls), "controls: ", "give a list of names")
+    refused(partial(trainer.evaluate_controls, ROWS, num_warmups="x"), "num_warmups: is 'x'")
