@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,11 @@ SMALL = {
     "save_strategy": "no", "report_to": "none", "per_device_train_batch_size": 4,
 }  # fmt: skip
 FRAME = SimpleNamespace(columns=["prompt"], iloc=None, __iter__=None)  # what tells a pandas DataFrame
+
+
+def named(given: Any) -> str:
+    """The id of a test, the same in every process: no addresses of objects."""
+    return re.sub(r" at 0x\w+", "", str(getattr(given, "args", given)))[:40]
 
 
 def refused(call: Any, *facts: str) -> None:
@@ -67,7 +73,7 @@ CONFIG: dict[str, tuple[Any, ...]] = {
 CONFIG_ROWS = [(name, value, said) for said, pairs in CONFIG.items() for name, value in pairs]
 
 
-@pytest.mark.parametrize(("name", "value", "said"), CONFIG_ROWS, ids=lambda given: str(given)[:30])
+@pytest.mark.parametrize(("name", "value", "said"), CONFIG_ROWS, ids=named)
 def test_a_setting(name, value, said, tmp_path):
     refused(lambda: WarmupConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: value}), name, said)
 
@@ -115,7 +121,7 @@ TRAINER: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "said"), TRAINER, ids=lambda given: str(given)[:40])
+@pytest.mark.parametrize(("given", "said"), TRAINER, ids=named)
 def test_an_argument_of_the_trainer(given, said, folder, tmp_path):
     args = WarmupConfig(output_dir=str(tmp_path), **SMALL)
     usual = {"model": str(folder / "base"), "args": args, "train_dataset": ROWS}
@@ -153,7 +159,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "args", "settings", "said"), CALLS, ids=lambda given: str(given)[:30])
+@pytest.mark.parametrize(("method", "args", "settings", "said"), CALLS, ids=named)
 def test_a_call_of_the_generator(method, args, settings, said, generator):
     refused(lambda: list(getattr(generator, method)(*args, **settings)), said)
 
@@ -191,7 +197,7 @@ FUNCTIONS: list[tuple[Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "said"), FUNCTIONS, ids=lambda given: str(getattr(given, "args", given))[:40])
+@pytest.mark.parametrize(("call", "said"), FUNCTIONS, ids=named)
 def test_a_function(call, said):
     refused(call, said)
 
