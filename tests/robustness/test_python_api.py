@@ -175,7 +175,7 @@ FUNCTIONS: list[tuple[Any, str]] = [
     *((partial(compute, "exact_match", *given), said) for given, said in [
         ((None, B), "predictions are a NoneType"), ((A, 5), "targets are a int"), (("ab", "cd"), "predictions are a str"),
         (([None, "x"], B), "number 0 of the predictions is None"), ((A, ["x", 5]), "number 1 of the targets is 5"),
-        (([b"x", "y"], B), "number 0"), (({"a": 1}, {"b": 1}), "are a dict"), (({"a", "b"}, B), "are a set"),
+        (([b"x", "y"], B), "number 0"), (({"a": 1}, {"b": 1}), "are a dict"), (({"a"}, B), "are a set"),
         ((A, B, 5), "rows are 5"), ((A, B, [None, None]), "rows are [None"), ((A, B, "ab"), "rows are 'ab'"),
     ]),
     *((partial(compare_seeds, given, NUMBERS), "give a number for each seed") for given in [
