@@ -38,11 +38,12 @@ def command(args: list[str]) -> None:
 
     with quick_imports():
         from rl_warmup.experiments.sweeps import SweepSettings, run_sweep
+        from rl_warmup.inference.samples import check_warmups
         from rl_warmup.runtime.ownership import run_of
         from rl_warmup.runtime.recipe_file import read_values
         from rl_warmup.runtime.shipped import find_recipe
 
-    changes = read_values(None, further) if further else {}
+    changes = read_values(None, further)
     recipe = {**read_values(options.config), **changes}
     metric = options.metric or str(recipe.get("metric_for_best_model") or "").removeprefix("eval_")
     if metric in ("", "loss"):
@@ -51,6 +52,8 @@ def command(args: list[str]) -> None:
     if run_of(output):
         raise ValueError(f"--output: {output} is in a run's folder. Give a folder for the runs of all arms.")
     arms = {"sft": {"objective": "sft", "proposals": []}, **_ceilings(options.warmups)}
+    for file in options.warmups:
+        check_warmups(Path(file))
     output.mkdir(parents=True, exist_ok=True)
     question = {
         "question": "Could warmups pay here? Good ones imitated, beside plain fine-tuning",
@@ -75,14 +78,11 @@ def _without_groups(recipe: dict[str, Any], arm: dict[str, Any]) -> dict[str, An
 
 def _ceilings(files: list[str]) -> dict[str, dict[str, Any]]:
     """An arm for each file: it imitates the file's warmups in all updates and samples nothing."""
-    from rl_warmup.inference.samples import check_warmups
-
     arms: dict[str, dict[str, Any]] = {}
     for file in map(Path, files):
         if not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
             raise ValueError(f"--warmups: {file} {what}; give a file of warmups (docs/stored-warmups.md).")
-        check_warmups(file)
         name = file.stem
         if name in arms or name == "sft":
             raise ValueError(f"--warmups: two arms would be called {name}; give the files different names.")

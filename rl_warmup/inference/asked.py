@@ -80,7 +80,7 @@ def check_places(places: Any, count: int) -> None:
     """Raises ValueError unless places are numbers from 0, one for each of so many inputs; None is allowed."""
     if places is None:
         return
-    if not isinstance(places, Iterable) or len(found := list(places)) != count or not all(map(_is_place, found)):
+    if not isinstance(places, Sequence) or len(places) != count or not all(map(_is_place, places)):
         raise ValueError(
             f"places: {shown(places)} for {count} inputs. Give a whole number from 0 for each, or leave it out."
         )

@@ -67,7 +67,6 @@ def _cause(name: str, files: tuple[str, ...], error: Exception, revision: str | 
     said = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
     why = f"{type(error).__name__}: {said}"[:300].rstrip(".: ")
     config = next((path for path in here if path.endswith("config.json")), None)
-    pickled = [path for path in here if path.endswith(".bin")]
     asked = {} if config is None else read_json(config)
     if fault := size_fault(asked):
         return f"{config}: {fault}. Give the config.json that belongs to the weights."
@@ -80,13 +79,15 @@ def _cause(name: str, files: tuple[str, ...], error: Exception, revision: str | 
     what = f"{name!r} is no folder" if looks_local and not Path(name).is_dir() else f"{name!r} could not be loaded"
     if Path(name).is_dir() and config is None:
         what += f", as it holds no {files[0]}"
-    elif config is not None and not isinstance(error, OSError):
-        what += f", probably for {pickled[0] if pickled else config}"
+    likely = None
+    if config is not None and not isinstance(error, OSError):
+        likely = next((path for path in here if path.endswith(".bin")), config)  # a pickle is read after config.json
+        what += f", probably for {likely}"
     if "custom code" in str(error):
         what += ", as it needs code of its own, which is never run"
     hint = "a folder that holds config.json and weights, a name on the hub, scratch-t5, scratch-llama or start:NAME"
     reason = lines[0] if isinstance(error, OSError) else why
-    return f"{what} ({reason}). {'Mend that file, or give' if 'probably' in what else 'Give'} {hint}."
+    return f"{what} ({reason}). {'Mend that file, or give' if likely else 'Give'} {hint}."
 
 
 def _stored(name: str, files: tuple[str, ...], revision: str | None) -> list[str]:
