@@ -287,12 +287,8 @@ def _faults_of_pairs(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> l
 def chat_faults(template: str, system: str | None, kwargs: Mapping[str, Any] | None) -> list[str]:
     """A sentence for every fault in the settings chat_template, system and chat_template_kwargs."""
     faults = []
-    if not template.strip():
-        faults.append("chat_template: is empty. Give auto, model, none or a file with a Jinja template.")
     if template == "none" and (system or kwargs):
         faults.append("chat_template: is none, so system and chat_template_kwargs have no effect. Leave them out.")
-    if system is not None and not system.strip():
-        faults.append("system: is empty. Give a text, or leave it out.")
     if taken := [name for name in kwargs or () if name in CHAT_ARGUMENTS]:
         faults.append(
             f"chat_template_kwargs: {', '.join(taken)} cannot be changed. Give arguments of the template itself."

@@ -49,10 +49,13 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
         try:
             found = _coerce(value, hints[key], key)
         except (TypeError, ValueError, OverflowError):
-            keys = " with texts as keys" if isinstance(value, dict) and "mapping" in _type_names(hints[key]) else ""
-            given, kind = "its value" if secret else shown(value), _type_names(hints[key])
+            kind = _type_names(hints[key])
+            keys = " with texts as keys" if isinstance(value, dict) and "mapping" in kind else ""
+            what = f"{'its value' if secret else shown(value)} is not {kind}{keys}. Give one"
+            if kind == TYPE_NAMES[str] and isinstance(value, str):  # the one text that is refused
+                what = "is empty. Give a text"
             leave = "" if defaults.get(key) is None else f", or leave it out for {shown(defaults[key])}"
-            said = f"{key}: {given} is not {kind}{keys}. Give one{leave}."
+            said = f"{key}: {what}{leave}."
             faults.append(f"{said} A flag without a value is true: write `--{key} VALUE`." if value is True else said)
             continue
         allowed = choices(hints[key], known[key].metadata)

@@ -60,7 +60,8 @@ def generator(folder) -> WarmupGenerator:
 CONFIG: dict[str, tuple[Any, ...]] = {
     "is not a list": (("rewards", None), ("proposals", None)),
     "is not true or false": (("overwrite", "false"), ("disable_dropout", "no"), ("bf16", "no"), ("use_cpu", "x"), ("overwrite", 1)),
-    "is not a text": (("separator", []), ("separator", ""), ("chat_template", None), ("system", []), ("output_dir", b"x"), ("output_dir", "")),
+    "is not a text": (("separator", []), ("chat_template", None), ("system", []), ("output_dir", b"x")),
+    "is empty": (("separator", ""), ("output_dir", "")),
     "is not a mapping": (("model_card", "x"), ("chat_template_kwargs", 5), ("lr_scheduler_kwargs", 5)),
     "is not a mapping with texts as keys": (("chat_template_kwargs", {1: 2}),),
     "is not one of": (("log_level", "loud"), ("eval_strategy", "x"), ("save_strategy", "x"), ("lr_scheduler_type", "x")),
