@@ -20,6 +20,7 @@ import torch
 from rl_warmup import WarmupGenerator
 from rl_warmup.config import read_task
 from rl_warmup.experiments.run import load_recipe_task
+from rl_warmup.inference.generation import WINDOW
 from rl_warmup.metrics import compute
 from rl_warmup.models.plain_use import stock_settings
 
@@ -93,19 +94,27 @@ def main() -> None:
 
 
 def mixed(w: WarmupGenerator, rows: list[dict[str, Any]], count: int, batch_size: int) -> None:
-    """Many rows of mixed lengths through `iterate`, beside sorted `model.generate`: seconds, and memory as rows go by."""
+    """Many rows of mixed lengths through `iterate`, in turn with sorted `model.generate`: seconds, and memory as rows go by."""
     cut = [
         {"id": "", "prompt": "", "prompt_ids": rows[i % len(rows)]["prompt_ids"][i % 4 :] * (1 + i % 5)}
         for i in range(count)
     ]
-    _, stock = timed(lambda: sorted_generate(w, [row["prompt_ids"] for row in cut], batch_size))
-    began, peaks = time.process_time(), {}
-    for number, _ in enumerate(w.iterate(iter(cut), batch_size, logprobs=False), 1):
-        if number in (count // 5, count):
-            peaks[number] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    ours = time.process_time() - began
-    memory = ", ".join(f"{value:.0f} MiB after {number}" for number, value in peaks.items())
-    print(f"{count} rows of mixed lengths: sorted model.generate {stock:.1f} s, iterate {ours:.1f} s; peak {memory}")
+    parts = [cut[start : start + WINDOW * batch_size] for start in range(0, count, WINDOW * batch_size)]
+    ways: list[Callable[[Any], Any]] = [
+        lambda part: sorted_generate(w, [row["prompt_ids"] for row in part], batch_size),
+        lambda part: sum(1 for _ in w.iterate(iter(part), batch_size, logprobs=False)),
+    ]
+    seconds, peaks = [[], []], []  # type: ignore[var-annotated]
+    for number, part in enumerate(parts):
+        for way in (0, 1) if number % 2 else (1, 0):  # whoever comes second finds a warmer machine
+            seconds[way].append(timed(lambda way=way, part=part: ways[way](part))[1])
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    stock, ours = map(sum, seconds)
+    ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
+    print(
+        f"{count} rows of mixed lengths in {len(parts)} parts, in turn: sorted model.generate {stock:.1f} s, iterate "
+        f"{ours:.1f} s, median ratio {ratio:.3f}; peak {peaks[0]:.0f} MiB after the first part, {peaks[-1]:.0f} after the last"
+    )
 
 
 if __name__ == "__main__":

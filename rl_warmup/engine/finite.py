@@ -13,7 +13,11 @@ def are_numbers(logits: Tensor) -> Tensor:
 
     -inf may forbid some tokens. Weights around 1e9 overflow in a norm, whose output is then 0, as are all logits.
     """
-    low, high = logits.aminmax(dim=-1)
+    return extremes_are_numbers(*logits.aminmax(dim=-1))
+
+
+def extremes_are_numbers(low: Tensor, high: Tensor) -> Tensor:
+    """`are_numbers` of logits whose smallest and largest are known."""
     return (high.isfinite() & (high > low)).all()
 
 

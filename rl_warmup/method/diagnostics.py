@@ -210,9 +210,11 @@ def format_sample(sample: dict[str, Any]) -> str:
         return text if len(text) <= MAX_LETTERS else text[: MAX_LETTERS - 1] + "…"
 
     lines = [f"  prompt  {short(flat(sample['prompt']))}\n  target  {short(sample['target'])}"]
-    lines.append("  posterior  log P(y|x,c)  log P(c|x)  warmup")
+    names = [name for name in sample["warmups"][0].get("rewards", {}) if name != "target_logprob"]
+    lines.append("  ".join(["  posterior  log P(y|x,c)  log P(c|x)", *names, "warmup"]))
     for w in sample["warmups"]:
         forced = " (cut)" if w["finish"] == "length" else ""
-        numbers = f"{w['posterior']:>9.2f}  {w['target_logprob']:>12.2f}  {w['warmup_logprob']:>10.2f}"
+        rewards = "".join(f"  {w['rewards'][name]:>{len(name)}.2f}" for name in names)
+        numbers = f"{w['posterior']:>9.2f}  {w['target_logprob']:>12.2f}  {w['warmup_logprob']:>10.2f}{rewards}"
         lines.append(f"  {numbers}  {short(w['warmup'])}{forced}")
     return "\n".join(lines)

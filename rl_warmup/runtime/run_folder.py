@@ -73,6 +73,11 @@ class RunFolder(TrainerCallback, ExportableState):
             append_jsonl(self.folder / "metrics.jsonl", [{"step": state.global_step, **rest}])
         append_jsonl(self.folder / "timing.jsonl", [{"step": state.global_step, **self._spent(), **clock}])
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log the last update too, so that a run of fewer than `logging_steps` updates tells something."""
+        if state.global_step >= state.max_steps and args.logging_strategy == "steps":
+            control.should_log = True
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.train_seconds, self.started = self.seconds(), 0.0
 
