@@ -123,7 +123,7 @@ def given_texts(warmup: Any, count: int) -> list[str]:
     """A given warmup for each of so many inputs. Raises ValueError: another number of them, or one that is no sound text."""
     if isinstance(warmup, bytes | Mapping) or not isinstance(warmup, Iterable):
         raise ValueError(f"warmup: {shown(warmup)} is no text. {ONE_EACH}")
-    texts = [warmup] * count if isinstance(warmup, str) else list(warmup)
+    texts = [warmup] * count if isinstance(warmup, str) else read_all(warmup, "warmup", ONE_EACH)
     if len(texts) != count:
         raise ValueError(f"warmup: {len(texts)} texts for {count} inputs. {ONE_EACH}")
     for place, text in enumerate(texts):

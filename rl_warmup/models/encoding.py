@@ -305,6 +305,10 @@ class RowEncoder:
 def _row(given: Any, name: str, number: int) -> dict[str, Any]:
     """Raises ValueError: it is no row."""
     if isinstance(given, Mapping):
+        if odd := [column for column in given if not isinstance(column, str)]:
+            raise ValueError(
+                f"{name} row {number}: the name of its column {odd[0]!r:.80} is no text. Give it as a text."
+            )
         return dict(given)
     remedy = "Give a dict with `prompt` and `target`; of a pandas DataFrame, frame.to_dict('records')."
     raise ValueError(f"{name} row {number}: is a {type(given).__name__} ({given!r:.80}), no row. {remedy}")

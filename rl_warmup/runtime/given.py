@@ -6,12 +6,13 @@ Must not know: what a warmup is.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from rl_warmup.runtime.settings import shown
 
@@ -19,7 +20,13 @@ PAIR = "Give a pair of torch's, (optimizer, scheduler), in which None has one ma
 
 
 def check_given(
-    model: Any, args: Any, train_dataset: Any = None, callbacks: Any = None, optimizers: Any = (None, None), **_: Any
+    model: Any,
+    args: Any,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    callbacks: Any = None,
+    optimizers: Any = (None, None),
+    **_: Any,
 ) -> None:
     """Refuse what a Trainer with these arguments could not train with, and make its folder.
 
@@ -30,7 +37,11 @@ def check_given(
             "model: all of its weights are frozen, so nothing would be trained. Call model.requires_grad_(True) or set it of "
             "some weights, load an adapter with PeftModel.from_pretrained(..., is_trainable=True), or give a peft_config."
         )
-    _check_callbacks(callbacks)
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise ValueError(
+            f"eval_strategy: is {args.eval_strategy.value}, and there is no eval_dataset. Give one, or leave it out."
+        )
+    _check_callbacks(callbacks, args)
     _check_optimizers(optimizers, model)
     _check_folder(args)
 
@@ -42,13 +53,25 @@ def as_folder(given: Any, name: str) -> Path:
     return Path(given)
 
 
-def _check_callbacks(given: Any) -> None:
+def _check_callbacks(given: Any, args: Any) -> None:
     remedy = "Give a list of transformers' TrainerCallback, such as [EarlyStoppingCallback(3)], or leave it out."
     if not isinstance(given, list | None):
         raise ValueError(f"callbacks: {shown(given)} is no list. {remedy}")
     for one in given or ():
         if not issubclass(one if isinstance(one, type) else type(one), TrainerCallback):
             raise ValueError(f"callbacks: {shown(one)} is no callback. {remedy}")
+        try:
+            inspect.signature(one).bind() if isinstance(one, type) else None  # Trainer makes an object of a class
+        except TypeError as error:
+            raise ValueError(
+                f"callbacks: {shown(one)} is a class with arguments ({error}). Give an object of it."
+            ) from None
+        stops = one is EarlyStoppingCallback or isinstance(one, EarlyStoppingCallback)
+        if stops and (args.eval_strategy == "no" or args.metric_for_best_model is None):
+            raise ValueError(
+                "callbacks: EarlyStoppingCallback compares evaluations. Set eval_strategy, and metric_for_best_model, such as "
+                "loss."
+            )
 
 
 def _check_optimizers(given: Any, model: Any) -> None:

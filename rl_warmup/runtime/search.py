@@ -31,9 +31,9 @@ class SearchTrainer(Trainer):
         return trainer
 
     def __init__(self, model_init: Callable[..., Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if model_init is not None and any(kwargs.get("optimizers") or ()):
+        if model_init is not None and kwargs.get("optimizers", (None, None)) != (None, None):
             raise ValueError("optimizers: belong to one model, but model_init makes several; leave them out.")
+        super().__init__(**kwargs)
         self.model_init = model_init
         self.made_with = list(self.callback_handler.callbacks)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch.utils.data import IterableDataset
-from transformers import AutoModelForSeq2SeqLM, T5EncoderModel, TrainerCallback
+from transformers import AutoModelForSeq2SeqLM, EarlyStoppingCallback, T5EncoderModel, TrainerCallback
 
 from rl_warmup import WarmupConfig, WarmupGenerator, WarmupTrainer, load_task, read_recipe
 from rl_warmup.experiments.report.build import write_report
@@ -120,6 +120,11 @@ def sgd(weight: Any = None) -> torch.optim.Optimizer:
     return torch.optim.SGD([torch.zeros(1, requires_grad=True) if weight is None else weight], lr=1.0)
 
 
+class Watcher(TrainerCallback):
+    def __init__(self, what):
+        self.what = what
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         return itertools.cycle(ROWS)
@@ -147,6 +152,8 @@ TRAINER: list[tuple[dict[str, Any], str]] = [
     *(({"reward_funcs": given}, "Put it into one") for given in (len, 5, "gain", {"name": "gain"})),
     *(({"dtype": name}, "is not a dtype of weights") for name in ("int8", "float8_e4m3fn", "bool", "complex64", torch.int8, None, [])),
     *(({"callbacks": given}, "is no list") for given in ("x", 5, {}, TrainerCallback, TrainerCallback(), (TrainerCallback(),))),
+    ({"callbacks": [Watcher]}, "is a class with arguments"), ({"train_dataset": [{**ROWS[0], 5: 1}]}, "its column 5 is no text"),
+    *(({"callbacks": [given]}, "compares evaluations") for given in (EarlyStoppingCallback, EarlyStoppingCallback(2))),
     *(({"callbacks": [given]}, "is no callback") for given in ("x", None, dict, object())),
     *(({"optimizers": given}, "is no pair") for given in ("x", 5, {"a": 1}, None, (), (None,), sgd(), (sgd(),))),
     *(({"optimizers": (given, None)}, "is no Optimizer") for given in ("adam", 5, torch.optim.SGD)),
@@ -212,6 +219,9 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
         (len, "failed for two texts (TypeError"), (lambda one, other: "x", "returned 'x'"), (lambda one, other: None, "returned None"),
         (lambda one, other: float("nan"), "returned nan"),
     ]),
+    *(("generate", ({"prompt": P, "choices": given},), {"num_warmups": 2, "select": "vote"}, "is no list of texts")
+      for given in (5, [5, None], "ab", {"text": ["a"]})),
+    ("generate", (P,), {"warmup": itertools.repeat("alpha")}, "without a length"),
     ("generate", (itertools.cycle([P]),), {}, "Give them to `iterate`"), ("iterate", ([P],), {"places": [0]}, "numbers its inputs"),
     ("generate", (FRAME,), {}, "to_dict('records')"), ("generate", (b"alpha",), {}, "input 0: "),
     *(("iterate", (given,), {}, "is no list of inputs") for given in (None, 5, P, {"prompt": P}, FRAME)),
@@ -358,6 +368,27 @@ def test_damaged_results(result, predictions, said, tmp_path):
         (tmp_path / name / "predictions.jsonl").write_text(lines)
     for pair in (("fine", "damaged"), ("damaged", "fine"), ("damaged", "damaged")):
         refused(partial(compare_runs, *(tmp_path / name for name in pair)), said)
+
+
+def test_settings_that_need_arguments(folder, tmp_path):
+    """Pairs of a setting and what the trainer is given."""
+    args = WarmupConfig(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=1, **SMALL)
+    refused(partial(WarmupTrainer, str(folder / "base"), args, ROWS), "eval_strategy: is steps", "no eval_dataset")
+    trained = partial(WarmupTrainer, str(folder / "base"), args, ROWS, ROWS)
+    refused(partial(trained, callbacks=[EarlyStoppingCallback(2)]), "metric_for_best_model")
+    args.metric_for_best_model = "loss"
+    trained(callbacks=[EarlyStoppingCallback(2), TrainerCallback]).train()
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "base")
+    given = (torch.optim.SGD(model.parameters(), lr=0.1), None)
+    refused(
+        partial(WarmupTrainer, None, args, ROWS, ROWS, model_init=lambda: model, optimizers=given),
+        "model_init makes several",
+    )
+    adapter = LoraConfig(**LORA)
+    refused(
+        partial(WarmupTrainer, model, args, ROWS, ROWS, peft_config=adapter, optimizers=given),
+        "no weight of this model",
+    )
 
 
 def test_a_search_of_nothing(folder, tmp_path):
