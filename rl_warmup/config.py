@@ -34,7 +34,7 @@ from rl_warmup.runtime.settings import (
     setting_faults,
     shown,
 )
-from rl_warmup.runtime.values import defaults_of, settled, typed, unknown
+from rl_warmup.runtime.values import Named, defaults_of, settled, typed, unknown
 
 REMOTE_CODE = (
     "trust_remote_code: is {value!r}, but code of a model or a data set is never run. Leave the setting out; for an "
@@ -53,7 +53,7 @@ OF_POLICY = ("objective", "tsallis_q", "beta", "target_ess", "guard")  # read on
 
 
 @dataclass
-class WarmupConfig(WarmupOptions, TrainingArguments):
+class WarmupConfig(WarmupOptions, TrainingArguments, Named):
     """`transformers.TrainingArguments` with the options of warmup generation (`rl_warmup.options`).
 
     Raises:
@@ -64,6 +64,9 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
     hub_strategy: str = field(default="end", metadata={"help": "With push_to_hub, upload the model after training."})
     logging_steps: float = field(default=10, metadata={"help": "Updates between two logs."})
     log_completions: InitVar[bool | None] = None  # TRL's name of log_warmups
+    elsewhere: ClassVar[str] = (
+        "The model, its dtype and adapter, rewards that are functions and the rows go to WarmupTrainer."
+    )
     lines: ClassVar[bool | None] = None  # whether a run prints lines; None: where disable_tqdm is off
 
     def __repr__(self) -> str:
@@ -72,10 +75,11 @@ class WarmupConfig(WarmupOptions, TrainingArguments):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     def __post_init__(self, log_completions: bool | None) -> None:
+        faults = self._read(type(self))
         changed = {} if self.log_warmups == type(self).log_warmups else {"log_warmups": self.log_warmups}
-        named, faults = with_log_warmups({**changed, "log_completions": log_completions})
+        named, twice = with_log_warmups({**changed, "log_completions": log_completions})
         self.log_warmups = named.get("log_warmups", self.log_warmups)
-        faults += self._read(type(self))
+        faults += twice
         inherited = {f.name: getattr(self, f.name) for f in fields(TrainingArguments) if f.name != "do_eval"}
         faults += option_faults(self) + setting_faults(inherited, _inherited([type(self)])) + argument_faults(inherited)
         if faults:

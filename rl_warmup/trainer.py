@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from rl_warmup.batch import RowWeights, Scores, WarmupBatch
 from rl_warmup.config import WarmupConfig, void_note, without_effect
 from rl_warmup.engine import checkpoints_layers, choose_path, enable_scoring, score, score_sampled
-from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer
+from rl_warmup.inference.validation import TextMetrics, ValidatingTrainer, as_metrics
 from rl_warmup.method.diagnostics import Means, format_sample, rollout_metrics, sample_table, step_cost, table_rows
 from rl_warmup.method.guard import Guard
 from rl_warmup.method.losses import kl_loss, weighted_loss
@@ -114,11 +114,11 @@ class WarmupTrainer(SearchTrainer, ContinuedTrainer, ValidatingTrainer, Referenc
         model_init: Callable[..., Any] | None = None,
         dtype: str = "float32",
     ) -> None:
-        args = args or WarmupConfig(output_dir="warmup-run")
+        args = WarmupConfig(output_dir="warmup-run") if args is None else args
         if not isinstance(args, WarmupConfig):
             raise ValueError(f"args: is a {type(args).__name__}; give a WarmupConfig, which takes the same settings.")
         model, loaded = with_dtype(first_model(model, model_init, args.seed), dtype)
-        processing_class = processing_class or loaded or tokenizer_of(model)
+        processing_class = (loaded or tokenizer_of(model)) if processing_class is None else processing_class
         args.check_again()
         if (void := void_note(without_effect(args))) and not args.process_index:
             print(void)
@@ -150,7 +150,7 @@ class WarmupTrainer(SearchTrainer, ContinuedTrainer, ValidatingTrainer, Referenc
         self.settings = settle_chat(self.settings, known, args, processing_class)
         self.encoder.chat = self.eval_encoder.chat = self.settings.chat_format()
         eval_rows = encode_sets(self.eval_encoder, eval_dataset, "validation", args)
-        self.text_metrics = compute_metrics
+        self.text_metrics = as_metrics(compute_metrics)
         # Ranks seed their sampling apart (below), but must shuffle the rows alike, or rows repeat and go missing.
         args.data_seed = args.seed if args.data_seed is None else args.data_seed
         if REFERENCE in args.proposals and args.objective != "sft" and eval_rows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -23,6 +23,7 @@ from rl_warmup.runtime.run_files import (
     read_result,
     read_run_recipe,
 )
+from rl_warmup.runtime.settings import shown
 
 ENVIRONMENT = "environment.json"  # of a run made in Python it holds the settings
 Predictions = dict[str, list[dict[str, Any]]]
@@ -165,7 +166,13 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     not exist, or holds no finished run."""
     runs: dict[Path, Run] = {}
     skipped = []
-    for path in map(Path, paths):
+    listed = isinstance(paths, Iterable) and not isinstance(paths, str | bytes | Mapping)
+    given = list(paths) if listed else []
+    if not given or not all(isinstance(path, str | Path) for path in given):
+        raise ValueError(
+            f"paths: {shown(given or paths)} is no list of folders. Give run folders, or folders that hold some."
+        )
+    for path in map(Path, given):
         if not path.is_dir():
             raise ValueError(
                 f"{path} is no folder. Give run folders (output_dir of a recipe) or folders that hold some."

@@ -5,16 +5,18 @@ Knows: plain values. Must not know: models.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from rl_warmup.inference.selection import SELECTIONS
-from rl_warmup.models.encoding import HALF
-from rl_warmup.runtime.settings import shown
+import torch
+
+from rl_warmup.inference.selection import SELECTIONS, utility_of
+from rl_warmup.models.encoding import HALF, read_all
+from rl_warmup.runtime.settings import RANGES, shown
 
 MOST = 10_000  # warmups or beams of one prompt
+LARGEST = 1_000_000  # rows of a batch
 ONE_EACH = "Give one text, or one for each input."
 
 
@@ -33,7 +35,8 @@ def as_rows(inputs: Any, first: int = 0) -> list[dict[str, Any]]:
         )
     one = isinstance(inputs, str | bytes | Mapping) or _is_conversation(inputs) or not isinstance(inputs, Iterable)
     rows: list[dict[str, Any]] = []
-    for number, given in enumerate([inputs] if one else inputs, first):
+    given_all = [inputs] if one else read_all(inputs, "inputs", "Give them to `iterate`, which holds a few at a time.")
+    for number, given in enumerate(given_all, first):
         if isinstance(given, Mapping) and "prompt" in given:
             rows.append(dict(given))
         elif isinstance(given, str) or _is_conversation(given):
@@ -67,8 +70,38 @@ def check_count(name: str, value: Any) -> None:
 
 def check_batch(batch_size: Any) -> None:
     """Raises ValueError unless so many rows can share a batch."""
-    if not _is_whole(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size: is {shown(batch_size)}. Give a whole number of at least 1, such as 32.")
+    if not _is_whole(batch_size) or not 1 <= batch_size <= LARGEST:
+        raise ValueError(f"batch_size: is {shown(batch_size)}. Give a whole number, 1 to {LARGEST:,}, such as 32.")
+
+
+def check_forced(forced: Any, count: int, tokens: int) -> None:
+    """Raises ValueError unless forced warmups are lists of ids below `tokens`, one for each of so many rows; None is allowed."""
+    if forced is None:
+        return
+    remedy = f"Give a list of token ids, 0 to {tokens - 1}, for each row."
+    if not isinstance(forced, list | tuple):
+        raise ValueError(f"forced: {shown(forced)} is no list. {remedy}")
+    if len(forced) != count:
+        raise ValueError(f"forced: {len(forced)} warmups for {count} rows. Give one for each.")
+    for place, ids in enumerate(forced):
+        if not isinstance(ids, list | tuple) or not all(_is_place(i) and i < tokens for i in ids):
+            raise ValueError(f"forced: number {place} is {shown(ids)}. {remedy}")
+
+
+def device_of(given: Any) -> torch.device:
+    """The device of that name; None is the first GPU, or the CPU where there is none. Raises ValueError: it is not here."""
+    here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    try:
+        if isinstance(given, bool) or str(given) == "meta":
+            raise ValueError("it holds no numbers")
+        found = torch.device(("cuda" if len(here) > 1 else "cpu") if given is None else given)
+        torch.empty(1, device=found)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        why = f" ({str(error).splitlines()[0][:120]})" if isinstance(given, str | torch.device) else ""
+        raise ValueError(
+            f"device: {shown(given)} is no device of this machine{why}. Give one of {', '.join(here)}, or leave it out."
+        ) from error
+    return found
 
 
 def first_of(places: Any) -> int:
@@ -90,7 +123,7 @@ def given_texts(warmup: Any, count: int) -> list[str]:
     """A given warmup for each of so many inputs. Raises ValueError: another number of them, or one that is no sound text."""
     if isinstance(warmup, bytes | Mapping) or not isinstance(warmup, Iterable):
         raise ValueError(f"warmup: {shown(warmup)} is no text. {ONE_EACH}")
-    texts = [warmup] * count if isinstance(warmup, str) else list(warmup)
+    texts = [warmup] * count if isinstance(warmup, str) else read_all(warmup, "warmup", ONE_EACH)
     if len(texts) != count:
         raise ValueError(f"warmup: {len(texts)} texts for {count} inputs. {ONE_EACH}")
     for place, text in enumerate(texts):
@@ -109,24 +142,48 @@ def _is_place(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and value == value  # nan differs from itself
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises ValueError for a value that is neither True nor False: a text such as "no" would count as true."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: is {shown(value)}. Give True or False.")
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Raises ValueError unless a metric may be worse by so much."""
+    if not _is_number(tolerance) or tolerance < 0:
+        raise ValueError(f"tolerance: is {shown(tolerance)}. Give a number of at least 0, in the metric's unit.")
 
 
 def check_settings(
-    mode: str, warmup: Any, num_warmups: int, select: str, sample_target: bool, num_beams: int, gate: Any, temperature: Any,
-    batch_size: Any = 32,
+    mode: str, warmup: Any, num_warmups: int, select: str, utility: Any, num_beams: int, gate: Any, temperature: Any,
+    batch_size: Any, seed: Any, **flags: Any,
 ) -> None:  # fmt: skip
-    """Raises ValueError for settings of `generate` that are out of range or exclude each other."""
-    if select not in SELECTIONS:
-        raise ValueError(f"select: {select!r} is none of {', '.join(SELECTIONS)}.")
+    """Raises ValueError for settings of `generate` that are of a wrong type, out of range, or exclude each other.
+
+    Args:
+        flags: settings that are true or false.
+    """
+    if not isinstance(select, str) or select not in SELECTIONS:
+        raise ValueError(f"select: {shown(select)} is none of {', '.join(SELECTIONS)}.")
+    utility_of(utility)
     check_count("num_warmups", num_warmups)
     check_count("num_beams", num_beams)
     check_batch(batch_size)
-    if not _is_number(temperature) or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: is {shown(temperature)}. Give a number above 0.")
+    if not _is_whole(seed):
+        raise ValueError(f"seed: is {shown(seed)}. Give a whole number.")
+    check_flags(**flags)
+    scale = RANGES["temperature"]
+    if not _is_number(temperature) or not scale.low <= temperature <= scale.high:
+        raise ValueError(
+            f"temperature: is {shown(temperature)}. Give a number above 0, {scale.low:g} to {scale.high:g}."
+        )
     if gate is not None and not _is_number(gate):
         raise ValueError(f"gate: is {shown(gate)}. Give a number (nats per token), or what calibrate_gate returns.")
-    if sample_target and num_beams > 1:
+    if flags.get("sample_target") and num_beams > 1:
         raise ValueError(
             "num_beams: beams search for the likeliest target, so they exclude sample_target. Leave one of the two out."
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_warmup.inference.asked import check_count
+from rl_warmup.inference.asked import check_count, check_flags
 from rl_warmup.inference.generation import CONTROLS, WarmupGenerator, control_warmups
 from rl_warmup.inference.likelihood import rank_choices, target_likelihood
 from rl_warmup.metrics import METRICS, compute, signatures
@@ -38,6 +38,7 @@ class Evaluation:
     def check(self) -> None:
         """Raises ValueError for an unknown control, `other_run` without a run, or too many warmups."""
         check_count("num_warmups", self.num_warmups)
+        check_flags(likelihood=self.likelihood)
         if not isinstance(self.controls, list | tuple) or not all(isinstance(one, str) for one in self.controls):
             raise ValueError(f"controls: {self.controls!r:.80}; give a list of names, of {', '.join(CONTROLS)}.")
         for control in self.controls:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rl_warmup.inference.asked import check_tolerance
 from rl_warmup.metrics import Spec, compute
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def calibrate(
         raise ValueError(
             f"rows: row {without[0]} has no target, so nothing says whether it was predicted well. Give one."
         )
-    if isinstance(tolerance, str) or tolerance is None or not tolerance >= 0:
-        raise ValueError(f"tolerance: is {tolerance!r}. Give a number of at least 0, in the metric's unit.")
+    check_tolerance(tolerance)
     if warmup_generator.mode != "policy":
         raise ValueError("A gate skips warmups, and this model was trained without them.")
     rows = warmup_generator.encoded(rows)

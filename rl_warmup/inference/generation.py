@@ -20,8 +20,10 @@ from rl_warmup.inference.asked import (
     ONE_EACH,
     as_rows,
     check_batch,
+    check_forced,
     check_places,
     check_settings,
+    device_of,
     first_of,
     given_texts,
     several,
@@ -68,6 +70,7 @@ class WarmupGenerator:
         Raises ValueError: no such model, or warmup_layout.json is missing or damaged.
         """
         require_folder(folder)
+        place = device_of(device)
         declared = read_layout(folder)
         if not declared:
             raise ValueError(
@@ -77,7 +80,7 @@ class WarmupGenerator:
         model, tokenizer = load_model(str(folder), **{"dtype": "auto", **kwargs})
         tokens = declare_tokens(model, tokenizer, declared["separator"])
         settings = Inference.read(folder, tokens)
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        model.to(place).eval()
         return cls(model, tokenizer, make_layout(model, tokens), settings)
 
     load = from_pretrained
@@ -128,7 +131,10 @@ class WarmupGenerator:
             ValueError: settings that exclude each other, or an input that cannot be encoded.
         """
         gate = gate.threshold if isinstance(gate, Gate) else gate
-        check_settings(self.mode, warmup, num_warmups, select, sample_target, num_beams, gate, temperature, batch_size)
+        check_settings(
+            self.mode, warmup, num_warmups, select, utility, num_beams, gate, temperature, batch_size, seed,
+            sample_warmup=sample_warmup, sample_target=sample_target, logprobs=logprobs, show_progress=show_progress,
+        )  # fmt: skip
         rows = as_rows(inputs, first_of(places))
         check_places(places, len(rows))
         rows = self.encoded(rows, places)
@@ -158,6 +164,8 @@ class WarmupGenerator:
         self, inputs: Iterable[Any], batch_size: int, warmup: Any, settings: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         check_batch(batch_size)
+        if "places" in settings:
+            raise ValueError("places: `iterate` numbers its inputs from 0. Leave it out.")
         source, place = several(inputs), 0
         listed = warmup if isinstance(warmup, Iterable | None) else given_texts(warmup, 1)
         given = None if listed is None or isinstance(listed, str) else iter(listed)  # one for each input
@@ -206,12 +214,15 @@ class WarmupGenerator:
         Raises:
             ValueError: a row that cannot be encoded, or a forced warmup that leaves too few positions.
         """
-        check_settings(self.mode, None, 1, "marginal", sample_target, num_beams, None, temperature, batch_size)
+        check_settings(
+            self.mode, None, 1, "marginal", "chrf", num_beams, None, temperature, batch_size,
+            0 if isinstance(seed, str | None) else seed, sample_warmup=sample_warmup, sample_target=sample_target,
+            show_progress=show_progress,
+        )  # fmt: skip
         rows = as_rows(rows, first_of(places))
         check_places(places, len(rows))
         rows = self.encoded(rows, places)
-        if forced is not None and len(forced) != len(rows):
-            raise ValueError(f"forced: {len(forced)} warmups for {len(rows)} rows. Give one for each.")
+        check_forced(forced, len(rows), len(self.constraints.banned))
         numbers = range(len(rows)) if places is None else places
         if forced is None and self.mode == "empty":
             forced = [[] for _ in rows]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -21,18 +23,29 @@ SELECTIONS = ("marginal", "mbr", "vote")
 
 
 def utility_of(given: str | Utility) -> Utility:
-    """The function of a name in `UTILITIES`, or a function unchanged.
+    """The function of a name in `UTILITIES`, or an own function that has to give numbers.
 
     Raises:
-        ValueError: no such name.
+        ValueError: no such name, and no function.
         ImportError: the metric's library is missing.
     """
-    if not isinstance(given, str):
-        return given
-    if given not in UTILITIES:
-        raise ValueError(f"utility: {given!r} is none of {', '.join(UTILITIES)}, and no function of two texts.")
+    if callable(given):
+        return partial(_judged, given)
+    if not isinstance(given, str) or given not in UTILITIES:
+        raise ValueError(f"utility: {given!r:.80} is none of {', '.join(UTILITIES)}, and no function of two texts.")
     metric = UTILITIES[given]
     return lambda text, other: compute([metric], [text], [other])[metric]
+
+
+def _judged(utility: Utility, text: str, other: str) -> float:
+    """What an own function says of two texts. Raises ValueError: it fails, or says no number."""
+    try:
+        found = utility(text, other)
+    except Exception as error:
+        raise ValueError(f"utility: {utility!r:.80} failed for two texts ({type(error).__name__}: {error}).") from error
+    if not isinstance(found, Real) or found != found:
+        raise ValueError(f"utility: {utility!r:.80} returned {found!r:.80} for two texts. Return a number.")
+    return float(found)
 
 
 def mixture(logprobs: Tensor) -> list[float]:
@@ -49,6 +62,10 @@ def expected_utility(texts: Sequence[str], utility: Utility) -> list[float]:
 
 def votes(texts: Sequence[str], choices: Sequence[str] | None = None) -> list[float]:
     """The share of texts that say the same; with `choices`, that pick the same one (a text that picks none has no votes)."""
+    if choices is not None and not (isinstance(choices, list | tuple) and all(isinstance(one, str) for one in choices)):
+        raise ValueError(
+            f"choices: {choices!r:.80} of a row is no list of texts. Give the choices, or another name to the column."
+        )
     said: list[Any] = [pick(text, choices) if choices else " ".join(text.split()) for text in texts]
     counts = Counter(vote for vote in said if vote is not None)
     return [counts[vote] / len(texts) for vote in said]

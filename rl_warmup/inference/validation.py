@@ -29,6 +29,7 @@ from rl_warmup.metrics import scores_of
 from rl_warmup.models.encoding import ADDED, RowEncoder
 from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.runtime import ownership
+from rl_warmup.runtime.given import as_folder
 from rl_warmup.runtime.launched import whole_weights
 from rl_warmup.runtime.run_folder import clock, write_json
 from rl_warmup.runtime.sharing import map_over_processes, seeded
@@ -39,6 +40,15 @@ from rl_warmup.tasks.rows import SPLITS
 FEW = 8  # rows of each set on which validation is tried before training
 CONTROLLED = ("shuffled", "empty_warmup")
 TextMetrics = Callable[[list[dict[str, Any]]], dict[str, float]]
+
+
+def as_metrics(given: Any) -> TextMetrics | None:
+    """The function of `compute_metrics`. Raises ValueError: it is none."""
+    if given is not None and not callable(given):
+        raise ValueError(
+            f"compute_metrics: {given!r:.80} is no function. Give one of a list of predictions that returns a dict."
+        )
+    return given
 
 
 class ValidatingTrainer(ReferenceTrainer):
@@ -140,12 +150,14 @@ class ValidatingTrainer(ReferenceTrainer):
         found = encode_sets(self.eval_encoder, self.eval_dataset if rows is None else rows, split, self.args)
         if not found or isinstance(found, dict):
             raise ValueError("evaluate_controls: takes one set of rows. Give it.")
+        if split not in SPLITS:
+            raise ValueError(f"split: {split!r:.80} is none of {', '.join(SPLITS)}. Give the one that the rows are of.")
+        place = as_folder(self.args.output_dir if folder is None else folder, "folder")
         plain = [{k: v for k, v in row.items() if k not in ADDED} for row in found]
-        task = Task(name, {**{one: [] for one in SPLITS}, split: plain}, tuple(metrics))
+        task = Task(name, {**{one: [] for one in SPLITS}, split: plain}, metrics)  # type: ignore[arg-type]  # or refuses them
         evaluation = Evaluation(controls, likelihood, self.args.per_device_eval_batch_size, num_warmups)
         evaluation.check()
         rehearse(task, split, self.eval_encoder, self.warmup_generator(), controls)
-        place = Path(folder or str(self.args.output_dir))
         with ExitStack() as held:
             if self.is_world_process_zero() and not self.owns:
                 held.enter_context(ownership.writing(place, "evaluate_controls"))

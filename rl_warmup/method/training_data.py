@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from rl_warmup.method.proposals import COLUMNS, DRAFT, OTHER_REFERENCE, REFERENCE, Word, count_words, target_words
 from rl_warmup.method.warmup_files import StoredWarmups
 from rl_warmup.models.chat import AUTO, NONE
-from rl_warmup.models.encoding import UNSPACED, RowEncoder
+from rl_warmup.models.encoding import UNSPACED, RowEncoder, read_all
 from rl_warmup.models.inference_settings import Inference
 from rl_warmup.models.positions import Positions
 from rl_warmup.runtime import compat
@@ -31,6 +31,7 @@ BLOCKS = 100
 LONG_WORD = 4  # so many letters of a script without spaces should be more than one word
 # rows, spread over all, in which the tokenizer's words are checked; of a stream, the first rows from which settings are made
 CHECKED = 1_000
+BOUNDED = "list(itertools.islice(rows, 1000))"
 COUNTED = 10_000  # first rows of a stream in which words are counted, instead of all
 
 
@@ -63,7 +64,8 @@ def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
                 f"{name}: {shown(nested[0])} is {shown(rows[nested[0]])}, no set of rows. Give a list of rows each."
             )
         return {part: encode_sets(encoder, found, f"{name} {part}", args) for part, found in rows.items()}
-    found = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | Mapping) else None
+    several = isinstance(rows, Iterable) and not isinstance(rows, str | Mapping)
+    found = read_all(rows, name, f"Give a list of rows: {BOUNDED}.") if several else None
     if found is None or not all(isinstance(row, Mapping) for row in found):
         raise ValueError(
             f"{name}: {str(rows)[:60]!r} is no set of rows. Give a list or data set of rows with `prompt` and `target`, or a "
@@ -106,6 +108,10 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
             f"train_dataset: takes one set of rows, and was given {given}. Give a list of rows or a data set."
         )
     streamed = isinstance(rows, IterableDataset) or not isinstance(rows, Sized | Iterator | None)
+    if isinstance(rows, Iterator):  # they may be read twice
+        rows = read_all(
+            rows, "train_dataset", f"Give an IterableDataset, which is read as needed, or a list: {BOUNDED}."
+        )
     if stored is not None and rows is not None:
         # a stream that may shuffle has no fixed numbers of rows; of other libraries' streams this is unknown
         if streamed and getattr(rows, "shuffle_buffer", None) != 1:
@@ -114,8 +120,6 @@ def training_rows(encoder: RowEncoder, rows: Any, args: TrainingArguments, store
                 f"another order. Give the stream shuffle_buffer 1 (in task_kwargs), which keeps their order, or train on rows "
                 f"in a list."
             )
-        if isinstance(rows, Iterator):
-            rows = list(rows)  # they are read twice
         encoder.extra_columns = stored.columns(rows, complete=streamed)
         if (losses := stored.losses()) and not args.process_index:
             print(losses)

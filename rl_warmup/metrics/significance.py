@@ -19,7 +19,7 @@ from typing import Any
 
 from rl_warmup.metrics import METRICS, Segments, Spec, row_statistics
 from rl_warmup.metrics.registry import Bounds, mean_segments
-from rl_warmup.runtime.documents import read_json, read_jsonl
+from rl_warmup.runtime.run_files import read_evaluation, read_records
 
 LEVEL = 0.95
 MOST = 1e150  # of one value: its square is a number too
@@ -130,6 +130,7 @@ def over_seeds(values: Sequence[float], bounds: Bounds | None = None) -> SeedSum
     """
     import numpy as np
 
+    _check_bounds(bounds)
     sound = isinstance(values, Sized) and not isinstance(values, str | Mapping | Set) and len(values)
     if not sound or any(not isinstance(value, Real) or not abs(value) <= MOST for value in values):
         given = list(values) if isinstance(values, Iterable) else values
@@ -142,6 +143,12 @@ def over_seeds(values: Sequence[float], bounds: Bounds | None = None) -> SeedSum
         return SeedSummary(n, mean, std, None)
     half = float(_scipy_stats().t.ppf((1 + LEVEL) / 2, n - 1)) * std / math.sqrt(n)
     return SeedSummary(n, mean, std, _cut((mean - half, mean + half), bounds))
+
+
+def _check_bounds(bounds: Any) -> None:
+    sound = isinstance(bounds, tuple | list) and len(bounds) == 2 and all(isinstance(one, Real) for one in bounds)
+    if bounds is not None and not (sound and bounds[0] < bounds[1]):
+        raise ValueError(f"bounds={bounds!r:.80}; give the metric's lowest and highest value, such as (0, 1), or None")
 
 
 def _cut(interval: Bounds, bounds: Bounds | None) -> Bounds:
@@ -275,7 +282,7 @@ def _check_draws(samples: Any, seed: Any) -> None:
 
 
 def _pair(metric: Spec, one: Predictions, other: Predictions) -> tuple[str, Segments, Segments]:
-    if not all(isinstance(side, Sized) and not isinstance(side, str | bytes | Mapping) for side in (one, other)):
+    if not all(isinstance(side, Sized) and not isinstance(side, str | bytes | Mapping | Set) for side in (one, other)):
         kinds = " and ".join(type(side).__name__ for side in (one, other))
         raise ValueError(f"{kinds}; give two lists of predictions, or of one number per row")
     if len(one) != len(other) or not len(one):
@@ -283,9 +290,12 @@ def _pair(metric: Spec, one: Predictions, other: Predictions) -> tuple[str, Segm
     if len({isinstance(item, Mapping) for side in (one, other) for item in side}) > 1:
         raise ValueError("rows and numbers are mixed; give two lists of predictions, or two of one number per row")
     if not isinstance(one[0], Mapping):
-        if odd := [item for side in (one, other) for item in side if item is None or isinstance(item, str | list)]:
-            raise ValueError(f"{metric}: a row score is {odd[0]!r:.80}, no number; compare rows that both have")
-        numbers = mean_segments(one), mean_segments(other)  # type: ignore[arg-type]
+        try:
+            if odd := [item for side in (one, other) for item in side if isinstance(item, str | bytes)]:
+                raise TypeError(f"{odd[0]!r:.60} is a text")
+            numbers = mean_segments(one), mean_segments(other)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{metric}: a row score is no number ({error}); compare rows that both have") from error
         if not all(math.isfinite(value) for side in numbers for value, _ in side.rows):
             raise ValueError(f"{metric}: a row score is missing or not finite; compare rows that both have")
         return str(metric), *numbers
@@ -333,7 +343,7 @@ def _result(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no metrics.json: the run is not finished, or this is not a run folder.")
-    result = read_json(path)
+    result = read_evaluation(path)
     if not result.get("rows_hash"):
         raise ValueError(f"{path} has no rows_hash, so its rows are unknown; predict again with `rl-warmup evaluate`.")
     return result
@@ -344,7 +354,7 @@ def _predictions(folder: Path, control: str, result: dict[str, Any]) -> list[dic
     if not path.is_file():
         there = ", ".join(sorted(found.name for found in folder.glob("predictions*.jsonl"))) or "none"
         raise ValueError(f"{folder} holds no {path.name} (predictions there: {there}); run `rl-warmup evaluate` on it.")
-    records = read_jsonl(path)
+    records = read_records(path)
     if not records or len(records) != result.get("rows", len(records)):
         raise ValueError(f"{path} holds {len(records)} predictions, and metrics.json says {result.get('rows')} rows.")
     return records

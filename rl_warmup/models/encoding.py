@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
@@ -29,6 +29,20 @@ UNSPACED = re.compile(
 OTHER_FORMS = "`rl_warmup.tasks.load_task` reads rows of other forms (docs/data.md)."
 HALF = re.compile("[\ud800-\udfff]")  # a surrogate without its other half
 ROWS_PER_CALL = 64  # of the tokenizer: a call for each text takes more than twice as long
+MOST_READ = 1_000_000  # items of an iterable that does not say how many it has
+
+
+def read_all(items: Iterable[Any], name: str, remedy: str) -> list[Any]:
+    """All items, where they are needed at once. Raises ValueError for an iterable without a length that seems to have no end."""
+    if isinstance(items, Sized):
+        return list(items)
+    found = list(islice(items, MOST_READ + 1))
+    if len(found) > MOST_READ:
+        raise ValueError(
+            f"{name}: a {type(items).__name__} without a length gave over {MOST_READ:,} items, and all of them are read at once. "
+            f"{remedy}"
+        )
+    return found
 
 
 @dataclass
@@ -291,6 +305,10 @@ class RowEncoder:
 def _row(given: Any, name: str, number: int) -> dict[str, Any]:
     """Raises ValueError: it is no row."""
     if isinstance(given, Mapping):
+        if odd := [column for column in given if not isinstance(column, str)]:
+            raise ValueError(
+                f"{name} row {number}: the name of its column {odd[0]!r:.80} is no text. Give it as a text."
+            )
         return dict(given)
     remedy = "Give a dict with `prompt` and `target`; of a pandas DataFrame, frame.to_dict('records')."
     raise ValueError(f"{name} row {number}: is a {type(given).__name__} ({given!r:.80}), no row. {remedy}")

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from rl_warmup.models.pretrained import (
     ADAPTER_FILES,
     CONFIG_FILES,
+    FLOATS,
     WEIGHT_FILES,
     adapter_fault,
     check_adapter,
@@ -33,12 +34,14 @@ from rl_warmup.models.starts import PREFIX, resolve
 from rl_warmup.models.tiny import TinySize, build_model, build_tokenizer
 from rl_warmup.models.weight_files import check_head, check_numbers
 from rl_warmup.runtime.documents import read_json
+from rl_warmup.runtime.settings import shown
 from rl_warmup.runtime.sharing import is_main, whole_on_every_process
 
 ADAPTER_FILE = "adapter_config.json"
 QUANTIZED_FILE = "quantization.json"  # beside an adapter whose base model was quantized while it was trained
 ATTENTION = ("eager", "sdpa", FLASH := "flash_attention_2")
 SCRATCH = {"scratch-t5": "t5", "scratch-llama": "llama"}
+ASKED = ("dtype", "attn_implementation", "revision", "quantization_config")
 NO_FP16 = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
 
@@ -57,14 +60,19 @@ def load_model(
         texts: returns the training texts from which the tokenizer of a scratch model is made.
         scratch: sizes of a scratch model (`models.tiny.TinySize`).
         seed: of the random weights.
-        kwargs: passed to `from_pretrained` (dtype, revision, attn_implementation). The default dtype is float32, as bfloat16
+        kwargs: of ASKED, passed to `from_pretrained`. The default dtype is float32, as bfloat16
             loses small steps of Adam; "auto" keeps the dtype of the checkpoint.
 
     Raises:
         ValueError: the model cannot be found, is of another kind, lacks tensors or its tokenizer, the sizes make no sense, or
             the output head is not the checkpoint's.
     """
+    if odd := [key for key in kwargs if key not in ASKED]:
+        raise ValueError(
+            f"{odd[0]}: is nothing that a model is loaded with here. Give {', '.join(ASKED)}, or leave it out."
+        )
     kwargs = {"dtype": "float32", **kwargs}
+    kwargs["dtype"] = "auto" if kwargs["dtype"] is None else _dtype(kwargs["dtype"])
     check_attention(kwargs.get("attn_implementation"))
     if name in SCRATCH:
         size = TinySize.read(scratch or {})
@@ -112,23 +120,31 @@ def with_dtype(model: Any, dtype: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: there is no such dtype; or as `load_model`.
     """
-    dtype = str(dtype).removeprefix("torch.")
-    wanted = model.dtype if dtype == "auto" and not isinstance(model, str) else getattr(torch, dtype, None)
-    if dtype != "auto" and not isinstance(wanted, torch.dtype):
-        raise ValueError(
-            f"dtype: {dtype!r} is not a dtype of weights. Give float32, bfloat16, float16, or auto to change nothing."
-        )
+    wanted = _dtype(dtype)
     if isinstance(model, str):
-        return load_model(model, dtype=dtype)
+        return load_model(model, dtype=wanted)
     others = {p.dtype for p in model.parameters() if p.is_floating_point()} - {wanted, torch.float64}
-    if others and dtype != "auto" and getattr(model.config, "quantization_config", None) is None:
+    if others and wanted != "auto" and getattr(model.config, "quantization_config", None) is None:
         found = ", ".join(sorted(str(other).removeprefix("torch.") for other in others))
         if is_main():
             print(
-                f"The model comes in {found} and is trained in {dtype}; WarmupTrainer(dtype='auto') leaves it as it is."
+                f"The model comes in {found} and is trained in {str(wanted).removeprefix('torch.')}; "
+                f"WarmupTrainer(dtype='auto') leaves it as it is."
             )
         model.to(wanted)
     return model, None
+
+
+def _dtype(given: Any) -> Any:
+    """The torch.dtype of that name, or auto. Raises ValueError: weights cannot be computed with in it."""
+    found = (
+        given if isinstance(given, str) and given == "auto" else getattr(torch, str(given).removeprefix("torch."), None)
+    )
+    if found not in ("auto", *FLOATS):
+        raise ValueError(
+            f"dtype: {shown(given)} is not a dtype of weights. Give float32, bfloat16, float16, or auto to change nothing."
+        )
+    return found
 
 
 def tokenizer_of(model: Any) -> Any:
@@ -159,8 +175,7 @@ def _converted(model: Any, name: str, asked: dict[str, Any]) -> Any:
         raise ValueError(f"{what} cannot be used with {name}, whose weights are random. Leave it out.")
     if asked.get("attn_implementation"):
         model.set_attn_implementation(asked["attn_implementation"])
-    dtype = asked["dtype"]
-    return model if dtype == "auto" else model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    return model if asked["dtype"] == "auto" else model.to(asked["dtype"])
 
 
 def save_quantization(model: Any, folder: str | Path) -> None:

@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rl_warmup.runtime import checkpoints, compat, ownership
 from rl_warmup.runtime.documents import parse_json
+from rl_warmup.runtime.given import as_folder, check_given
 from rl_warmup.runtime.interruptions import Interruption, Watchdog
 from rl_warmup.runtime.trackers import SameRun, reports_to_trackio
 
@@ -45,6 +46,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         compat.check_trainer(Trainer)
         compat.check_reporters(kwargs["args"].report_to or ())
+        check_given(**kwargs)
         super().__init__(*args, **kwargs)
         self.saving_in: Path | None = None
         self.changed_makers: str | None = None
@@ -115,7 +117,7 @@ class ResumableTrainer(Trainer):
 
         Raises ValueError: the folder is, or lies in, a run that this trainer has not written.
         """
-        place = Path(output_dir or self.args.output_dir)
+        place = as_folder(self.args.output_dir if output_dir is None else output_dir, "save_model")
         run = ownership.run_of(place)
         if run is not None and not self.owns and (self.wrote is None or run != self.wrote.resolve()):
             raise ValueError(f"save_model: {place} belongs to another run, {run}. Give a folder of its own.")

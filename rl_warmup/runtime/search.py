@@ -8,7 +8,7 @@ new trainer from the original arguments and the current settings.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ class SearchTrainer(Trainer):
         return trainer
 
     def __init__(self, model_init: Callable[..., Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if model_init is not None and any(kwargs.get("optimizers") or ()):
+        if model_init is not None and kwargs.get("optimizers", (None, None)) != (None, None):
             raise ValueError("optimizers: belong to one model, but model_init makes several; leave them out.")
+        super().__init__(**kwargs)
         self.model_init = model_init
         self.made_with = list(self.callback_handler.callbacks)
 
@@ -44,7 +44,12 @@ class SearchTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial=trial, **kwargs)
         folder, searching = self.args.output_dir, self.hp_search_backend is not None and trial is not None
         if searching:
-            for name, value in self.hp_space(trial).items():
+            space = self.hp_space(trial)
+            if not isinstance(space, Mapping):
+                raise ValueError(
+                    f"hp_space: returned {space!r:.80}. Return a dict of settings, such as {{'tau': 0.5}}."
+                )
+            for name, value in space.items():
                 if not hasattr(self.args, name):
                     raise ValueError(f"hp_space: {name!r} is not a setting. `rl-warmup train --help` lists ours.")
                 setattr(self.args, name, value)
@@ -78,6 +83,9 @@ class SearchTrainer(Trainer):
             compute_objective: metrics of an evaluation -> what to optimize; None takes `eval_loss`, as transformers' default,
                 the sum of all metrics, has no meaning here.
         """
+        for name, given in (("hp_space", hp_space), ("compute_objective", compute_objective)):
+            if given is not None and not callable(given):
+                raise ValueError(f"{name}: {given!r:.80} cannot be called. Give a function.")
         return super().hyperparameter_search(hp_space, compute_objective or validation_loss, **kwargs)
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import enum
+import inspect
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from rl_warmup.runtime.other_names import OURS
 from rl_warmup.runtime.recipe_file import is_masked
@@ -69,6 +71,21 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
             continue
         coerced[key] = found
     return coerced, faults
+
+
+class Named:
+    """A base of a dataclass of settings that answers unknown names as a recipe does; last of the bases, so that the dataclass
+    keeps its signature."""
+
+    elsewhere: ClassVar[str]  # where values go that are no settings of the class
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        known = inspect.signature(cls).parameters
+        wrong = [no_setting(name, known) for name in kwargs if name not in known]
+        if wrong and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+            named = set(re.findall(r"\w+", " ".join(wrong))) & set(known)  # what they are called here
+            raise ValueError("\n".join(wrong if named else [*wrong, cls.elsewhere]))
+        return super().__new__(cls)
 
 
 def settled(values: Mapping[str, Any], cls: type) -> tuple[dict[str, Any], list[str]]:

@@ -9,10 +9,11 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rl_warmup.runtime.values import argument_fault
 from rl_warmup.tasks.conversations import conversation, flat, is_conversation
 
 Row = dict[str, Any]
@@ -38,16 +39,27 @@ class Task:
     notes: tuple[str, ...] = ()  # sentences about how the rows were read, for the user
 
     def __post_init__(self) -> None:
-        if set(self.splits) != set(SPLITS):
+        for name, hint in (("name", str), ("prompt_template", str | None), ("notes", list[str])):
+            if fault := argument_fault(getattr(self, name), hint):
+                raise ValueError(f"task '{self.name}' has {name}={getattr(self, name)!r:.80}; {fault}")
+        if not isinstance(self.splits, Mapping) or set(self.splits) != set(SPLITS):
+            given = list(self.splits) if isinstance(self.splits, Mapping) else self.splits
             raise ValueError(
-                f"task '{self.name}' has the splits {sorted(self.splits)}; give exactly train, validation and test (empty "
+                f"task '{self.name}' has the splits {given!r:.80}; give a dict of exactly train, validation and test (empty "
                 "lists are allowed)"
             )
+        for split, rows in self.splits.items():
+            streamed = split == "train" and callable(getattr(rows, "first", None))  # a `stream.Stream`
+            if not streamed and (isinstance(rows, str | bytes) or not isinstance(rows, Sequence)):
+                raise ValueError(
+                    f"task '{self.name}', split '{split}' is a {type(rows).__name__} ({rows!r:.60}); give a list of rows"
+                )
         if not any(self.splits.values()):
             raise ValueError(f"task '{self.name}' has no rows in any split; give at least one row")
-        if not self.metrics or isinstance(self.metrics, str):
+        named = isinstance(self.metrics, tuple | list) and all(isinstance(one, str | Mapping) for one in self.metrics)
+        if not named or not self.metrics:
             raise ValueError(
-                f"task '{self.name}' has metrics={self.metrics!r}; give a tuple of at least one metric name"
+                f"task '{self.name}' has metrics={self.metrics!r:.80}; give a tuple of at least one metric name"
             )
         for split, rows in self.splits.items():
             if isinstance(rows, Sequence):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,23 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForSeq2SeqLM, T5EncoderModel
+from torch.utils.data import IterableDataset
+from transformers import AutoModelForSeq2SeqLM, EarlyStoppingCallback, T5EncoderModel, TrainerCallback
 
 from rl_warmup import WarmupConfig, WarmupGenerator, WarmupTrainer, load_task, read_recipe
+from rl_warmup.experiments.report.build import write_report
 from rl_warmup.metrics import compute
-from rl_warmup.metrics.significance import compare_runs, compare_seeds, holm, interval_over_rows, paired_bootstrap
+from rl_warmup.metrics.significance import (
+    compare_runs,
+    compare_seeds,
+    holm,
+    interval_over_rows,
+    over_seeds,
+    paired_bootstrap,
+)
 from rl_warmup.models.loading import load_model
+from rl_warmup.tasks import Task
+from rl_warmup.tasks.stream import Stream
 
 WORDS = ["alpha", "beta", "gamma", "delta"]
 ROWS = [{"id": str(i), "prompt": " ".join(WORDS[i % 4 :]), "target": WORDS[(i * 3) % 4]} for i in range(8)]
@@ -25,6 +38,7 @@ SMALL = {
     "max_steps": 1, "num_warmups": 2, "max_warmup_length": 3, "max_target_length": 3, "use_cpu": True, "disable_tqdm": True,
     "save_strategy": "no", "report_to": "none", "per_device_train_batch_size": 4,
 }  # fmt: skip
+EMPTY = {"validation": [], "test": []}
 FRAME = SimpleNamespace(columns=["prompt"], iloc=None, __iter__=None)  # what tells a pandas DataFrame
 
 
@@ -66,8 +80,10 @@ CONFIG: dict[str, tuple[Any, ...]] = {
     "is not a mapping with texts as keys": (("chat_template_kwargs", {1: 2}),),
     "is not one of": (("log_level", "loud"), ("eval_strategy", "x"), ("save_strategy", "x"), ("lr_scheduler_type", "x")),
     "is no name": (("proposals", {"reverse"}), ("proposals", iter(["reverse"]))),
-    "is not a whole number": (("num_warmups", np.array([4, 4])), ("num_warmups", torch.tensor([2, 3])), ("seed", np.array([1]))),
+    "is not a whole number": (("log_warmups", np.array([4, 4])), ("num_warmups", np.array([4, 4])), ("num_warmups", torch.tensor([2, 3])), ("seed", np.array([1]))),
     "is not a number": (("temperature", np.array([0.5, 0.5])),),
+    "use num_warmups": (("num_generations", 4),), "use learning_rate": (("lr", 1e-4),), "Did you mean 'learning_rate'": (("learning_rat", 1),),
+    "go to WarmupTrainer": (("model_name_or_path", "t5"), ("torch_dtype", "bfloat16"), ("dataset_name", "x"), ("task", "ledger")),
     "deepspeed: 5 is not": (("deepspeed", 5),),
     "accelerator_config: 5 is not": (("accelerator_config", 5),),
 }  # fmt: skip
@@ -100,7 +116,22 @@ def test_settings_that_were_changed_since(folder, tmp_path, name, value, said):
     refused(lambda: WarmupTrainer(str(folder / "base"), args, ROWS), name, said)
 
 
+def sgd(weight: Any = None) -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True) if weight is None else weight], lr=1.0)
+
+
+class Watcher(TrainerCallback):
+    def __init__(self, what):
+        self.what = what
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return itertools.cycle(ROWS)
+
+
 LORA = {"target_modules": ["q"]}
+ALONE = torch.optim.lr_scheduler.LambdaLR(sgd(), lambda step: 1.0)
 TRAINER: list[tuple[dict[str, Any], str]] = [
     *(({"train_dataset": rows}, said) for rows, said in [
         (5, "was given 5"), (Path("rows.jsonl"), "takes one set of rows"), (b"x", "takes one set of rows"), (dict, "takes one set"),
@@ -119,6 +150,19 @@ TRAINER: list[tuple[dict[str, Any], str]] = [
         (5, "is 5"), ({"r": 4}, "LoraConfig"), (LoraConfig, "Give a configuration"), (LoraConfig(**LORA, inference_mode=True), "inference_mode"),
     ]),
     *(({"reward_funcs": given}, "Put it into one") for given in (len, 5, "gain", {"name": "gain"})),
+    *(({"dtype": name}, "is not a dtype of weights") for name in ("int8", "float8_e4m3fn", "bool", "complex64", torch.int8, None, [])),
+    *(({"callbacks": given}, "is no list") for given in ("x", 5, {}, TrainerCallback, TrainerCallback(), (TrainerCallback(),))),
+    ({"callbacks": [Watcher]}, "is a class with arguments"), ({"train_dataset": [{**ROWS[0], 5: 1}]}, "its column 5 is no text"),
+    *(({"callbacks": [given]}, "compares evaluations") for given in (EarlyStoppingCallback, EarlyStoppingCallback(2))),
+    *(({"callbacks": [given]}, "is no callback") for given in ("x", None, dict, object())),
+    *(({"optimizers": given}, "is no pair") for given in ("x", 5, {"a": 1}, None, (), (None,), sgd(), (sgd(),))),
+    *(({"optimizers": (given, None)}, "is no Optimizer") for given in ("adam", 5, torch.optim.SGD)),
+    *(({"optimizers": (None, given)}, "is no LRScheduler") for given in ("x", sgd())),
+    ({"optimizers": (None, ALONE)}, "belongs to another optimizer"), ({"optimizers": (sgd(), None)}, "no weight of this model"),
+    *(({"args": given}, "give a WarmupConfig") for given in ([], {}, 5)), ({"compute_metrics": "x"}, "is no function"),
+    *(({"processing_class": given}, "no tokenizer") for given in ([], {}, "")),
+    ({"train_dataset": itertools.cycle(ROWS)}, "train_dataset: a cycle without a length"),
+    *(({"eval_dataset": given}, "items, and all of them are read at once") for given in (itertools.cycle(ROWS), Endless(), {"a": Endless()})),
 ]  # fmt: skip
 
 
@@ -137,26 +181,61 @@ def test_a_model_without_a_head_or_without_numbers(folder, tmp_path):
     refused(lambda: WarmupTrainer(empty, args, ROWS), "on the device meta")
 
 
+def test_frozen_weights_are_no_training(folder, tmp_path):
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "base").requires_grad_(False)
+    args = WarmupConfig(output_dir=str(tmp_path), **SMALL)
+    refused(lambda: WarmupTrainer(model, args, ROWS), "all of its weights are frozen", "requires_grad_(True)")
+    assert "eval_loss" in WarmupTrainer(model, args, eval_dataset=ROWS).evaluate()
+    model.lm_head.requires_grad_(True)
+    for scheduler in (None, "its own"):  # an optimizer of the weights that are trained is taken, with its schedule
+        own = sgd(model.lm_head.weight)
+        made = scheduler and torch.optim.lr_scheduler.LambdaLR(own, lambda step: 1.0)
+        WarmupTrainer(
+            model, WarmupConfig(output_dir=str(tmp_path / "run"), overwrite=True, **SMALL), ROWS, optimizers=(own, made)
+        ).train()
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside", "a\0b", "x" * 300], ids=["file", "inside", "zero", "long"])
+def test_a_folder_that_cannot_be_made(name, folder, tmp_path):
+    (tmp_path / "file").touch()
+    args = WarmupConfig(output_dir=str(tmp_path / name), **SMALL)
+    refused(lambda: WarmupTrainer(str(folder / "base"), args, ROWS), "output_dir: ", "cannot be made a folder")
+
+
 P = "alpha beta"
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     *(("generate", (P,), {name: value}, said) for name, values, said in [
         ("num_warmups", (0, None, "2", 1.5, True, [2]), "num_warmups: is "), ("num_beams", (0, None, "2", 1.5), "num_beams: is "),
-        ("temperature", (0, -1, None, "hot", float("nan"), True), "Give a number above 0"),
-        ("batch_size", (0, -1, None, "2", 1.5), "batch_size: is "), ("gate", ("x", float("nan"), [], {"a": 1}, True), "gate: is "),
+        ("temperature", (0, -1, None, "hot", float("nan"), True, 1e-300, 1e300, 10**400), "Give a number above 0"),
+        *((flag, ("no", 1, None, []), f"{flag}: is ") for flag in ("sample_target", "sample_warmup", "logprobs", "show_progress")),
+        ("seed", ("x", None, 1.5, True, []), "seed: is "), ("select", (3, [], None), "is none of marginal"),
+        ("utility", (5, None, [], "bleurt"), "is none of chrf"),
+        ("batch_size", (0, -1, None, "2", 1.5, 10**30), "batch_size: is "), ("gate", ("x", float("nan"), [], {"a": 1}, True), "gate: is "),
         ("places", ([], [0, 1], [None], ["a"], 5, [-1], [1.5]), "Give a whole number from 0 for each"),
         ("warmup", (5, b"alpha", {"a": 1}, True), "is no text"), ("warmup", ([None], [5]), "number 0, "),
         ("warmup", ("\ud800",), "half a character"),
     ] for value in values),
+    *(("generate", (P,), {"num_warmups": 3, "select": "mbr", "utility": given}, said) for given, said in [
+        (len, "failed for two texts (TypeError"), (lambda one, other: "x", "returned 'x'"), (lambda one, other: None, "returned None"),
+        (lambda one, other: float("nan"), "returned nan"),
+    ]),
+    *(("generate", ({"prompt": P, "choices": given},), {"num_warmups": 2, "select": "vote"}, "is no list of texts")
+      for given in (5, [5, None], "ab", {"text": ["a"]})),
+    ("generate", (P,), {"warmup": itertools.repeat("alpha")}, "without a length"),
+    ("generate", (itertools.cycle([P]),), {}, "Give them to `iterate`"), ("iterate", ([P],), {"places": [0]}, "numbers its inputs"),
     ("generate", (FRAME,), {}, "to_dict('records')"), ("generate", (b"alpha",), {}, "input 0: "),
     *(("iterate", (given,), {}, "is no list of inputs") for given in (None, 5, P, {"prompt": P}, FRAME)),
     *(("iterate", ([P],), {"batch_size": size}, "batch_size: is ") for size in (0, -1, None, "2")),
     ("iterate", ([P],), {"warmup": 5}, "is no text"),
     *(("predict", (given,), {}, "input 0: ") for given in (None, 5, [5], [{"text": P}])),
+    *(("predict", (ROWS,), {"forced": given}, "forced: ") for given in ("x", 5, {}, iter([]), [[1.5]] * 8, [["a"]] * 8, [None] * 8)),
+    *(("predict", (ROWS,), {"forced": [[i]] * 8}, "Give a list of token ids, 0 to ") for i in (10**6, -1, True)),
+    *(("predict", (ROWS,), {name: value}, f"{name}: is ") for name, value in [("seed", 1.5), ("seed", []), ("sample_warmup", "no")]),
     ("predict", (ROWS,), {"forced": [[5]]}, "1 warmups for 8 rows"), ("predict", (ROWS,), {"places": [0]}, "for 8 inputs"),
     ("predict", (ROWS,), {"num_beams": 0}, "num_beams: is 0"), ("predict", (ROWS,), {"batch_size": 0}, "batch_size: is 0"),
     ("predict", (ROWS,), {"temperature": 0, "sample_target": True}, "temperature: is 0"),
     ("calibrate_gate", ([P],), {}, "row 0 has no target"), ("calibrate_gate", ([ROWS[0], {"prompt": P}],), {}, "row 1 has no target"),
-    *(("calibrate_gate", (ROWS,), {"tolerance": value}, "tolerance: is ") for value in (None, "x", float("nan"), -1)),
+    *(("calibrate_gate", (ROWS,), {"tolerance": value}, "tolerance: is ") for value in (None, "x", float("nan"), -1, [], True)),
 ]  # fmt: skip
 
 
@@ -168,6 +247,25 @@ def test_a_call_of_the_generator(method, args, settings, said, generator):
 @pytest.mark.parametrize("folder", [None, 5, "", b"run", []], ids=str)
 def test_a_folder_that_is_none(folder):
     refused(lambda: WarmupGenerator.from_pretrained(folder), "is no folder")
+
+
+ASKED = [
+    *(
+        ("device", given, "is no device of this machine")
+        for given in ("x", "cuda:99", "meta", "CPU", "", 3.5, True, -1, [], object())
+    ),
+    *(("dtype", given, "is not a dtype of weights") for given in ("int8", "bool", "x", 5, torch.int8)),
+    *(
+        (name, 1, "that a model is loaded with")
+        for name in ("foo", "torch_dtype", "num_warmups", "device_map", "trust_remote_code")
+    ),
+    ("attn_implementation", 5, "cannot be used"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "said"), ASKED, ids=named)
+def test_how_a_folder_is_loaded(name, given, said, folder):
+    refused(lambda: WarmupGenerator.from_pretrained(folder / "run", **{name: given}), name, said)
 
 
 A, B, NUMBERS = ["alpha", "beta"], ["alpha", "gamma"], [1.0, 2.0]
@@ -183,6 +281,19 @@ FUNCTIONS: list[tuple[Any, str]] = [
         None, 5, "12", ["1", "2"], [None, 1.0], {"a": 1.0}, {1.0, 2.0}, [[1.0]], [1j, 2.0], [10**400, 1], [1e308, -1e308], [float("nan")], [],
     ]),
     *((partial(holm, given), "holm: ") for given in (None, [0.1], {"a": "0.5"}, {"a": [0.1]}, {"a": float("nan")}, {"a": 1j})),
+    *((partial(call, [1.0, 2.0], *more, bounds=given), "bounds=") for call, more in ((over_seeds, ()), (compare_seeds, ([1.0, 3.0],)))
+      for given in ("x", 5, [], (1,), (1, 0), ("a", "b"), {})),
+    *((partial(paired_bootstrap, "s", [given], [1.0]), "no number") for given in (object(), 1j, 10**400, b"1", {1}, len)),
+    *((partial(write_report, paths, "report"), "is no list of folders") for paths in (None, 5, "run", Path("x"), [], [5], {"a": 1})),
+    *((partial(Task, "t", {**EMPTY, "train": ROWS, split: rows}, ("bleu",)), f"split '{split}' is a ") for split in ("train", "test")
+      for rows in ({}, {"a": 1}, "x", (row for row in ROWS), None, 5, {1}, len)),
+    (partial(Task, "t", {**EMPTY, "train": ROWS, "test": Stream("s", lambda: iter(ROWS))}, ("bleu",)), "split 'test' is a Stream"),
+    *((partial(Task, "t", {**EMPTY, "train": [row]}, ("bleu",)), "give an object with prompt") for row in (5, "x", None, ("a", "b"))),
+    *((partial(Task, "t", splits, ("bleu",)), "give a dict of exactly") for splits in (None, 5, [], ["train", "validation", "test"], {1: 2})),
+    *((partial(Task, "t", {**EMPTY, "train": ROWS}, metrics), "has metrics=") for metrics in (None, 5, "bleu", (5,), {"bleu": 1}, len)),
+    *((partial(Task, *given), said) for given, said in [
+        ((5, {**EMPTY, "train": ROWS}, ("bleu",)), "has name=5"), (("t", {**EMPTY, "train": ROWS}, ("bleu",), 5), "has prompt_template=5"),
+    ]),
     *((partial(paired_bootstrap, "s", one, other), said) for one, other, said in [
         (None, None, "NoneType and NoneType"), ("ab", "cd", "str and str"), (["a"], ["b"], "no number"), ([None], [None], "no number"),
         ([1.0, PREDICTED[0]], NUMBERS, "are mixed"), (PREDICTED, [1.0] * 4, "are mixed"), ({"a": 1}, {"a": 1}, "dict and dict"),
@@ -212,3 +323,80 @@ def test_controls_by_one_name_are_no_list(folder, tmp_path):
     for controls in ("shuffled", None, 5, [5]):
         refused(partial(trainer.evaluate_controls, ROWS, controls=controls), "controls: ", "give a list of names")
     refused(partial(trainer.evaluate_controls, ROWS, num_warmups="x"), "num_warmups: is 'x'")
+    for name, value, said in [
+        ("likelihood", "no", "is 'no'"),
+        ("split", [], "is none of"),
+        ("split", "dev", "is none of"),
+        ("folder", 5, "is no path"),
+        ("folder", "", "is no path"),
+        ("metrics", 5, "has metrics=5"),
+        ("metrics", "bleu", "has metrics="),
+        ("name", 5, "has name=5"),
+    ]:
+        refused(partial(trainer.evaluate_controls, ROWS, **{name: value}), name, said)  # fmt: skip
+    for place in (5, [], b"x", ""):
+        refused(partial(trainer.save_model, place), "save_model: ", "is no path")
+    for rows in (itertools.cycle(ROWS), Endless()):
+        refused(partial(trainer.evaluate, rows), "eval: ", "without a length")
+        refused(partial(trainer.predict, rows), "test: ", "without a length")
+
+
+RESULT = {"task": "t", "rows": 8, "rows_hash": "ab", "split": "test", "metrics": {"": {"exact_match": 1.0}}}
+PREDICTIONS = [{**row, "prediction": row["target"]} for row in ROWS]
+DAMAGED: list[tuple[Any, Any, str]] = [
+    *((result, PREDICTIONS, said) for result, said in [
+        ('{"rows_hash": "a', "is not valid JSON"), ([], "no JSON object"), ("", "is not valid JSON"), ({**RESULT, "rows_hash": 5}, "no text"),
+        ({**RESULT, "rows_hash": ["a"]}, "no text"), ({**RESULT, "rows": "8"}, "no whole number"), ({**RESULT, "rows": 9}, "says 9 rows"),
+        *(({**RESULT, "metrics": given}, "object of numbers") for given in ("x", [1], {"": "x"}, {"": 5}, {"": {"exact_match": "x"}})),
+        ({**RESULT, "metrics": None}, "has no `metrics`"), ({**RESULT, "rows_hash": None}, "has no rows_hash"),
+    ]),
+    *((RESULT, predictions, said) for predictions, said in [
+        (json.dumps(PREDICTIONS[0])[:-9], "is not valid JSON"), ([[]] * 8, "no JSON object"), (["x"] * 8, "no JSON object"),
+        (ROWS, "has no `prediction`"), ([{**row, "prediction": 5} for row in ROWS], "`prediction` is 5, no text"),
+        ([{**row, "target": ["a"]} for row in PREDICTIONS], "`target` is ['a'], no text"), (PREDICTIONS[:5], "holds 5 predictions"),
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("result", "predictions", "said"), DAMAGED, ids=named)
+def test_damaged_results(result, predictions, said, tmp_path):
+    """In the place of either run."""
+    for name, found, rows in (("fine", RESULT, PREDICTIONS), ("damaged", result, predictions)):
+        lines = rows if isinstance(rows, str) else "".join(f"{json.dumps(row)}\n" for row in rows)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(found if isinstance(found, str) else json.dumps(found))
+        (tmp_path / name / "predictions.jsonl").write_text(lines)
+    for pair in (("fine", "damaged"), ("damaged", "fine"), ("damaged", "damaged")):
+        refused(partial(compare_runs, *(tmp_path / name for name in pair)), said)
+
+
+def test_settings_that_need_arguments(folder, tmp_path):
+    """Pairs of a setting and what the trainer is given."""
+    args = WarmupConfig(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=1, **SMALL)
+    refused(partial(WarmupTrainer, str(folder / "base"), args, ROWS), "eval_strategy: is steps", "no eval_dataset")
+    trained = partial(WarmupTrainer, str(folder / "base"), args, ROWS, ROWS)
+    refused(partial(trained, callbacks=[EarlyStoppingCallback(2)]), "metric_for_best_model")
+    args.metric_for_best_model = "loss"
+    trained(callbacks=[EarlyStoppingCallback(2), TrainerCallback]).train()
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "base")
+    given = (torch.optim.SGD(model.parameters(), lr=0.1), None)
+    refused(
+        partial(WarmupTrainer, None, args, ROWS, ROWS, model_init=lambda: model, optimizers=given),
+        "model_init makes several",
+    )
+    adapter = LoraConfig(**LORA)
+    refused(
+        partial(WarmupTrainer, model, args, ROWS, ROWS, peft_config=adapter, optimizers=given),
+        "no weight of this model",
+    )
+
+
+def test_a_search_of_nothing(folder, tmp_path):
+    made = partial(AutoModelForSeq2SeqLM.from_pretrained, folder / "base")
+    trainer = WarmupTrainer(
+        None, WarmupConfig(output_dir=str(tmp_path), **SMALL), ROWS, ROWS, model_init=lambda: made()
+    )
+    refused(partial(trainer.hyperparameter_search, hp_space=5), "hp_space: 5 cannot be called")
+    refused(
+        partial(trainer.hyperparameter_search, compute_objective="loss"), "compute_objective: 'loss' cannot be called"
+    )
