@@ -87,7 +87,7 @@ class WarmupOptions:
 
     # the cold start
     proposals: list = _option(
-        [],
+        ["reference"],
         "Warmups of the first updates: reference (samples of the starting model), stored (a file's), or made from the "
         "target: reverse, head, ..., module:function.",
     )
