@@ -41,7 +41,9 @@ def launch(args: list[str]) -> None:
     set_first = (f"{name}={shlex.quote(value)}" for name, value in environment.items())
     print(" ".join([*set_first, "accelerate launch", shlex.join(_masked(command[3:]))]))
     print(f"All processes but the first print to {logs}/", flush=True)
-    os.execve(sys.executable, command, {**os.environ, **environment, **as_parent()})
+    # torch warns in C++ that DDP found no unused parameter, on every process of every run
+    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+    os.execve(sys.executable, command, {**quiet, **os.environ, **environment, **as_parent()})
 
 
 def launch_command(args: list[str]) -> tuple[list[str], dict[str, str], Path]:

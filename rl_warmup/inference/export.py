@@ -16,6 +16,7 @@ from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.models.inference_settings import read_layout
 from rl_warmup.models.loading import ADAPTER_FILE, QUANTIZED_FILE, refuse_fp16
 from rl_warmup.models.plain_use import README, save_for_plain_use
+from rl_warmup.runtime.launched import keep_quiet_without_accelerator
 from rl_warmup.runtime.ownership import MARKS, fingerprint, is_run, refuse_export, run_around
 from rl_warmup.runtime.run_files import read_environment, read_run_recipe, require_folder
 from rl_warmup.runtime.run_folder import environment, write_json
@@ -55,6 +56,7 @@ def export(source: str | Path, output: str | Path, merge: bool = False, dtype: s
         if (run / MARKS[1]).is_file():
             read_run_recipe(run)
     weights = fingerprint(source)
+    keep_quiet_without_accelerator()  # save_pretrained asks DeepSpeed whether it holds the weights
     generator = WarmupGenerator.load(source, "cpu", dtype="float32")
     model = generator.model
     refuse_fp16(model.config.model_type, dtype)

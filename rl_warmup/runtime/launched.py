@@ -39,17 +39,22 @@ def asks_fsdp(args: Any) -> bool:
     return bool(args.fsdp) or _is_on("ACCELERATE_USE_FSDP")
 
 
+def keep_quiet_without_accelerator() -> None:
+    """Keep two libraries from warning in every run that there is no accelerator."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find that too
+        warnings.filterwarnings("ignore", "'pin_memory' argument is set as true")  # transformers' default
+
+
 def initialize_distributed_on_cpu(args: Any) -> None:
     """Connect processes on a machine without an accelerator over gloo. Call it before TrainingArguments is made.
 
     Without `use_cpu` accelerate starts independent runs there, each with rank 0. DeepSpeed is initialized first, as ZeRO-3
     from `deepspeed: zero3.json` needs the number of processes early. Its shared memory operator is off, as compiling it takes
-    most of a minute. Where there is no accelerator, two libraries are kept from warning of it in every run.
+    most of a minute.
     """
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find that too, but warn in every run
-        warnings.filterwarnings("ignore", "'pin_memory' argument is set as true")  # transformers' default
+    keep_quiet_without_accelerator()
     if "RANK" not in os.environ or not on_cpu or asks_fsdp(args):
         return
     args.use_cpu = True
