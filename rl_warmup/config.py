@@ -295,7 +295,7 @@ def option_faults(options: WarmupOptions) -> list[str]:
     if (options.proposal_only or options.anchor_weight) and not proposals:
         faults.append("proposals: is empty, but proposal_only or anchor_weight need at least one proposal.")
     if "reference" in proposals and warmups < 2 and objective != "sft":
-        faults.append("num_warmups: is 1, but proposals: [reference] compares a group's; give at least 2, or proposals: [].")
+        faults.append("num_warmups: is 1, but proposals: [reference] needs at least 2; give more, or proposals: [].")
     if "reference" in proposals and len(proposals) > 1:
         faults.append(
             f"proposals: reference must be the only one, as the policy imitates its samples, not {proposals}."
