@@ -281,6 +281,8 @@ def option_faults(options: WarmupOptions) -> list[str]:
         faults.append(
             f"num_warmups: is 1, but the objective {objective!r} compares warmups of a group; give at least 2."
         )
+    elif "reference" in proposals and warmups < 2 and objective != "sft":
+        faults.append("num_warmups: is 1, but proposals: [reference] needs at least 2; give more, or proposals: [].")
     for low, high in (("min_warmup_length", "max_warmup_length"), ("min_reading_updates", "max_reading_updates")):
         if getattr(options, low) > getattr(options, high):
             faults.append(f"{low}: {getattr(options, low)} exceeds {high} {getattr(options, high)}.")
@@ -294,8 +296,6 @@ def option_faults(options: WarmupOptions) -> list[str]:
         faults.append(f"target_ess: controls tau, which the objective {objective!r} does not read; use marginal.")
     if (options.proposal_only or options.anchor_weight) and not proposals:
         faults.append("proposals: is empty, but proposal_only or anchor_weight need at least one proposal.")
-    if "reference" in proposals and warmups < 2 and objective != "sft":
-        faults.append("num_warmups: is 1, but proposals: [reference] needs at least 2; give more, or proposals: [].")
     if "reference" in proposals and len(proposals) > 1:
         faults.append(
             f"proposals: reference must be the only one, as the policy imitates its samples, not {proposals}."
