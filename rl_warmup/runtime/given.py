@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from rl_warmup.runtime.faults import REMEDIES
 from rl_warmup.runtime.settings import shown
 
 PAIR = "Give a pair of torch's, (optimizer, scheduler), in which None has one made from the settings, or leave it out."
@@ -103,6 +104,5 @@ def _check_folder(args: Any) -> None:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"output_dir: {shown(args.output_dir)} cannot be made a folder ({why}). Give a folder that is empty or not there yet."
-        ) from error
+        remedy = REMEDIES.get(getattr(error, "errno", None), "give another path")
+        raise ValueError(f"output_dir: {args.output_dir} cannot be made a folder: {why} ({remedy}).") from error
