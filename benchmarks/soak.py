@@ -51,6 +51,7 @@ def recipe(folder: Path) -> Path:
     changes = {
         "rewards": ["target_logprob", flaky],
         "save_steps": 25,
+        "logging_steps": 100,  # transformers keeps every log in memory, some 2 kB each
         "eval_steps": 50,
         "guard": "warn",
         "max_steps": 10**6,

@@ -89,6 +89,21 @@ class _Loader(yaml.SafeLoader):
                 raise Unreadable(f"the key {name:.40} is no text; put it into quotes", key.start_mark.line + 1)
         return node
 
+    def flatten_mapping(self, node: Any) -> None:
+        """Merge keys (`<<`): a mapping's own keys win, then the earlier of several merged ones (PyYAML 6.0.4: the later)."""
+        merges = [value for key, value in node.value if key.tag == MERGE]
+        node.value = [pair for pair in node.value if pair[0].tag != MERGE]  # first, as a mapping may name itself
+        merged: dict[str, Any] = {}
+        for value in merges:
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    raise Unreadable("a merge (<<) names a mapping, or a list of them", source.start_mark.line + 1)
+                self.flatten_mapping(source)
+                for pair in source.value:
+                    merged.setdefault(pair[0].value, pair)
+        own = {key.value for key, _ in node.value}
+        node.value = [pair for name, pair in merged.items() if name not in own] + node.value
+
 
 def parse_yaml(text: str | bytes) -> Any:
     """YAML of plain values, the keys of mappings being texts. Raises Unreadable, with the line where it is known."""

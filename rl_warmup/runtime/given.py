@@ -104,5 +104,5 @@ def _check_folder(args: Any) -> None:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        remedy = REMEDIES.get(getattr(error, "errno", None), "give another path")
+        remedy = REMEDIES.get(getattr(error, "errno", None) or 0, "give another path")
         raise ValueError(f"output_dir: {args.output_dir} cannot be made a folder: {why} ({remedy}).") from error

@@ -69,7 +69,10 @@ def test_ways_to_give_the_recipe(args):
         ("train --config r.yaml --controls shuffled filler", "'filler'|--key '[a, b]'"),
         ("train --config r.yaml --num_processes 2", "num_processes: is no setting|--launch"),
         ("train --launch ddp --num_processes x", "--num_processes: 'x' is not a whole number"),
-        ("train --config r.yaml --output_dir file/x", "output_dir: file/x cannot be made a folder|a part of the path is a file"),
+        (
+            "train --config r.yaml --output_dir file/x",
+            "output_dir: file/x cannot be made a folder|a part of the path is a file",
+        ),
         ("train --config r.yaml --output_dir /proc/x", "output_dir: /proc/x cannot be made a folder"),
         ("evaluate run --metrics {", "--metrics '{'|not valid YAML"),
         ("evaluate run --controls filler filler", "--controls: 'filler' is listed twice"),

@@ -79,6 +79,10 @@ def test_flags_and_merges():
         "c": {"x": 3, "y": 4},
         "d": {"x": 3, "y": 2},
     }
+    text = "p: &p {width: 1}\nq: &q {width: 2, height: 5}\nr: {<<: [*p, *q]}\ns: {height: 7, <<: *q}\n"
+    assert parse_yaml(text) == {
+        "p": {"width": 1}, "q": {"width": 2, "height": 5}, "r": {"width": 1, "height": 5}, "s": {"width": 2, "height": 7}
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
