@@ -59,7 +59,8 @@ class Task:
         named = isinstance(self.metrics, tuple | list) and all(isinstance(one, str | Mapping) for one in self.metrics)
         if not named or not self.metrics:
             raise ValueError(
-                f"task '{self.name}' has metrics={self.metrics!r:.80}; give a tuple of at least one metric name"
+                f"task '{self.name}' has metrics={self.metrics!r:.80}; give a list of names of metrics, or of "
+                "{name: ..., kwargs: {...}}"
             )
         for split, rows in self.splits.items():
             if isinstance(rows, Sequence):

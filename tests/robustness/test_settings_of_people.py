@@ -83,7 +83,7 @@ KWARGS = [
     ("train: rows.jsonl, shuffle_buffer: 7", "shuffle_buffer has no effect without stream: true"),
     ("train: rows.jsonl, target_style: text", "target_style has no effect without choices_column"),
     ("path: rows.jsonl, train: rows.jsonl", "give either path"), ("train: .", "is a folder"),
-    ("train: rows.jsonl, metrics: [5]", "metrics: 5;"),
+    ("train: rows.jsonl, metrics: [5]", "metrics=(5,)"),
 ]  # fmt: skip
 
 
