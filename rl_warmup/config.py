@@ -359,7 +359,7 @@ def effective(*parts: Any) -> dict[str, Any]:
     """All values of a recipe's parts, with defaults for those without effect. Equal values mean the same run."""
     void, defaults = without_effect(*parts), defaults_of([type(part) for part in parts])
     values = {f.name: getattr(part, f.name) for part in parts for f in fields(part)}
-    void |= dict.fromkeys(WARMUP_SETTINGS if values["objective"] == "sft" else ())  # proposals: [] is not told of
+    void |= dict.fromkeys(WARMUP_SETTINGS if values["objective"] == "sft" else (), "")  # proposals: [] is not told of
     return {name: defaults[name] if name in void else value for name, value in values.items()}
 
 
