@@ -25,7 +25,7 @@ def make_trainer(
         n: warmups per prompt.
         options: further settings of `WarmupConfig`, e.g. `objective` or `backward_samples`.
     """
-    settings = {"objective": "marginal", **options}
+    settings = {"objective": "marginal", "proposals": [], **options}
     config = WarmupConfig(
         output_dir=folder, num_warmups=n, min_warmup_length=1, max_warmup_length=MAX_WARMUP, empty_share=0.0,
         separator=SEPARATOR, per_device_train_batch_size=workload.shape.rows, optim="adamw_torch_fused",

@@ -281,6 +281,8 @@ def option_faults(options: WarmupOptions) -> list[str]:
         faults.append(
             f"num_warmups: is 1, but the objective {objective!r} compares warmups of a group; give at least 2."
         )
+    elif "reference" in proposals and warmups < 2 and objective != "sft":
+        faults.append("num_warmups: is 1, but proposals: [reference] needs at least 2; give more, or proposals: [].")
     for low, high in (("min_warmup_length", "max_warmup_length"), ("min_reading_updates", "max_reading_updates")):
         if getattr(options, low) > getattr(options, high):
             faults.append(f"{low}: {getattr(options, low)} exceeds {high} {getattr(options, high)}.")
@@ -294,8 +296,6 @@ def option_faults(options: WarmupOptions) -> list[str]:
         faults.append(f"target_ess: controls tau, which the objective {objective!r} does not read; use marginal.")
     if (options.proposal_only or options.anchor_weight) and not proposals:
         faults.append("proposals: is empty, but proposal_only or anchor_weight need at least one proposal.")
-    if "reference" in proposals and warmups < 2:
-        faults.append("num_warmups: is 1, but proposals: [reference] compares warmups of a group; give at least 2.")
     if "reference" in proposals and len(proposals) > 1:
         faults.append(
             f"proposals: reference must be the only one, as the policy imitates its samples, not {proposals}."
@@ -350,7 +350,7 @@ def without_effect(*parts: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for names, void, why in rules:
         for name in names if void else ():
-            if name in values and values[name] != defaults.get(name):
+            if name in values and values[name] != defaults.get(name) and (name, values[name]) != ("proposals", []):
                 found.setdefault(name, why)
     return found
 
@@ -359,6 +359,7 @@ def effective(*parts: Any) -> dict[str, Any]:
     """All values of a recipe's parts, with defaults for those without effect. Equal values mean the same run."""
     void, defaults = without_effect(*parts), defaults_of([type(part) for part in parts])
     values = {f.name: getattr(part, f.name) for part in parts for f in fields(part)}
+    void |= dict.fromkeys(WARMUP_SETTINGS if values["objective"] == "sft" else (), "")  # proposals: [] is not told of
     return {name: defaults[name] if name in void else value for name, value in values.items()}
 
 

@@ -87,9 +87,9 @@ class WarmupOptions:
 
     # the cold start
     proposals: list = _option(
-        [],
-        "Warmups of the first updates: reference (samples of the starting model), stored (a file's), or made from the "
-        "target: reverse, head, ..., module:function.",
+        ["reference"],
+        "Warmups of the first updates: reference (samples of the starting model), stored (a file's), made from the target "
+        "(reverse, head, ..., module:function), or [] (none: the model's own, as in the paper).",
     )
     stored_warmups: str | None = _option(
         None, "File of warmups for proposals: [stored]; `rl-warmup sample` writes one."

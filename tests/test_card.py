@@ -32,8 +32,9 @@ def trained(tmp_path_factory) -> Path:
         "model_name_or_path": "scratch-t5", "scratch": {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"},
         "task": "file", "task_kwargs": {"train": str(folder / "rows.jsonl"), "test": str(folder / "rows.jsonl")},
         "metrics": ["chrf++", "exact_match"], "max_steps": 30, "learning_rate": 0.02, "max_warmup_length": 3,
-        "max_target_length": 4, "num_warmups": 2, "use_cpu": True, "per_device_train_batch_size": 6, "show_progress": False,
-        "report_to": "none", "save_strategy": "no", "output_dir": str(folder / "run"),
+        "max_target_length": 4, "num_warmups": 2, "proposals": [], "use_cpu": True,
+        "per_device_train_batch_size": 6, "show_progress": False, "report_to": "none", "save_strategy": "no",
+        "output_dir": str(folder / "run"),
     }  # fmt: skip
     (folder / "r.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["train", "--config", str(folder / "r.yaml")]) == 0

@@ -171,7 +171,7 @@ def test_ctrl_c_stays_ctrl_c():
         {"rewards": ["own.py:Made"]},
         {"rewards": ["own.py:Prepared"]},
         {"rewards": ["leaves.py:f"]},
-        {"objective": "own.py:objective"},
+        {"objective": "own.py:objective", "proposals": []},
         {"metrics": ["own.py:metric"]},
         {"task": "own.py:task", "task_kwargs": None},
         {"proposals": ["own.py:proposal"]},

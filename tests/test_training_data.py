@@ -47,8 +47,8 @@ def make(tmp_path):
         model, tokenizer = load_model("scratch-t5", lambda: texts, SIZE, 0)
         defaults = {
             "output_dir": str(tmp_path / folder), "max_steps": 6, "per_device_train_batch_size": 2, "use_cpu": True,
-            "num_warmups": 2, "max_warmup_length": 3, "learning_rate": 1e-2, "save_strategy": "no", "logging_steps": 1,
-            "disable_tqdm": True, "report_to": "none",
+            "proposals": [], "num_warmups": 2, "max_warmup_length": 3, "learning_rate": 1e-2, "save_strategy": "no",
+            "logging_steps": 1, "disable_tqdm": True, "report_to": "none",
         }  # fmt: skip
         made = Recorded(
             model=model, processing_class=tokenizer, args=WarmupConfig(**{**defaults, **settings}), train_dataset=rows

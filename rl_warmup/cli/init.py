@@ -52,6 +52,9 @@ save_strategy: "no"
 READING = """\
 proposals: [reference]  # read samples of the starting model first, then write (docs/method.md)
 """
+WRITING = """\
+proposals: []  # its own warmups from the first update: a random start writes nothing to read
+"""
 
 
 def command(args: list[str]) -> None:
@@ -104,7 +107,7 @@ def recipe_text(file: Path, output: Path, columns: dict[str, str], model: str | 
         metric="exact_match" if short else "chrf++", scratch=SCRATCH if scratch else "",
         rate="1.0e-3" if scratch else "1.0e-4  # of all weights; with use_peft more",
         why="short targets" if short else "long targets; needs rl_warmup[metrics]",
-        proposals="" if scratch else READING,
+        proposals=WRITING if scratch else READING,
         limits=_limits(rows) + (CONTENTS if chat and scratch else TEMPLATED if chat else ""),
     )  # fmt: skip
 

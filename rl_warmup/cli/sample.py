@@ -28,8 +28,8 @@ SETTINGS = {
     "max_warmup_length": "tokens at which it is cut",
     "seed": "of sampling; default: the recipe's, else 42",
 }
-# Besides the settings of devices: those that need proposals, of which a run's recipe may have lost the ones that are code.
-NOT_FOR_SAMPLING = ("anchor_weight", "proposal_only")
+# Besides the settings of devices: what a run was trained on says nothing about what is drawn from it, and may be code.
+NOT_FOR_SAMPLING = ("proposals", "stored_warmups", "anchor_weight", "proposal_only")
 
 
 def command(args: list[str]) -> None:
@@ -97,7 +97,7 @@ def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any,
     kept = {name: value for name, value in base.items() if name not in (*OF_DEVICES, *NOT_FOR_SAMPLING)}
     if flags.get("task", base.get("task")) != base.get("task"):
         kept.pop("task_kwargs", None)
-    asked = {**flags, "model_name_or_path": model}
+    asked = {"proposals": [], **flags, "model_name_or_path": model}
     try:
         return build_recipe({**kept, **asked}), set(flags)
     except ValueError as error:
@@ -109,8 +109,6 @@ def _without_code(values: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in values.items() if name not in ("rewards", "metrics")}
     if ":" in str(kept.get("objective")):
         del kept["objective"]
-    if isinstance(kept.get("proposals"), list):
-        kept["proposals"] = [name for name in kept["proposals"] if ":" not in str(name)]
     return kept
 
 

@@ -28,8 +28,8 @@ LEFT_OUT = (
     "resume_", "deepspeed", "fsdp", "num_train_epochs",
 )  # fmt: skip
 CHANGED = {
-    "max_steps": 3, "save_strategy": "no", "logging_strategy": "no", "log_warmups": 0, "report_to": "none", "guard": "off",
-    "show_progress": False,
+    "proposals": [], "max_steps": 3, "save_strategy": "no", "logging_strategy": "no", "log_warmups": 0, "report_to": "none",
+    "guard": "off", "show_progress": False,
 }  # fmt: skip
 
 

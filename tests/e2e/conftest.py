@@ -54,7 +54,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., WarmupTrainer]:
         defaults = {
             "output_dir": str(tmp_path / folder), "max_steps": 2, "per_device_train_batch_size": 8, "use_cpu": True,
             "num_warmups": 3, "max_warmup_length": 4, "learning_rate": 1e-3, "save_strategy": "no", "logging_steps": 1,
-            "disable_tqdm": True, "report_to": "none",
+            "disable_tqdm": True, "report_to": "none", "proposals": [],
         }  # fmt: skip
         return WarmupTrainer(
             model=model, processing_class=tokenizer, args=WarmupConfig(**{**defaults, **settings}),

@@ -24,7 +24,7 @@ from .conftest import SIZE, ledger_rows
 RECIPE = {
     "model_name_or_path": "scratch-t5", "scratch": SIZE, "task": "file", "max_steps": 2, "per_device_train_batch_size": 2,
     "num_warmups": 2, "max_warmup_length": 3, "controls": [], "eval_strategy": "no", "save_strategy": "steps", "save_steps": 2,
-    "logging_steps": 1, "use_cpu": True, "show_progress": False, "report_to": "none",
+    "logging_steps": 1, "use_cpu": True, "show_progress": False, "report_to": "none", "proposals": [],
 }  # fmt: skip
 HOLD = "import sys, time; from pathlib import Path; from rl_warmup.runtime.ownership import writing\n"
 HOLD += "with writing(Path(sys.argv[1]), 'x'): print('held', flush=True); time.sleep(60)"

@@ -44,7 +44,7 @@ def write_recipe(folder, shape, **settings):
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return {
         "model_name_or_path": str(folder / "model"), "task": "file", "task_kwargs": {"train": str(folder / "rows.jsonl")},
-        "num_warmups": 4, "max_warmup_length": 12, "empty_share": 0.0, "use_cpu": True, **settings,
+        "proposals": [], "num_warmups": 4, "max_warmup_length": 12, "empty_share": 0.0, "use_cpu": True, **settings,
     }  # fmt: skip
 
 

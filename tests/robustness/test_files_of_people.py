@@ -256,6 +256,7 @@ def test_a_plugin(flag, code, said, place, check):
     (place / "own.py").write_text(code + "\n")
     value = "own.py:f" if flag in ("objective", "task") else "[own.py:f]"
     more = ["--task_kwargs", "null"] if flag == "task" else []
+    more += ["--proposals", "[]"] if flag == "objective" else []
     check(["train", "--config", "r.yaml", f"--{flag}", value, *more], place, 2, said)
 
 

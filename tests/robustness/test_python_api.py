@@ -372,7 +372,7 @@ def test_damaged_results(result, predictions, said, tmp_path):
 
 def test_settings_that_need_arguments(folder, tmp_path):
     """Pairs of a setting and what the trainer is given."""
-    args = WarmupConfig(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=1, **SMALL)
+    args = WarmupConfig(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=1, proposals=[], **SMALL)
     refused(partial(WarmupTrainer, str(folder / "base"), args, ROWS), "eval_strategy: is steps", "no eval_dataset")
     trained = partial(WarmupTrainer, str(folder / "base"), args, ROWS, ROWS)
     refused(partial(trained, callbacks=[EarlyStoppingCallback(2)]), "metric_for_best_model")

@@ -18,8 +18,8 @@ BASE = {
     "scratch": {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"},
     "task": "ledger",
     "task_kwargs": {"length": 3, "modulus": 3, "train_size": 12, "validation_size": 4, "test_size": 4},
-    "max_steps": 2, "per_device_train_batch_size": 4, "num_warmups": 2, "max_warmup_length": 4, "save_strategy": "no",
-    "use_cpu": True, "logging_steps": 1,
+    "max_steps": 2, "per_device_train_batch_size": 4, "num_warmups": 2, "proposals": [], "max_warmup_length": 4,
+    "save_strategy": "no", "use_cpu": True, "logging_steps": 1,
 }  # fmt: skip
 # exact match is num_warmups / 10 + seed / 100, and 0 for shuffled warmups; five warmups are too much
 PLAYER = """
