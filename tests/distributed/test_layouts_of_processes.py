@@ -81,11 +81,12 @@ def cases(checkpoints: dict[str, str]) -> dict[str, dict[str, Any]]:
     }
     # Six rows are a batch and a half; the second process stops after one token, and one of its rewards never speaks.
     out["t5 own"] = {
-        "model": checkpoints["t5"], "rows": some_rows(6), "settings": {"num_train_epochs": 2, "max_steps": -1},
+        "model": checkpoints["t5"], "rows": some_rows(6), "settings": {"num_train_epochs": 2, "max_steps": -1, "proposals": []},
         "rewards": ["target_logprob", f"{WORKER}:silent_on_rank_1"], "on_rank_1": {"max_warmup_length": 1},
     }  # fmt: skip
     # The same prompt everywhere: what differs between processes is their random state.
-    out["llama own"] = {"model": checkpoints["llama"], "rows": some_rows(1) * 8, "settings": {"backward_samples": 1}}
+    own = {"backward_samples": 1, "proposals": []}
+    out["llama own"] = {"model": checkpoints["llama"], "rows": some_rows(1) * 8, "settings": own}
     return out
 
 

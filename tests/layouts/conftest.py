@@ -170,8 +170,8 @@ def copied_trainer() -> Callable[..., Any]:
 
     def make(lab: Any, rows: list[dict[str, Any]], folder: Any, **settings: Any) -> tuple[Any, Tensor]:
         args = WarmupConfig(
-            output_dir=str(folder), num_warmups=3, max_warmup_length=4, empty_share=0.0, use_cpu=True, disable_tqdm=True,
-            report_to="none", per_device_train_batch_size=len(rows), **settings,
+            output_dir=str(folder), num_warmups=3, proposals=[], max_warmup_length=4, empty_share=0.0, use_cpu=True,
+            disable_tqdm=True, report_to="none", per_device_train_batch_size=len(rows), **settings,
         )  # fmt: skip
         model = copy.deepcopy(lab.model)
         texts = [{"prompt": row["prompt"], "target": row["target"]} for row in rows]
