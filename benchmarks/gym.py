@@ -130,22 +130,19 @@ def keep(out: Path, runs: Path, kind: str, model: str, arms: Sequence[str], seed
     plot(steps, out / "difficulty.png")
 
 
-DIFFICULTY = ("task", "model", "arm", "steps", "rows", "right")
+DIFFICULTY = ("task", "model", "arm", "seed", "steps", "rows", "right")
 
 
 def by_difficulty(kind: str, model: str, arms: Sequence[str], seeds: Sequence[int], runs: Path) -> list[Result]:
-    """Test rows and right answers of each arm, over its seeds, by the number of steps that a question takes."""
+    """Test rows and right answers of each run, by the number of steps that a question takes."""
     found: list[Result] = []
-    for arm in arms:
+    for run in asked(kind, model, arms, seeds):
         right: dict[int, list[bool]] = defaultdict(list)
-        for seed in seeds:
-            file = runs / f"{kind}-{model}" / arm / f"seed-{seed}" / "predictions.jsonl"
-            lines = file.read_text(encoding="utf-8").splitlines()
-            for row in map(json.loads, lines):
-                right[difficulty(kind, _entry(row))].append(row["prediction"].strip() == row["target"].strip())
+        file = runs / f"{kind}-{model}" / run[2] / f"seed-{run[3]}" / "predictions.jsonl"
+        for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            right[difficulty(kind, _entry(row))].append(row["prediction"].strip() == row["target"].strip())
         for steps, hits in sorted(right.items()):
-            values = (kind, model, arm, steps, len(hits), sum(hits))
-            found.append(dict(zip(DIFFICULTY, map(str, values), strict=True)))
+            found.append(dict(zip(DIFFICULTY, map(str, (*run, steps, len(hits), sum(hits))), strict=True)))
     return found
 
 
@@ -184,14 +181,19 @@ def table(lines: Iterable[Result]) -> str:
 
 
 def plot(lines: list[Result], path: Path) -> None:
-    """A panel for each task and model: exact match against steps, a line for each arm."""
+    """A panel for each task and model: exact match against steps, a line for each arm (rows of all its seeds together)."""
     from rl_warmup.experiments.report import plot_curves
 
-    panels: dict[tuple[str, str], dict[str, list[list[tuple[float, float]]]]] = defaultdict(dict)
+    found: dict[tuple[str, str], dict[str, dict[int, list[int]]]] = defaultdict(dict)
     for line in lines:
-        if int(line["rows"]) >= 20:  # fewer say nothing
-            curve = panels[line["task"], line["model"]].setdefault(line["arm"], [[]])
-            curve[0].append((int(line["steps"]), int(line["right"]) / int(line["rows"])))
+        total = found[line["task"], line["model"]].setdefault(line["arm"], {}).setdefault(int(line["steps"]), [0, 0])
+        total[0] += int(line["rows"])
+        total[1] += int(line["right"])
+    panels: dict[tuple[str, str], dict[str, list[list[tuple[float, float]]]]] = defaultdict(dict)
+    for panel, arms in found.items():
+        for arm, steps in arms.items():
+            # fewer than 20 rows say nothing
+            panels[panel][arm] = [[(x, right / rows) for x, (rows, right) in sorted(steps.items()) if rows >= 20]]
     drawn = [(curves, f"{task}, {model}", "exact match") for (task, model), curves in sorted(panels.items())]
     plot_curves(drawn, path, "steps of the question")
 

@@ -304,6 +304,32 @@ def test_at_the_upper_bound_a_run_without_help_gives_up(measurement):
     assert not schedule.measures_reading(200)
 
 
+def ended(schedule: Schedule, warned: list, updates: int, of: int) -> list[tuple[int, str]]:
+    """(update, rule) of what is told at the beginning and the end of a run that ends after so many updates."""
+    start = SimpleNamespace(global_step=0, max_steps=of, stateful_callbacks={}, is_world_process_zero=True)
+    schedule.on_train_begin(None, start, None)
+    told = [(warning["step"], warning["rule"]) for warning in warned]
+    schedule.on_train_end(None, SimpleNamespace(global_step=updates, max_steps=of, is_world_process_zero=True), None)
+    return [*told, *((warning["step"], warning["rule"]) for warning in warned[len(told) :])]
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates", "of", "told"),
+    [
+        ({"reading": True}, 60, 60, [(0, "never_switched")]),  # known before the first update
+        ({"reading": True}, 150, 150, [(150, "never_switched")]),
+        ({"reading": True}, 90, 150, []),  # stopped by somebody, and may go on
+        ({"reading": True, "proposal_only": True}, 60, 60, []),  # as asked
+        ({}, 60, 60, [(60, "never_switched")]),  # given proposals were not learned in time
+        ({"has_proposals": False}, 60, 60, []),
+    ],
+)
+def test_a_run_says_so_if_the_model_never_wrote_its_own(settings, updates, of, told):
+    warned: list = []
+    schedule = Schedule(**({"has_proposals": True, "updates": (100, 600)} | settings), warn=warned.append)
+    assert ended(schedule, warned, updates, of) == told
+
+
 def test_a_switch_that_did_not_help_is_reversed():
     schedule = searching()
     measure(schedule, *[READ] * 24)

@@ -23,7 +23,7 @@ LIMITS = {"prompt": 512, "target": 128}  # tokens, the defaults of max_prompt_le
 TEMPLATE = """\
 # Written by `rl-warmup init {file_word}`.
 #   train it:                   rl-warmup train --config {output_word}
-#   plain fine-tuning beside:   rl-warmup train --config {output_word} --objective sft --proposals '[]' --output_dir {sft_word}
+#   plain fine-tuning beside:   rl-warmup train --config {output_word} --objective sft --output_dir {sft_word}
 #   what it would cost:         rl-warmup plan {output_word}
 # Whether warmups can pay on these rows is a question to ask first: docs/will-warmups-pay.md.
 model_name_or_path: {model}  # any T5-like or decoder-only model: a name on the hub or a folder{scratch}

@@ -219,11 +219,19 @@ class Schedule(TrainerCallback, ExportableState):
         self.gave_up_at, self.decided = state.global_step, True
         self.gave_up()
         sees = NOTHING_HELPS.format(updates=state.global_step, helped=now.helped, least=HELPS)
+        self._say(state, "nothing_to_read", sees, "warmups cannot pay from this start", CHANGE, PLAIN)
+
+    def _warn_that_nothing_switches(self, state: Any, why: str) -> None:
+        means = "its warmups are still like those that it was given, as nothing has rewarded them"
+        sees = f"the run ends before the model writes warmups of its own: {why}"
+        self._say(state, "never_switched", sees, means, "raise max_steps")
+
+    def _say(self, state: Any, rule: str, sees: str, means: str, change: str, done: str | None = None) -> None:
         if state.is_world_process_zero:
-            tqdm.write(f"Warning at update {state.global_step}: {sees}. {PLAIN}. To change it: {CHANGE}.")
-        means = "warmups cannot pay from this start"
-        warning = {"step": state.global_step, "rule": "nothing_to_read", "sees": sees, "means": means, "change": CHANGE}
-        self.warn({**warning, "done": PLAIN})
+            then = done or f"It means: {means}"
+            tqdm.write(f"Warning at update {state.global_step}: {sees}. {then}. To change it: {change}.")
+        warning = {"rule": rule, "sees": sees, "means": means, "change": change, "done": done}
+        self.warn({"step": state.global_step, **warning})
 
     def forget_after(self, update: int) -> None:
         """Forget the switch or the end of the search where they came after this update, to which the run went back."""
@@ -240,6 +248,25 @@ class Schedule(TrainerCallback, ExportableState):
             self.reset_sums()
         if self.gave_up_at is not None:
             self.gave_up()
+        if self._is_too_short(state) and not state.global_step:
+            why = f"its {state.max_steps} updates read samples of the starting model (min_reading_updates: {self.updates[0]})"
+            self._warn_that_nothing_switches(state, why)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        ended_early = state.global_step < state.max_steps
+        if not self.in_cold_start or self.proposal_only or ended_early or self._is_too_short(state):
+            return
+        if self.reading:
+            read = self.measurement.read if self.measurement else 0.0
+            why = f"`read` is {read:.3f}; the switch waits until it is above reading_threshold ({self.threshold}) and settles"
+        else:
+            logp = f"{self.proposal_logp:.2f}" if self.proposal_logp is not None else "unknown"
+            why = f"log P(c|x) per token of the proposals is {logp}, and readiness {self.readiness}"
+        self._warn_that_nothing_switches(state, why)
+
+    def _is_too_short(self, state: Any) -> bool:
+        """Whether it is known from the beginning that the policy never takes over."""
+        return self.reading and self.in_cold_start and not self.proposal_only and state.max_steps <= self.updates[0]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint saves."""

@@ -181,7 +181,7 @@ def can_plot() -> bool:
 def plot_curves(
     panels: Sequence[Panel], path: Path, x_label: str, marks: Sequence[float] = (), mark_label: str = ""
 ) -> None:
-    """Learning curves beside each other as PNG: in every panel one line per arm (mean over seeds, seeds as a band).
+    """Learning curves as PNG, three panels in a row: in every panel one line per arm (mean over seeds, seeds as a band).
 
     A panel is (arm -> one list of (x, y) points per seed, title, label of the y axis). An arm keeps its colour over the panels.
     Where the seeds of an arm have points at different x, the line stands at their mean. `marks`: x of vertical lines.
@@ -194,8 +194,11 @@ def plot_curves(
     import matplotlib.pyplot as plt
 
     arms = list(dict.fromkeys(arm for curves, _, _ in panels for arm in curves))
-    drawing, places = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4.2), dpi=150, squeeze=False)
-    for axes, (curves, title, y_label) in zip(places[0], panels, strict=True):
+    across, down = min(3, len(panels)), -(-len(panels) // 3)
+    drawing, places = plt.subplots(down, across, figsize=(7 * across, 4.2 * down), dpi=150, squeeze=False)
+    for axes in places.flat[len(panels) :]:
+        axes.axis("off")
+    for axes, (curves, title, y_label) in zip(places.flat, panels, strict=False):
         for arm, seeds in curves.items():
             index = arms.index(arm)
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
