@@ -217,8 +217,8 @@ def words_of(start: Start, prompts: Sequence[str]) -> list[str]:
     return [*prompts, digits]
 
 
-def make(name: str, start: Start, seed: int = 0) -> None:
-    """Pretrain one start, probe it, and write its folder."""
+def make(name: str, start: Start, seed: int = 0, home: Path = HOME) -> None:
+    """Pretrain one start, probe it, and write its folder into `home`."""
     import torch
 
     from rl_warmup.models.loading import load_model
@@ -238,7 +238,7 @@ def make(name: str, start: Start, seed: int = 0) -> None:
     began = time.process_time(), time.time()
     pretrain(model, tokenizer, start, prompts, random.Random(seed + 1), name)
     spent = [round(now - then) for now, then in zip((time.process_time(), time.time()), began, strict=True)]
-    folder = HOME / name
+    folder = home / name
     for setting in ("attention_dropout", "dropout_rate"):
         if hasattr(model.config, setting):
             setattr(model.config, setting, start.dropout)
@@ -337,7 +337,7 @@ def probe(folder: Path, start: Start, prompts: Sequence[str]) -> dict[str, Any]:
     """What the stored start writes at temperature 1, and how much of it is one of its habits."""
     from rl_warmup.models.loading import load_model
 
-    loaded = load_model(f"start:{folder.name}")
+    loaded = load_model(str(folder))
     shares = habit_shares(*loaded, start.habits, prompts)
     record = {"samples": shares, "right": round(1 - shares["none"], 3), "probes": len(prompts)}
     if start.part_of:

@@ -282,10 +282,10 @@ def option_faults(options: WarmupOptions) -> list[str]:
             f"num_warmups: is 1, but the objective {objective!r} compares warmups of a group; give at least 2."
         )
     elif "reference" in proposals and warmups < 2 and objective != "sft":
-        faults.append("num_warmups: is 1, but proposals: [reference] needs at least 2; give more, or proposals: [].")
+        faults.append("num_warmups: is 1, but proposals: [reference] (the default) needs at least 2; or give [].")
     for low, high in (("min_warmup_length", "max_warmup_length"), ("min_reading_updates", "max_reading_updates")):
         if getattr(options, low) > getattr(options, high):
-            faults.append(f"{low}: {getattr(options, low)} exceeds {high} {getattr(options, high)}.")
+            faults.append(f"{low}: {getattr(options, low)} exceeds {high} {getattr(options, high)}; change either.")
     if options.backward_samples is not None and not 1 <= options.backward_samples <= warmups:
         faults.append(
             f"backward_samples: {options.backward_samples} must lie between 1 and num_warmups ({warmups}); empty means all."

@@ -371,7 +371,7 @@ class WarmupTrainer(SearchTrainer, ContinuedTrainer, ValidatingTrainer, Referenc
         self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None and bars():
             self.add_callback(ProgressBar())
-        ours: list[Any] = [LaunchCheck(self), self.means, self.schedule, self.run_folder, ProgressLine()]
+        ours: list[Any] = [LaunchCheck(self), self.means, self.run_folder, self.schedule, ProgressLine()]
         if args.guard != "off" and args.objective != "sft":
             limits = (self.constraints.min_length, self.constraints.temperature, self.constraints.max_length)
             ours.append(Guard(args.guard, args.num_warmups, *limits, self._change_constraints, self._warn))

@@ -78,9 +78,9 @@ def test_defaults_are_usable():
         ),
         (
             {"min_reading_updates": 9, "max_reading_updates": 8},
-            "min_reading_updates: 9 exceeds max_reading_updates 8.",
+            "min_reading_updates: 9 exceeds max_reading_updates 8;",
         ),
-        ({"proposals": ["reference"], "num_warmups": 1}, "proposals: [reference] needs at least 2; give more"),
+        ({"proposals": ["reference"], "num_warmups": 1}, "proposals: [reference] (the default) needs at least 2"),
         (
             {"proposals": ["stored"]},
             "stored_warmups: is None, and proposals is ['stored']; to train on a file's warmups",
@@ -112,7 +112,7 @@ def test_defaults_are_usable():
         ({"anchor_weight": -1, "proposals": ["head"]}, "anchor_weight: is -1.0, must be at least 0."),
         ({"max_warmup_length": 0, "min_warmup_length": 0}, "max_warmup_length: is 0, must be at least 1."),
         ({"min_warmup_length": -1}, "min_warmup_length: is -1, must be at least 0."),
-        ({"min_warmup_length": 9, "max_warmup_length": 8}, "min_warmup_length: 9 exceeds max_warmup_length 8."),
+        ({"min_warmup_length": 9, "max_warmup_length": 8}, "min_warmup_length: 9 exceeds max_warmup_length 8;"),
         ({"target_ess": 5}, "target_ess: 5.0 must lie between 1 and num_warmups (4)."),
         ({"target_ess": 0.5}, "target_ess: 0.5 must lie between 1 and num_warmups (4)."),
         ({"backward_samples": 0}, "backward_samples: 0 must lie between 1 and num_warmups (4)"),

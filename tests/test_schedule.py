@@ -317,6 +317,14 @@ def ended(schedule: Schedule, warned: list, updates: int, of: int) -> list[tuple
     ("settings", "updates", "of", "told"),
     [
         ({"reading": True}, 60, 60, [(0, "never_switched")]),  # known before the first update
+        ({"reading": True, "updates": (10, 600)}, 90, 90, [(0, "never_switched")]),  # two windows take 93 updates
+        (
+            {"reading": True, "updates": (10, 600), "threshold": 0},
+            90,
+            90,
+            [(90, "never_switched")],
+        ),  # nothing is waited for
+        ({"reading": True, "updates": (10, 50)}, 60, 60, [(60, "never_switched")]),  # helping is enough from 50 on
         ({"reading": True}, 150, 150, [(150, "never_switched")]),
         ({"reading": True}, 90, 150, []),  # stopped by somebody, and may go on
         ({"reading": True, "proposal_only": True}, 60, 60, []),  # as asked

@@ -104,9 +104,11 @@ class StartingPolicy:
 
     Args:
         model: the starting model, scoring enabled, on its device. Without an adapter it is copied.
+        end_id: the token with which it ends a warmup, where that is not the separator.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, end_id: int | None = None) -> None:
+        self.end_id = end_id
         self.model = None if has_new_adapter(model) else copy.deepcopy(model).eval().requires_grad_(False)
 
     def prepare(self, trainer: Any) -> None:
@@ -128,6 +130,10 @@ class StartingPolicy:
             trained: the model that trains, as the engine wraps it; its adapter is switched off meanwhile.
         """
         alone = warmups_alone(batch)
+        if self.end_id is not None:  # a warmup's last action is the start's end
+            ends = alone.warmup_mask.bool() & (alone.seq_ids == constraints.separator_id)
+            alone = replace(alone, seq_ids=alone.seq_ids.masked_fill(ends, self.end_id))
+            constraints = constraints.ended_by(self.end_id)
         if self.model is not None:
             logps = score(self.model, alone, constraints).token_logps
         else:

@@ -35,6 +35,8 @@ from rl_warmup.plugins import code_hashes
 from rl_warmup.runtime.documents import read_json
 from rl_warmup.runtime.run_folder import RunFolder, clock
 
+MANY_CUT = 0.5  # share of the samples
+
 
 class ReferenceTrainer(DivergenceTrainer):
     """Samples the starting policy before the first update, keeps it for the KL, and ends with the best model.
@@ -47,6 +49,7 @@ class ReferenceTrainer(DivergenceTrainer):
     schedule: Schedule
     run_folder: RunFolder
     start: StartingPolicy | None = None
+    end_of_samples: int | None = None  # the token, where it is not the separator
     began_with: str  # the hash of the starting model
     plugins: list[Any]  # names of objective, proposals and rewards, which may be plugins
     has_trained = False
@@ -54,8 +57,9 @@ class ReferenceTrainer(DivergenceTrainer):
 
     def keep_start(self) -> None:
         """Keep a hash of the starting model and, for the KL, its policy."""
+        self.end_of_samples = self._end_of_samples()
         if self._holds_the_policy():
-            self.start = StartingPolicy(self.model)
+            self.start = StartingPolicy(self.model, self.end_of_samples)
         # a new adapter changes no output and is restored from a checkpoint, so only its base has to be the same
         adapted = hasattr(self.model, "peft_config")
         if self.start is not None:
@@ -107,6 +111,8 @@ class ReferenceTrainer(DivergenceTrainer):
         if isinstance(stream, EncodedStream) and REFERENCE in self.rollout.proposals:
             # for all these rows the starting model was sampled at once, those of similar length together
             described["fixed"] = ["max_steps"] if self._rows_sampled(stream) == stream.length else []
+        elif REFERENCE in self.rollout.proposals and self._only_tries():
+            described["fixed"] = ["max_steps"]
         if self.args.load_best_model_at_end:  # these rows choose the model
             sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"validation": self.eval_dataset}
             described["eval_rows"] = {name: rows_digest(rows) for name, rows in sets.items()}
@@ -210,8 +216,9 @@ class ReferenceTrainer(DivergenceTrainer):
     def _add_reference_warmups(self, resumed: bool) -> None:
         """Add a group of the starting policy's samples to every row that the reading phase may use."""
         args, rows = self.args, self.train_dataset
+        law = self.constraints if self.end_of_samples is None else self.constraints.ended_by(self.end_of_samples)
         drawing = Drawing(
-            self.model, self.layout, self.constraints, self.rollout.num_warmups, args.seed, args.eval_batch_size,
+            self.model, self.layout, law, self.rollout.num_warmups, args.seed, args.eval_batch_size,
             self.began_with,
         )  # fmt: skip
         path = self.run_folder.folder / FILE  # every trial of a search has another
@@ -222,17 +229,43 @@ class ReferenceTrainer(DivergenceTrainer):
             rows.encoder.counts.clear()  # training reads these rows again
             rows.encoder.counts.update(counted)
             groups = reference_warmups(drawing, prompts, path, shown, resumed)
+            if not resumed:
+                self._warn_of_cut_samples(groups)
             rows.reference = list(zip(groups, _other_groups(prompts, groups), strict=True))
             return
-        places = self._places_read(args.max_reading_updates)
+        places = self._places_read(args.max_steps if self._only_tries() else args.max_reading_updates)
         prompts = [rows[place]["prompt_ids"] for place in places]
         groups = reference_warmups(drawing, prompts, path, shown, resumed)
+        if not resumed:
+            self._warn_of_cut_samples(groups)
         for place, group, other in zip(places, groups, _other_groups(prompts, groups), strict=True):
             rows[place] |= {COLUMNS[REFERENCE]: group, OTHER_REFERENCE: other}
+
+    def _warn_of_cut_samples(self, groups: list[list[Warmup]]) -> None:
+        """Where most samples have no end: a model that never learned the separator does not write it."""
+        cut = [warmup.finish == "length" for group in groups for warmup in group]
+        share = sum(cut) / max(1, len(cut))
+        if share <= MANY_CUT or not self.is_world_process_zero():
+            return
+        sees = f"{share:.0%} of the starting model's samples run into max_warmup_length ({self.args.max_warmup_length} tokens)"
+        means = "most of them have no end: this model does not write the separator, or writes long texts"
+        change = "name a token as `separator` that the model writes by itself, raise max_warmup_length"
+        tqdm.write(f"Warning: {sees}. It means: {means}. To change it: {change}.")
 
     def _reads_to_the_end(self) -> bool:
         """Whether training uses the samples after the reading phase too."""
         return bool(self.rollout.anchor_weight) or self.args.proposal_only
+
+    def _end_of_samples(self) -> int | None:
+        """The token that ends the start's samples, where that is not the separator: an adapter cannot begin with a copied one,
+        so the start ends its samples as it ends any text, and the policy learns to write the separator there."""
+        asked = REFERENCE in self.rollout.proposals and self.args.separator_init == "auto"
+        unknown = asked and not _knows_separator(self.args, self.model) and has_new_adapter(self.model)
+        return self.layout.tokens.eos_id if unknown else None
+
+    def _only_tries(self) -> bool:
+        """Whether the run ends before the policy can write: then only its own rows get samples, and it may not be prolonged."""
+        return 0 < self.args.max_steps <= self.args.min_reading_updates
 
     def _rows_sampled(self, stream: EncodedStream) -> int:
         """How many first rows of the run get samples."""
@@ -262,8 +295,10 @@ def _other_groups(prompts: list[list[int]], groups: list[list[Warmup]]) -> list[
     """For every prompt the group of the next different prompt, to measure whether the generator reads a group's content.
 
     Consecutive rows often share a prompt (with one target each), and a second group of the same prompt helps as much as the
-    first.
+    first. Where all prompts are the same there is no such group: empty lists, and no warmup stands for another one.
     """
+    if all(prompt == prompts[0] for prompt in prompts):
+        return [[] for _ in prompts]
     found = [*groups[1:], *groups[:1]]
     for turn in reversed(range(2 * len(prompts))):  # in the second round the row after the last one is known
         place, after = turn % len(prompts), (turn + 1) % len(prompts)
@@ -305,5 +340,9 @@ def starts_separator_as_end(args: Any, model: Any, peft_config: Any) -> bool:
         )
     if args.separator_init != "auto":
         return args.separator_init == "end_token"
-    known = args.separator in THINKING_ENDS or (bool(model.name_or_path) and bool(read_layout(model.name_or_path)))
-    return REFERENCE in args.proposals and args.objective != "sft" and not adapted and not known
+    return REFERENCE in args.proposals and args.objective != "sft" and not adapted and not _knows_separator(args, model)
+
+
+def _knows_separator(args: Any, model: Any) -> bool:
+    """Whether the starting model has learned what the separator is."""
+    return args.separator in THINKING_ENDS or (bool(model.name_or_path) and bool(read_layout(model.name_or_path)))

@@ -35,7 +35,9 @@ NOTHING_HELPS = (
     "nothing that the starting model writes helps this target: after {updates} updates warmups take away {helped:.1%} of the "
     "target's surprise, compared with another prompt's warmups or none; below {least:.0%} warmups do not pay"
 )
-SWITCH = "Update {step}: the generator reads the samples ({read:.1%} of the target's surprise); now the policy writes warmups."
+READS = "the generator reads the samples ({read:.1%} of the target's surprise)"
+HELPED = "the samples take away {helped:.1%} of the target's surprise, though none of a group is better than the others"
+UNASKED = "reading_threshold is 0 ({read:.1%} of the target's surprise is read)"
 PLAIN = "From here on the run is plain fine-tuning without warmups"
 CHANGE = "start from a model that has a useful habit, give `stored_warmups`, or raise max_reading_updates where the habit is rare"
 
@@ -130,6 +132,12 @@ class Schedule(TrainerCallback, ExportableState):
         return ReadingMeasurement.sum_of(self.measurements[-WINDOW:]) if self.measurements else None
 
     @property
+    def earliest(self) -> int:
+        """The update after which the policy may take over, at the earliest: where it waits, two windows are measured before."""
+        least, most = self.updates
+        return min(max(least, (2 * WINDOW - 1) * MEASURED_EVERY + 1), most) if self.threshold else least
+
+    @property
     def unsettled(self) -> bool:
         """Whether the switch should wait: since the window before, targets became much likelier without reading, or `read` fell
         (early in training the generator relies on the length or kind of a warmup)."""
@@ -204,7 +212,9 @@ class Schedule(TrainerCallback, ExportableState):
             if not waits or (step >= self.updates[1] and now.helped >= HELPS):
                 self.switched_at, lines = step, getattr(args, "lines", None)
                 if state.is_world_process_zero and (not args.disable_tqdm if lines is None else lines):
-                    tqdm.write(SWITCH.format(step=step, read=now.read))
+                    why = UNASKED if not self.threshold else HELPED if waits else READS
+                    told = why.format(read=now.read, helped=now.helped)
+                    tqdm.write(f"Update {step}: {told}; now the policy writes warmups.")
             elif step >= self.updates[1]:
                 self._give_up(state, now)
         elif not self.threshold:
@@ -221,10 +231,9 @@ class Schedule(TrainerCallback, ExportableState):
         sees = NOTHING_HELPS.format(updates=state.global_step, helped=now.helped, least=HELPS)
         self._say(state, "nothing_to_read", sees, "warmups cannot pay from this start", CHANGE, PLAIN)
 
-    def _warn_that_nothing_switches(self, state: Any, why: str) -> None:
-        means = "its warmups are still like those that it was given, as nothing has rewarded them"
+    def _say_that_it_never_switches(self, state: Any, why: str, change: str) -> None:
         sees = f"the run ends before the model writes warmups of its own: {why}"
-        self._say(state, "never_switched", sees, means, "raise max_steps")
+        self._say(state, "never_switched", sees, "it writes warmups like those that it was given", change)
 
     def _say(self, state: Any, rule: str, sees: str, means: str, change: str, done: str | None = None) -> None:
         if state.is_world_process_zero:
@@ -249,24 +258,30 @@ class Schedule(TrainerCallback, ExportableState):
         if self.gave_up_at is not None:
             self.gave_up()
         if self._is_too_short(state) and not state.global_step:
-            why = f"its {state.max_steps} updates read samples of the starting model (min_reading_updates: {self.updates[0]})"
-            self._warn_that_nothing_switches(state, why)
+            why = f"it has {state.max_steps} updates, and the first {self.earliest} read samples of the starting model"
+            lower = ", or lower min_reading_updates" if self.updates[0] == self.earliest else ""
+            change = f"train for more updates{lower}"
+            self._say_that_it_never_switches(state, why, change)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         ended_early = state.global_step < state.max_steps
         if not self.in_cold_start or self.proposal_only or ended_early or self._is_too_short(state):
             return
-        if self.reading:
-            read = self.measurement.read if self.measurement else 0.0
-            why = f"`read` is {read:.3f}; the switch waits until it is above reading_threshold ({self.threshold}) and settles"
-        else:
+        now = self.measurement
+        if not self.reading:
             logp = f"{self.proposal_logp:.2f}" if self.proposal_logp is not None else "unknown"
             why = f"log P(c|x) per token of the proposals is {logp}, and readiness {self.readiness}"
-        self._warn_that_nothing_switches(state, why)
+            change = "train for more updates, or lower readiness"
+        elif now is None or now.read < self.threshold:
+            why = f"`read` is {now.read if now else 0:.3f}, and reading_threshold {self.threshold}"
+            change = f"train for more updates if `read` rises, else {CHANGE}"
+        else:
+            why, change = "`read` falls, or targets still become likelier whatever the warmup", "train for more updates"
+        self._say_that_it_never_switches(state, why, change)
 
     def _is_too_short(self, state: Any) -> bool:
         """Whether it is known from the beginning that the policy never takes over."""
-        return self.reading and self.in_cold_start and not self.proposal_only and state.max_steps <= self.updates[0]
+        return self.reading and self.in_cold_start and not self.proposal_only and state.max_steps <= self.earliest
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint saves."""

@@ -8,7 +8,7 @@ banned the end token only while sampling, log P(c|x) fell to -48 within a hundre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -34,6 +34,12 @@ class SamplingConstraints:
     def allowed(self, ids: Sequence[int]) -> list[int]:
         """The ids that a warmup may hold: without banned tokens and the separator."""
         return [i for i in ids if not self.banned[i] and i != self.separator_id]
+
+    def ended_by(self, token: int) -> SamplingConstraints:
+        """The same with another token as the end of a warmup, and without the separator."""
+        banned = self.banned.clone()
+        banned[self.separator_id], banned[token] = True, False
+        return replace(self, separator_id=token, banned=banned)
 
     def restrict(self, logits: Tensor, steps: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Logits of the policy: divided by the temperature, with every impossible token at -inf.

@@ -91,6 +91,25 @@ def test_another_prompt_is_not_the_same_one_again(make_trainer):
     assert all(group_of[id(row[OTHER_REFERENCE])] != row["prompt"] for row in trainer.train_dataset)
 
 
+def test_where_all_prompts_are_one_no_warmup_stands_for_another_prompts(make_trainer, tmp_path):
+    """What is read is then compared with none: a run on one row, the first thing many try, is not told that nothing helps."""
+    rows = [ledger_rows(1)[0]] * 8
+    trainer = make_trainer(
+        rows=rows, **(READS | {"reading_threshold": 0.01, "min_reading_updates": 1, "max_reading_updates": 6})
+    )
+    trainer.train()
+    assert all(row[OTHER_REFERENCE] == [] for row in trainer.train_dataset)
+    measured = trainer.schedule.measurement
+    assert measured.other == measured.none < 0
+
+
+def test_a_run_that_ends_before_the_policy_writes_samples_its_own_rows_alone(make_trainer, tmp_path):
+    trainer = make_trainer(**(READS | {"max_steps": 2, "min_reading_updates": 100, "max_reading_updates": 600}))
+    trainer.train()
+    assert len((tmp_path / "run" / FILE).read_text().splitlines()) == 1 + 2 * 8
+    assert [warning["rule"] for warning in read_jsonl(tmp_path / "run" / "warnings.jsonl")][-1] == "never_switched"
+
+
 def test_streams_bring_their_first_rows(make_trainer, tmp_path):
     rows = ledger_rows(40)
     trainer = make_trainer(rows=Stream("train", lambda: iter(rows), 1), **READS)
@@ -148,6 +167,16 @@ def test_an_adapter_needs_no_second_model(adapted, tmp_path):
     found = divergences(tmp_path / "run")
     assert list(found) == [4, 5, 6]
     assert found[6] > 0  # the adapter has moved the policy, and is switched off to see it
+
+
+def test_samples_under_a_new_adapter_end_where_the_model_ends_its_texts(adapted, tmp_path):
+    """Its separator cannot begin as a copy of the end token; a model that brings a trained adapter may know the separator."""
+    for folder, adapter, ends in (("new", None, True), ("trained", {"init_lora_weights": False}, False)):
+        trainer = adapted(adapter=adapter, folder=folder)
+        tokens = trainer.layout.tokens
+        trainer.train()
+        header = read_jsonl(tmp_path / folder / "reference_warmups.jsonl")[0]
+        assert header["separator_id"] == (tokens.eos_id if ends else tokens.separator_id)
 
 
 def test_a_start_with_an_adapter_is_not_its_base(adapted, tmp_path):

@@ -17,6 +17,7 @@ from rl_warmup.method.objectives import log_mean_exp
 from rl_warmup.method.proposals import ProposalContext
 from rl_warmup.method.reference import StartingPolicy
 from rl_warmup.method.rollout import Rollout
+from rl_warmup.models.tokens import end_by_separator
 
 from .conftest import Space
 
@@ -113,6 +114,16 @@ def test_the_starts_log_probabilities_are_those_it_had(space):
     torch.testing.assert_close(before, logps.detach(), rtol=1e-5, atol=1e-6)
     assert prior.sum().item() == pytest.approx(1, abs=1e-5)
     assert kl_loss(logps, before, torch.ones(6)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_start_that_ends_its_samples_by_the_end_token_is_one_whose_separator_is_a_copy_of_it(space):
+    """For adapters, which cannot keep such a copy: the same law with the two tokens exchanged."""
+    copied = copy.deepcopy(space.lab.model)
+    end_by_separator(copied, space.lab.tokens)
+    expected = every_warmup(space, StartingPolicy(copied))[1]
+    before = every_warmup(space, StartingPolicy(space.lab.model, space.lab.tokens.eos_id))[1]
+    torch.testing.assert_close(before, expected, rtol=1e-5, atol=1e-6)
+    assert before.double().sum(1).exp().sum().item() == pytest.approx(1, abs=1e-5)  # of the six warmups
 
 
 def test_its_mean_over_the_policys_warmups_is_the_kl(moved):

@@ -126,7 +126,9 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
     )
     shape = read_shape(name, sizes, len(known) + 5 if rows and words else None)
     mean, longest, origin = _lengths(said, _counted(rows, folder, words), lengths or {})
-    uncounted = [key for key in ("beta", "proposals") if said[key] and not sft] + ["use_peft"] * said["use_peft"]
+    held = said["beta"] if said["beta"] is not None else "reference" in said["proposals"]
+    uncounted = [key for key, counts in (("beta", held), ("proposals", said["proposals"])) if counts and not sft]
+    uncounted += ["use_peft"] * said["use_peft"]
     anchors = sum(n if proposal in ("reference", "stored") else 1 for proposal in said["proposals"])
     half, optim = str(said["dtype"]) in ("bfloat16", "bf16"), said["optim"]
     work = Work(

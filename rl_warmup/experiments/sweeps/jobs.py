@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from rl_warmup.config import Recipe, build_recipe, effective
+from rl_warmup.config import Recipe, build_recipe, effective, without_effect
 from rl_warmup.experiments.collect import Arm, Run
 from rl_warmup.experiments.compare import better, updates_at_equal_compute
 from rl_warmup.experiments.sweeps.question import OWN, Question, read_question
@@ -185,7 +185,10 @@ class Sweep:
                 one, other = same.changes, variant.changes
                 keys = ", ".join(key for key in one | other if one.get(key) != other.get(key)) or "nothing"
                 said = f"The arms {same.name} and {variant.name} would be the same run: {keys} makes no difference"
-                raise ValueError(f"{said} between them. Remove one of them.")
+                recipe = self.job(variant, self.question.seeds[0]).recipe
+                void = without_effect(recipe.config, recipe.model, recipe.task)
+                why = next((f", as {reason}" for key, reason in void.items() if key in keys.split(", ")), "")
+                raise ValueError(f"{said} between them{why}. Remove one of them.")
 
 
 def _equal_compute(job: Job) -> dict[str, int]:
