@@ -66,13 +66,11 @@ def test_only_the_habit_and_its_end_are_learned(encoder_decoder):
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_start_of_two_updates_is_a_folder_that_loads(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(make_starts, "HOME", tmp_path)
-    monkeypatch.setattr("rl_warmup.models.starts.HOME", tmp_path)
     monkeypatch.setattr(make_starts, "PROBES", 4)
     small = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
-    make_starts.make("tiny", dataclasses.replace(STARTS[f"skills-{kind}"], updates=2, size=small))
+    make_starts.make("tiny", dataclasses.replace(STARTS[f"skills-{kind}"], updates=2, size=small), home=tmp_path)
     record = json.loads((tmp_path / "tiny" / make_starts.RECORD).read_text(encoding="utf-8"))
     assert record["samples"] == {**dict.fromkeys(record["samples"], 0.0), "none": 1.0}
-    model, _ = load_model("start:tiny")
+    model, _ = load_model(str(tmp_path / "tiny"))
     assert model.dtype == torch.float32
     assert {str(value.half().float().sub(value).abs().max().item()) for value in model.state_dict().values()} == {"0.0"}

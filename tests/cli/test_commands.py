@@ -217,7 +217,7 @@ def test_a_reward_that_may_fail_is_counted_and_written_down(recipe, tmp_path, ca
         "def torn(completions): return [None, *[float('nan')] * (len(completions) - 1)]\n"
     )
     torn = {"name": "mine.py:torn", "on_failure": "skip"}
-    assert main(["train", "--config", str(recipe(rewards=["target_logprob", torn]))]) == 0
+    assert main(["train", "--config", str(recipe(rewards=["target_logprob", torn], proposals=[]))]) == 0
     logs = [log for log in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in log]
     assert [log["rewards/torn/failed"] for log in logs] == [7 / 8, 7 / 8]
     assert not [log for log in logs if "rewards/torn/mean" in log]  # nothing was scored, so there is no mean
