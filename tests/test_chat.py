@@ -210,7 +210,13 @@ def test_metrics_after_training_are_those_of_a_later_evaluate(home, capsys, chan
 
 
 def test_texts_in_a_template_and_a_resumed_run(home):
-    changes = {"chat_template": "chat.jinja", "system": "be kind", "save_strategy": "steps", "save_steps": 1}
+    changes = {
+        "chat_template": "chat.jinja",
+        "system": "be kind",
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "proposals": [],
+    }
     train_run(recipe("texts.jsonl", **changes))
     layout = json.loads((home / "run" / LAYOUT_FILE).read_text())
     assert (layout["chat"], layout["system"], layout["chat_template"]) == (True, "be kind", TEMPLATE)
