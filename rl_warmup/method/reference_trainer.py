@@ -68,6 +68,9 @@ class ReferenceTrainer(DivergenceTrainer):
             adapted = has_new_adapter(self.model)
         self.began_with = weights_hash(self.model, frozen_alone=adapted)
 
+    def _samples_the_start(self) -> bool:
+        return REFERENCE in self.rollout.proposals and self.args.objective != "sft"
+
     def _holds_the_policy(self) -> bool:
         """Whether the KL to the start will count: the policy writes, and `beta` is not 0."""
         return bool(self.rollout.beta) and self.rollout.objective != "sft" and not self.args.proposal_only
@@ -108,10 +111,10 @@ class ReferenceTrainer(DivergenceTrainer):
         code = code_hashes([*self.plugins, *tasks])
         described = {**super().describe(), "rows": rows, "start": self.began_with, "code": code}
         stream = self.train_dataset
-        if isinstance(stream, EncodedStream) and REFERENCE in self.rollout.proposals:
+        if isinstance(stream, EncodedStream) and self._samples_the_start():
             # for all these rows the starting model was sampled at once, those of similar length together
             described["fixed"] = ["max_steps"] if self._rows_sampled(stream) == stream.length else []
-        elif REFERENCE in self.rollout.proposals and self._only_tries():
+        elif self._only_tries():
             described["fixed"] = ["max_steps"]
         if self.args.load_best_model_at_end:  # these rows choose the model
             sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"validation": self.eval_dataset}
@@ -119,7 +122,7 @@ class ReferenceTrainer(DivergenceTrainer):
         return described
 
     def _train_with_reference(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
-        if REFERENCE in self.rollout.proposals and self.rollout.objective != "sft":
+        if self._samples_the_start():
             began = clock()
             with self._on_its_device():
                 self._add_reference_warmups(self.checkpoint(resume_from_checkpoint) is not None)
@@ -222,23 +225,23 @@ class ReferenceTrainer(DivergenceTrainer):
             self.began_with,
         )  # fmt: skip
         path = self.run_folder.folder / FILE  # every trial of a search has another
-        shown = not args.disable_tqdm
+
+        def draw(prompts: list[list[int]]) -> Iterator[tuple[list[Warmup], list[Warmup]]]:
+            groups = reference_warmups(drawing, prompts, path, not args.disable_tqdm, resumed)
+            if not resumed:
+                self._warn_of_cut_samples(groups)
+            return zip(groups, _other_groups(prompts, groups), strict=True)
+
         if isinstance(rows, EncodedStream):
             counted = Counter(rows.encoder.counts)
             prompts = [row["prompt_ids"] for row in islice(rows, self._rows_sampled(rows))]
             rows.encoder.counts.clear()  # training reads these rows again
             rows.encoder.counts.update(counted)
-            groups = reference_warmups(drawing, prompts, path, shown, resumed)
-            if not resumed:
-                self._warn_of_cut_samples(groups)
-            rows.reference = list(zip(groups, _other_groups(prompts, groups), strict=True))
+            rows.reference = list(draw(prompts))
             return
         places = self._places_read(args.max_steps if self._only_tries() else args.max_reading_updates)
-        prompts = [rows[place]["prompt_ids"] for place in places]
-        groups = reference_warmups(drawing, prompts, path, shown, resumed)
-        if not resumed:
-            self._warn_of_cut_samples(groups)
-        for place, group, other in zip(places, groups, _other_groups(prompts, groups), strict=True):
+        drawn = draw([rows[place]["prompt_ids"] for place in places])
+        for place, (group, other) in zip(places, drawn, strict=True):
             rows[place] |= {COLUMNS[REFERENCE]: group, OTHER_REFERENCE: other}
 
     def _warn_of_cut_samples(self, groups: list[list[Warmup]]) -> None:
@@ -259,13 +262,14 @@ class ReferenceTrainer(DivergenceTrainer):
     def _end_of_samples(self) -> int | None:
         """The token that ends the start's samples, where that is not the separator: an adapter cannot begin with a copied one,
         so the start ends its samples as it ends any text, and the policy learns to write the separator there."""
-        asked = REFERENCE in self.rollout.proposals and self.args.separator_init == "auto"
+        asked = self._samples_the_start() and self.args.separator_init == "auto"
         unknown = asked and not _knows_separator(self.args, self.model) and has_new_adapter(self.model)
         return self.layout.tokens.eos_id if unknown else None
 
     def _only_tries(self) -> bool:
         """Whether the run ends before the policy can write: then only its own rows get samples, and it may not be prolonged."""
-        return 0 < self.args.max_steps <= self.args.min_reading_updates
+        ends_early = 0 < self.args.max_steps <= self.args.min_reading_updates
+        return self._samples_the_start() and ends_early and not self._reads_to_the_end()
 
     def _rows_sampled(self, stream: EncodedStream) -> int:
         """How many first rows of the run get samples."""

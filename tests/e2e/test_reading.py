@@ -110,6 +110,22 @@ def test_a_run_that_ends_before_the_policy_writes_samples_its_own_rows_alone(mak
     assert [warning["rule"] for warning in read_jsonl(tmp_path / "run" / "warnings.jsonl")][-1] == "never_switched"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_plain_fine_tuning_samples_nothing_and_may_be_prolonged(make_trainer, tmp_path, streamed):
+    """With the default `proposals`, which mean nothing to it; a search of two updates has sampled for these alone."""
+    for objective in ("sft", "marginal"):
+        given = {"rows": Stream("train", lambda: iter(ledger_rows(40)), 1)} if streamed else {}
+        given |= {"objective": objective, "proposals": ["reference"], "save_strategy": "steps", "save_steps": 1}
+        make_trainer(folder=objective, **given, max_steps=2).train()
+        longer = make_trainer(folder=objective, **given, max_steps=3)
+        if objective == "sft":
+            assert longer.train(resume_from_checkpoint=True).global_step == 3
+            assert not (tmp_path / objective / FILE).exists()
+        else:
+            with pytest.raises(ValueError, match="max_steps was 2, now 3"):
+                longer.train(resume_from_checkpoint=True)
+
+
 def test_streams_bring_their_first_rows(make_trainer, tmp_path):
     rows = ledger_rows(40)
     trainer = make_trainer(rows=Stream("train", lambda: iter(rows), 1), **READS)
