@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -37,8 +38,24 @@ logging_steps: 1
 use_cpu: true
 show_progress: false
 """
-ROWS = "".join(f'{{"id": "{i}", "prompt": "a b c w{i}", "target": "w{i} c b a"}}\n' for i in range(8))
+LINES = "".join(f'{{"id": "{i}", "prompt": "a b c w{i}", "target": "w{i} c b a"}}\n' for i in range(8))
 LIMIT = 100  # seconds
+WORDS = ["alpha", "beta", "gamma", "delta"]
+ROWS = [
+    {"id": str(i), "prompt": " ".join(WORDS[i % 4 :]), "target": WORDS[(i * 3) % 4]} for i in range(8)
+]  # for Python
+
+
+def named(given: Any) -> str:
+    """The id of a test, the same in every process: no addresses of objects."""
+    return re.sub(r" at 0x\w+", "", str(getattr(given, "args", given)))[:40]
+
+
+def refused(call: Any, *facts: str) -> None:
+    with pytest.raises(ValueError, match=".") as caught:
+        call()
+    for fact in facts:
+        assert fact in str(caught.value), str(caught.value)
 
 
 for name in [*(f"rl_warmup.cli.{command}" for command in command_line.COMMANDS), "peft", "trl",
@@ -94,7 +111,7 @@ def fill(folder: Path) -> Path:
     """A recipe and its rows."""
     folder.mkdir(parents=True)
     (folder / "r.yaml").write_text(RECIPE)
-    (folder / "rows.jsonl").write_text(ROWS)
+    (folder / "rows.jsonl").write_text(LINES)
     return folder
 
 
