@@ -6,6 +6,7 @@ Arguments: the recipe as JSON, the folder of the whole run, the folder of the ru
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def main() -> None:
     print("\n" + json.dumps({"ids": seen, "rows": rows}), flush=True)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # as a process of a launch ends: destructors of C++ abort now and then
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rl_warmup.cli.main import main
 pytestmark = pytest.mark.distributed
 
 WORKER = """
-import sys
+import os, sys
 import torch, torch.distributed as dist
 from rl_warmup.cli.main import main
 torch.set_num_threads(1)
@@ -22,7 +22,9 @@ codes = [main(sys.argv[3:]), main(sys.argv[3:])]  # drawn, and then recognised a
 other = ["8" if value == "7" else value for value in sys.argv[3:]]
 codes.append(main(other))  # another seed is another drawing: both processes refuse
 dist.destroy_process_group()
-sys.exit(codes != [0, 0, 2])
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(codes != [0, 0, 2])  # as a process of a launch ends: destructors of C++ abort now and then
 """
 
 

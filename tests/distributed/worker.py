@@ -127,6 +127,8 @@ def main() -> None:
         train_case(case, Path(sys.argv[2], name))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # as a process of a launch ends: destructors of C++ abort now and then
 
 
 if __name__ == "__main__":
