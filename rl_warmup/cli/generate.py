@@ -1,7 +1,8 @@
 """`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts from arguments, a file, a pipe or a terminal.
 
-FILE or the pipe holds a prompt per line, or JSON lines with `prompt` (a text of any number of lines, or a conversation); then
-the answers are JSON lines too, with the further keys of each. In a terminal without prompts it asks for one after another.
+FILE or the pipe holds a prompt per line, or JSON lines with `prompt` or another --prompt-column (a text of any number of lines,
+or a conversation); then the answers are JSON lines too, with the further keys of each. In a terminal without prompts it asks
+for one after another.
 Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
 """
 
@@ -63,6 +64,8 @@ def _parser() -> OptionParser:
     parser.add_argument("model", help="folder that training wrote, or a checkpoint or adapter of it")
     parser.add_argument("prompts", nargs="*", help="prompts; default: from --file, standard input or the terminal")
     parser.add_argument("--file", help="text file with one prompt per line, or JSON lines with `prompt`")
+    parser.add_argument("--prompt-column", metavar="NAME", default="prompt",
+                        help="of JSON lines, the key that holds the prompt; dotted paths allowed")  # fmt: skip
     parser.add_argument("--warmup", help="use this warmup instead of the model's own ('' is none)")
     parser.add_argument("--sample", action="store_true", help="sample the warmup instead of the likeliest tokens")
     parser.add_argument("--num-warmups", type=count, default=1, help="sample so many, and take the target of one")
@@ -100,6 +103,7 @@ def _refuse_idle(options: argparse.Namespace) -> None:
         "--select": (options.select != "marginal" and not several, "without --num-warmups of at least 2"),
         "--utility": (options.utility != "chrf" and options.select != "mbr", "without --select mbr"),
         "--temperature": (options.temperature != 1 and not options.sample_target, "without --sample-target"),
+        "--prompt-column": (options.prompt_column != "prompt" and bool(options.prompts), "beside prompts"),
         "--sample": (options.sample and (given or several), "beside --warmup or --num-warmups"),
     }
     for flag, (is_idle, why) in idle.items():
@@ -162,7 +166,7 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
     if str(path).endswith((".jsonl", ".json")) or JSON.match(data):
         options.json = True
-        return _objects(lines, name)
+        return _objects(lines, name, options.prompt_column)
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -175,19 +179,26 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _objects(lines: list[bytes], name: str) -> list[dict[str, Any]]:
-    """The rows of JSON lines. Raises ValueError: a line is no object with a prompt; names it."""
+def _objects(lines: list[bytes], name: str, column: str) -> list[dict[str, Any]]:
+    """The rows of JSON lines, their prompt in `column`. Raises ValueError: a line is no object with a prompt; names it."""
     from rl_warmup.runtime.documents import records
+    from rl_warmup.tasks.columns import pick
     from rl_warmup.tasks.conversations import conversation
 
     rows = []
     for number, record in records(lines, f"{name}, line ", "Give an object with a prompt."):
-        prompt = record.get("prompt")
+        where = f"{name}, line {number}"
+        if column == "prompt" and "prompt" not in record:
+            keys = ", ".join(map(repr, record))
+            raise ValueError(
+                f"{where}: has no prompt among its keys ({keys:.200}). Name the prompt's with --prompt-column."
+            )
+        prompt = pick(record, column, where)
         if not isinstance(prompt, str | list) or not (prompt.strip() if isinstance(prompt, str) else prompt):
-            raise ValueError(f"{name}, line {number}: has no prompt. Give a text or a conversation as `prompt`.")
+            raise ValueError(f"{where}: has no prompt. Give a text or a conversation as `{column}`.")
         if isinstance(prompt, list):
-            conversation(prompt, "prompt", f"{name}, line {number}")
-        rows.append(record)
+            conversation(prompt, column, where)
+        rows.append({**record, "prompt": prompt})
     return rows
 
 

@@ -255,11 +255,13 @@ def within(values: Sequence[float | None], prompts: Sequence[Any]) -> float | No
 
 
 def correlation(values: Sequence[float | None], others: Sequence[float | None], prompts: Sequence[Any]) -> float | None:
-    """Pearson's correlation within prompts; None where one of them does not vary there."""
+    """Pearson's correlation within prompts; None where one of them does not vary there, or for two warmups (always 1 or -1)."""
     both = list(zip(values, others, strict=True))
     left = _centred([None if other is None else value for value, other in both], prompts)
     right = _centred([None if value is None else other for value, other in both], prompts)
+    if len(left) < 3:
+        return None
     try:
         return statistics.correlation(list(left.values()), [right[i] for i in left])
-    except statistics.StatisticsError:  # too few rows, or a constant
+    except statistics.StatisticsError:  # a constant
         return None

@@ -56,6 +56,10 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
             what = f"{'its value' if secret else shown(value)} is not {kind}{keys}. Give one"
             if kind == TYPE_NAMES[str] and isinstance(value, str):  # the one text that is refused
                 what = "is empty. Give a text"
+            if "plugin" in known[key].metadata and callable(value):
+                what = (
+                    f"{shown(value)} is no text. A function of yours is named by its file, `mine.py:{value.__name__}`"
+                )
             leave = "" if defaults.get(key) is None else f", or leave it out for {shown(defaults[key])}"
             said = f"{key}: {what}{leave}."
             faults.append(f"{said} A flag without a value is true: write `--{key} VALUE`." if value is True else said)

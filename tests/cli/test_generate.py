@@ -53,6 +53,19 @@ def test_json_lines_go_in_and_out_with_their_columns(run, tmp_path, capsys):
     assert set(out[0]) == {"prompt", "mine"} | added
 
 
+def test_the_prompt_may_have_another_name(run, tmp_path, capsys):
+    rows = [{"asked": {"question": PROMPTS[0]}, "answer": "x"}, {"asked": {"question": PROMPTS[1]}}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    out = written(capsys, run, "--file", tmp_path / "p.jsonl", "--prompt-column", "asked.question")
+    own = WarmupGenerator.from_pretrained(run, "cpu").generate(PROMPTS[:2])
+    assert [(row["prompt"], row["prediction"]) for row in out] == [(row["prompt"], row["prediction"]) for row in own]
+    assert out[0]["answer"] == "x"
+    assert main(["generate", str(run), "--file", str(tmp_path / "p.jsonl"), "--prompt-column", "question"]) == 2
+    assert "no column 'question'" in capsys.readouterr().err
+    assert main(["generate", str(run), PROMPTS[0], "--prompt-column", "x"]) == 2
+    assert "no effect" in capsys.readouterr().err
+
+
 def test_a_pipe_and_python_write_the_same(run, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Stdin("\r\n".join(PROMPTS) + "\n"))
     out = written(capsys, run, "--json", "--batch-size", "2")
@@ -104,6 +117,7 @@ def _end() -> str:
     [
         ("p.txt", "a+1\n\nb+1\n", ["line 2", "empty"]),
         ("p.jsonl", '{"prompt": "a+1"}\n{"text": "b"}\n', ["line 2", "no prompt"]),
+        ("p.jsonl", '{"question": "a+1"}\n', ["line 1", "'question'", "--prompt-column"]),
         ("p.jsonl", '{"prompt": "a+1"\n', ["line 1"]), ("p.txt", "", ["No prompt"]),
     ],
 )  # fmt: skip

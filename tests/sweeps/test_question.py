@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,15 @@ def test_shipped_sweeps_can_be_run(path, tmp_path, capsys):
     assert main(["sweep", str(path), "--dry-run", "--output", str(tmp_path / "none")]) == 0
     assert "floating point operations (planned)" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_says_what_is_missing_to_run(monkeypatch, tmp_path, capsys):
+    command = ["sweep", str(SHIPPED / "num_warmups.yaml"), "--dry-run", "--output", str(tmp_path / "none")]
+    assert main(command) == 0
+    assert "pip install" not in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(command) == 0
+    assert "pip install 'rl_warmup[sweeps]'" in capsys.readouterr().out
 
 
 def test_settings_make_a_base_for_a_gpu_run_on_a_cpu(stage, capsys):

@@ -125,6 +125,7 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
         {"...", *(w for row in rows for part in ("prompt", "target") for w in flat(row[part]).split())} if words else ()
     )
     shape = read_shape(name, sizes, len(known) + 5 if rows and words else None)
+    shape = replace(shape, name=str(said["model_name_or_path"]))
     mean, longest, origin = _lengths(said, _counted(rows, folder, words), lengths or {})
     held = said["beta"] if said["beta"] is not None else "reference" in said["proposals"]
     uncounted = [key for key, counts in (("beta", held), ("proposals", said["proposals"])) if counts and not sft]

@@ -28,7 +28,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rl_warmup.experiments.sweeps.answer import Answer, write_answer
-from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, read_sweep, suggest
+from rl_warmup.experiments.sweeps.jobs import SEARCHED, Job, Sweep, Variant, import_optuna, read_sweep, suggest
 from rl_warmup.experiments.sweeps.study import CLAIMED, DONE, FAILED, OVER, PRUNED, RUNNING, Queue, RunFailed, Stopped
 from rl_warmup.runtime.documents import parse_json
 from rl_warmup.runtime.orphans import as_parent
@@ -345,4 +345,8 @@ def show_jobs(file: str | Path, settings: SweepSettings) -> str:
     if sweep.trials:
         space, seeds = ", ".join(f"{key}: {value}" for key, value in sweep.ranges.items()), len(question.seeds)
         lines.append(f"and {sweep.trials} arms named {SEARCHED}N, {seeds} seeds each, searched in {space}")
+    try:
+        import_optuna()
+    except ImportError as error:
+        lines.append(f"Before it can run: {error}.")
     return "\n".join([*lines, "", text_table(header, rows)])
