@@ -56,6 +56,7 @@ class Start:
     updates: int
     size: dict[str, Any] = field(default_factory=dict)
     rate: float = RATE
+    muon: float | None = None  # Muon's rate for the matrices of its layers; None: AdamW at `rate` for them too
     goes_on_from: str | None = None  # the start whose weights it begins with; random ones for None
     dropout: float = 0.0  # written into its configuration for `disable_dropout: false`; it is pretrained without
     rows: int = ROWS  # per update
@@ -202,8 +203,8 @@ STARTS = {
         tokenizer=gym.build_tokenizer, at_first=GYM_FIRST, part_of=gym.generator_of,
     ),
     "gym-t5": Start(
-        "t5", gym.prompts, gym.habits_of, gym.SHARES, 20000, LEGS_T5, 1e-3, dropout=0.1, rows=32,
-        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST, part_of=gym.generator_of,
+        "t5", gym.prompts, gym.habits_of, gym.SHARES, 20000, LEGS_T5, 2e-3, dropout=0.1, rows=32,
+        tokenizer=gym.build_tokenizer, at_first=GYM_FIRST, part_of=gym.generator_of, muon=3e-3,
     ),
     "copies-t5": Start("t5", ledger_prompts, list_skills, {"copy": 1.0}, 1500, LIST),
 }  # fmt: skip
@@ -245,7 +246,7 @@ def make(name: str, start: Start, seed: int = 0, home: Path = HOME) -> None:
     save(model, tokenizer, folder)
     record = {
         "parameters": model.num_parameters(), "updates": start.updates, "rows_per_update": start.rows,
-        "learning_rate": start.rate, "goes_on_from": start.goes_on_from,
+        "learning_rate": start.rate, "muon_learning_rate": start.muon, "goes_on_from": start.goes_on_from,
         "trained_on": {habit: round(share, 3) for habit, share in start.shares.items()},
         **probe(folder, start, probes), "cpu_seconds": spent[0], "seconds": spent[1],
     }  # fmt: skip
@@ -262,7 +263,7 @@ def pretrain(
     name: str,
     seconds: float = math.inf,
 ) -> int:
-    """AdamW on the habit's tokens and `</s>` after it; the question itself is read, not learned. The updates it made.
+    """AdamW, or Muon, on the habit's tokens and `</s>` after it; the question itself is read, not learned. Returns its updates.
 
     Args:
         model: on its device; on an accelerator it is trained in bfloat16 autocast.
@@ -270,10 +271,22 @@ def pretrain(
     """
     import torch
 
-    optimizer = torch.optim.AdamW(model.parameters(), start.rate, weight_decay=0.05, betas=(0.9, 0.98))
-    height = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 100) * max(0.02, 1 - step / start.updates)
-    )
+    matrices = [
+        p
+        for name, p in model.named_parameters()
+        if start.muon and p.ndim == 2 and ".layer." in name and "bias" not in name
+    ]
+    kept = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in kept]
+    optimizers: list[Any] = [torch.optim.AdamW(others, start.rate, weight_decay=0.05, betas=(0.9, 0.98))]
+    if start.muon:
+        optimizers.append(torch.optim.Muon(matrices, start.muon, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
+    heights = [
+        torch.optim.lr_scheduler.LambdaLR(
+            one, lambda step: min(1, (step + 1) / 100) * max(0.02, 1 - step / start.updates)
+        )
+        for one in optimizers
+    ]
     model.train()
     began = time.perf_counter()
     for update in range(start.updates):
@@ -295,11 +308,11 @@ def pretrain(
         }
         with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type != "cpu"):
             loss = model(**rows).loss
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        height.step()
+        for one in (*optimizers, *heights):
+            one.step()
         if update % 250 == 0 or update == start.updates - 1:
             print(f"{name} {update} loss {loss.item():.4f} after {time.process_time():.0f} s", flush=True)
     return start.updates
