@@ -47,7 +47,7 @@ def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, plu
 
 @dataclass
 class WarmupOptions:
-    """The settings of warmups. Grouped: sampling, objective, cold start, limits."""
+    """The settings of warmups. Grouped: sampling, objective, cold start, limits, conversations, what is logged and saved."""
 
     # the group
     num_warmups: int = _option(4, "Warmups sampled per prompt (the group).")
@@ -57,7 +57,7 @@ class WarmupOptions:
     max_warmup_length: int = _option(32, "A warmup that reaches this many tokens is ended by a forced separator.")
 
     # the objective
-    objective: str = _option("marginal", "The loss of a group; or module:function.", OBJECTIVES, plugin="objective")
+    objective: str = _option("marginal", "The loss of a group of own warmups; or mine.py:name.", OBJECTIVES, plugin="objective")
     tau: float = _option(1.0, "Temperature of the posterior weights softmax(R/tau).")
     target_ess: float | None = _option(None, "Adjust tau so that the effective sample size approaches this (1 to n).")
     uniform_target_share: float = _option(0.0, "Lambda: share of the target's weight spread evenly over the group.")
