@@ -57,7 +57,9 @@ class WarmupOptions:
     max_warmup_length: int = _option(32, "A warmup that reaches this many tokens is ended by a forced separator.")
 
     # the objective
-    objective: str = _option("marginal", "The loss of a group of own warmups; or mine.py:name.", OBJECTIVES, plugin="objective")
+    objective: str = _option(
+        "marginal", "The loss of a group of own warmups; or mine.py:name.", OBJECTIVES, plugin="objective"
+    )
     tau: float = _option(1.0, "Temperature of the posterior weights softmax(R/tau).")
     target_ess: float | None = _option(None, "Adjust tau so that the effective sample size approaches this (1 to n).")
     uniform_target_share: float = _option(0.0, "Lambda: share of the target's weight spread evenly over the group.")
