@@ -23,7 +23,8 @@ LIMITS = {"prompt": 512, "target": 128}  # tokens, the defaults of max_prompt_le
 TEMPLATE = """\
 # Written by `rl-warmup init {file_word}`.
 #   train it:                   rl-warmup train --config {output_word}
-#   plain fine-tuning beside:   rl-warmup train --config {output_word} --objective sft --output_dir {sft_word}
+#   plain fine-tuning beside:   rl-warmup train --config {output_word} --objective sft --output_dir {sft_word} \\
+#                                 --load_best_model_at_end --save_strategy best   # as a search does by itself
 #   what it would cost:         rl-warmup plan {output_word}
 # Whether warmups can pay on these rows is a question to ask first: docs/will-warmups-pay.md.
 model_name_or_path: {model}  # any T5-like or decoder-only model: a name on the hub or a folder{scratch}
