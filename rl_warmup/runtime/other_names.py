@@ -74,8 +74,12 @@ OURS: dict[str, str] = {
         ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
         "it goes with --launch, e.g. `--launch ddp --num_processes 2`",
     ),
-    "show_progress": "in Python it is disable_tqdm, which says the opposite",
-    "metrics": "in Python compute_metrics of the trainer takes a function, and evaluate_controls takes metrics",
     "lr": "use learning_rate", "epochs": "use num_train_epochs", "steps": "use max_steps",
     "use_lora": "use use_peft", "max_new_warmup_tokens": "use max_warmup_length",
 }  # fmt: skip
+
+# settings of a recipe that Python has elsewhere
+IN_PYTHON = {
+    "show_progress": "in Python it is disable_tqdm, which says the opposite",
+    "metrics": "in Python compute_metrics of the trainer takes a function, and evaluate_controls takes metrics",
+}

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar
 
-from rl_warmup.runtime.other_names import OURS
+from rl_warmup.runtime.other_names import IN_PYTHON, OURS
 from rl_warmup.runtime.recipe_file import is_masked
 from rl_warmup.runtime.settings import number_fault, shown
 
@@ -85,7 +85,11 @@ class Named:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         known = inspect.signature(cls).parameters
-        wrong = [no_setting(name, known) for name in kwargs if name not in known]
+        wrong = [
+            f"{name}: is a recipe's; {IN_PYTHON[name]}." if name in IN_PYTHON else no_setting(name, known)
+            for name in kwargs
+            if name not in known
+        ]
         if wrong and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
             named = set(re.findall(r"\w+", " ".join(wrong))) & set(known)  # what they are called here
             raise ValueError("\n".join(wrong if named else [*wrong, cls.elsewhere]))
