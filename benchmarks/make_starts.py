@@ -263,7 +263,7 @@ def pretrain(
     name: str,
     seconds: float = math.inf,
 ) -> int:
-    """AdamW, or Muon, on the habit's tokens and `</s>` after it; the question itself is read, not learned. Returns its updates.
+    """AdamW, with Muon where `start` says so, on the habit's tokens and `</s>`; the question is read, not learned. Its updates.
 
     Args:
         model: on its device; on an accelerator it is trained in bfloat16 autocast.
@@ -276,8 +276,8 @@ def pretrain(
         for name, p in model.named_parameters()
         if start.muon and p.ndim == 2 and ".layer." in name and "bias" not in name
     ]
-    kept = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in kept]
+    of_muon = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in of_muon]
     optimizers: list[Any] = [torch.optim.AdamW(others, start.rate, weight_decay=0.05, betas=(0.9, 0.98))]
     if start.muon:
         optimizers.append(torch.optim.Muon(matrices, start.muon, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))

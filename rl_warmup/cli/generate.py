@@ -2,8 +2,7 @@
 
 FILE or the pipe holds a prompt per line, or JSON lines with `prompt` or another --prompt-column (a text of any number of lines,
 or a conversation); then the answers are JSON lines too, with the further keys of each. In a terminal without prompts it asks
-for one after another.
-Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
+for one after another. Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
 """
 
 from __future__ import annotations

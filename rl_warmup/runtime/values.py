@@ -57,9 +57,8 @@ def typed(values: Mapping[str, Any], classes: Iterable[type]) -> tuple[dict[str,
             if kind == TYPE_NAMES[str] and isinstance(value, str):  # the one text that is refused
                 what = "is empty. Give a text"
             if "plugin" in known[key].metadata and callable(value):
-                what = (
-                    f"{shown(value)} is no text. A function of yours is named by its file, `mine.py:{value.__name__}`"
-                )
+                name = getattr(value, "__name__", "name")
+                what = f"{shown(value)} is no text. A function of yours is named by its file, `mine.py:{name}`"
             leave = "" if defaults.get(key) is None else f", or leave it out for {shown(defaults[key])}"
             said = f"{key}: {what}{leave}."
             faults.append(f"{said} A flag without a value is true: write `--{key} VALUE`." if value is True else said)

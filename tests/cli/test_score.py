@@ -175,10 +175,7 @@ def test_spread_and_correlation_by_hand():
     assert within([1.0, 2.0, 3.0], ["p", "q", "r"]) is None
     # within prompts +1 -1 | +2 -2 against -1 +1 | -2 +2, whatever lies between the prompts
     assert correlation([3.0, 1.0, 104.0, 100.0, 7.0], [0.0, 2.0, 50.0, 54.0, 1.0], prompts) == pytest.approx(-1.0)
-    left, right = (
-        [3.0, None, 104.0, 100.0, 102.0, 9.0],
-        [0.0, 2.0, 50.0, 54.0, 52.0, None],
-    )  # nothing is left of the first
+    left, right = [3.0, None, 104.0, 100.0, 102.0, 9.0], [0.0, 2.0, 50.0, 54.0, 52.0, None]  # of p nothing is left
     assert correlation(left, right, ["p", "p", "q", "q", "q", "p"]) == pytest.approx(-1.0)
     assert correlation([3.0, 1.0], [0.0, 2.0], ["p", "p"]) is None  # of two it is always 1 or -1
     assert correlation([1.0, 1.0, 2.0, 2.0, 3.0], [0.0, 2.0, 50.0, 54.0, 1.0], prompts) is None

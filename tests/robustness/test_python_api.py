@@ -55,7 +55,7 @@ CONFIG: dict[str, tuple[Any, ...]] = {
     "is not a whole number": (("log_warmups", np.array([4, 4])), ("num_warmups", np.array([4, 4])), ("num_warmups", torch.tensor([2, 3])), ("seed", np.array([1]))),
     "is not a number": (("temperature", np.array([0.5, 0.5])),),
     "use num_warmups": (("num_generations", 4),), "use learning_rate": (("lr", 1e-4),), "Did you mean 'learning_rate'": (("learning_rat", 1),),
-    "disable_tqdm": (("show_progress", False),), "compute_metrics": (("metrics", ["chrf++"]),), "mine.py:refused": (("objective", refused),),
+    "disable_tqdm": (("show_progress", False),), "compute_metrics": (("metrics", ["chrf++"]),), "mine.py:refused": (("objective", refused),), "mine.py:name": (("objective", partial(refused)),),
     "go to WarmupTrainer": (("model_name_or_path", "t5"), ("torch_dtype", "bfloat16"), ("dataset_name", "x"), ("task", "ledger")),
     "deepspeed: 5 is not": (("deepspeed", 5),),
     "accelerator_config: 5 is not": (("accelerator_config", 5),),
