@@ -166,6 +166,8 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     if str(path).endswith((".jsonl", ".json")) or JSON.match(data):
         options.json = True
         return _objects(lines, name, options.prompt_column)
+    if lines and options.prompt_column != "prompt":
+        raise ValueError(f"--prompt-column: {name} holds a prompt per line, not JSON lines. Leave it out.")
     rows = []
     for number, line in enumerate(lines, 1):
         try:

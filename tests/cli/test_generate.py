@@ -64,6 +64,9 @@ def test_the_prompt_may_have_another_name(run, tmp_path, capsys):
     assert "no column 'question'" in capsys.readouterr().err
     assert main(["generate", str(run), PROMPTS[0], "--prompt-column", "x"]) == 2
     assert "no effect" in capsys.readouterr().err
+    (tmp_path / "p.txt").write_text(PROMPTS[0], encoding="utf-8")
+    assert main(["generate", str(run), "--file", str(tmp_path / "p.txt"), "--prompt-column", "x"]) == 2
+    assert "p.txt holds a prompt per line" in capsys.readouterr().err
 
 
 def test_a_pipe_and_python_write_the_same(run, monkeypatch, capsys):
