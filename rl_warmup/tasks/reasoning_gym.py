@@ -8,6 +8,7 @@ import ast
 import operator
 import os
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 from rl_warmup.runtime.values import defaults_of
@@ -189,4 +190,6 @@ def _plain(value: Any) -> Any:
         return value
     if hasattr(value, "item"):
         return value.item()
+    if isinstance(value, Fraction):  # of gsm_symbolic, whose scorer does not read it
+        return str(value)
     return next((kind(value) for kind in (str, int, float) if isinstance(value, kind)), value)

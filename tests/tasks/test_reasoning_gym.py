@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import re
+from fractions import Fraction
 
 import pytest
 
@@ -145,6 +146,20 @@ def test_generators_without_answers_or_without_repeatable_rows(monkeypatch):
 def test_scores_that_run_the_answer_are_no_default():
     task = load_task("reasoning_gym", name="n_queens", train_size=1, validation_size=0, test_size=0)
     assert task.metrics == ("exact_match",)
+
+
+def test_fractions_of_gsm_symbolic_are_text():
+    rows = load_task("reasoning_gym", name="gsm_symbolic", train_size=300, validation_size=0, test_size=0).splits[
+        "train"
+    ]
+    entries = gym.create_dataset("gsm_symbolic", seed=3 * reasoning_gym.SEEDS_APART, size=reasoning_gym.CHUNK)
+    made = {entry["question"]: entry["metadata"]["variables"] for entry in entries}
+    pairs = [(ast.literal_eval(row["metadata"])["variables"], made[row["prompt"]]) for row in rows]
+    fractions = [
+        (ours[key], value) for ours, theirs in pairs for key, value in theirs.items() if isinstance(value, Fraction)
+    ]
+    assert fractions
+    assert all(Fraction(text) == value for text, value in fractions)
 
 
 def test_values_that_no_literal_can_hold():
