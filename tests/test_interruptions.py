@@ -92,7 +92,7 @@ def test_nobody_is_judged_while_the_main_process_writes(tmp_path):
 
 @pytest.mark.parametrize("told_here", [True, False])
 def test_a_signal_to_one_process_is_a_signal_to_all(told_here):
-    state = SimpleNamespace(is_world_process_zero=False, global_step=3, max_steps=9)
+    state = SimpleNamespace(is_world_process_zero=False, global_step=3, max_steps=9, epoch=0.5)
     control = SimpleNamespace(should_save=False)
     interruption = Interruption(lambda value: max(value, 0 if told_here else signal.SIGTERM))
     interruption.on_step_end(None, state, control)
@@ -108,14 +108,14 @@ def test_a_signal_to_one_process_is_a_signal_to_all(told_here):
 
 def test_an_ordinary_save_ends_nothing():
     interruption = Interruption(lambda value: value)
-    state = SimpleNamespace(is_world_process_zero=True, global_step=3, max_steps=9)
+    state = SimpleNamespace(is_world_process_zero=True, global_step=3, max_steps=9, epoch=0.5)
     assert interruption.on_save(None, state, None) is None
 
 
 @pytest.mark.parametrize("moment", ["while the processes agree", "between agreeing and saving"])
 def test_a_signal_of_the_last_moment_waits_for_the_next_update(moment):
     """One process must not leave after an update that the others take for an ordinary one; nor may the signal be lost."""
-    state = SimpleNamespace(is_world_process_zero=False, global_step=4, max_steps=9)
+    state = SimpleNamespace(is_world_process_zero=False, global_step=4, max_steps=9, epoch=0.5)
     control = SimpleNamespace(should_save=False)
 
     def most(value):
@@ -133,6 +133,20 @@ def test_a_signal_of_the_last_moment_waits_for_the_next_update(moment):
     assert control.should_save
     with pytest.raises(SystemExit):
         interruption.on_save(None, state, control)
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(2.0, 4), (0.5, 9)])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_checkpoint_of_an_epochs_last_update_waits_for_its_end(epoch, step, told):
+    """Trainer evaluates and logs at the end of an epoch, after the update's own checkpoint."""
+    state = SimpleNamespace(is_world_process_zero=False, global_step=step, max_steps=9, epoch=epoch)
+    control = SimpleNamespace(should_save=not told)
+    interruption = Interruption(lambda value: signal.SIGTERM if told else 0)
+    interruption.on_step_end(None, state, control)
+    assert not control.should_save
+    interruption.on_save(None, state, control)  # of a new best model
+    interruption.on_epoch_end(None, state, control)
+    assert control.should_save
 
 
 def test_signals_are_left_alone_outside_the_main_thread():

@@ -30,16 +30,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # `sbatch --signal=USR1@300` sends U
 
 
 class Interruption(TrainerCallback):
-    """On SIGTERM or SIGUSR1: finish the update, save a checkpoint, end with `EXIT_SIGNALLED`."""
+    """On SIGTERM or SIGUSR1: finish the update, save a checkpoint, end with `EXIT_SIGNALLED`.
+
+    A checkpoint of an epoch's last update waits until the epoch has ended, so that a resumed run does not lose what is logged
+    and evaluated there.
+    """
 
     def __init__(self, maximum: Callable[[int], int]) -> None:
         self.maximum = maximum  # of a value over all processes, so that all save after the same update
         self.received = 0  # signal number, by this process
         self.agreed = 0  # signal number, by all processes, set at the end of an update
+        self.waits = False  # for the end of the epoch
         self.handlers: dict[int, Any] = {}  # to restore
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.received = self.agreed = 0
+        self.received, self.agreed, self.waits = 0, 0, False
         if threading.current_thread() is threading.main_thread():
             self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -50,9 +55,17 @@ class Interruption(TrainerCallback):
         self.agreed = self.maximum(self.received)
         if self.agreed:
             control.should_save = True
+        ends = state.global_step >= state.max_steps or float(state.epoch).is_integer()
+        self.waits = control.should_save and ends
+        if self.waits:
+            control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.waits:
+            self.waits, control.should_save = False, True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.agreed:  # a signal that came after `on_step_end` waits for the next update
+        if not self.agreed or self.waits:  # a signal that came after `on_step_end` waits for the next update
             return
         if state.is_world_process_zero:
             name = signal.Signals(self.agreed).name

@@ -49,6 +49,8 @@ class ResumableTrainer(Trainer):
         check_given(**kwargs)
         super().__init__(*args, **kwargs)
         self.saving_in: Path | None = None
+        self.saved_at = -1  # update of the last checkpoint
+        self.asked_to_save = False
         self.changed_makers: str | None = None
         self.resumed_from: Path | None = None
         self.folder = Path(self.args.output_dir)
@@ -71,6 +73,7 @@ class ResumableTrainer(Trainer):
             OSError: the disk is full or the folder gone; the message names the last good checkpoint.
         """
         checkpoint = self.resumed_from = self.checkpoint(resume_from_checkpoint)
+        self.saved_at = -1
         with self.own_folder(resume_from_checkpoint):
             if self.is_world_process_zero():
                 checkpoints.clear_unfinished(self.folder)
@@ -233,10 +236,21 @@ class ResumableTrainer(Trainer):
         self.watchdog.reached(f"update {self.state.global_step + 1}, rows read")
         return batches
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
         self.check_weights()
         self.watchdog.rest()  # the others wait while one process writes or evaluates
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.asked_to_save = False
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self.asked_to_save and self.saved_at != self.state.global_step:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Extends Trainer's, after which `save_strategy: best` forgets that a signal or a callback asked for a checkpoint."""
+        self.asked_to_save = self.control.should_save
+        return super()._determine_best_metric(metrics, trial)
 
     def check_weights(self) -> None:
         """Raises Diverged if an update left weights that are not finite."""
@@ -288,6 +302,7 @@ class ResumableTrainer(Trainer):
                     checkpoints.publish(whole, run)
                     checkpoints.rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
                 self.accelerator.wait_for_everyone()
+                self.saved_at = self.state.global_step
             finally:
                 self.saving_in, self.args.save_only_model = None, model_alone
                 if main_process:

@@ -205,6 +205,47 @@ def test_a_signal_saves_and_ends_with_its_code(make_trainer, whole, tmp_path, ca
     assert signal.getsignal(number) is signal.SIG_DFL  # after training, a signal ends the program at once
 
 
+def told_at(update, tmp_path):
+    """A reward that sends SIGTERM in an update, once."""
+
+    def scheduler(completions, trainer_state, **kwargs):
+        if trainer_state.global_step + 1 == update and not (tmp_path / "told").exists():
+            (tmp_path / "told").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [0.0] * len(completions)
+
+    return ["target_logprob", scheduler]
+
+
+@pytest.mark.parametrize("strategy", ["eval_strategy", "logging_strategy"])
+def test_a_signal_in_an_epochs_last_update_loses_nothing_of_its_end(make_trainer, tmp_path, strategy):
+    settings = {**SETTINGS, "max_steps": -1, "num_train_epochs": 2, "save_strategy": "epoch", strategy: "epoch"}
+    if strategy == "eval_strategy":
+        settings |= {"load_best_model_at_end": True, "eval_dataset": ledger_rows(8, seed=3)}
+    alone = make_trainer(folder="alone", reward_funcs=told_at(-1, tmp_path), **settings)
+    alone.train()
+    assert alone.state.max_steps == 8
+    with pytest.raises(SystemExit):
+        make_trainer(folder="stopped", reward_funcs=told_at(4, tmp_path), **settings).train()
+    again = make_trainer(folder="stopped", reward_funcs=told_at(4, tmp_path), **settings)
+    again.train(resume_from_checkpoint="auto")
+    assert same(weights(alone), weights(again))
+    assert read_jsonl(tmp_path / "alone" / "metrics.jsonl") == read_jsonl(tmp_path / "stopped" / "metrics.jsonl")
+
+
+def test_a_signal_saves_where_only_the_best_are_saved(make_trainer, tmp_path):
+    settings = {**SETTINGS, "save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.05}
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True}  # which the first validation has
+    trainer = make_trainer(
+        folder="stopped", reward_funcs=told_at(4, tmp_path), eval_dataset=ledger_rows(8, seed=3), **settings
+    )
+    with pytest.raises(SystemExit) as end:
+        trainer.train()
+    assert end.value.code == EXIT_SIGNALLED
+    assert trainer.state.best_global_step < 4
+    assert checkpoints.newest(tmp_path / "stopped").name == "checkpoint-4"
+
+
 def test_another_batch_size_is_refused(make_trainer, whole):
     trainer = make_trainer(folder="whole", per_device_train_batch_size=4, **SETTINGS)
     with pytest.raises(ValueError, match="updates of 8 rows, and now they would have 4"):
