@@ -309,7 +309,7 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
     Raises:
         ValueError: naming rows, start, code, or settings outside `FREE` that differ.
     """
-    before = require(checkpoint)
+    before = contents(checkpoint) or require(checkpoint)  # of the model alone too, where that is the best
     if "settings" not in before:
         return {"settings": ["unknown, as an older version wrote the checkpoint", "not compared"]}
     known, wanted = before["settings"], now["settings"]
@@ -334,6 +334,15 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
             f"from its weights: --model_name_or_path {checkpoint} --output_dir OTHER."
         )
     return differ
+
+
+def of_this_run(checkpoint: Path, now: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is complete and `refuse_changes` finds no fault in it."""
+    try:
+        refuse_changes(checkpoint, now)
+    except ValueError:
+        return False
+    return True
 
 
 def plain(value: Any) -> Any:

@@ -320,13 +320,17 @@ class ResumableTrainer(Trainer):
             found = super()._init_training_state(*args, **kwargs)
         state, best, message = self.state, None, None
         if self.resumed_from is not None and state.best_global_step:
+            elsewhere = state.best_model_checkpoint
             best = checkpoints.beside(self.resumed_from, state.best_global_step)
-            if best is not None and state.best_model_checkpoint is None:
+            if best is None and elsewhere is not None and checkpoints.of_this_run(Path(elsewhere), self.described):
+                best = Path(elsewhere)  # this run began as a copy of that one
+            if best is not None and elsewhere is None:
                 message = f"{best} is the best checkpoint so far."
-            if best is None and state.best_model_checkpoint is None:
-                gone = f"{checkpoints.PREFIX}{state.best_global_step}"
+            if best is None:
+                gone = elsewhere or f"{checkpoints.PREFIX}{state.best_global_step}"
                 message = f"The best checkpoint so far, {gone}, is gone: only later ones are compared."
-                state.best_metric = state.best_global_step = None  # else no later one might win
+                # else no later one might win
+                state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         if best is not None:
             state.best_model_checkpoint = str(best)
         if message is not None and self.is_world_process_zero():

@@ -311,6 +311,34 @@ def test_a_moved_run_ends_with_its_own_best_model(make_trainer, tmp_path, lost):
     assert torch.equal(stored["shared.weight"], trainer.model.shared.weight)
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_copy_of_a_run_ends_with_no_other_runs_best_model(make_trainer, tmp_path, capsys, replaced):
+    """The best checkpoint may lie in the folder that the run was copied from, and that folder may hold another run by now."""
+    settings = {
+        **SETTINGS,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "max_steps": 8,
+        "eval_dataset": ledger_rows(8, seed=3),
+    }
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    settings |= {"reward_funcs": told_at(9, tmp_path)}
+    first = make_trainer(folder="first", **settings)
+    first.train()
+    assert first.state.best_global_step == 2  # the loss only falls
+    kept, longer = weights(first), {**settings, "max_steps": 12}
+    copy = make_trainer(folder="copy", **longer)
+    with pytest.raises(SystemExit):
+        copy.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-8"))
+    if replaced:
+        make_trainer(folder="first", **settings, seed=7, overwrite=True).train()
+    again = make_trainer(folder="copy", **longer)
+    again.train(resume_from_checkpoint="auto")
+    assert same(kept, weights(again)) != replaced
+    assert (again.state.best_global_step == 2) != replaced
+    assert ("is gone: only later ones are compared" in capsys.readouterr().out) == replaced
+
+
 @pytest.mark.parametrize("resumed_from", [3, 4])
 def test_the_patience_of_early_stopping_is_counted_on(make_trainer, tmp_path, resumed_from):
     """The best model is that of update 1, so with a patience of 3 the run ends after update 4, and trains no more after it."""
