@@ -75,10 +75,12 @@ def test_a_file_of_another_drawing_is_not_used(drawing, prompts, tmp_path, chang
         other = replace(drawing, **{change: getattr(drawing, change) + 1})
     if change == "batch_size":  # a resumed run keeps its samples
         first = reference_warmups(drawing, prompts, tmp_path / FILE)
-        assert reference_warmups(other, asked, tmp_path / FILE, resumed=True) == first
+        assert reference_warmups(other, asked, tmp_path / FILE, earlier=tmp_path / FILE) == first
+        (tmp_path / "copy").mkdir()  # a run that goes on in another folder
+        assert reference_warmups(other, asked, tmp_path / "copy" / FILE, earlier=tmp_path / FILE) == first
     else:
         with pytest.raises(ValueError, match="started with"):
-            reference_warmups(other, asked, tmp_path / FILE, resumed=True)
+            reference_warmups(other, asked, tmp_path / FILE, earlier=tmp_path / FILE)
     drawn = reference_warmups(other, asked, tmp_path / FILE)
     assert [len(group) for group in drawn] == [other.num_warmups] * 8
     assert json.loads((tmp_path / FILE).read_text().splitlines()[0]) == other.header(asked)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ FILE = "reference_warmups.jsonl"
 
 
 def reference_warmups(
-    drawing: Drawing, prompts: Sequence[list[int]], path: Path, show_progress: bool = False, resumed: bool = False
+    drawing: Drawing, prompts: Sequence[list[int]], path: Path, show_progress: bool = False, earlier: Path | None = None
 ) -> list[list[Warmup]]:
     """A group of the starting model's samples for every prompt, from the file or drawn into it.
 
@@ -38,21 +39,27 @@ def reference_warmups(
     Args:
         drawing: `model` in any mode, whole on every process; it is sampled in eval mode.
         prompts: token ids; prompts of similar length are drawn together.
-        resumed: earlier updates used the file's samples, so they must not be replaced.
+        earlier: of a run that goes on, the file whose samples its updates used: `path`, or one in the folder that it comes from,
+            which is copied. They must not be replaced.
 
     Returns:
         One list of `num_warmups` warmups per prompt, in the order of `prompts`.
 
     Raises:
-        ValueError: `resumed`, and the file has other settings or another model.
+        ValueError: the run goes on, and the file has other settings or another model.
     """
     header = drawing.header(prompts)
     groups: Groups
-    # only one process reads: it also repairs an incomplete file
-    groups, found = map_over_processes(lambda known: _read(path, known, resumed), [header])[0]
+
+    def known(header: dict[str, Any]) -> tuple[Groups, dict[str, Any] | None]:
+        if earlier is not None and not path.exists() and _read(earlier, header, True)[0]:
+            shutil.copyfile(earlier, path)
+        return _read(path, header, earlier is not None)
+
+    groups, found = map_over_processes(known, [header])[0]  # only one process reads: it also repairs an incomplete file
     if groups and found:
         drawing = replace(drawing, batch_size=found["batch_size"])  # of the drawing, which a resume may have changed
-    if resumed and found is not None and not groups:
+    if earlier is not None and found is not None and not groups:
         raise ValueError(
             f"{path} holds samples of another starting model, seed or set of prompts than this run would draw, and "
             f"earlier updates used them. Give the run the model and settings it was started with, or start anew in another "

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from rl_warmup.batch import Warmup
 from rl_warmup.method.divergence import DivergenceTrainer
@@ -32,7 +33,8 @@ from rl_warmup.models.inference_settings import Inference, read_layout
 from rl_warmup.models.layouts import Layout
 from rl_warmup.models.tokens import THINKING_ENDS
 from rl_warmup.plugins import code_hashes
-from rl_warmup.runtime.documents import read_json
+from rl_warmup.runtime import checkpoints
+from rl_warmup.runtime.documents import file_hash, read_json
 from rl_warmup.runtime.run_folder import RunFolder, clock
 
 MANY_CUT = 0.5  # share of the samples
@@ -105,27 +107,43 @@ class ReferenceTrainer(DivergenceTrainer):
                 )
 
     def describe(self) -> dict[str, Any]:
-        """Adds the training rows, the starting model, and the files of plugins."""
-        rows = rows_digest(self.train_dataset)
-        tasks = [self.recipe.get("task")] if "first" in rows else []  # its code, as not all rows are compared
-        code = code_hashes([*self.plugins, *tasks])
-        described = {**super().describe(), "rows": rows, "start": self.began_with, "code": code}
-        stream = self.train_dataset
+        """Adds the training rows, the starting model, the files of plugins, and what validation decides."""
+        rows, stream = rows_digest(self.train_dataset), self.train_dataset
+        named = [*self.plugins]
+        counts = self._validation_counts()
+        scored = counts and not _plain_name(self.args.metric_for_best_model).endswith("loss")
+        named += self.recipe.get("metrics") or [] if scored else []
+        if "first" in rows:  # not all rows are compared, so their code and warmups are
+            named.append(self.recipe.get("task"))
+        described = {**super().describe(), "rows": rows, "start": self.began_with, "code": code_hashes(named)}
+        if "first" in rows and self.args.stored_warmups:
+            described["code"][self.args.stored_warmups] = file_hash(self.args.stored_warmups)
         if isinstance(stream, EncodedStream) and self._samples_the_start():
             # for all these rows the starting model was sampled at once, those of similar length together
             described["fixed"] = ["max_steps"] if self._rows_sampled(stream) == stream.length else []
         elif self._only_tries():
             described["fixed"] = ["max_steps"]
-        if self.args.load_best_model_at_end:  # these rows choose the model
+        if counts:
             sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"validation": self.eval_dataset}
             described["eval_rows"] = {name: rows_digest(rows) for name, rows in sets.items()}
+            described["fixed"] = [
+                *described.get("fixed", []),
+                *checkpoints.EVALUATION,
+                *(["metrics"] if scored else []),
+            ]
         return described
+
+    def _validation_counts(self) -> bool:
+        """Whether validation changes the training, or selects the model that it ends with."""
+        stops = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
+        follows = self.args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+        return self.args.load_best_model_at_end or stops or follows
 
     def _train_with_reference(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         if self._samples_the_start():
             began = clock()
             with self._on_its_device():
-                self._add_reference_warmups(self.checkpoint(resume_from_checkpoint) is not None)
+                self._add_reference_warmups(self.checkpoint(resume_from_checkpoint))
             self.run_folder.spent_before = clock() - began
         if self.start is not None:
             self.start.prepare(self)
@@ -216,8 +234,12 @@ class ReferenceTrainer(DivergenceTrainer):
             if home != device:
                 self.model.to(home)
 
-    def _add_reference_warmups(self, resumed: bool) -> None:
-        """Add a group of the starting policy's samples to every row that the reading phase may use."""
+    def _add_reference_warmups(self, checkpoint: Path | None) -> None:
+        """Add a group of the starting policy's samples to every row that the reading phase may use.
+
+        Args:
+            checkpoint: that the run goes on from.
+        """
         args, rows = self.args, self.train_dataset
         law = self.constraints if self.end_of_samples is None else self.constraints.ended_by(self.end_of_samples)
         drawing = Drawing(
@@ -227,8 +249,9 @@ class ReferenceTrainer(DivergenceTrainer):
         path = self.run_folder.folder / FILE  # every trial of a search has another
 
         def draw(prompts: list[list[int]]) -> Iterator[tuple[list[Warmup], list[Warmup]]]:
-            groups = reference_warmups(drawing, prompts, path, not args.disable_tqdm, resumed)
-            if not resumed:
+            earlier = None if checkpoint is None else checkpoint.parent / FILE
+            groups = reference_warmups(drawing, prompts, path, not args.disable_tqdm, earlier)
+            if checkpoint is None:
                 self._warn_of_cut_samples(groups)
             return zip(groups, _other_groups(prompts, groups), strict=True)
 

@@ -71,7 +71,7 @@ FREE = {
     "full_determinism", "on_divergence", "attn_implementation", "scoring", "sampling",
     "metrics", "controls", "predict_split",
 }  # fmt: skip
-# ... its validation, unless that selects the final model, its length, and the names of its rows ...
+# ... its validation, unless that changes the training (`fixed`), its length, and the names of its rows ...
 EVALUATION = {
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "num_eval_warmups",
 }  # fmt: skip
@@ -315,7 +315,7 @@ def refuse_changes(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, list[A
     known, wanted = before["settings"], now["settings"]
     compared = [key for key in wanted if key in known and key not in UNREPORTED]
     differ = {key: [known[key], wanted[key]] for key in compared if known[key] != wanted[key]}
-    free = {*FREE, *(EVALUATION if not wanted.get("load_best_model_at_end") else ())}
+    free = FREE | EVALUATION
     free |= {key for key in BUDGET if key in differ and 0 < differ[key][0] < differ[key][1]}
     free |= set(ROWS if "count" in now["rows"] else ())  # not all rows of a stream can be compared
     free -= set(now.get("fixed", ()))

@@ -7,6 +7,7 @@ refused, as one of its values would be lost. Half characters (lone surrogates) c
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -233,3 +234,9 @@ def _line_of_second(text: str) -> int:
                 return text.count("\n", 0, token.start()) + 1
             open_objects[-1].add(key)
     return 1
+
+
+def file_hash(path: str | Path) -> str:
+    """16 hex digits of the SHA-256 of a file's contents."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

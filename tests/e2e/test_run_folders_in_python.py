@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from transformers import TrainingArguments
+from torch.utils.data import IterableDataset
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 from rl_warmup import WarmupTrainer
 from rl_warmup.runtime.documents import read_jsonl
 
 from .conftest import ledger_rows, tiny_model
+
+
+class Stream(IterableDataset):
+    """Rows one after another."""
+
+    shuffle_buffer = 1
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
 
 
 def test_in_python_too(make_trainer, tmp_path):
@@ -101,12 +115,74 @@ def test_settings_of_transformers_alone_are_refused(tiny, rows, tmp_path):
         WarmupTrainer(model=model, args=args, train_dataset=rows(4), processing_class=tokenizer)
 
 
-def test_validation_rows_that_choose_the_model_are_compared(make_trainer):
-    rows, best = ledger_rows(32), {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
-    saving = {"save_strategy": "steps", "save_steps": 1}
-    make_trainer(**saving, **best, eval_dataset=rows[:4]).train()
+@pytest.mark.parametrize("by", ["load_best_model_at_end", "lr_scheduler_type", "callbacks"])
+def test_validation_that_decides_something_is_compared(make_trainer, by):
+    """It selects the model, lowers the learning rate, or ends the run."""
+    rows, extra = (
+        ledger_rows(32),
+        {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1},
+    )
+    decides = {"load_best_model_at_end": True, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    extra |= {by: decides[by]} if by in decides else {"metric_for_best_model": "loss", "greater_is_better": False}
+
+    def trainer(dataset, **changes):
+        made = make_trainer(**extra, **changes, eval_dataset=dataset)
+        if by == "callbacks":
+            made.add_callback(EarlyStoppingCallback(early_stopping_patience=9))
+        return made
+
+    trainer(rows[:4]).train()
     with pytest.raises(ValueError, match="validation rows"):
-        make_trainer(**saving, **best, eval_dataset=rows[4:8], max_steps=3).train(resume_from_checkpoint="auto")
-    make_trainer(**saving, **best, eval_dataset=rows[:4], max_steps=3).train(resume_from_checkpoint="auto")
-    make_trainer(**saving, folder="plain").train()
-    make_trainer(**saving, folder="plain", max_steps=3, eval_dataset=rows[:2]).train(resume_from_checkpoint="auto")
+        trainer(rows[4:8], max_steps=3).train(resume_from_checkpoint="auto")
+    with pytest.raises(ValueError, match="num_eval_warmups was "):
+        trainer(rows[:4], max_steps=3, num_eval_warmups=3).train(resume_from_checkpoint="auto")
+    trainer(rows[:4], max_steps=3).train(resume_from_checkpoint="auto")
+
+
+def test_validation_that_decides_nothing_may_change(make_trainer):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(**saving).train()
+    make_trainer(**saving, max_steps=3, eval_dataset=ledger_rows(2)).train(resume_from_checkpoint="auto")
+
+
+def test_the_file_of_metrics_that_choose_the_model_is_compared(make_trainer, tmp_path):
+    (tmp_path / "mine.py").write_text("def score(predictions, targets):\n    return 1.0\n")
+    saving = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+    }
+
+    def trainer(metric, **changes):
+        made = make_trainer(
+            **saving,
+            **changes,
+            metric_for_best_model=metric,
+            eval_dataset=ledger_rows(4),
+            compute_metrics=lambda _: {"score": 1.0},
+        )
+        made.recipe |= {"metrics": [{"name": f"{tmp_path}/mine.py:score"}]}  # as a recipe's run has it
+        return made
+
+    for folder, metric, says in (("by-score", "score", "mine.py has other contents"), ("by-loss", "loss", None)):
+        trainer(metric, folder=folder).train()
+        (tmp_path / "mine.py").write_text(f"def score(predictions, targets):\n    return 2.0  # {folder}\n")
+        if says:
+            with pytest.raises(ValueError, match=says):
+                trainer(metric, folder=folder, max_steps=3).train(resume_from_checkpoint="auto")
+        else:
+            trainer(metric, folder=folder, max_steps=3).train(resume_from_checkpoint="auto")
+
+
+def test_stored_warmups_of_a_stream_are_compared(make_trainer, tmp_path):
+    stored, rows = tmp_path / "stored.jsonl", ledger_rows(32)
+    for row, warmup in enumerate(["a=1"] * 32):
+        with stored.open("a") as file:
+            file.write(json.dumps({"row": row, "warmup": warmup}) + "\n")
+    settings = {"proposals": ["stored"], "stored_warmups": str(stored), "save_strategy": "steps", "save_steps": 1}
+    make_trainer(**settings, rows=Stream(rows)).train()
+    stored.write_text(stored.read_text().replace("a=1", "b=2"))
+    with pytest.raises(ValueError, match="stored.jsonl has other contents"):
+        make_trainer(**settings, max_steps=3, rows=Stream(rows)).train(resume_from_checkpoint="auto")
