@@ -17,11 +17,13 @@ from typing import Any
 
 from rl_warmup.runtime.ownership import fingerprint
 from rl_warmup.runtime.run_files import (
+    metric_name,
     read_environment,
     read_evaluation,
     read_records,
     read_result,
     read_run_recipe,
+    scored_with,
 )
 from rl_warmup.runtime.settings import shown
 
@@ -35,6 +37,7 @@ INCIDENTAL = {
 }  # fmt: skip
 # keys in which the seeds of one arm may differ, e.g. because each was given another run's seconds
 BUDGET = {"max_steps", "num_train_epochs", "eval_steps", "logging_steps", "save_steps", "warmup_steps", "warmup_ratio"}
+ROWS = "training rows, hash"  # beside the recipe's keys: files of one name may have had other contents
 
 
 def _records(name: str) -> cached_property[list[dict[str, Any]]]:
@@ -86,10 +89,11 @@ class Run:
         return name if name and name != self.folder.name else None
 
     def setting(self) -> dict[str, Any]:
-        """The recipe without what does not make another arm; a start from another run is told without its seed."""
+        """The recipe without what does not make another arm, and a hash of the training rows; a start from another run is told
+        without its seed."""
         kept = {k: v for k, v in self.recipe.items() if k not in INCIDENTAL}
-        name = kept.get("model_name_or_path")
-        return kept | ({"model_name_or_path": self.model} if name else {})
+        name, rows = kept.get("model_name_or_path"), (self.environment.get("training_rows") or {}).get("sha256")
+        return kept | ({"model_name_or_path": self.model} if name else {}) | ({ROWS: rows[:8]} if rows else {})
 
     @property
     def model(self) -> str:
@@ -256,6 +260,12 @@ def _join(run: Run, later: dict[str, Any], folder: Path) -> None:
         said = f"{folder} was measured on other weights than {run.folder} ended with ({weights})"
         run.left_out.append(f"{said} {again}.")
         return
+    settings = scored_with(first), scored_with(later)
+    asked = [{metric_name(spec) for spec in result.get("metric_specs") or ()} for result in (first, later)]
+    if other := sorted(name for name in asked[0] & asked[1] if settings[0].get(name) != settings[1].get(name)):
+        said = f"{folder} has {other[0]} with other settings than {run.folder}"
+        run.left_out.append(f"{said} {again} with the same ones.")
+        return
     for control, values in later.get("metrics", {}).items():
         if control not in run.metrics:
             run.extra[control] = folder / f"predictions.{control}.jsonl"
@@ -268,7 +278,7 @@ def sections(runs: Sequence[Run], headline: str | None = None) -> list[Section]:
     """Runs sorted into what may be compared, the largest comparison first. `headline`: see `Section`."""
     sorted_runs: dict[str, list[Run]] = {}
     for run in runs:
-        fixed = [run.result.get(key) for key in ("task", "split", "rows", "rows_hash", "signatures")]
+        fixed = [*(run.result.get(key) for key in ("task", "split", "rows", "rows_hash")), scored_with(run.result)]
         # without a hash no other run is known to have these rows
         unknown = "" if run.result.get("rows_hash") else str(run.folder)
         sorted_runs.setdefault(json.dumps([run.model, unknown, *fixed], sort_keys=True), []).append(run)
@@ -276,7 +286,7 @@ def sections(runs: Sequence[Run], headline: str | None = None) -> list[Section]:
     for members in sorted_runs.values():
         result = members[0].result
         task, split, rows_hash = (str(result.get(key, "")) for key in ("task", "split", "rows_hash"))
-        rows, signatures = int(result.get("rows") or 0), result.get("signatures") or {}
+        rows, signatures = int(result.get("rows") or 0), scored_with(result)
         found.append(Section(task, members[0].model, split, rows, rows_hash, signatures, _arms(members), headline))
     return sorted(found, key=lambda section: -len(section.runs))
 
@@ -299,7 +309,7 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def _same_name(one: Sequence[Run], other: Sequence[Run]) -> bool:
-    reduced = [{k: v for k, v in group[0].setting().items() if k not in BUDGET} for group in (one, other)]
+    reduced = [{k: v for k, v in group[0].setting().items() if k not in BUDGET | {ROWS}} for group in (one, other)]
     places = [{(run.folder.parent.resolve(), run.stem()) for run in group if run.stem()} for group in (one, other)]
     return reduced[0] == reduced[1] and bool(places[0] & places[1])
 

@@ -30,7 +30,14 @@ from rl_warmup.models.plain_use import MARK, README, how_to_use
 from rl_warmup.options import CONTROL_NAMES, TaskOptions, WarmupOptions
 from rl_warmup.runtime.ownership import CARD, RESULT, fingerprint, read_base, refuse_link
 from rl_warmup.runtime.recipe_file import masked
-from rl_warmup.runtime.run_files import read_environment, read_evaluation, read_records, read_run_recipe, require_folder
+from rl_warmup.runtime.run_files import (
+    read_environment,
+    read_evaluation,
+    read_records,
+    read_run_recipe,
+    require_folder,
+    scored_with,
+)
 from rl_warmup.runtime.settings import card_faults
 from rl_warmup.runtime.values import defaults_of
 from rl_warmup.tasks.conversations import flat
@@ -133,7 +140,7 @@ def measured(folder: Path) -> tuple[list[Figures], list[str]]:
             )
             continue
         keys = [str(result.get(key, "")) for key in ("task", "split", "rows_hash")]
-        signatures = result.get("signatures") or {}
+        signatures = scored_with(result)
         same = found.setdefault(
             (*keys, json.dumps(signatures, sort_keys=True)),
             Figures(keys[0], keys[1], int(result.get("rows") or 0), keys[2], {}, signatures),

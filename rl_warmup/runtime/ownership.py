@@ -38,7 +38,7 @@ STATE = (
 )  # fmt: skip
 REPORT = ("report.html", "summary.md", "*.png")
 BEFORE = (
-    "asked.yaml", "train.log", "run.lock", LOCK, "logs/rank*.log", "heartbeats/process-*",
+    "asked.yaml", "inputs.json", "train.log", "run.lock", LOCK, "logs/rank*.log", "heartbeats/process-*",
     "unfinished/checkpoint-*/**", "unfinished/removed-checkpoint-*/**",
 )  # fmt: skip
 OWN = (

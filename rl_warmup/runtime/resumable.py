@@ -41,6 +41,7 @@ class Diverged(FloatingPointError):
 class ResumableTrainer(Trainer):
     """Trainer with atomic checkpoints that refuses changed settings on resume and ends on a signal or when it hangs."""
 
+    control: Any
     wrote: Path | None = None  # the folder of a run that this trainer began; kept when a search makes a new trainer
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -6,6 +6,7 @@ Knows: keys of docs/formats.md. Must not know: what is done with them.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ PROMPT: Kind = (
 )
 MEASURED = {
     "split": TEXT, "rows": WHOLE, "rows_hash": TEXT, "weights": TEXT, "signatures": TEXTS, "metrics": METRICS,
-    "likelihood": ("object of numbers", _is_likelihood),
+    "likelihood": ("object of numbers", _is_likelihood), "metric_specs": ("list", lambda value: isinstance(value, list)),
 }  # fmt: skip
 RESULT = {
     **MEASURED,
@@ -98,6 +99,20 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """metrics.json of an evaluation."""
     remedy = "Remove the file, or repeat the evaluation."
     return _checked(read_json(path, remedy), MEASURED, str(path), remedy, ("metrics",))
+
+
+def metric_name(spec: Any) -> str:
+    """The name of an entry of `metric_specs`."""
+    return str(spec.get("name") if isinstance(spec, Mapping) else spec)
+
+
+def scored_with(result: Mapping[str, Any]) -> dict[str, str]:
+    """Metric -> the settings it was computed with: its signature, or what metrics.json has beside its name."""
+    given = {
+        metric_name(spec): spec.get("kwargs") for spec in result.get("metric_specs") or () if isinstance(spec, Mapping)
+    }
+    settings = {name: json.dumps(kwargs, sort_keys=True, default=str) for name, kwargs in given.items() if kwargs}
+    return settings | (result.get("signatures") or {})
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

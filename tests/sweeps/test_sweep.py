@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,44 @@ def test_seeds_and_arms_can_be_added_and_changed_settings_are_refused(stage):
         run_sweep(
             stage.write(grid={"num_warmups": [1, 2]}, seeds=1, settings={"tau": 2.0}), SweepSettings(stage.output)
         )
+
+
+def test_a_file_that_changed_under_a_finished_run_is_refused(stage, tmp_path):
+    """Its figures are those of the old contents; so are they in a dry run, which would call it done."""
+    stage, mine = stage(), tmp_path / "mine.py"
+    mine.write_text("def brevity(completions, **kwargs):\n    return [0.0] * len(completions)\n")
+    file = stage.write(
+        grid={"num_warmups": [1, 2]}, seeds=1, settings={"rewards": ["target_logprob", f"{mine}:brevity"]}
+    )
+    run_sweep(file, SweepSettings(stage.output))
+    run_sweep(file, SweepSettings(stage.output))
+    assert len(stage.lines("started")) == 2
+    mine.write_text(mine.read_text().replace("0.0", "1.0"))
+    for again in (run_sweep, show_jobs):
+        with pytest.raises(
+            ValueError, match=r"seed-1 holds a run that read other contents of .*mine.py. Choose another"
+        ):
+            again(file, SweepSettings(stage.output))
+    shutil.rmtree(stage.output / "num_warmups=1")
+    shutil.rmtree(stage.output / "num_warmups=2")
+    run_sweep(file, SweepSettings(stage.output))
+    assert len(stage.lines("started")) == 4
+
+
+def test_equal_compute_of_a_run_that_is_gone_is_refused(stage):
+    stage = stage()
+    arms = {"runs": {"sft": {"objective": "sft"}, "warmup": {}}, "grid": None, "control": "sft", "seeds": 1}
+    file = stage.write(**arms, equal_compute={"longer": {"like": "sft", "seconds_of": "warmup"}})
+    run_sweep(file, SweepSettings(stage.output))
+    shutil.rmtree(stage.output / "warmup")
+    for again in (run_sweep, show_jobs):
+        with pytest.raises(
+            ValueError, match=r"longer/seed-1 was given as many seconds as .*warmup/seed-1 took, which is gone"
+        ):
+            again(file, SweepSettings(stage.output))
+    shutil.rmtree(stage.output / "longer")
+    run_sweep(file, SweepSettings(stage.output))
+    assert stage.lines("started") == [f"{arm}/seed-1" for arm in ("sft", "warmup", "longer", "warmup", "longer")]
 
 
 def worker(file, output, *flags) -> subprocess.Popen:

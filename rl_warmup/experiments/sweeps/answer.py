@@ -17,6 +17,7 @@ from rl_warmup.experiments.report import NAMES, text_table, write_report
 from rl_warmup.experiments.report.words import entry_cells, markdown_table, plural
 from rl_warmup.experiments.sweeps.jobs import Sweep, Variant, label
 from rl_warmup.experiments.sweeps.study import DONE, FAILED, PRUNED, Queue
+from rl_warmup.runtime.run_files import scored_with
 
 COLUMNS = ("task", "model", "arm", "control", "seed", "metric", "value", "updates", "train_seconds")
 HEADER = ("arm", "warmup at test", "seeds", "mean ± sd", "95 % interval", "difference", "95 % interval", "p (Holm)",
@@ -105,7 +106,7 @@ def compare_with_control(sweep: Sweep, arms: Sequence[Arm]) -> MetricResults:
 
 def _comparable(arm: Arm, base: Arm) -> bool:
     """Whether all their runs were scored on the same rows with the same settings."""
-    scored = [[run.result.get(key) for key in ("rows_hash", "signatures")] for run in (*arm.runs, *base.runs)]
+    scored = [(run.result.get("rows_hash"), scored_with(run.result)) for run in (*arm.runs, *base.runs)]
     return arm is not base and all(one == scored[0] for one in scored)
 
 

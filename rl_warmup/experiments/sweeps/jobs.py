@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,12 +21,14 @@ from rl_warmup.experiments.collect import Arm, Run
 from rl_warmup.experiments.compare import better, updates_at_equal_compute
 from rl_warmup.experiments.sweeps.question import OWN, Question, read_question
 from rl_warmup.metrics import METRICS, compute, signatures
-from rl_warmup.runtime.ownership import RESULT
+from rl_warmup.runtime.documents import file_hash, read_json
+from rl_warmup.runtime.ownership import RESULT, fingerprint, sources
 from rl_warmup.runtime.recipe_file import read_values, read_yaml
 from rl_warmup.runtime.run_files import read_result
 from rl_warmup.tasks import load_task
 
 ASKED = "asked.yaml"  # beside the run's own recipe.yaml, which holds every default too
+INPUTS = "inputs.json"
 INCIDENTAL = ("output_dir", "show_progress", "resume_from_checkpoint", "overwrite")
 # settings that only say where a run goes or how it is called; and when it logs, which a guard that acts goes by
 ALIKE = {
@@ -70,16 +73,35 @@ class Job:
         """Whether the runs it depends on are finished."""
         return all((folder / RESULT).is_file() for folder in self.after)
 
-    def write(self) -> Path:
-        """The complete recipe as `asked.yaml` in the run's folder; ValueError where that holds a run of other settings."""
+    def refuse_another(self) -> None:
+        """Raises ValueError where the folder holds a run of other settings, of other contents of its files, or given the seconds
+        of a run that is not there any more."""
+        remedy = "Choose another --output, or remove that folder."
         found = [self.folder / ASKED, self.folder / "recipe.yaml"]  # the second may be there without the first
+        now, own = self.recipe.resolved(), self.recipe.values
+        if self.done and (gone := [folder for folder in self.after if not (folder / RESULT).is_file()]):
+            raise ValueError(f"{self.folder} was given as many seconds as {gone[0]} took, which is gone. {remedy}")
         for before in [read_yaml(path, "recipe") for path in found if path.is_file()]:
-            now = self.recipe.resolved()
-            known = {**before, **self.recipe.values}  # a default that came with a newer version changes nothing
+            known = {**before, **own}  # a default that came with a newer version changes nothing
             if keys := [k for k in known if k not in INCIDENTAL and before.get(k) != now.get(k)]:
                 shown = ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in keys[:4])
-                said = f"{self.folder} holds a run of other settings ({shown})."
-                raise ValueError(f"{said} Choose another --output, or remove that folder.")
+                raise ValueError(f"{self.folder} holds a run of other settings ({shown}). {remedy}")
+        inputs = self.folder / INPUTS
+        read = read_json(inputs) if self.done and inputs.is_file() else {}
+        if changed := [path for path, contents in self._inputs().items() if read.get(path, contents) != contents]:
+            raise ValueError(f"{self.folder} holds a run that read other contents of {changed[0]}. {remedy}")
+
+    def _inputs(self) -> dict[str, str]:
+        """Path -> a hash, of every file and model that the recipe names."""
+        paths = sources({key: value for key, value in self.recipe.values.items() if key not in INCIDENTAL}).values()
+        return {str(path): found for path in paths if (found := _contents(path, path.stat().st_mtime_ns))}
+
+    def write(self) -> Path:
+        """The complete recipe as `asked.yaml` in the run's folder, and hashes of what it reads. Raises as `refuse_another`."""
+        self.refuse_another()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.done:
+            (self.folder / INPUTS).write_text(json.dumps(self._inputs(), indent=2) + "\n", encoding="utf-8")
         # another worker may be reading it, or the run itself
         return self.recipe.save(self.folder, f"{ASKED}.{uuid4().hex}").replace(self.folder / ASKED)
 
@@ -189,6 +211,12 @@ class Sweep:
                 void = without_effect(recipe.config, recipe.model, recipe.task)
                 why = next((f", as {reason}" for key, reason in void.items() if key in keys.split(", ")), "")
                 raise ValueError(f"{said} between them{why}. Remove one of them.")
+
+
+@lru_cache(maxsize=1000)
+def _contents(path: Path, changed: int) -> str | None:
+    """A hash of a file, or of the weights in a folder; None where there are none. `changed`: when, for the cache."""
+    return file_hash(path) if path.is_file() else fingerprint(path)
 
 
 def _equal_compute(job: Job) -> dict[str, int]:
