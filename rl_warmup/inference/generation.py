@@ -5,7 +5,6 @@ Knows: a model, its layout and sampling constraints, encoded rows. Must not know
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -42,8 +41,6 @@ from rl_warmup.runtime.run_files import require_folder
 from rl_warmup.runtime.sharing import is_main, map_over_processes, uniforms
 from rl_warmup.runtime.terminal import progress
 
-FORCED = ("shuffled", "empty_warmup", "filler")  # controls by `control_warmups`
-CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
 WRITTEN = (  # columns of a prediction
     "warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids", "prediction_finish",
 )  # fmt: skip
@@ -206,7 +203,7 @@ class WarmupGenerator:
 
         Args:
             rows: with `prompt` (and, besides other columns, `target`), or already encoded (`models.encoding`).
-            forced: warmups (ids) instead of the policy's, one per row; see `control_warmups`.
+            forced: warmups (ids) instead of the policy's, one per row; see `controls.control_warmups`.
             sample_warmup: sample warmups instead of taking their likeliest tokens.
             seed: of what is sampled; None takes one from torch's random state.
             sample_target, temperature, num_beams, places: as `generate`; without them the target is greedy.
@@ -370,30 +367,3 @@ class WarmupGenerator:
         prediction, finish = self.decode(written.target), "end" if written.ended else "length"
         values = (self.decode(warmup.ids), warmup.ids, warmup.finish, prediction, written.target, finish)
         return {**text, **dict(zip(WRITTEN, values, strict=True))}
-
-
-def control_warmups(control: str, own: Sequence[dict[str, Any]], filler: Sequence[int] = ()) -> list[list[int]]:
-    """The warmups that a control forces, one per row.
-
-    - `shuffled`: another row's warmup (no row keeps its own): is the warmup used at all?
-    - `empty_warmup`: none: is the model better without?
-    - `filler`: the given meaningless ids: does only the extra depth help?
-
-    Args:
-        own: predictions with the policy's warmups, in the order of the rows.
-
-    Raises:
-        ValueError: unknown control, or `shuffled` with fewer than two rows.
-    """
-    if control == "empty_warmup":
-        return [[] for _ in own]
-    if control == "filler":
-        return [list(filler) for _ in own]
-    if control != "shuffled":
-        raise ValueError(f"Unknown control {control!r}. Allowed: {', '.join(FORCED)}.")
-    if len(own) < 2:
-        raise ValueError("Shuffling warmups across prompts needs at least two rows.")
-    order = list(range(len(own)))
-    random.Random(0).shuffle(order)
-    source = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no row keeps its own
-    return [own[source[i]]["warmup_ids"] for i in range(len(own))]
