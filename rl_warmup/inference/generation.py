@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ WRITTEN = (  # columns of a prediction
     "warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids", "prediction_finish",
 )  # fmt: skip
 LOGPROBS = ("warmup_logprob", "prediction_logprob")
+KINDS = {"prompt_ids": "encoded", "target": "rows", "completion": "rows"}  # by a column; other rows are prompts
 WINDOW = 32  # batches that `iterate` holds
 
 
@@ -321,19 +322,29 @@ class WarmupGenerator:
     def encoded(self, rows: Sequence[dict[str, Any]], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """The rows with their ids. Encoded rows stay as they are; a prompt without a target is filled into the template.
 
+        Each row is taken by its own columns, whatever stands beside it.
+
         Args:
-            places: the numbers of the rows, for errors and ids; of rows with targets they follow each other.
+            places: the numbers of the rows, for errors and ids; of rows with targets side by side they follow each other.
         """
-        if all("prompt_ids" in row for row in rows):
+        kinds = [next((column for column in KINDS if column in row), "prompt") for row in rows]
+        if set(kinds) <= {"prompt_ids"}:
             return list(rows)
-        encoder = self.encoder()
-        if all("target" in row or "completion" in row for row in rows):
-            return encoder.encode_all(rows, "rows", first=places[0] if places else 0)
-        prompts = [self.settings.prompt(row["prompt"]) for row in rows]
-        found = encoder.encode_prompts(prompts, places)
-        if (unread := encoder.writable.say("prompts")) and is_main():
+        encoder, numbers = self.encoder(), range(len(rows)) if places is None else places
+        out: list[dict[str, Any]] = []
+        for kind, group in groupby(zip(rows, kinds, numbers, strict=True), lambda one: KINDS.get(one[1], "prompts")):
+            part, _, own = zip(*group, strict=True)
+            if kind == "rows":
+                encode = encoder.encode_all if len(part) == len(rows) else encoder.encode_each
+                out += encode(part, kind, first=own[0])
+            elif kind == "prompts":
+                found = encoder.encode_prompts([self.settings.prompt(row["prompt"]) for row in part], own)
+                out += [{**ids, **row} for row, ids in zip(part, found, strict=True)]
+            else:
+                out += part
+        if "prompt" in kinds and (unread := encoder.writable.say("prompts")) and is_main():
             print(unread, file=sys.stderr)
-        return [{**ids, **row} for row, ids in zip(rows, found, strict=True)]
+        return out
 
     def check_room(
         self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None, places: Sequence[int] | None = None
