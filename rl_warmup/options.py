@@ -27,7 +27,7 @@ IMITATIONS = ("all", "posterior")
 SEPARATOR_INITS = ("auto", "keep", "end_token")
 TRUNCATIONS = ("error", "left", "right", "drop")
 GUARDS = ("warn", "act", "stop", "off")
-CONTROLS = ("shuffled", "empty_warmup", "filler", "sampled", "rerank")  # of `inference.generation`, without other_run
+CONTROLS = ("shuffled", "empty_warmup", "filler", "sampled", "rerank")  # of `inference.controls`, without other_run
 CONTROL_NAMES = {  # in tables; "" are the model's own warmups
     "": "own warmup", "shuffled": "shuffled warmup", "empty_warmup": "no warmup", "filler": "filler warmup",
     "other_run": "another run's warmup", "sampled": "sampled warmup", "rerank": "reranked",

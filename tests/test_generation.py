@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from rl_warmup import WarmupConfig, WarmupTrainer
+from rl_warmup.inference.controls import control_warmups
 from rl_warmup.inference.evaluation import Evaluation, others_warmups
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.likelihood import target_likelihood
@@ -146,6 +147,30 @@ def test_one_row_is_measured_without_shuffling(warmup_generator, rows, tmp_path,
     assert found["rows"] == 1
     assert found["likelihood"]["bound"][16]["std_error"] is None
     assert "shuffled" in capsys.readouterr().out
+
+
+def predicted(*prompts) -> list[dict]:
+    return [{"prompt": prompt, "warmup_ids": [place]} for place, prompt in enumerate(prompts)]
+
+
+def shuffled(own: list[dict]) -> list[int]:
+    return [place for (place,) in control_warmups("shuffled", own)]
+
+
+def test_shuffling_takes_the_warmup_of_another_prompt():
+    assert shuffled(predicted(*"abcdef")) == [5, 0, 1, 4, 2, 3]  # one cycle; published figures rest on this shuffle
+    talk = [[{"role": "user", "content": text}] for text in "abcd"]
+    for own in (predicted(*"aaaabbbbccccdddd"), predicted(*"aabbbccccc"), predicted(*talk * 3)):
+        source = shuffled(own)
+        assert sorted(source) == list(range(len(own)))
+        assert all(own[i]["prompt"] != own[source[i]]["prompt"] for i in range(len(own)))
+    source = shuffled(
+        predicted(*"aaaaaabc")
+    )  # most rows have one prompt, so the two others' warmups serve them in turn
+    assert sorted(source[:6]) == [6, 6, 6, 7, 7, 7]
+    assert all(place < 6 for place in source[6:])
+    with pytest.raises(ValueError, match="two prompts"):
+        control_warmups("shuffled", predicted("a", "a"))
 
 
 def test_warmups_of_another_run_have_to_fit_rows_and_tokens(warmup_generator, rows, tmp_path):

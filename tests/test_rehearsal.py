@@ -82,10 +82,11 @@ def test_no_test_set_is_a_normal_case(run, tmp_path, capsys):
     assert "test" in capsys.readouterr().err
 
 
-def test_a_single_test_row_cannot_be_shuffled(run, tmp_path):
-    code, out, _ = run(test=ROWS[:1], controls=["shuffled", "empty_warmup"])
+@pytest.mark.parametrize("test", [ROWS[:1], [ROWS[0], {**ROWS[0], "target": "a"}]], ids=["a row", "a prompt twice"])
+def test_a_single_prompt_cannot_be_shuffled(run, tmp_path, test):
+    code, out, _ = run(test=test, controls=["shuffled", "empty_warmup"])
     assert code == 0
-    assert "shuffled" in out
+    assert "The control shuffled is not measured: it needs rows of two prompts or more" in out
     assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]) == {"", "empty_warmup"}
 
 

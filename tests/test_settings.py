@@ -335,9 +335,9 @@ def test_what_transformers_and_trl_refuse_comes_in_the_same_list():
 
 
 def test_names_of_controls_agree():
-    from rl_warmup.inference import generation
+    from rl_warmup.inference import controls
 
-    assert {*CONTROLS, "other_run"} == set(generation.CONTROLS)
+    assert {*CONTROLS, "other_run"} == set(controls.CONTROLS)
 
 
 def test_a_secret_is_in_no_error():

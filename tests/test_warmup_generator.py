@@ -267,6 +267,22 @@ def test_windows_name_rows_by_their_numbers_and_share_given_warmups(lab, writer,
         list(writer.iterate([*rows, {"prompt": "a", "target": ""}], batch_size=3))
 
 
+def test_whether_a_prompt_is_laid_into_the_template_depends_on_its_own_row_alone(lab, writer, monkeypatch):
+    monkeypatch.setattr("rl_warmup.inference.generation.WINDOW", 1)
+    writer = replace(writer, settings=replace(writer.settings, prompt_template="a b {text}"))
+    rows = [{"prompt": "c", "target": "d"}, {"prompt": "c"}, {"prompt": "c", "prompt_ids": lab.ids("c"), "id": "2"}]
+    rows += [{"prompt": "c", "completion": "d"}, {"prompt": "a b c"}]
+    alone = [writer.encoded([row], [place])[0] for place, row in enumerate(rows)]
+    filled = writer.encoded([{"prompt": "a b c", "target": "d"}])[0]["prompt_ids"]
+    assert [row["prompt_ids"] == filled for row in alone] == [False, True, False, False, True]
+    assert writer.encoded(rows) == alone
+    once, windows = writer.generate(rows, logprobs=False), writer.iterate(rows, batch_size=2, logprobs=False)
+    assert list(windows) == once
+    assert [p["id"] for p in once] == list("01234")
+    with pytest.raises(ValueError, match="rows row 3 .*the target is empty"):
+        writer.generate([*rows[:3], {"prompt": "c", "target": ""}])
+
+
 def test_a_given_warmup_holds_no_token_that_a_warmup_may_not_hold(lab, writer):
     end, separator = lab.tokenizer.convert_ids_to_tokens([lab.tokens.eos_id, lab.tokens.separator_id])
     assert writer.generate("a b", warmup=f"b {separator} c {end}") == writer.generate("a b", warmup="b c")

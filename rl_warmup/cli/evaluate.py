@@ -22,7 +22,7 @@ def command(args: list[str]) -> None:
     )
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--controls", nargs="*", default=["shuffled", "empty_warmup"], metavar="CONTROL",
-                        help="shuffled (another row's warmup), empty_warmup, filler, sampled, rerank (the best of several), "
+                        help="shuffled (another prompt's warmup), empty_warmup, filler, sampled, rerank (the best of several), "
                              "other_run (with --warmups-from), or all; default: shuffled empty_warmup")  # fmt: skip
     parser.add_argument("--likelihood", action="store_true",
                         help="also log P(y|x) by 1 to 16 warmups, the gain, and multiple choice by likelihood")  # fmt: skip
@@ -175,7 +175,7 @@ def _metric(text: str) -> Any:
 
 
 def _names(asked: list[str], other_run: str | None) -> list[str]:
-    from rl_warmup.inference.generation import CONTROLS
+    from rl_warmup.inference.controls import CONTROLS
 
     if "all" not in asked:
         return asked

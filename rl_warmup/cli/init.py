@@ -92,7 +92,7 @@ def recipe_text(file: Path, output: Path, columns: dict[str, str], model: str | 
     distinct = len({str(row["prompt"]) for row in rows})
     if distinct < 6:
         raise ValueError(f"{file}: {distinct} distinct prompts; give at least 6, as each split needs 2.")
-    share = 0.1 if distinct >= 20 else 0.25  # two rows at least: the control `shuffled` exchanges warmups
+    share = 0.1 if distinct >= 20 else 0.25  # two prompts at least: the control `shuffled` exchanges warmups
     load_task("file", path=str(file), validation_fraction=share, test_fraction=share, **columns)
     chat = isinstance(rows[0]["prompt"], list)
     model = model or (CHAT if chat else T5)

@@ -95,10 +95,12 @@ class Run:
         name, rows = kept.get("model_name_or_path"), (self.environment.get("training_rows") or {}).get("sha256")
         return kept | ({"model_name_or_path": self.model} if name else {}) | ({ROWS: rows[:8]} if rows else {})
 
-    @property
+    @cached_property
     def model(self) -> str:
+        """What the run started from; without its `-SEED` where that is a run of the same seed, and not a model called phi-2."""
         name = str(self.result.get("model", self.recipe.get("model_name_or_path", "")))
-        return re.sub(rf"-{re.escape(str(self.seed))}$", "", name)
+        stem = name.removesuffix(f"-{self.seed}")
+        return stem if stem != name and _recipe_of(Path(name)).get("seed") == self.seed else name
 
 
 @dataclass
@@ -207,12 +209,17 @@ def _result_of(folder: Path) -> Path | None:
     return own if own.is_file() else later if not unfinished and later.is_file() else None
 
 
+def _recipe_of(folder: Path) -> dict[str, Any]:
+    """The settings of a run; none where the folder is not there, or holds no run."""
+    if (folder / "recipe.yaml").is_file():
+        return read_run_recipe(folder)
+    return read_environment(folder).get("settings") or {}
+
+
 def read_run(folder: Path) -> Run:
     """One finished run; ValueError where a file of it cannot be read."""
-    found = read_environment(folder)
-    recipe = found.pop("settings", None) or {}
-    if (folder / "recipe.yaml").is_file():
-        recipe = read_run_recipe(folder)
+    found, recipe = read_environment(folder), _recipe_of(folder)
+    found.pop("settings", None)
     place = _result_of(folder) or folder / "metrics.json"
     result = read_result(folder) if place.parent == folder else read_evaluation(place)
     run = Run(folder, result, recipe, found)

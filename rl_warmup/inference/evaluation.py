@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_warmup.inference.asked import check_count, check_flags
-from rl_warmup.inference.generation import CONTROLS, WarmupGenerator, control_warmups
+from rl_warmup.inference.controls import CONTROLS, control_warmups, several_prompts
+from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.inference.likelihood import rank_choices, target_likelihood
 from rl_warmup.metrics import METRICS, compute, signatures
 from rl_warmup.plugins import nearest
@@ -28,7 +29,7 @@ COSTLY = ("bertscore", "comet")
 class Evaluation:
     """The settings of an evaluation."""
 
-    controls: Sequence[str] = ()  # of `generation.CONTROLS`, besides the model's warmups; ignored for a model without
+    controls: Sequence[str] = ()  # of `controls.CONTROLS`, besides the model's warmups; ignored for a model without
     likelihood: bool = False  # also measure log P(y|x) (`likelihood.target_likelihood`)
     batch_size: int = 32
     num_warmups: int = 8  # candidates of `rerank`
@@ -66,7 +67,7 @@ class Evaluation:
         encoder = warmup_generator.encoder()
         rows = encoder.encode_all(task.splits[split], split)
         unwritable = encoder.writable.say(split)
-        controls = self.applicable(warmup_generator.mode == "policy", len(rows))
+        controls = self.applicable(warmup_generator.mode == "policy", rows)
         other = others_warmups(Path(str(self.other_run)), warmup_generator, rows) if "other_run" in controls else []
         own = warmup_generator.predict(rows, self.batch_size, show_progress=self.show_progress)
         predictions = {"": own}
@@ -93,13 +94,15 @@ class Evaluation:
             out["metrics"][name] = {**score_predictions(task, found), **ranked[name]}
         return out
 
-    def applicable(self, writes_warmups: bool, rows: int) -> list[str]:
-        """The controls that can be measured: none without warmups; not `shuffled` for one row, with a message."""
+    def applicable(self, writes_warmups: bool, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """The controls that can be measured: none without warmups; not `shuffled` for a single prompt, with a message."""
         if not writes_warmups:
             return []
-        alone = rows < 2 and "shuffled" in self.controls
+        alone = "shuffled" in self.controls and not several_prompts(rows)
         if alone and is_main():
-            print("The control shuffled is not measured: it needs two rows or more, and there is one.")
+            print(
+                "The control shuffled is not measured: it needs rows of two prompts or more, and there is one prompt."
+            )
         return [control for control in self.controls if not (alone and control == "shuffled")]
 
     def _predict(

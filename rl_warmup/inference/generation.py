@@ -5,11 +5,10 @@ Knows: a model, its layout and sampling constraints, encoded rows. Must not know
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,11 @@ from rl_warmup.runtime.run_files import require_folder
 from rl_warmup.runtime.sharing import is_main, map_over_processes, uniforms
 from rl_warmup.runtime.terminal import progress
 
-FORCED = ("shuffled", "empty_warmup", "filler")  # controls by `control_warmups`
-CONTROLS = (*FORCED, "other_run", "sampled", "rerank")
 WRITTEN = (  # columns of a prediction
     "warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids", "prediction_finish",
 )  # fmt: skip
 LOGPROBS = ("warmup_logprob", "prediction_logprob")
+KINDS = {"prompt_ids": "encoded", "target": "rows", "completion": "rows"}  # by a column; other rows are prompts
 WINDOW = 32  # batches that `iterate` holds
 
 
@@ -206,7 +204,7 @@ class WarmupGenerator:
 
         Args:
             rows: with `prompt` (and, besides other columns, `target`), or already encoded (`models.encoding`).
-            forced: warmups (ids) instead of the policy's, one per row; see `control_warmups`.
+            forced: warmups (ids) instead of the policy's, one per row; see `controls.control_warmups`.
             sample_warmup: sample warmups instead of taking their likeliest tokens.
             seed: of what is sampled; None takes one from torch's random state.
             sample_target, temperature, num_beams, places: as `generate`; without them the target is greedy.
@@ -324,19 +322,29 @@ class WarmupGenerator:
     def encoded(self, rows: Sequence[dict[str, Any]], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """The rows with their ids. Encoded rows stay as they are; a prompt without a target is filled into the template.
 
+        Each row is taken by its own columns, whatever stands beside it.
+
         Args:
-            places: the numbers of the rows, for errors and ids; of rows with targets they follow each other.
+            places: the numbers of the rows, for errors and ids; of rows with targets side by side they follow each other.
         """
-        if all("prompt_ids" in row for row in rows):
+        kinds = [next((column for column in KINDS if column in row), "prompt") for row in rows]
+        if set(kinds) <= {"prompt_ids"}:
             return list(rows)
-        encoder = self.encoder()
-        if all("target" in row or "completion" in row for row in rows):
-            return encoder.encode_all(rows, "rows", first=places[0] if places else 0)
-        prompts = [self.settings.prompt(row["prompt"]) for row in rows]
-        found = encoder.encode_prompts(prompts, places)
-        if (unread := encoder.writable.say("prompts")) and is_main():
+        encoder, numbers = self.encoder(), range(len(rows)) if places is None else places
+        out: list[dict[str, Any]] = []
+        for kind, group in groupby(zip(rows, kinds, numbers, strict=True), lambda one: KINDS.get(one[1], "prompts")):
+            part, _, own = zip(*group, strict=True)
+            if kind == "rows":
+                encode = encoder.encode_all if len(part) == len(rows) else encoder.encode_each
+                out += encode(part, kind, first=own[0])
+            elif kind == "prompts":
+                found = encoder.encode_prompts([self.settings.prompt(row["prompt"]) for row in part], own)
+                out += [{**ids, **row} for row, ids in zip(part, found, strict=True)]
+            else:
+                out += part
+        if "prompt" in kinds and (unread := encoder.writable.say("prompts")) and is_main():
             print(unread, file=sys.stderr)
-        return [{**ids, **row} for row, ids in zip(rows, found, strict=True)]
+        return out
 
     def check_room(
         self, rows: Sequence[dict[str, Any]], forced: Sequence[list[int]] | None, places: Sequence[int] | None = None
@@ -370,30 +378,3 @@ class WarmupGenerator:
         prediction, finish = self.decode(written.target), "end" if written.ended else "length"
         values = (self.decode(warmup.ids), warmup.ids, warmup.finish, prediction, written.target, finish)
         return {**text, **dict(zip(WRITTEN, values, strict=True))}
-
-
-def control_warmups(control: str, own: Sequence[dict[str, Any]], filler: Sequence[int] = ()) -> list[list[int]]:
-    """The warmups that a control forces, one per row.
-
-    - `shuffled`: another row's warmup (no row keeps its own): is the warmup used at all?
-    - `empty_warmup`: none: is the model better without?
-    - `filler`: the given meaningless ids: does only the extra depth help?
-
-    Args:
-        own: predictions with the policy's warmups, in the order of the rows.
-
-    Raises:
-        ValueError: unknown control, or `shuffled` with fewer than two rows.
-    """
-    if control == "empty_warmup":
-        return [[] for _ in own]
-    if control == "filler":
-        return [list(filler) for _ in own]
-    if control != "shuffled":
-        raise ValueError(f"Unknown control {control!r}. Allowed: {', '.join(FORCED)}.")
-    if len(own) < 2:
-        raise ValueError("Shuffling warmups across prompts needs at least two rows.")
-    order = list(range(len(own)))
-    random.Random(0).shuffle(order)
-    source = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no row keeps its own
-    return [own[source[i]]["warmup_ids"] for i in range(len(own))]

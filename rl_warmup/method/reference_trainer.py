@@ -171,7 +171,9 @@ class ReferenceTrainer(DivergenceTrainer):
         asked, gave_up = _plain_name(self.args.metric_for_best_model), self.schedule.gave_up_at
         logs = self.state.log_history if gave_up is not None else []
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
-        loss = next((f"{name}_loss" for name in sets if asked.startswith(f"{name}_")), "loss")
+        # the longest: of sets called dev and dev_hard, dev_hard_gain is the second's
+        of_set = max((f"{name}_" for name in sets if asked.startswith(f"{name}_")), key=len, default="")
+        loss = f"{of_set}loss"
         plain = [log for log in logs if f"eval_{loss}" in log and log["step"] >= gave_up]
         return loss if plain and f"eval_{asked}" not in plain[-1] else asked
 

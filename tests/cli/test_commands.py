@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.inference.generation import CONTROLS
+from rl_warmup.inference.controls import CONTROLS
 from rl_warmup.runtime.documents import read_jsonl
 
 TINY = {

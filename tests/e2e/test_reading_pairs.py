@@ -149,14 +149,16 @@ def test_stored_warmups_in_the_folder_that_would_be_replaced_are_kept(make_train
     assert file.is_file()
 
 
-def test_the_metric_of_one_of_several_sets_gives_way_to_that_sets_loss(make_trainer):
-    sets = {"a": ledger_rows(8, 1), "b": ledger_rows(8, 2)}
+@pytest.mark.parametrize("name", ["a", "a_hard"])
+def test_the_metric_of_one_of_several_sets_gives_way_to_that_sets_loss(make_trainer, name):
+    sets = {"a": ledger_rows(8, 1), "a_hard": ledger_rows(8, 2)}
     trainer = make_trainer(
-        eval_dataset=sets, eval_strategy="steps", eval_steps=1, metric_for_best_model="a_gain", **FAILS
+        eval_dataset=sets, eval_strategy="steps", eval_steps=1, metric_for_best_model=f"{name}_gain", **FAILS
     )
     trainer.train()
     assert trainer.schedule.gave_up_at == 4
-    losses = {log["step"]: log["eval_a_loss"] for log in trainer.state.log_history if "eval_a_loss" in log}
+    loss = f"eval_{name}_loss"
+    losses = {log["step"]: log[loss] for log in trainer.state.log_history if loss in log}
     assert trainer.state.best_metric == min(losses[step] for step in losses if step > 4 or step == 4)
 
 

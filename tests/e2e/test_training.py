@@ -303,7 +303,7 @@ def test_draft_and_mixture_proposals_train(make_trainer):
 
 
 def test_the_control_warmups_reach_the_generator(make_trainer):
-    from rl_warmup.inference.generation import control_warmups
+    from rl_warmup.inference.controls import control_warmups
 
     trainer = make_trainer()
     rows = trainer.train_dataset[:6]

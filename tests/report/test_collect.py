@@ -118,6 +118,40 @@ def test_runs_made_in_python_are_compared_by_the_model_they_started_from(tmp_pat
     assert (section.model, arms(tmp_path)) == ("my/start", {"mine": [1, 2]})
 
 
+def started_from(run, start: str):
+    """A run that names its start, as recipe.yaml and metrics.json do."""
+    recipe = (run / "recipe.yaml").read_text() + f"model_name_or_path: {start}\n"
+    (run / "recipe.yaml").write_text(recipe)
+    result = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**result, "model": start}))
+
+
+def models(path):
+    return {s.model: [run.seed for run in s.runs] for s in sections(find_runs([path])[0])}
+
+
+def test_the_number_in_a_models_name_is_no_seed(tmp_path, run_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2, 3):
+        started_from(run_folder(tmp_path / "phi" / f"a-{seed}", seed=seed), "microsoft/phi-2")
+    for seed in (2, 3):
+        started_from(run_folder(tmp_path / "gemma" / f"a-{seed}", seed=seed), f"google/gemma-{seed}")
+    assert models("phi") == {"microsoft/phi-2": [1, 2, 3]}
+    assert arms("phi") == {"a": [1, 2, 3]}
+    assert models("gemma") == {"google/gemma-2": [2], "google/gemma-3": [3]}
+
+
+def test_starts_that_are_runs_of_the_same_seeds_are_one_model(tmp_path, run_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        run_folder(tmp_path / "first" / f"x-{seed}", seed=seed)
+        started_from(run_folder(tmp_path / "second" / f"y-{seed}", seed=seed), f"first/x-{seed}")
+    assert models("second") == {"first/x": [1, 2]}
+    assert arms("second") == {"y": [1, 2]}
+    started_from(run_folder(tmp_path / "third" / "y-2", seed=2), "first/x-1")  # another seed's: another start
+    assert models("third") == {"first/x-1": [2]}
+
+
 def test_null_for_settings_is_none(pair):
     (pair / "warmup-1" / "environment.json").write_text('{"settings": null}')
     assert len(find_runs([pair])[0]) == 2
