@@ -23,8 +23,7 @@ LIMITS = {"prompt": 512, "target": 128}  # tokens, the defaults of max_prompt_le
 TEMPLATE = """\
 # Written by `rl-warmup init {file_word}`.
 #   train it:                   rl-warmup train --config {output_word}
-#   plain fine-tuning beside:   rl-warmup train --config {output_word} --objective sft --output_dir {sft_word} \\
-#                                 --load_best_model_at_end --save_strategy best   # as a search does by itself
+#   plain fine-tuning beside:   rl-warmup train --config {output_word} --objective sft --output_dir {sft_word}{best}
 #   what it would cost:         rl-warmup plan {output_word}
 # Whether warmups can pay on these rows is a question to ask first: docs/will-warmups-pay.md.
 model_name_or_path: {model}  # any T5-like or decoder-only model: a name on the hub or a folder{scratch}
@@ -50,6 +49,7 @@ metric_for_best_model: {metric}
 logging_steps: 10
 save_strategy: "no"
 """
+BEST = " \\\n#                                 --load_best_model_at_end --save_strategy best   # as a search does by itself"
 READING = """\
 proposals: [reference]  # read samples of the starting model first, then write (docs/method.md)
 """
@@ -108,7 +108,7 @@ def recipe_text(file: Path, output: Path, columns: dict[str, str], model: str | 
         metric="exact_match" if short else "chrf++", scratch=SCRATCH if scratch else "",
         rate="1.0e-3" if scratch else "1.0e-4  # of all weights; with use_peft more",
         why="short targets" if short else "long targets; needs rl_warmup[metrics]",
-        proposals=WRITING if scratch else READING,
+        proposals=WRITING if scratch else READING, best="" if scratch else BEST,
         limits=_limits(rows) + (CONTENTS if chat and scratch else TEMPLATED if chat else ""),
     )  # fmt: skip
 

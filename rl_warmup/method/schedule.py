@@ -37,6 +37,10 @@ NOTHING_HELPS = (
 )
 READS = "the generator reads the samples ({read:.1%} of the target's surprise)"
 HELPED = "the samples take away {helped:.1%} of the target's surprise, though none of a group is better than the others"
+UNSETTLED = (
+    "the samples take away {helped:.1%} of the target's surprise, and max_reading_updates is over, though that falls or targets "
+    "still become likelier whatever the warmup"
+)
 UNASKED = "reading_threshold is 0 ({read:.1%} of the target's surprise is read)"
 PLAIN = "From here on the run is plain fine-tuning without warmups"
 CHANGE = "start from a model that has a useful habit, give `stored_warmups`, or raise max_reading_updates where the habit is rare"
@@ -212,7 +216,8 @@ class Schedule(TrainerCallback, ExportableState):
             if not waits or (step >= self.updates[1] and now.helped >= HELPS):
                 self.switched_at, lines = step, getattr(args, "lines", None)
                 if state.is_world_process_zero and (not args.disable_tqdm if lines is None else lines):
-                    why = UNASKED if not self.threshold else HELPED if waits else READS
+                    late = UNSETTLED if now.read >= self.threshold else HELPED
+                    why = UNASKED if not self.threshold else late if waits else READS
                     told = why.format(read=now.read, helped=now.helped)
                     tqdm.write(f"Update {step}: {told}; now the policy writes warmups.")
             elif step >= self.updates[1]:
@@ -233,7 +238,13 @@ class Schedule(TrainerCallback, ExportableState):
 
     def _say_that_it_never_switches(self, state: Any, why: str, change: str) -> None:
         sees = f"the run ends before the model writes warmups of its own: {why}"
-        self._say(state, "never_switched", sees, "it writes warmups like those that it was given", change)
+        self._say(
+            state,
+            "never_switched",
+            sees,
+            "its warmups imitate what it read, and were not yet trained to help the target",
+            change,
+        )
 
     def _say(self, state: Any, rule: str, sees: str, means: str, change: str, done: str | None = None) -> None:
         if state.is_world_process_zero:

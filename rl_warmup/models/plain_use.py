@@ -82,6 +82,9 @@ banned; then from prompt, warmup and separator on."""
     trust = ", trust_remote_code=True" if writes and not adapter else ""
     lost = "The warmup did not end, so no target was written: see below what trust_remote_code does."
     check = f'if {tokens.separator_id} not in ids:\n    raise SystemExit("{lost}")\n' if writes else ""
+    programs = (
+        "transformers and peft (and the base model that adapter_config.json names)" if adapter else "transformers"
+    )
     imports = f"{auto}, AutoTokenizer" + (", GenerationConfig" if adapter else "")
     return f"""# How to use this model
 
@@ -93,7 +96,7 @@ from rl_warmup import WarmupGenerator
 print(WarmupGenerator.from_pretrained(".").generate(["a prompt"])[0]["prediction"])
 ```
 
-With transformers alone, token for token what `predictions.jsonl` holds (greedy; in 16 bits, or in other batches, ties may
+With {programs} alone, token for token what `predictions.jsonl` holds (greedy; in 16 bits, or in other batches, ties may
 fall otherwise):
 
 ```python

@@ -27,6 +27,38 @@ def test_seeds_may_differ_in_their_budget_but_in_nothing_else(tmp_path, run_fold
     assert arms(tmp_path) == {"sft-1": [1, 2], "sft-3": [3]}
 
 
+def test_seeds_that_were_trained_on_other_rows_are_told(tmp_path, run_folder):
+    """Files of one name, whose contents changed between two runs."""
+    for seed, contents in ((1, "a"), (2, "a"), (3, "b")):
+        folder = run_folder(tmp_path / f"sft-{seed}", seed=seed)
+        found = json.loads((folder / "environment.json").read_text()) | {
+            "training_rows": {"rows": 4, "sha256": contents * 64}
+        }
+        (folder / "environment.json").write_text(json.dumps(found))
+    (section,) = sections(find_runs([tmp_path])[0])
+    assert [(arm.name, arm.varying()) for arm in section.arms] == [("sft", ["training rows, hash"])]
+
+
+def test_one_metric_with_other_settings_is_another_metric(tmp_path, run_folder):
+    """Metrics of one's own have no signature: what metrics.json has beside their names counts."""
+
+    def scored(place, k):
+        place.mkdir(parents=True, exist_ok=True)
+        before = read_result(tmp_path / "a-1") | {"metrics": {"filler": {"score": 1.0}}}
+        file = place / "metrics.json"
+        found = json.loads(file.read_text()) if file.is_file() else before
+        file.write_text(json.dumps(found | {"metric_specs": [{"name": "m.py:score", "kwargs": {"k": k}}]}))
+
+    for name, k in (("a", 1), ("b", 10)):
+        scored(run_folder(tmp_path / f"{name}-1"), k)
+    assert len(sections(find_runs([tmp_path])[0])) == 2
+    for k, joined in ((10, False), (1, True)):
+        scored(tmp_path / "a-1" / "evaluation" / "test", k)
+        runs, said = find_runs([tmp_path / "a-1"])
+        assert ("filler" in runs[0].metrics) == joined
+        assert any("m.py:score with other settings" in one for one in said) != joined
+
+
 def test_one_recipe_in_two_places_is_one_arm_and_a_repeated_seed_is_not_a_new_one(tmp_path, run_folder):
     run_folder(tmp_path / "here" / "warmup-1")
     run_folder(tmp_path / "there" / "warmup-2", seed=2)
