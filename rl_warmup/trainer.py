@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -295,6 +295,12 @@ class WarmupTrainer(SearchTrainer, ContinuedTrainer, ValidatingTrainer, Referenc
         tokens, self.update.flops = step_cost(batch, trained, size, sampled)
         self.run_folder.count(tokens, self.update.flops)
         self.update.shown = (replace(batch, prefix_cache=None), scores, weights, judged)
+        self.update.warmups += batch.warmups[:groups]
+
+    def check_weights(self) -> None:
+        """Extends: once the update is known to be sound, all its groups together tell how varied the warmups are."""
+        super().check_weights()
+        self.means.add(self.update.variety(gather_object, self.accelerator.num_processes))
 
     @torch.no_grad()
     def _measure_reading(self, model: Any, batch: WarmupBatch, scores: Scores) -> None:
@@ -388,12 +394,6 @@ class WarmupTrainer(SearchTrainer, ContinuedTrainer, ValidatingTrainer, Referenc
     def _warn(self, warning: dict[str, Any]) -> None:
         if self.is_world_process_zero():
             append_jsonl(self.run_folder.folder / "warnings.jsonl", [warning])
-
-    def _sum_over_processes(self, values: list[float]) -> list[float]:
-        if self.accelerator.num_processes == 1 or not values:
-            return values
-        summands = torch.tensor(values, dtype=torch.float64, device=self.args.device)
-        return self.accelerator.reduce(summands, "sum").tolist()
 
     def floating_point_ops(self, inputs: Any) -> float:
         """Of the last micro-batch: `diagnostics.step_cost`."""

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from rl_warmup.batch import Warmup
+from rl_warmup.method.diagnostics import variety
 from rl_warmup.method.guard import PATIENCE, RULES, Guard
 
 HEALTHY = {
@@ -96,3 +98,16 @@ def test_what_it_changed_survives_a_restart():
     saved = {"Guard": run.guard.state()}
     again.guard.on_train_begin(None, SimpleNamespace(global_step=5, stateful_callbacks=saved), None)
     assert again.changes == [{"temperature": pytest.approx(1.2), "min_length": 1}]
+
+
+def test_what_differs_is_counted_over_all_processes():
+    """Of eight warmups on two processes three differ: 1, 2 on this one, 1, 3 on the other."""
+    prompts = [{"prompt_ids": [9], "target_ids": [9]}] * 2
+    own, other = ([Warmup([i], "separator") for i in ids] for ids in ((1, 1, 1, 2), (1, 1, 1, 3)))
+    found = [
+        variety(prompts, mine, 2, lambda here, theirs=theirs: here + [tuple(w.ids) for w in theirs], 2)
+        for mine, theirs in ((own, other), (other, own))
+    ]
+    total, count = map(sum, zip(*(one["completions/distinct_across_prompts"] for one in found), strict=True))
+    assert total / count == 3 / 8
+    assert variety(prompts, own, 2)["completions/distinct_across_prompts"] == (2, 4)

@@ -267,7 +267,7 @@ class ValidatingTrainer(ReferenceTrainer):
             target, warmup = scores.target_logprob[:groups], scores.warmup_logprob[:groups]
             weights = self.rollout.weigh(batch, target, warmup, 1.0, cold_start=True)
             found = rollout_metrics(batch, scores, weights, target, {})
-            kept = {name: pair for name, pair in found.items() if not name.startswith(("reward", "completions/"))}
+            kept = {name: pair for name, pair in found.items() if not name.startswith("reward")}
             return kept, batch.warmups[:groups]
 
         means, drawn = Means(), []

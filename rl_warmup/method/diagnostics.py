@@ -1,7 +1,8 @@
 """Metrics of a rollout: gain, effective sample size, lengths, variety.
 
 Knows: batches, scores and weights. Must not know: how they were computed, or what follows from the metrics.
-Every value is a (sum, count) pair, so means are exact over micro-batches and processes.
+Every value is a (sum, count) pair, so means are exact over micro-batches and processes. What compares the warmups of several
+prompts (`variety`) is counted over a whole update.
 """
 
 from __future__ import annotations
@@ -101,13 +102,20 @@ def rollout_metrics(
         out[f"rewards/{name}/failed"] = (rows, groups)
     warmup_tokens = scores.warmup_tokens[:groups].sum().item()
     out["warmup_logp"] = (scores.warmup_logprob[:groups].sum().item(), warmup_tokens)
-    return out | variety(batch.prompts, batch.warmups[:groups], size)
+    return out
 
 
-def variety(prompts: Sequence[dict[str, Any]], warmups: Sequence[Warmup], size: int) -> Sums:
+def variety(
+    prompts: Sequence[dict[str, Any]], warmups: Sequence[Warmup], size: int,
+    gather: Callable[[list[Any]], list[Any]] = list, processes: int = 1,
+) -> Sums:  # fmt: skip
     """Lengths, ends, distinctness and overlaps of groups of `size` warmups, prompt by prompt.
 
-    While training, quantiles are means over micro-batches.
+    While training, of an update: of less, one warmup for all prompts would not show. Quantiles are means over updates and
+    processes.
+
+    Args:
+        gather: joins the lists of that many processes, each of which has other prompts.
     """
     groups = len(warmups)
     lengths = sorted(len(warmup.ids) for warmup in warmups)
@@ -118,13 +126,13 @@ def variety(prompts: Sequence[dict[str, Any]], warmups: Sequence[Warmup], size: 
         if warmup.ids:
             for part, shares in overlaps.items():
                 shares.append(token_overlap(warmup.ids, prompts[index][f"{part}_ids"]))
-    everything = set().union(*by_prompt.values())
+    everywhere = set(gather(list(set().union(*by_prompt.values()))))  # the same on every process
     return {
         **{f"completions/{part}_overlap": (sum(shares), len(shares)) for part, shares in overlaps.items()},
         "completions/p10_length": (lengths[groups // 10], 1),
         "completions/median_length": (lengths[groups // 2], 1),
         "completions/p90_length": (lengths[min(groups - 1, 9 * groups // 10)], 1),
-        "completions/distinct_across_prompts": (len(everything), groups),
+        "completions/distinct_across_prompts": (len(everywhere) / processes, groups),
         "completions/mean_length": (sum(lengths), groups),
         "completions/clipped_ratio": (sum(warmup.finish == "length" for warmup in warmups), groups),
         "completions/empty_ratio": (sum(length == 0 for length in lengths), groups),

@@ -1,15 +1,17 @@
 """What belongs to one update alone; the next update replaces it.
 
-Knows: rows, batches, scores. Must not know: how they are made.
+Knows: rows, batches, scores, what is said of warmups. Must not know: how they are made.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from rl_warmup.batch import RowWeights, Scores, WarmupBatch
+from rl_warmup.batch import RowWeights, Scores, Warmup, WarmupBatch
+from rl_warmup.method.diagnostics import Sums, variety
 
 
 @dataclass
@@ -21,6 +23,7 @@ class Update:
     shown: tuple[WarmupBatch, Scores, RowWeights, Any] | None = (
         None  # the last micro-batch and its `RewardScores`, without gradient
     )
+    warmups: list[Warmup] = field(default_factory=list)  # of the groups of the micro-batches that were trained on
     fault: str | None = None  # why its loss is no number, as a sentence
     flops: float = 0.0  # of the last micro-batch
 
@@ -28,3 +31,9 @@ class Update:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of all micro-batches."""
         return [row for part in self.parts for row in part]
+
+    def variety(self, gather: Callable[[list[Any]], list[Any]], processes: int) -> Sums:
+        """`diagnostics.variety` of all groups, when the last one was trained on; nothing when it is asked for again, as Trainer
+        ends an update twice where an epoch ends."""
+        warmups, self.warmups = self.warmups, []
+        return variety(self.rows, warmups, len(warmups) // len(self.rows), gather, processes) if warmups else {}

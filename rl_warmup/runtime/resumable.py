@@ -370,3 +370,10 @@ class ResumableTrainer(Trainer):
             return value
         values = torch.tensor([value], device=self.args.device)
         return int(self.accelerator.gather(values).max())
+
+    def _sum_over_processes(self, values: list[float]) -> list[float]:
+        """The sums of values over all processes."""
+        if self.accelerator.num_processes == 1 or not values:
+            return values
+        summands = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        return self.accelerator.reduce(summands, "sum").tolist()

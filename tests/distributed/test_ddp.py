@@ -48,6 +48,13 @@ def test_two_processes_equal_one(tmp_path):
     one = train(tmp_path / "one", 1, 4, **changes)
     two = train(tmp_path / "two", 2, 2, **changes)
     assert [record["step"] for record in two] == [1, 2, 3, 4]
-    for name in ("loss", "grad_norm", "target_logprob", "warmup_logp", "proposal_logp"):
+    for name in (
+        "loss",
+        "grad_norm",
+        "target_logprob",
+        "warmup_logp",
+        "proposal_logp",
+        "completions/distinct_across_prompts",
+    ):
         assert [r[name] for r in two] == pytest.approx([r[name] for r in one], rel=1e-4), name
     assert (tmp_path / "two" / "run" / "metrics.json").is_file()

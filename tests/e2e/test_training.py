@@ -302,6 +302,24 @@ def test_draft_and_mixture_proposals_train(make_trainer):
     assert trainer.update.shown[0].group_size == 5
 
 
+@pytest.mark.parametrize("kind", ["scratch-t5", "scratch-llama"])
+def test_the_variety_of_warmups_is_that_of_the_update_however_it_is_cut(make_trainer, tmp_path, kind):
+    """One prompt eight times has one warmup, or two: of 16, and not of the two in a micro-batch of one row."""
+    settings = {"temperature": 0.05, "max_warmup_length": 2, "num_warmups": 2, "max_steps": 3, "guard": "warn"}
+    settings["rows"] = ledger_rows(1) * 8
+    logs = []
+    for size in (8, 2, 1):
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        trainer = make_trainer(kind, f"by-{size}", **cut, **settings)
+        trainer.train()
+        logs.append([log for log in trainer.state.log_history if "loss" in log])
+    for name in (name for name in logs[0][0] if name.startswith("completions/")):
+        values = [[log[name] for log in found] for found in logs]
+        assert values[1:] == [values[0]] * 2, name
+    assert all(log["completions/distinct_across_prompts"] <= 2 / 16 for log in logs[2])
+    assert "same_everywhere" in [one["rule"] for one in read_jsonl(tmp_path / "by-1" / "warnings.jsonl")]
+
+
 def test_the_control_warmups_reach_the_generator(make_trainer):
     from rl_warmup.inference.controls import control_warmups
 
