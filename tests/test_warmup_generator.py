@@ -137,6 +137,18 @@ def test_mbr_by_hand():
 def test_votes_by_hand():
     assert votes(["4", " 4", "5"]) == pytest.approx([2 / 3, 2 / 3, 1 / 3])
     assert votes(["B", "b) Ada", "the answer is B.", "zzz"], ["Bob", "Ada"]) == [0.75, 0.75, 0.75, 0.0]
+    assert votes(["4", " 4", "5"], ["foo", "bar"]) == votes(["4", " 4", "5"])  # a column that has the name by chance
+
+
+def test_predictions_of_predictions_keep_nothing_of_the_earlier_ones(lab, writer):
+    rows = [{**row, "score": 0.25} for row in rows_of(lab)]  # a column of the data
+    first = writer.generate(rows, num_warmups=2)
+    again = writer.generate(first, warmup="", logprobs=False)
+    assert not {"warmup_logprob", "prediction_logprob", "score", "candidates"} & again[0].keys()
+    gated = writer.generate(first, gate=-100.0)
+    assert gated[0]["gated"]
+    assert "gated" not in writer.generate(gated)[0]
+    assert writer.generate(rows)[0]["score"] == 0.25
 
 
 @pytest.mark.parametrize("select", ["mbr", "vote"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from rl_warmup.cli.evaluate import refuse_code
 from rl_warmup.cli.main import OptionParser, count, place, quick_imports, run_command
 
 EPILOG = """A run has its task in recipe.yaml and its sampling constraints in warmup_layout.json; any other model (a folder, a hub
-name, start:NAME) needs --config or --task. All other settings of a recipe are flags too: --dtype bfloat16,
---max_prompt_length 1024, ... After an interruption, repeat the command to continue. FILE holds JSON lines:
+name, start:NAME) needs --config or --task. Flags too are --dtype, --attn_implementation, --model_revision, --show_progress,
+--max_prompt_length, --prompt_truncation and, of a model that is no run, --separator, --separator_init, --chat_template,
+--chat_template_kwargs and --system. After an interruption, repeat the command to continue. FILE holds JSON lines:
   {"row": 0, "id": ..., "prompt": ..., "target": ..., "warmups": [{"warmup": text, "finish": ..., "logprob": nats}, ...]}
 `rl-warmup train --proposals '[stored]' --stored_warmups FILE` trains on it (docs/stored-warmups.md)."""
 SETTINGS = {
@@ -28,6 +30,9 @@ SETTINGS = {
     "max_warmup_length": "tokens at which it is cut",
     "seed": "of sampling; default: the recipe's, else 42",
 }
+ALSO_READ = (
+    "dtype", "attn_implementation", "model_revision", "show_progress", "max_prompt_length", "prompt_truncation",
+)  # fmt: skip
 # Besides the settings of devices: what a run was trained on says nothing about what is drawn from it, and may be code.
 NOT_FOR_SAMPLING = ("proposals", "stored_warmups", "anchor_weight", "proposal_only")
 
@@ -64,11 +69,14 @@ def command(args: list[str]) -> None:
     refuse_file(path)
     flags = read_values(None, [*given, *further])
     recipe, asked = _recipe(options.model, options.config, flags)
+    _refuse_unread(asked)
     if options.config is None and "task" not in flags:
         refuse_code(Path(options.model, "recipe.yaml"), recipe.task, options.allow_code)
     device, shown = initialize_distributed(), recipe.task.show_progress
     rows, task = _rows(recipe, options.split, options.limit)
     kwargs: dict[str, Any] = {"dtype": recipe.model.dtype or "float32"}
+    if recipe.model.attn_implementation:
+        kwargs["attn_implementation"] = recipe.model.attn_implementation
     if not Path(options.model).is_dir():
         kwargs["revision"] = recipe.model.model_revision
     config, size = recipe.config, options.batch_size
@@ -79,6 +87,16 @@ def command(args: list[str]) -> None:
         if before == len(records):
             print(f"{path} was finished; nothing was drawn.")
         print(_summary(path, records, f"{options.split} of {task}"))
+
+
+def _refuse_unread(flags: Iterable[str]) -> None:
+    """Raises ValueError: a flag is a setting of training or evaluation."""
+    from rl_warmup.inference.samples import OF_UNTRAINED
+
+    known = (*SETTINGS, *ALSO_READ, *OF_UNTRAINED)
+    if unread := sorted(set(flags) - set(known)):
+        read = ", ".join(f"--{one}" for one in known)
+        raise ValueError(f"--{unread[0]}: has no effect on what is drawn. Leave it out; what has one: {read}.")
 
 
 def _recipe(model: str, config: str | None, flags: dict[str, Any]) -> tuple[Any, set[str]]:

@@ -45,6 +45,7 @@ WRITTEN = (  # columns of a prediction
     "warmup", "warmup_ids", "warmup_finish", "prediction", "prediction_ids", "prediction_finish",
 )  # fmt: skip
 LOGPROBS = ("warmup_logprob", "prediction_logprob")
+FOUND = (*LOGPROBS, "score", "candidates", "gated")  # columns of some predictions
 KINDS = {"prompt_ids": "encoded", "target": "rows", "completion": "rows"}  # by a column; other rows are prompts
 WINDOW = 32  # batches that `iterate` holds
 
@@ -110,7 +111,8 @@ class WarmupGenerator:
             warmup: a text that is read in place of the model's warmups, or one for each input; "" is none.
             num_warmups: with more than one, so many warmups are sampled, a target is written after each, and one is taken.
             select: `marginal` takes the target of the highest log mean_i P(y|x,c_i), `mbr` the one of the highest mean
-                utility against all, `vote` the most frequent one (of rows with `choices`: the choice picked most often).
+                utility against all, `vote` the most frequent one (of rows with `choices`: the choice picked most often, if
+                any is).
             utility: of `mbr`: `chrf`, `rouge`, or a function of two texts.
             sample_warmup: sample one warmup instead of taking the likeliest tokens.
             sample_target, temperature: sample the target too.
@@ -374,7 +376,10 @@ class WarmupGenerator:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _prediction(self, row: dict[str, Any], written: Written) -> dict[str, Any]:
-        text, warmup = {k: v for k, v in row.items() if k not in ADDED}, written.warmup
+        made = (
+            (*ADDED, *FOUND) if all(name in row for name in WRITTEN) else ADDED
+        )  # the row may be an earlier prediction
+        text, warmup = {k: v for k, v in row.items() if k not in made}, written.warmup
         prediction, finish = self.decode(written.target), "end" if written.ended else "length"
         values = (self.decode(warmup.ids), warmup.ids, warmup.finish, prediction, written.target, finish)
         return {**text, **dict(zip(WRITTEN, values, strict=True))}

@@ -33,6 +33,7 @@ from rl_warmup.tasks import rows_hash
 CONSTRAINTS = {
     "temperature": "temperature", "top_p": "top_p", "min_length": "min_warmup_length", "max_length": "max_warmup_length",
 }  # fmt: skip
+OF_UNTRAINED = ("separator", "separator_init", "chat_template", "chat_template_kwargs", "system")  # a run keeps its own
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Sampler:
             kwargs: passed to `load_model`.
 
         Raises:
-            ValueError: no such model, or one without warmups to draw.
+            ValueError: no such model, one without warmups to draw, or a trained one asked for what it keeps as it was trained.
         """
         if name.startswith("scratch-"):
             raise ValueError(f"{name} has random weights, so sampling makes no sense. Give a trained model or a run.")
@@ -69,6 +70,10 @@ class Sampler:
             raise ValueError(
                 f"{name} was trained without warmups, so it has none to sample. Give a model that writes warmups, or the one "
                 f"that this training started from."
+            )
+        if declared and (kept := [one for one in OF_UNTRAINED if one in asked]):
+            raise ValueError(
+                f"--{kept[0]}: {name} is sampled as it was trained; its warmup_layout.json says how. Leave it out."
             )
         model, tokenizer = load_model(name, **kwargs)
         tokens = declare_tokens(model, tokenizer, declared.get("separator", options.separator))

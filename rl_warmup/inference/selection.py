@@ -61,11 +61,16 @@ def expected_utility(texts: Sequence[str], utility: Utility) -> list[float]:
 
 
 def votes(texts: Sequence[str], choices: Sequence[str] | None = None) -> list[float]:
-    """The share of texts that say the same; with `choices`, that pick the same one (a text that picks none has no votes)."""
+    """The share of texts that say the same; with `choices`, that pick the same one (a text that picks none has no votes).
+
+    If no text picks one, as where a column happens to have this name, the texts themselves are counted.
+    """
     if choices is not None and not (isinstance(choices, list | tuple) and all(isinstance(one, str) for one in choices)):
         raise ValueError(
             f"choices: {choices!r:.80} of a row is no list of texts. Give the choices, or another name to the column."
         )
-    said: list[Any] = [pick(text, choices) if choices else " ".join(text.split()) for text in texts]
+    said: list[Any] = [pick(text, choices) for text in texts] if choices else []
+    if all(vote is None for vote in said):
+        said = [" ".join(text.split()) for text in texts]
     counts = Counter(vote for vote in said if vote is not None)
     return [counts[vote] / len(texts) for vote in said]

@@ -28,6 +28,7 @@ from rl_warmup.method.training_data import encode_sets, hash_of_rows
 from rl_warmup.metrics import scores_of
 from rl_warmup.models.encoding import ADDED, RowEncoder
 from rl_warmup.models.inference_settings import Inference, read_layout
+from rl_warmup.models.weight_files import changed_tensor
 from rl_warmup.runtime import ownership
 from rl_warmup.runtime.given import as_folder
 from rl_warmup.runtime.launched import whole_weights
@@ -142,17 +143,24 @@ class ValidatingTrainer(ReferenceTrainer):
             metrics: names of `rl_warmup.metrics`, or `{name, kwargs}`.
             controls, likelihood, num_warmups: of `inference.evaluation.Evaluation`.
             split, name: of the data, in metrics.json.
-            folder: None is the trainer's output_dir.
+            folder: None is the trainer's output_dir; another one must not belong to a run, but may lie in output_dir.
 
         Returns:
             What metrics.json holds; empty on all processes but the main one.
+
+        Raises:
+            ValueError: a faulty argument or row, or the folder holds what would be lost, or output_dir has weights other than
+                the model's (call `save_model` first).
         """
         found = encode_sets(self.eval_encoder, self.eval_dataset if rows is None else rows, split, self.args)
         if not found or isinstance(found, dict):
             raise ValueError("evaluate_controls: takes one set of rows. Give it.")
         if split not in SPLITS:
             raise ValueError(f"split: {split!r:.80} is none of {', '.join(SPLITS)}. Give the one that the rows are of.")
-        place = as_folder(self.args.output_dir if folder is None else folder, "folder")
+        home = Path(str(self.args.output_dir))
+        place = home if folder is None else as_folder(folder, "folder")
+        if place.resolve() != home.resolve():
+            ownership.refuse_output(place, home, asked="folder")
         plain = [{k: v for k, v in row.items() if k not in ADDED} for row in found]
         task = Task(name, {**{one: [] for one in SPLITS}, split: plain}, metrics)  # type: ignore[arg-type]  # or refuses them
         evaluation = Evaluation(controls, likelihood, self.args.per_device_eval_batch_size, num_warmups)
@@ -162,10 +170,17 @@ class ValidatingTrainer(ReferenceTrainer):
             if self.is_world_process_zero() and not self.owns:
                 held.enter_context(ownership.writing(place, "evaluate_controls"))
             with self.shared_generator() as w, torch.autocast(w.model.device.type, enabled=False):
+                if changed := changed_tensor(w.model, home):
+                    raise ValueError(
+                        f"evaluate_controls: the weights in {home} are not the model's ({changed} differs). Save the model "
+                        f"first: `trainer.save_model()`."
+                    )
+                if self.is_world_process_zero():  # results of other weights or controls must not stay
+                    ownership.clear_results(place)
                 scored = evaluation.run(w, task, split, place)
             if not scored:
                 return {}
-            result = {"task": name, "model": self._model_name(), **self.about(place), **scored}
+            result = {"task": name, "model": self._model_name(), **self.about(home), **scored}
             write_json(place / ownership.RESULT, result)
             if read_layout(place):
                 write_card(place)

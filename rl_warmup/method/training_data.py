@@ -54,7 +54,7 @@ def encode_rows(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
 def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArguments) -> Any:
     """Encode rows for scoring: one set, or a dict of sets (a `DatasetDict`). None and encoded rows are returned unchanged.
 
-    Raises ValueError: not a set of rows, an empty set, or a faulty row.
+    Raises ValueError: not a set of rows, an empty set, a faulty row, or rows that another trainer encoded otherwise.
     """
     if rows is None:
         return None
@@ -72,6 +72,12 @@ def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
             f"dict of such sets."
         )
     if found and all("prompt_ids" in row and "target_ids" in row for row in found):
+        again = replace(encoder, counts=Counter()).encode({**found[0]}, f"{name} row 0")
+        if again is not None and again["target_ids"] != found[0]["target_ids"]:
+            raise ValueError(
+                f"{name}: the rows are encoded by another tokenizer or with other limits. Give them without `prompt_ids` and "
+                f"`target_ids`."
+            )
         return found
     counted = replace(encoder, counts=Counter())
     encoded = encode_rows(counted, found, name, args)

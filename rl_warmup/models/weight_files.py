@@ -1,4 +1,4 @@
-"""Compares a loaded model with the weight files of its checkpoint, of which it reads only a few rows.
+"""Compares a loaded model with weight files: those of its checkpoint, of which it reads only a few rows, or those of a run.
 
 Knows: safetensors, PyTorch's pickles, and their indices. Must not know: how a model is built.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from rl_warmup.runtime.documents import read_json
+from rl_warmup.runtime.ownership import WEIGHTS
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 FLOATS = ("F16", "BF16", "F32", "F64", *(f"torch.{kind}" for kind in ("float16", "bfloat16", "float32", "float64")))
@@ -88,6 +90,26 @@ def check_numbers(model: Any, name: str, revision: str | None = None) -> None:
                         f"quantization_config in its config.json. Give the checkpoint as it was before it was quantized, or its "
                         f"own config."
                     )
+
+
+def changed_tensor(model: Any, folder: Path) -> str | None:
+    """The first tensor in a folder's weight files that has other numbers in the model; None without one, or without files.
+
+    Of an adapter, its own tensors are compared. Tensors that only one of the two knows are not.
+    """
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        here = get_peft_model_state_dict(model)
+    else:
+        here = model.state_dict()
+    for path in sorted(path for name in WEIGHTS for path in folder.glob(name)):
+        with open_tensors(str(path)) as stored:
+            for key in sorted(stored.keys() & here.keys()):
+                there = stored[key][...]
+                if there.shape != here[key].shape or not torch.equal(here[key].detach().cpu().to(there.dtype), there):
+                    return key
+    return None
 
 
 def _weight_files(name: str, revision: str | None) -> list[str]:

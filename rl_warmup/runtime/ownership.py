@@ -241,21 +241,21 @@ def clear_results(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def refuse_output(output: Path, run: Path, others: Iterable[Path] = ()) -> None:
+def refuse_output(output: Path, run: Path, others: Iterable[Path] = (), asked: str = "--output") -> None:
     """Raises ValueError unless an evaluation of `run`, which also reads the folders `others`, may be written to the folder."""
     if output.exists() and not output.is_dir():
-        raise ValueError(f"--output: {output} is a file. Give a folder for the results.")
+        raise ValueError(f"{asked}: {output} is a file. Give a folder for the results.")
     read = [place for place in (run, *others) if place.exists() and output.exists() and place.samefile(output)]
     if read or is_run(output):
         raise ValueError(
-            f"--output: {output} is {'read by this evaluation' if read else 'a run'}, and its files would be replaced. Give "
-            f"another folder; the default is {run}/evaluation/SPLIT."
+            f"{asked}: {output} is {'read by this evaluation' if read else 'a run'}, and its files would be replaced. Give "
+            f"another folder, as {run}/evaluation/SPLIT."
         )
     owner = run_around(output)
     if owner is not None and not (run.exists() and owner.samefile(run)):
-        raise ValueError(f"--output: {output} is a part of another run, {owner}. Give another folder.")
+        raise ValueError(f"{asked}: {output} is a part of another run, {owner}. Give another folder.")
     if foreign := _others(output, EVALUATED):
-        raise ValueError(f"--output: {output} holds other files than an evaluation's ({_first(foreign)}). Empty it.")
+        raise ValueError(f"{asked}: {output} holds other files than an evaluation's ({_first(foreign)}). Empty it.")
 
 
 def refuse_export(output: Path) -> None:

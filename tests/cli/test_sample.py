@@ -225,6 +225,22 @@ def test_mistakes(place, capsys):
     assert not (place / "w.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "objective", "use_cpu", "model_name_or_path", "max_target_length"])
+def test_a_setting_without_effect_is_refused(place, capsys, name):
+    value = {"learning_rate": "0.1", "objective": "sft", "use_cpu": "true", "max_target_length": "3"}.get(name, "run")
+    assert f"--{name}: has no effect" in fails(capsys, *START, f"--{name}", value, "--output", "w.jsonl")
+
+
+def test_a_run_is_sampled_as_it_was_trained(place, capsys):
+    assert train(output_dir="run") == 0
+    given = {"separator": "b+1", "separator_init": "keep", "chat_template": "none", "system": "Be brief"}
+    for name, value in {**given, "chat_template_kwargs": "{enable_thinking: false}"}.items():
+        said = fails(capsys, "run", f"--{name}", value, "--output", "w.jsonl")
+        assert f"--{name}: " in said
+        assert "warmup_layout.json" in said
+    assert sample("run", "--output", "w.jsonl", "--dtype", "bfloat16", "--attn_implementation", "eager") == 0
+
+
 def test_a_row_that_training_would_refuse_is_refused_before_the_first_sample(place, capsys):
     rows = [{"prompt": f"a b w{i}", "target": f"w{i} b"} for i in range(4)]
     write_jsonl(place / "rows.jsonl", rows)

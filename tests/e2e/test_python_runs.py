@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from rl_warmup import WarmupConfig, WarmupGenerator, WarmupTrainer
@@ -83,6 +84,63 @@ def test_train_save_evaluate_report_generate(base, tmp_path, capsys):
         WarmupGenerator.from_pretrained(tmp_path / "run").generate(ROWS[0]["prompt"])[0]["warmup"]
         == written[0]["warmup"]
     )
+
+
+def test_results_never_stand_beside_other_weights_runs_or_controls(base, tmp_path):
+    trainer = trainer_of(base, tmp_path / "run")
+    trainer.train()
+    trainer.save_model()
+    first = trainer.evaluate_controls(ROWS, controls=["shuffled", "filler"])
+    again = trainer.evaluate_controls(ROWS[:4], controls=[])
+    assert again["weights"] == first["weights"]
+    assert [path.name for path in (tmp_path / "run").glob("predictions*")] == ["predictions.jsonl"]
+
+    other = trainer_of(base, tmp_path / "other", seed=7)
+    with pytest.raises(ValueError, match="folder: .*run is a run"):
+        other.evaluate_controls(ROWS, folder=str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run/metrics.json").read_text("utf-8")) == again
+
+    beside = tmp_path / "run/evaluation/test"
+    assert trainer.evaluate_controls(ROWS, folder=str(beside))["weights"] == first["weights"]
+    with torch.no_grad():
+        next(trainer.model.parameters()).mul_(0.5)
+    for folder in (None, str(beside)):
+        with pytest.raises(ValueError, match="save_model"):
+            trainer.evaluate_controls(ROWS, folder=folder)
+    assert json.loads((tmp_path / "run/metrics.json").read_text("utf-8")) == again
+    trainer.save_model()
+    assert trainer.evaluate_controls(ROWS)["weights"] != first["weights"]
+
+
+def test_results_of_an_adapter_never_stand_beside_other_weights(base, tmp_path):
+    from peft import LoraConfig
+
+    config = {"output_dir": str(tmp_path / "run"), "max_steps": 2, "max_warmup_length": 3, "max_target_length": 3}
+    quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "num_warmups": 2}
+    peft = LoraConfig(r=2, target_modules="all-linear")
+    trainer = WarmupTrainer(str(base), WarmupConfig(**config, **quiet), ROWS, peft_config=peft)
+    trainer.train()
+    trainer.save_model()
+    trainer.evaluate_controls(ROWS)
+    with torch.no_grad():
+        next(weight for name, weight in trainer.model.named_parameters() if "lora_B" in name).add_(0.5)
+    with pytest.raises(ValueError, match="lora_B.* differs"):
+        trainer.evaluate_controls(ROWS)
+
+
+def test_rows_that_another_trainer_encoded_are_refused(base, tmp_path):
+    model, tokenizer = load_model(
+        "scratch-t5", lambda: ["delta gamma beta"] * 3, {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
+    )
+    own, quiet = {"eval_dataset": ROWS}, {"use_cpu": True, "report_to": "none", "max_target_length": 3}
+    other = WarmupTrainer(
+        model, WarmupConfig(output_dir=str(tmp_path / "a"), **quiet), ROWS[3:4], processing_class=tokenizer, **own
+    )
+    trainer = trainer_of(base, tmp_path / "b")
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == trainer.evaluate(ROWS)["eval_loss"]
+    for method in (trainer.evaluate, trainer.predict, trainer.evaluate_controls):
+        with pytest.raises(ValueError, match="another tokenizer"):
+            method(other.eval_dataset)
 
 
 def test_a_model_without_a_name_needs_its_tokenizer(base, tmp_path):
