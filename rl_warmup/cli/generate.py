@@ -1,8 +1,8 @@
 """`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts from arguments, a file, a pipe or a terminal.
 
-FILE or the pipe holds a prompt per line, or JSON lines with `prompt` or another --prompt-column (a text of any number of lines,
-or a conversation); then the answers are JSON lines too, with the further keys of each. In a terminal without prompts it asks
-for one after another. Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
+FILE or the pipe holds a prompt per line, or JSON lines with `prompt`, `messages` (as trained on: what stands before the last
+answer) or another --prompt-column (a text of any number of lines, or a conversation); then the answers are JSON lines too, with
+the further keys of each. In a terminal without prompts it asks for one after another. Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rl_warmup.cli.main import OptionParser, count, quantity, quick_imports, run
 from rl_warmup.runtime.faults import processes
 
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".gz", ".zst", ".zip")
+TRAINED = "messages"  # the column of conversations whose last answer is a target of training
 # An object begins, or a list of some. A text may begin with [INST].
 JSON = re.compile(rb"\s*(\{|\[\s*[{\]])")
 
@@ -184,21 +185,25 @@ def _objects(lines: list[bytes], name: str, column: str) -> list[dict[str, Any]]
     """The rows of JSON lines, their prompt in `column`. Raises ValueError: a line is no object with a prompt; names it."""
     from rl_warmup.runtime.documents import records
     from rl_warmup.tasks.columns import pick
-    from rl_warmup.tasks.conversations import conversation
+    from rl_warmup.tasks.conversations import conversation, split_answer
 
     rows = []
     for number, record in records(lines, f"{name}, line ", "Give an object with a prompt."):
-        where = f"{name}, line {number}"
-        if column == "prompt" and "prompt" not in record:
-            keys = ", ".join(map(repr, record))
-            raise ValueError(
-                f"{where}: has no prompt among its keys ({keys:.200}). Name the prompt's with --prompt-column."
-            )
-        prompt = pick(record, column, where)
+        where, key = f"{name}, line {number}", column
+        if key == "prompt" and "prompt" not in record:
+            key = TRAINED
+            if key not in record:
+                keys = ", ".join(map(repr, record))
+                raise ValueError(
+                    f"{where}: has no prompt among its keys ({keys:.200}). Name the prompt's with --prompt-column."
+                )
+        prompt = pick(record, key, where)
         if not isinstance(prompt, str | list) or not (prompt.strip() if isinstance(prompt, str) else prompt):
-            raise ValueError(f"{where}: has no prompt. Give a text or a conversation as `{column}`.")
+            raise ValueError(f"{where}: has no prompt. Give a text or a conversation as `{key}`.")
         if isinstance(prompt, list):
-            conversation(prompt, column, where)
+            prompt = conversation(prompt, key, where)
+            if key == TRAINED and prompt[-1]["role"] == "assistant":  # elsewhere it is an answer that is continued
+                prompt, _ = split_answer(prompt, key, where)
         rows.append({**record, "prompt": prompt})
     return rows
 

@@ -69,6 +69,28 @@ def test_the_prompt_may_have_another_name(run, tmp_path, capsys):
     assert "p.txt holds a prompt per line" in capsys.readouterr().err
 
 
+def test_conversations_with_their_answers_are_read_as_in_training(tmp_path, capsys):
+    """Once in the spelling of ShareGPT; the answer is not a part of the prompt."""
+    for name in ("train", "test"):
+        texts = [(f"a+{i} b+{i % 3}", f"b={i % 3} a={i}") for i in range(8)]
+        chats = [[{"from": "human", "value": asked}, {"from": "gpt", "value": said}] for asked, said in texts]
+        lines = [json.dumps({"messages": chat}) for chat in chats[: 4 if name == "test" else 8]]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    recipe = {
+        "model_name_or_path": "scratch-llama", "scratch": {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"},
+        "task": "file", "task_kwargs": {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")},
+        "chat_template": "none", "max_steps": 2, "max_warmup_length": 4, "max_target_length": 5, "num_warmups": 2,
+        "use_cpu": True, "show_progress": False, "report_to": "none", "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["train", "--config", str(tmp_path / "r.yaml")]) == 0
+    own = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text("utf-8").splitlines()]
+    for more in ((), ("--prompt-column", "messages")):
+        out = written(capsys, tmp_path / "run", "--file", tmp_path / "test.jsonl", *more)
+        assert [row["prediction"] for row in out] == [row["prediction"] for row in own]
+        assert out[0]["prompt"] == [{"role": "user", "content": "a+0 b+0"}]
+
+
 def test_a_pipe_and_python_write_the_same(run, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Stdin("\r\n".join(PROMPTS) + "\n"))
     out = written(capsys, run, "--json", "--batch-size", "2")
