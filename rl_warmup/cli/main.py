@@ -229,7 +229,7 @@ def _tell(name: str, sentence: str, error: Exception, own: bool) -> None:
         return
     where = " (RL_WARMUP_TRACEBACK=1 shows where)" if error.__cause__ is not None else ""
     many = processes()
-    which = f" (process {os.environ['RANK']} of {many})" if many > 1 and os.environ.get("RANK") else ""
+    which = f" (process {os.environ['RANK']}, counted from 0)" if many > 1 and os.environ.get("RANK") else ""
     said = f"rl-warmup {name}{which}: {sentence}{where}"
     print(said, file=sys.stderr, flush=True)
     if faults.terminal is not None:

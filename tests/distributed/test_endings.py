@@ -61,7 +61,7 @@ def finish(process: subprocess.Popen, timeout: float) -> str:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("raises", ["(process 1 of 2)", "the judge is out of cards", "rank      : 1"]),
+        ("raises", ["(process 1, counted from 0)", "the judge is out of cards", "rank      : 1"]),
         ("dies", ["rank      : 1", "exitcode  : -9"]),
         # what the waiting process says itself may be lost when the late one's end breaks its connection first
         ("hangs", ["process 1 hangs: since `update 3, rows read`", "misbehaving.py\", line"]),

@@ -55,6 +55,20 @@ def test_every_run_gets_a_complete_recipe_and_the_arms_are_compared(stage):
     assert f"<h1>{yaml.safe_load(stage.write().read_text())['question']}</h1>" in page
 
 
+def test_what_could_not_be_tested_says_why(stage):
+    """Two seeds that are equal leave nothing to test; one seed is tested over rows, of which these runs have none."""
+    stage = stage()
+    file = stage.write(grid={"num_warmups": [1, 2]}, seeds=2, warmups="shuffled")
+    run_sweep(file, SweepSettings(stage.output))
+    said = (stage.output / "results.md").read_text()
+    assert "Not tested against num_warmups=2 (no spread between its seeds): num_warmups=1 (shuffled warmup)." in said
+    run_sweep(stage.write(grid={"num_warmups": [1, 2]}, seeds=1), SweepSettings(stage.output))
+    said = (stage.output / "results.md").read_text()
+    reason = said[said.index("Not tested against num_warmups=2 (") :].splitlines()[0]
+    assert "predictions.jsonl" in reason
+    assert reason.endswith("): num_warmups=1.")
+
+
 def test_a_failed_run_is_told_and_tried_again_only_when_asked(stage, capsys, monkeypatch):
     stage = stage()
     file = str(stage.write(grid={"num_warmups": [2, 5]}, seeds=[1, 2]))

@@ -129,7 +129,7 @@ def _blocks(run: Run) -> Iterator[tuple[str, str]]:
     """Environment, recipe and result of a run, each as text."""
     env = run.environment
     versions = ", ".join(f"{k} {v}" for k, v in (env.get("versions") or {}).items() if v)
-    place = f"{env.get('device', '')}, Python {env.get('python', '')}, {env.get('threads', '')} threads" if env else ""
+    place = f"{env.get('device', '')}, Python {env.get('python', '')}, threads: {env.get('threads', '')}" if env else ""
     yield "environment", f"{place}\n{versions}".strip()
     yield "recipe", _dump(run.recipe)
     yield "result", _dump({k: v for k, v in run.result.items() if k not in ("metrics", "signatures")})

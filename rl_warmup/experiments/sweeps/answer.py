@@ -138,8 +138,11 @@ def _verdicts(sweep: Sweep, results: MetricResults) -> list[str]:
         f"{metric} better than {against}'s": gains,
         f"{metric} worse than {against}'s": losses,
         f"No difference from {against} shown": [x for x, d in tested if not d.shown and d.p_holm is not None],
-        f"Not tested against {against}": [x for x, d in tested if not d.shown and d.p_holm is None],
     }
+    for x, d in tested:
+        if not d.shown and d.p_holm is None:
+            missing = "no spread between its seeds" if d.basis == SEEDS else f"no test of {metric} over rows"
+            groups.setdefault(f"Not tested against {against} ({(d.untested or missing).rstrip('.')})", []).append(x)
     said = [f"{what}: {named(group)}." for what, group in groups.items() if group]
     said += [text for x, _ in tested if not x.control and (text := _of_ceiling(sweep, x.arm.name, x in gains))]
     basis = {d.basis for _, d in tested}
