@@ -2,7 +2,8 @@
 
 FILE or the pipe holds a prompt per line, or JSON lines with `prompt`, `messages` (as trained on: what stands before the last
 answer) or another --prompt-column (a text of any number of lines, or a conversation); then the answers are JSON lines too, with
-the further keys of each. In a terminal without prompts it asks for one after another. Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
+the further keys of each. In a terminal without prompts it asks for one after another.
+Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
 """
 
 from __future__ import annotations

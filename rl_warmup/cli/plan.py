@@ -39,6 +39,9 @@ def command(args: list[str]) -> None:
     options, flags = parser.parse_known_args(args)
     if gone := [flag for flag in flags if flag.startswith(("--tflops", "--bandwidth"))]:
         parser.error(f"{gone[0]}: seconds are not estimated any more. Leave it out; --measure times one update here.")
+    if options.measure:  # torch's profiler tells about itself; torch reads these when it is imported
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     from rl_warmup.experiments.plan import make_plan, read_hardware, this_machine
     from rl_warmup.experiments.plan.page import measured_text, plan_mapping, plan_text
@@ -65,8 +68,6 @@ def command(args: list[str]) -> None:
 
 def _measure(values: dict[str, Any], hardware: Any, given: dict[str, float]) -> tuple[Any, Any]:
     """What an update costs here, and a plan of the settings that it had."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells about itself
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with quick_imports():
         from rl_warmup.experiments.measurement import measure_update, measured_values
     from rl_warmup.experiments.plan import make_plan

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,6 +234,7 @@ def _load_adapted(folder: str, texts: Callable[[], Iterable[str]], **kwargs: Any
             f"base_model_name_or_path into {Path(folder, ADAPTER_FILE)}; a relative one counts from where the command is started."
         ) from error
     shared = shared_weights(model)
+    _keep_peft_quiet()
     with _fitting(folder, base):
         adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
     check_finite(adapted, folder)
@@ -278,6 +280,11 @@ def _base_of(name: str) -> str:
     return name
 
 
+def _keep_peft_quiet() -> None:
+    """Silence its use of a name that transformers 5.24 deprecates, of which no user can change anything."""
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
 def add_adapter(model: Any, peft_config: Any) -> Any:
     """The model with a LoRA-like adapter in place. Raises as `check_adapters`, and ValueError for layers that are not there."""
     from peft import PeftConfig, get_peft_model
@@ -286,6 +293,7 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
         raise ValueError(f"peft_config: is {peft_config!r:.80}. Give a configuration of peft, such as LoraConfig(r=8).")
     if peft_config.inference_mode:
         raise ValueError("peft_config: inference_mode is on, so nothing would be trained. Leave it out.")
+    _keep_peft_quiet()
     try:
         adapted = get_peft_model(model, peft_config)
     except ValueError as error:

@@ -133,6 +133,20 @@ def test_equal_compute_of_a_run_that_is_gone_is_refused(stage):
     assert stage.lines("started") == [f"{arm}/seed-1" for arm in ("sft", "warmup", "longer", "warmup", "longer")]
 
 
+def test_equal_compute_that_was_less_in_the_end_is_said(stage):
+    stage = stage()
+    arms = {"runs": {"sft": {"objective": "sft"}, "warmup": {}}, "grid": None, "control": "sft", "seeds": 2}
+    file = stage.write(**arms, equal_compute={"longer": {"like": "sft", "seconds_of": "warmup"}})
+    run_sweep(file, SweepSettings(stage.output))
+    assert "compute is not equal" not in (stage.output / "results.md").read_text()
+    result = stage.output / "longer/seed-2/metrics.json"
+    result.write_text(result.read_text().replace('"train_seconds": 1.5', '"train_seconds": 1.2'))
+    run_sweep(file, SweepSettings(stage.output))
+    said = (stage.output / "results.md").read_text()
+    assert "longer, seed 2: 1.2 seconds of training, fewer than warmup's 1.5, so compute is not equal" in said
+    assert "longer, seed 1" not in said
+
+
 def worker(file, output, *flags) -> subprocess.Popen:
     command = [sys.executable, "-m", "rl_warmup.cli.main", "sweep", str(file), "--output", str(output), *flags]
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -43,6 +43,7 @@ def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     if pruned := states.count(PRUNED):
         notes.append(f"{pruned} were ended early by the pruner and have no result.")
     notes += [f"FAILED {key}: {error}" for key, error in failed.items()]
+    notes += _too_short(sweep, arms)
     if not arms:
         return Answer("\n".join(["No run has a result yet.", *notes]), failed)
     files = [sweep.output / "results.csv", sweep.output / "results.md"]
@@ -66,6 +67,20 @@ def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
         notes.append(f"No report.html: {error}")
     shown = [sweep.question.question, "", text_table(HEADER, table), "", *verdicts, *notes]
     return Answer("\n".join(shown), failed, files)
+
+
+def _too_short(sweep: Sweep, arms: Sequence[Arm]) -> Iterator[str]:
+    """Runs of equal compute that had less of it in the end: their updates were chosen by the seconds of another run."""
+    seconds = {(arm.name, run.seed): run.result["train_seconds"] for arm in arms for run in arm.runs}
+    for name, rule in sweep.question.equal_compute.items():
+        other = rule["seconds_of"]
+        for (arm, seed), spent in seconds.items():
+            wanted = seconds.get((other, seed), 0.0) if arm == name else 0.0
+            if spent < wanted:
+                yield (
+                    f"{name}, seed {seed}: {spent:.3g} seconds of training, fewer than {other}'s {wanted:.3g}, so compute is not "
+                    f"equal. Its updates were reckoned from the time of another run; longer runs are timed more evenly."
+                )
 
 
 def csv_lines(arms: Iterable[Arm], **named: str) -> Iterator[dict[str, Any]]:
