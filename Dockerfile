@@ -1,4 +1,4 @@
-# docker build -t rl_warmup . && docker run --rm --user "$(id -u)" --volume "$PWD:/data" rl_warmup demo
+# docker build -t rl_warmup . && docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/data" rl_warmup demo
 # Without CUDA, which is several GB smaller: --build-arg TORCH_INDEX=URL, the index where torch has builds for CPUs.
 FROM python:3.11-slim AS build
 COPY . /src

@@ -131,6 +131,11 @@ def test_the_answer_in_words(tmp_path):
     question = Question("ceiling", "?", tmp_path, "exact_match", [1], control="sft")
     imitated = Variant("gold", {"proposals": ["stored"], "proposal_only": True})
     sweep = Sweep(question, {}, tmp_path, [Variant("sft", {"objective": "sft"}), imitated])
-    assert _of_ceiling(sweep, "sft", True) == ""
-    assert "pay here" in _of_ceiling(sweep, "gold", True)
-    assert "nothing to find" in _of_ceiling(sweep, "gold", False)
+    assert _of_ceiling(sweep, "sft", "gains") == ""
+    assert "pay here" in _of_ceiling(sweep, "gold", "gains")
+    assert "not shown to beat sft: if no better warmups exist, there is nothing to find" in _of_ceiling(
+        sweep, "gold", ""
+    )
+    assert "does worse than sft: if no better warmups exist, there is nothing to find" in _of_ceiling(
+        sweep, "gold", "loses"
+    )

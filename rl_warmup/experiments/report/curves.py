@@ -192,6 +192,7 @@ def plot_curves(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     arms = list(dict.fromkeys(arm for curves, _, _ in panels for arm in curves))
     across, down = min(3, len(panels)), -(-len(panels) // 3)
@@ -209,6 +210,8 @@ def plot_curves(
         for number, mark in enumerate(marks):
             axes.axvline(mark, color="#5b6770", linestyle=":", label=mark_label if number == 0 else None)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        if x_label == COSTS["updates"]:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

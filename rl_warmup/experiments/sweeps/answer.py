@@ -159,7 +159,13 @@ def _verdicts(sweep: Sweep, results: MetricResults) -> list[str]:
             missing = "no spread between its seeds" if d.basis == SEEDS else f"no test of {metric} over rows"
             groups.setdefault(f"Not tested against {against} ({(d.untested or missing).rstrip('.')})", []).append(x)
     said = [f"{what}: {named(group)}." for what, group in groups.items() if group]
-    said += [text for x, _ in tested if not x.control and (text := _of_ceiling(sweep, x.arm.name, x in gains))]
+    for x, _ in tested:
+        text = (
+            ""
+            if x.control
+            else _of_ceiling(sweep, x.arm.name, "gains" if x in gains else "loses" if x in losses else "")
+        )
+        said += [text] if text else []
     basis = {d.basis for _, d in tested}
     how = "over rows of one seed (bootstrap), which says nothing of seeds"
     if SEEDS in basis:
@@ -169,15 +175,16 @@ def _verdicts(sweep: Sweep, results: MetricResults) -> list[str]:
     return [*said, f"Tests {how}{holm}."]
 
 
-def _of_ceiling(sweep: Sweep, arm: str, gains: bool) -> str:
+def _of_ceiling(sweep: Sweep, arm: str, result: str) -> str:
     """What an arm that imitates given warmups alone says of those that could be found; nothing for any other arm."""
     changes = next((variant.changes for variant in sweep.variants if variant.name == arm), {})
     settings = sweep.base | sweep.question.settings | changes
     if settings.get("proposals") != ["stored"] or not settings.get("proposal_only"):
         return ""
-    if gains:
+    if result == "gains":
         return f"Warmups as good as those of {arm} pay here: a model that finds such warmups can gain as much."
-    said = f"A model that imitates the warmups of {arm} is not shown to beat {sweep.question.control}"
+    what = "does worse than" if result == "loses" else "is not shown to beat"
+    said = f"A model that imitates the warmups of {arm} {what} {sweep.question.control}"
     return f"{said}: if no better warmups exist, there is nothing to find here."
 
 
