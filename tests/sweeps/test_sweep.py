@@ -236,11 +236,31 @@ def test_tpe_makes_arms_and_a_pruner_ends_the_hopeless(stage):
     assert outcome.failed == {}
     ended = [name for name in stage.lines("ended") if name.endswith("seed-2")]
     if len(ended) < 5:
-        assert f"{5 - len(ended)} were ended early by the pruner" in outcome.text
+        assert f"The pruner ended {5 - len(ended)} early: trial-" in outcome.text
+    assert {row["arm"] for row in results(stage)} == {name.partition("/")[0] for name in ended}  # no better half alone
     arms = {path.parent.parent.name for path in stage.output.glob("trial-*/seed-*/asked.yaml")}
     assert arms == {f"trial-{i}" for i in range(5)}
     run_sweep(file, SweepSettings(stage.output))
     assert {path.parent.parent.name for path in stage.output.glob("trial-*/seed-*/asked.yaml")} == arms
+
+
+def test_arms_that_tpe_made_are_checked_and_completed_like_others(stage):
+    stage = stage()
+    ranges = {"num_warmups": {"low": 2, "high": 4}}
+    asked = {"grid": None, "control": None, "random": ranges, "trials": 2, "sampler": "tpe"}
+    run_sweep(stage.write(**asked, seeds=[1, 2]), SweepSettings(stage.output))
+    for again in (run_sweep, show_jobs):
+        with pytest.raises(ValueError, match=r"trial-0.seed-1 holds a run of other settings \(tau 1.0 -> 2.0\)"):
+            again(stage.write(**asked, seeds=[1, 2], settings={"tau": 2.0}), SweepSettings(stage.output))
+    known = {(row["arm"], row["seed"]): row["value"] for row in results(stage)}
+    run_sweep(stage.write(**asked, seeds=[1, 2, 3]), SweepSettings(stage.output))
+    now = {(row["arm"], row["seed"]): row["value"] for row in results(stage)}
+    assert now.keys() == {(f"trial-{i}", str(seed)) for i in (0, 1) for seed in (1, 2, 3)}
+    assert known.items() <= now.items()
+    shutil.rmtree(stage.output / "trial-1" / "seed-2")
+    run_sweep(stage.write(**asked, seeds=[1, 2, 3]), SweepSettings(stage.output))
+    assert {(row["arm"], row["seed"]): row["value"] for row in results(stage)} == now
+    assert sorted(stage.lines("ended")) == sorted([f"{arm}/seed-{seed}" for arm, seed in now] + ["trial-1/seed-2"])
 
 
 def test_jobs_get_devices_and_one_seed_is_tested_over_rows(stage):

@@ -146,6 +146,16 @@ class Sweep:
         jobs = [self.job(variant, seed) for seed, variant in pairs if seed in self.question.seeds_of(variant.name)]
         return sorted(jobs, key=lambda job: job.variant.name not in awaited)
 
+    def refuse_others(self) -> None:
+        """Raises `Job.refuse_another` for every run that is there, those of arms that the study made too."""
+        for job in self.jobs():
+            if job.ready or job.done:
+                job.refuse_another()
+        for asked in sorted(self.output.glob(f"{SEARCHED}*/seed-*/{ASKED}")) if self.ranges else ():
+            before = read_yaml(asked, "recipe")
+            drawn = {key: before[key] for key in self.ranges if key in before}
+            self.job(Variant(asked.parents[1].name, drawn), int(before["seed"])).refuse_another()
+
     def arms(self, variants: list[Variant] | None = None) -> list[Arm]:
         """The arms with their finished runs, without later evaluations; those that have none are left out."""
         found = []

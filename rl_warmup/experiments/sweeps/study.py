@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rl_warmup.experiments.sweeps.jobs import SEARCHED, Sweep, import_optuna
-from rl_warmup.runtime.ownership import file_lock
+from rl_warmup.runtime.ownership import RESULT, file_lock
 
 RUNNING, WAITING, DONE, PRUNED, FAILED = "running", "waiting", "done", "pruned", "failed"
 CLAIMED, WAIT, OVER = "claimed", "wait", "over"
@@ -130,6 +130,9 @@ class Queue:
                 spaces = self._distributions(job.variant.params)
                 params = {k: str(v) if hasattr(spaces[k], "choices") else v for k, v in job.variant.params.items()}
                 self._add(params, {"run": key, "arm": job.variant.name, "seed": job.seed}, spaces)
+        for trial in self.study.get_trials(deepcopy=False):
+            if self.sweep.trials and trial.user_attrs.get("run") not in by_run and self._removed(trial):
+                self._requeue(trial)
         now = datetime.datetime.now()
         for trials in by_run.values():
             last = trials[-1]
@@ -191,9 +194,14 @@ class Queue:
         return found
 
     def _removed(self, trial: Any) -> bool:
-        """Whether it ended with a result that somebody took away."""
-        job = self.jobs.get(trial.user_attrs.get("run"))
-        return self.beside and trial.state.name == "COMPLETE" and job is not None and not job.done
+        """Whether it ended with a result that somebody took away, or lacks seeds that were added since."""
+        key = str(trial.user_attrs.get("run"))
+        if not self.beside or trial.state.name != "COMPLETE":
+            return False
+        if job := self.jobs.get(key):
+            return not job.done
+        seeds = self.sweep.question.seeds if key.startswith(SEARCHED) and "seed" not in trial.user_attrs else []
+        return not all((self.sweep.folder(key, seed) / RESULT).is_file() for seed in seeds)
 
     @staticmethod
     def _state(trials: list[Any]) -> str:
