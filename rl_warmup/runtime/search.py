@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from transformers import Trainer, set_seed
 
-SEARCH_STATE = ("hp_search_backend", "hp_space", "hp_name", "compute_objective", "objective")
+from rl_warmup.runtime.values import typed
+
+SEARCH_STATE = ("hp_search_backend", "hp_space", "hp_name", "compute_objective", "objective", "before_trial")
 
 
 class SearchTrainer(Trainer):
@@ -23,6 +25,7 @@ class SearchTrainer(Trainer):
 
     made_of: dict[str, Any]
     objective: float | None = None
+    before_trial: dict[str, Any] = {}  # noqa: RUF012  # settings as they were before a trial of the search changed them
 
     def __new__(cls, *args: Any, **kwargs: Any) -> SearchTrainer:
         trainer = super().__new__(cls)
@@ -49,10 +52,7 @@ class SearchTrainer(Trainer):
                 raise ValueError(
                     f"hp_space: returned {space!r:.80}. Return a dict of settings, such as {{'tau': 0.5}}."
                 )
-            for name, value in space.items():
-                if not hasattr(self.args, name):
-                    raise ValueError(f"hp_space: {name!r} is not a setting. `rl-warmup train --help` lists ours.")
-                setattr(self.args, name, value)
+            self._settle(space)
         kept = {name: getattr(self, name) for name in SEARCH_STATE if hasattr(self, name)}
         trial_folder = self._get_output_dir(trial)
         set_seed(self.args.seed)
@@ -73,6 +73,22 @@ class SearchTrainer(Trainer):
         finally:
             self.model_init = model_init
 
+    def _settle(self, space: Mapping[str, Any]) -> None:
+        """Give the settings a trial's values; those that only an earlier trial changed are as before it."""
+        for name, value in self.before_trial.items():
+            setattr(self.args, name, value)
+        for name in space:
+            if not hasattr(self.args, name):
+                raise ValueError(f"hp_space: {name!r} is not a setting. `rl-warmup train --help` lists ours.")
+        if "output_dir" in space:
+            raise ValueError("hp_space: output_dir is made for every trial below that of the trainer. Leave it out.")
+        values, faults = typed(space, [type(self.args)])
+        if faults:
+            raise ValueError(f"hp_space: {faults[0]}")
+        self.before_trial = {name: getattr(self.args, name) for name in space}
+        for name, value in values.items():
+            setattr(self.args, name, value)
+
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Callable[[dict[str, float]], float] | None = None, **kwargs: Any
     ) -> Any:
@@ -86,7 +102,10 @@ class SearchTrainer(Trainer):
         for name, given in (("hp_space", hp_space), ("compute_objective", compute_objective)):
             if given is not None and not callable(given):
                 raise ValueError(f"{name}: {given!r:.80} cannot be called. Give a function.")
-        return super().hyperparameter_search(hp_space, compute_objective or validation_loss, **kwargs)
+        try:
+            return super().hyperparameter_search(hp_space, compute_objective or validation_loss, **kwargs)
+        finally:
+            self._settle({})
 
 
 def validation_loss(metrics: dict[str, float]) -> float:

@@ -78,6 +78,22 @@ def test_training_twice_with_a_model_init_gives_the_same_twice(searchable):
     assert len(trainer.state.log_history) == 3  # two updates and the end, not five
 
 
+def test_a_setting_of_one_trial_ends_with_it(searchable, tmp_path):
+    trainer = searchable()
+    before = (trainer.args.tau, trainer.args.num_warmups)
+    space = lambda trial: {"tau": 3.0} if trial.number == 0 else {"num_warmups": 3}  # noqa: E731
+    trainer.hyperparameter_search(space, n_trials=2, backend="optuna", direction="minimize")
+    taus = [read_jsonl(tmp_path / "search" / f"run-{i}" / "metrics.jsonl")[0]["tau"] for i in range(2)]
+    assert taus == [3.0, before[0]]
+    assert (trainer.args.tau, trainer.args.num_warmups) == before
+
+
+@pytest.mark.parametrize("space", [{"output_dir": "x"}, {"learning_rate": "x"}, {"num_warmups": -1}])
+def test_a_faulty_value_of_a_trial_is_named(searchable, space):
+    with pytest.raises(ValueError, match=f"hp_space: {next(iter(space))}"):
+        searchable().hyperparameter_search(lambda trial: space, n_trials=1, backend="optuna")
+
+
 def test_a_trial_is_checked_like_a_recipe(searchable):
     with pytest.raises(ValueError, match="hp_space: 'num_warmup' is not a setting"):
         searchable().hyperparameter_search(lambda trial: {"num_warmup": 3}, n_trials=1, backend="optuna")
