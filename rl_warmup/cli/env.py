@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 
 from rl_warmup.cli.main import OptionParser, quick_imports
@@ -12,7 +13,8 @@ PREFIXES = (
     "ACCELERATE_", "CUDA_", "DS_", "FSDP_", "HF_", "LOCAL_RANK", "MASTER_", "MKL_", "NCCL_", "OMP_", "PYTORCH_", "RANK",
     "RL_WARMUP_", "SLURM_JOB_ID", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "WORLD_SIZE", "LANG", "LC_ALL", "PYTHONIOENCODING",
 )  # fmt: skip
-SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+SECRET = {"TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD"}  # parts of names whose values are not shown
+LOGIN = re.compile(r"//[^/@\s]+@")  # of an address
 
 
 def command(args: list[str]) -> None:
@@ -40,4 +42,4 @@ def command(args: list[str]) -> None:
     print(f"free on the disk of {os.getcwd()}: {shutil.disk_usage('.').free / 2**30:.0f} GiB")
     for name, value in sorted(os.environ.items()):
         if name.startswith(PREFIXES):
-            print(f"{name}={'...' if name.endswith(SECRET) else value}")
+            print(f"{name}={'...' if SECRET & set(name.split('_')) else LOGIN.sub('//...@', value)}")

@@ -1,7 +1,7 @@
 """`rl-warmup generate MODEL "a prompt" ...`: write warmups and targets for prompts from arguments, a file, a pipe or a terminal.
 
-FILE or the pipe holds a prompt per line, or JSON lines with `prompt`, `messages` (as trained on: what stands before the last
-answer) or another --prompt-column (a text of any number of lines, or a conversation); then the answers are JSON lines too, with
+FILE or the pipe holds a prompt per line, or JSON lines with `prompt`, `messages` or `conversations` (an answer at their end is
+left out) or another --prompt-column (a text of any number of lines, or a conversation); then the answers are JSON lines too, with
 the further keys of each. In a terminal without prompts it asks for one after another.
 Also `accelerate launch -m rl_warmup.cli.generate MODEL --file PROMPTS`: the processes share the prompts.
 """
@@ -23,7 +23,7 @@ from rl_warmup.cli.main import OptionParser, count, quantity, quick_imports, run
 from rl_warmup.runtime.faults import processes
 
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".gz", ".zst", ".zip")
-TRAINED = "messages"  # the column of conversations whose last answer is a target of training
+TRAINED = ("messages", "conversations")  # columns of conversations whose last answer is a target of training
 # An object begins, or a list of some. A text may begin with [INST].
 JSON = re.compile(rb"\s*(\{|\[\s*[{\]])")
 
@@ -192,8 +192,8 @@ def _objects(lines: list[bytes], name: str, column: str) -> list[dict[str, Any]]
     for number, record in records(lines, f"{name}, line ", "Give an object with a prompt."):
         where, key = f"{name}, line {number}", column
         if key == "prompt" and "prompt" not in record:
-            key = TRAINED
-            if key not in record:
+            key = next((name for name in TRAINED if name in record), column)
+            if key == column:
                 keys = ", ".join(map(repr, record))
                 raise ValueError(
                     f"{where}: has no prompt among its keys ({keys:.200}). Name the prompt's with --prompt-column."
@@ -203,7 +203,8 @@ def _objects(lines: list[bytes], name: str, column: str) -> list[dict[str, Any]]
             raise ValueError(f"{where}: has no prompt. Give a text or a conversation as `{key}`.")
         if isinstance(prompt, list):
             prompt = conversation(prompt, key, where)
-            if key == TRAINED and prompt[-1]["role"] == "assistant":  # elsewhere it is an answer that is continued
+            is_trained = key.rpartition(".")[2] in TRAINED  # elsewhere an answer at the end is continued
+            if is_trained and prompt[-1]["role"] == "assistant":
                 prompt, _ = split_answer(prompt, key, where)
         rows.append({**record, "prompt": prompt})
     return rows

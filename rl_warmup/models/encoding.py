@@ -211,7 +211,7 @@ class RowEncoder:
             where = f"prompt {index}"
             _refuse_other(prompt, "prompt", where, messages=True)
             _refuse_half(prompt, "prompt", where)
-            whole = self._prompt_ids(prompt, where)
+            whole = [] if prompt == [] else self._prompt_ids(prompt, where)
             if not whole:
                 raise ValueError(f"{where}: is empty ({prompt!r}). Give a text.")
             if self._is_unknown(whole):
@@ -340,7 +340,19 @@ def _refuse_other(value: Any, column: str, where: str, messages: bool = False) -
     """Raises ValueError for a column that holds neither text nor None nor, where `messages` are allowed, a list of them."""
     if value is None or isinstance(value, str):
         return
-    if messages and isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
+    if isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
+        if not messages:
+            raise ValueError(
+                f"{where}: the {column} has {len(value)} messages, or one without a text, but a single answer is read. Put the "
+                f"others into the prompt. {OTHER_FORMS}"
+            )
+        for number, message in enumerate(value):
+            says = isinstance(message.get("content"), str) or bool(message.get("tool_calls"))
+            if not isinstance(message.get("role"), str) or not says:
+                raise ValueError(
+                    f"{where}: message {number} of the {column} is {str(dict(message))[:60]}, but needs `role` and `content` as "
+                    f"texts. {OTHER_FORMS}"
+                )
         return
     wanted = "a text, or a list of messages" if messages else "a text"
     hint = (
@@ -354,6 +366,5 @@ def _refuse_other(value: Any, column: str, where: str, messages: bool = False) -
 
 def _target_text(value: Any) -> Any:
     """The text of TRL's conversational completion, or the value itself."""
-    if isinstance(value, list) and all(isinstance(message, dict) and "content" in message for message in value):
-        return "".join(message["content"] for message in value)
-    return value
+    alone = value[0] if isinstance(value, list) and len(value) == 1 else None
+    return alone["content"] if isinstance(alone, Mapping) and isinstance(alone.get("content"), str) else value

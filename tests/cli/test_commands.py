@@ -224,3 +224,22 @@ def test_a_reward_that_may_fail_is_counted_and_written_down(recipe, tmp_path, ca
     warnings = read_jsonl(tmp_path / "run" / "warnings.jsonl")
     assert [(warning["step"], warning["rule"]) for warning in warnings] == [(0, "reward torn"), (1, "reward torn")]
     assert warnings[0]["done"] == "it is left out for the warmups of 4 prompts (on_failure: skip)"
+
+
+def test_env_shows_no_secret(monkeypatch, capsys):
+    shown = {
+        "HF_ENDPOINT": "https://bob:pw@mirror/x",
+        "HF_TOKEN_READ": "abc",
+        "HF_TOKEN": "def",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in shown.items():
+        monkeypatch.setenv(name, value)
+    assert main(["env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {
+        "HF_ENDPOINT=https://...@mirror/x",
+        "HF_TOKEN_READ=...",
+        "HF_TOKEN=...",
+        "TOKENIZERS_PARALLELISM=false",
+    } <= set(lines)

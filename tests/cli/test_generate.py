@@ -89,6 +89,10 @@ def test_conversations_with_their_answers_are_read_as_in_training(tmp_path, caps
         out = written(capsys, tmp_path / "run", "--file", tmp_path / "test.jsonl", *more)
         assert [row["prediction"] for row in out] == [row["prediction"] for row in own]
         assert out[0]["prompt"] == [{"role": "user", "content": "a+0 b+0"}]
+    lines = [json.dumps({"data": {"conversations": chat}}) for chat in chats[:4]]
+    (tmp_path / "other.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    out = written(capsys, tmp_path / "run", "--file", tmp_path / "other.jsonl", "--prompt-column", "data.conversations")
+    assert [row["prediction"] for row in out] == [row["prediction"] for row in own]
 
 
 def test_a_pipe_and_python_write_the_same(run, monkeypatch, capsys):

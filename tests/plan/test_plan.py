@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rl_warmup.cli.main import main
-from rl_warmup.experiments.plan import make_plan, read_hardware
+from rl_warmup.experiments.plan import make_plan, planned_cost, read_hardware
 
 LLAMA = "meta-llama/Llama-3.2-1B"
 RECIPE = {
@@ -169,3 +169,26 @@ def test_words_of_conversations_are_counted(plan, tmp_path):
     rows.write_text(json.dumps({"messages": talk}))
     settings = {**TINY, "task": "file", "task_kwargs": {"train": str(rows)}}
     assert "fits" in plan("1xCPU-8GB", **settings)
+
+
+@pytest.mark.parametrize(("changes", "updates"), [
+    ({"num_train_epochs": 0.5}, 3), ({"num_train_epochs": 1.5, "gradient_accumulation_steps": 3}, 3),
+    ({"num_train_epochs": 2}, 12),
+])  # fmt: skip
+def test_parts_of_epochs_are_counted_as_trainer_counts_them(changes, updates, tmp_path):
+    """12 rows, 2 a batch: ceil(epochs x updates of an epoch), which a run of these settings makes too."""
+    rows = {"length": 3, "modulus": 3, "train_size": 12, "validation_size": 4, "test_size": 4}
+    values = {
+        **TINY,
+        "task_kwargs": rows,
+        "per_device_train_batch_size": 2,
+        "eval_strategy": "no",
+        "eval_delay": 0,
+        **changes,
+    }
+    assert planned_cost(values)["updates"] == updates
+    path = tmp_path / "recipe.yaml"
+    quiet = {"output_dir": str(tmp_path / "run"), "save_strategy": "no", "show_progress": False, "report_to": "none"}
+    path.write_text(yaml.safe_dump({**values, **quiet, "max_warmup_length": 4, "max_target_length": 6}))
+    assert main(["train", "--config", str(path)]) == 0
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["updates"] == updates

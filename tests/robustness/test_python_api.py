@@ -104,6 +104,7 @@ class Endless(IterableDataset):
 
 
 LORA = {"target_modules": ["q"]}
+U, A = {"role": "user", "content": "alpha"}, {"role": "assistant", "content": "beta"}
 ALONE = torch.optim.lr_scheduler.LambdaLR(sgd(), lambda step: 1.0)
 TRAINER: list[tuple[dict[str, Any], str]] = [
     *(({"train_dataset": rows}, said) for rows, said in [
@@ -111,6 +112,10 @@ TRAINER: list[tuple[dict[str, Any], str]] = [
         (object(), "takes one set of rows"), (["a"], "row 0: is a str ('a'), no row"), ([*ROWS, None], "row 8: is a NoneType"),
         ([("a", "b")], "row 0: is a tuple"), (torch.ones(2), "row 0: is a Tensor"),
         ([{"prompt": [], "target": "alpha"}], "the prompt is empty"),
+        *(([{"prompt": [message], "target": "alpha"}], "message 0 of the prompt is") for message in (
+            {"from": "human", "value": "alpha"}, {"role": "user"}, {"role": "user", "content": [{"type": "text", "text": "alpha"}]})),
+        ([{"prompt": [U], "completion": [A, U, A]}], "the completion has 3 messages"),
+        ([{"prompt": [U], "completion": [{**A, "content": None}]}], "or one without a text"),
     ]),
     ({"eval_dataset": {"a": {"b": ROWS}}}, "'a' is {'b'"), ({"eval_dataset": {"a": ROWS, "b": None}}, "'b' is None"),
     ({"eval_dataset": {"a": ROWS, 1: {}}}, "1 is {}"),
@@ -196,6 +201,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
       for given in (5, [5, None], "ab", {"text": ["a"]})),
     ("generate", (P,), {"warmup": itertools.repeat("alpha")}, "without a length"),
     ("generate", (itertools.cycle([P]),), {}, "Give them to `iterate`"), ("iterate", ([P],), {"places": [0]}, "numbers its inputs"),
+    ("generate", ({"prompt": []},), {}, "is empty"),
     ("generate", (FRAME,), {}, "to_dict('records')"), ("generate", (b"alpha",), {}, "input 0: "),
     *(("iterate", (given,), {}, "is no list of inputs") for given in (None, 5, P, {"prompt": P}, FRAME)),
     *(("iterate", ([P],), {"batch_size": size}, "batch_size: is ") for size in (0, -1, None, "2")),

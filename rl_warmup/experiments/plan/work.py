@@ -106,7 +106,8 @@ class Work:
         """Updates of the whole run; None where nobody can say without the data."""
         if self.updates is not None or self.train_rows is None:
             return self.updates
-        return math.ceil(self.train_rows / (self.prompts * self.micro_batches * processes)) * math.ceil(self.epochs)
+        an_epoch = math.ceil(self.train_rows / (self.prompts * self.micro_batches * processes))
+        return math.ceil(self.epochs * an_epoch)  # as Trainer counts
 
 
 def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = None) -> Work:

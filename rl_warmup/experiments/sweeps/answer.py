@@ -37,13 +37,20 @@ def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     """Write results.csv, results.md and report/ into the sweep's folder; `note` is said beside the table."""
     variants = sweep.variants + [Variant(name, params, params) for name, params in queue.made().items()]
     failed, standing = queue.errors(), queue.standing()
-    states, pruned = list(standing.values()), {key.rpartition("/seed-")[0] or key for key, s in standing.items() if s == PRUNED}
-    arms = sweep.arms([variant for variant in variants if variant.name not in pruned])  # their better seeds alone would be left
+    states, pruned = (
+        list(standing.values()),
+        {key.rpartition("/seed-")[0] or key for key, s in standing.items() if s == PRUNED},
+    )
+    arms = sweep.arms(
+        [variant for variant in variants if variant.name not in pruned]
+    )  # their better seeds alone would be left
     notes = [note] if note else []
     if missing := queue.total - sum(state in (DONE, FAILED, PRUNED) for state in states):
         notes.append(f"{missing} of {queue.total} are not done; the same command goes on with them.")
     if pruned:
-        notes.append(f"The pruner ended {states.count(PRUNED)} early: {', '.join(sorted(pruned))}, left out of the table.")
+        notes.append(
+            f"The pruner ended {states.count(PRUNED)} early: {', '.join(sorted(pruned))}, left out of the table."
+        )
     notes += [f"FAILED {key}: {error}" for key, error in failed.items()]
     notes += _too_short(sweep, arms)
     if not arms:
