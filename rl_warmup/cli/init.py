@@ -95,6 +95,11 @@ def recipe_text(file: Path, output: Path, columns: dict[str, str], model: str | 
     share = 0.1 if distinct >= 20 else 0.25  # two prompts at least: the control `shuffled` exchanges warmups
     load_task("file", path=str(file), validation_fraction=share, test_fraction=share, **columns)
     chat = isinstance(rows[0]["prompt"], list)
+    if other := next((number for number, row in enumerate(rows) if isinstance(row["prompt"], list) is not chat), None):
+        kinds = ("conversations", "texts") if chat else ("texts", "conversations")
+        raise ValueError(
+            f"{file}: prompts are {kinds[0]} up to row {other}, and {kinds[1]} there. Give one kind alone."
+        )
     model = model or (CHAT if chat else T5)
     scratch = model.startswith("scratch-")
     words = [_words(row["target"]) for row in rows]

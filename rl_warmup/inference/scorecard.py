@@ -24,6 +24,7 @@ from rl_warmup.batch import Warmup, WarmupBatch
 from rl_warmup.engine import enable_scoring, score
 from rl_warmup.inference.generation import WarmupGenerator
 from rl_warmup.method.rollout import add_predictions, prediction_limit
+from rl_warmup.models.chat import NONE
 from rl_warmup.models.constraints import SamplingConstraints
 from rl_warmup.models.encoding import HALF
 from rl_warmup.models.inference_settings import Inference, read_layout
@@ -35,6 +36,7 @@ from rl_warmup.rewards import PREDICTIONS, Reward, RewardSet
 from rl_warmup.rewards.arguments import Arguments
 from rl_warmup.rewards.calling import start
 from rl_warmup.runtime.documents import records
+from rl_warmup.tasks.conversations import conversation, flat
 
 NEEDED = ("prompt", "target", "warmup")
 TINY = {"width": 16, "layers": 1, "heads": 2, "tokenizer": "words"}
@@ -70,7 +72,9 @@ def read_warmups(path: str | Path) -> list[Row]:
             )
         for row in [record] if group is None else [{**record, **one} for one in group]:
             row.setdefault("id", f"line {number}")
-            for key in NEEDED:
+            if isinstance(row.get("prompt"), list):
+                row["prompt"] = conversation(row["prompt"], "prompt", f"{path}, line {number}")
+            for key in NEEDED[1:] if isinstance(row.get("prompt"), list) else NEEDED:
                 if not isinstance(row.get(key), str):
                     raise ValueError(f"{path}, line {number}: {key!r} is {row.get(key)!r:.80}; give a text.")
                 if half := HALF.search(row[key]):
@@ -87,11 +91,12 @@ def open_model(name: str | None, rows: Sequence[Row]) -> WarmupGenerator:
     """A run folder, any model that training could start from, or for None a tiny model whose tokens are the file's words."""
     if name is not None and read_layout(name):
         return WarmupGenerator.load(name)
-    texts = [row[key] for row in rows for key in NEEDED]
+    texts = [flat(row[key]) for row in rows for key in NEEDED]
     model, tokenizer = load_model(name or "scratch-t5", lambda: texts, TINY)
     tokens = declare_tokens(model, tokenizer)
     constraints = SamplingConstraints(tokens.separator_id, tokens.banned)
-    settings = Inference(constraints, tokens.separator, max_target_length=128)
+    template = None if tokenizer.chat_template else NONE  # of conversations
+    settings = Inference(constraints, tokens.separator, max_target_length=128, chat_template=template)
     return WarmupGenerator(model.eval(), tokenizer, make_layout(model, tokens), settings)
 
 

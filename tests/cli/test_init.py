@@ -45,6 +45,11 @@ def test_the_recipe_trains(capsys):
     assert recipe.config.output_dir == "runs/mine"
 
 
+def test_texts_among_conversations_are_refused(capsys):
+    assert main(["init", write("mine.jsonl", [*pairs(), {"messages": TALK}])]) == 2
+    assert "prompts are texts up to row 12, and conversations there" in capsys.readouterr().err
+
+
 def test_columns_are_asked_for_by_their_flags(capsys):
     assert main(["init", write("mine.jsonl", pairs(names=("q", "a")))]) == 2
     said = capsys.readouterr().err

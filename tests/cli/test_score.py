@@ -23,6 +23,7 @@ ROWS = [
 OWN = """
 calls = []
 def words(completions, **kwargs): return [float(len(c.split())) for c in completions]
+def talks(completions, **kwargs): return [float(len(c[0]["content"])) for c in completions]  # as TRL gives them
 def coloured(colour, **kwargs): return [None if c is None else 1.0 for c in colour]
 def mine(completions): return [0.0] * len(completions)
 def nan_for_red(colour, **kwargs): return [float("nan") if c == "red" else 0.0 for c in colour]
@@ -52,6 +53,17 @@ def score(capsys, *args: str) -> tuple[int, str, str]:
 
 def line(table: str, name: str) -> list[str]:
     return next(line for line in table.splitlines() if line.startswith(name)).split()
+
+
+def test_warmups_of_conversations_are_scored(place, capsys):
+    chats = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
+    write_jsonl(place / "chats.jsonl", chats)
+    for model in ((), ("--model", "start:skills-llama")):
+        code, out, err = score(capsys, "chats.jsonl", "--reward", "own.py:talks", *model)
+        assert code == 0, err
+        assert "6 warmups of 3 prompts" in out
+    write_jsonl(place / "bad.jsonl", [{**ROWS[0], "prompt": 5}])
+    assert "'prompt' is 5; give a text" in score(capsys, "bad.jsonl", "--reward", "own.py:words")[2]
 
 
 def test_scores_and_spread_without_a_model(place, capsys):

@@ -192,3 +192,9 @@ def test_parts_of_epochs_are_counted_as_trainer_counts_them(changes, updates, tm
     path.write_text(yaml.safe_dump({**values, **quiet, "max_warmup_length": 4, "max_target_length": 6}))
     assert main(["train", "--config", str(path)]) == 0
     assert json.loads((tmp_path / "run/metrics.json").read_text())["updates"] == updates
+
+
+def test_a_template_is_said_to_be_left_out(plan, tmp_path):
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    told = plan("1xCPU", **TINY, system="Be brief.", chat_template=str(tmp_path / "chat.jinja"))
+    assert "chat_template, system" in next(line for line in told.splitlines() if line.startswith("Not counted: ")), told
