@@ -166,7 +166,9 @@ def test_the_snippets_of_a_model_of_conversations_run(trained, tmp_path):
     more |= {"output_dir": str(tmp_path / "chat"), "max_prompt_length": 5, "prompt_truncation": "left"}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**recipe, **more}), encoding="utf-8")
     assert main(["train", "--config", str(tmp_path / "r.yaml")]) == 0
-    assert "apply_chat_template" in (tmp_path / "chat" / "README.md").read_text(encoding="utf-8")
+    text = (tmp_path / "chat" / "README.md").read_text(encoding="utf-8")
+    assert "apply_chat_template" in text
+    assert "keeps its begin token" in text
     check_snippets(tmp_path / "chat", tmp_path)
 
 
@@ -202,6 +204,9 @@ def test_every_arm_of_the_demo_is_written_alike(tmp_path, sweep):
         "max_steps": 60,
         "eval_strategy": "no",
         "metric_for_best_model": None,
+        "load_best_model_at_end": False,
+        "save_strategy": "no",
+        "save_total_limit": None,
         "show_progress": False,
         "controls": [],
     }

@@ -82,6 +82,10 @@ banned; then from prompt, warmup and separator on."""
     trust = ", trust_remote_code=True" if writes and not adapter else ""
     lost = "The warmup did not end, so no target was written: see below what trust_remote_code does."
     check = f'if {tokens.separator_id} not in ids:\n    raise SystemExit("{lost}")\n' if writes else ""
+    templated = settings.chat and settings.chat_template != NONE
+    unlike = (
+        "; a conversation cut on the left keeps its begin token there, and loses it here" if templated and side else ""
+    )
     programs = (
         "transformers and peft (and the base model that adapter_config.json names)" if adapter else "transformers"
     )
@@ -97,7 +101,7 @@ print(WarmupGenerator.from_pretrained(".").generate(["a prompt"])[0]["prediction
 ```
 
 With {programs} alone, token for token what `predictions.jsonl` holds (greedy; in 16 bits, or in other batches, ties may
-fall otherwise):
+fall otherwise{unlike}):
 
 ```python
 from transformers import {imports}
