@@ -366,5 +366,7 @@ def _refuse_other(value: Any, column: str, where: str, messages: bool = False) -
 
 def _target_text(value: Any) -> Any:
     """The text of TRL's conversational completion, or the value itself."""
+    if value == []:
+        return ""
     alone = value[0] if isinstance(value, list) and len(value) == 1 else None
     return alone["content"] if isinstance(alone, Mapping) and isinstance(alone.get("content"), str) else value

@@ -60,7 +60,7 @@ def test_zero_that_accelerate_would_turn_into_ddp(recipe):
         [*launch, "-m", "rl_warmup.cli.train", "--config", recipe], 200, ACCELERATE_USE_CPU="true"
     )
     assert code != 0
-    assert "of 2): DeepSpeed was requested, but the model is wrapped in DistributedDataParallel" in output
+    assert "counted from 0): DeepSpeed was requested, but the model is wrapped in DistributedDataParallel" in output
     assert not Path("run", "metrics.jsonl").exists()
 
 
