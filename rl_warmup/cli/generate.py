@@ -23,7 +23,6 @@ from rl_warmup.cli.main import OptionParser, count, quantity, quick_imports, run
 from rl_warmup.runtime.faults import processes
 
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".gz", ".zst", ".zip")
-TRAINED = ("messages", "conversations")  # columns of conversations whose last answer is a target of training
 # An object begins, or a list of some. A text may begin with [INST].
 JSON = re.compile(rb"\s*(\{|\[\s*[{\]])")
 
@@ -187,12 +186,13 @@ def _objects(lines: list[bytes], name: str, column: str) -> list[dict[str, Any]]
     from rl_warmup.runtime.documents import records
     from rl_warmup.tasks.columns import pick
     from rl_warmup.tasks.conversations import conversation, split_answer
+    from rl_warmup.tasks.forms import CONVERSATIONS
 
     rows = []
     for number, record in records(lines, f"{name}, line ", "Give an object with a prompt."):
         where, key = f"{name}, line {number}", column
         if key == "prompt" and "prompt" not in record:
-            key = next((name for name in TRAINED if name in record), column)
+            key = next((name for name in CONVERSATIONS if name in record), column)
             if key == column:
                 keys = ", ".join(map(repr, record))
                 raise ValueError(
@@ -203,7 +203,7 @@ def _objects(lines: list[bytes], name: str, column: str) -> list[dict[str, Any]]
             raise ValueError(f"{where}: has no prompt. Give a text or a conversation as `{key}`.")
         if isinstance(prompt, list):
             prompt = conversation(prompt, key, where)
-            is_trained = key.rpartition(".")[2] in TRAINED  # elsewhere an answer at the end is continued
+            is_trained = key.rpartition(".")[2] in CONVERSATIONS  # elsewhere an answer at the end is continued
             if is_trained and prompt[-1]["role"] == "assistant":
                 prompt, _ = split_answer(prompt, key, where)
         rows.append({**record, "prompt": prompt})

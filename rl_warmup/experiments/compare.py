@@ -24,7 +24,7 @@ LOWER_IS_BETTER = {name for name, metric in METRICS.items() if not metric.higher
 BOUNDS = {name: metric.bounds for name, metric in METRICS.items() if metric.bounds}
 LOWER_IS_BETTER |= {"unparsed", "loss", "ter", "wer", "cer"}  # values beside a metric's, and other people's metrics
 ALPHA = 0.05
-# Equal compute gives the control at least the other arm's seconds, so it errs on the control's side.
+# Equal compute aims above the other arm's seconds, as runs are timed unevenly, so it errs on the control's side.
 COMPUTE_MARGIN = 1.1
 RowTest = Callable[[Path, str, Path, str], dict[str, Comparison] | str]  # `row_test`, or that in a cache
 # what a run may cost: key in timing.jsonl or metrics.json -> in words
@@ -187,6 +187,6 @@ def _cost(run: Run, key: str) -> float | None:
 
 
 def updates_at_equal_compute(result: dict[str, Any], seconds: float) -> int:
-    """Updates that would take a finished run at least `COMPUTE_MARGIN` times `seconds`, and never fewer than it had."""
+    """Updates that should take a finished run `COMPUTE_MARGIN` times `seconds` at its speed, and never fewer than it had."""
     ratio = COMPUTE_MARGIN * seconds / result["train_seconds"]
     return max(result["updates"], math.ceil(ratio * result["updates"]))

@@ -376,9 +376,8 @@ class WarmupGenerator:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _prediction(self, row: dict[str, Any], written: Written) -> dict[str, Any]:
-        made = (
-            (*ADDED, *FOUND) if all(name in row for name in WRITTEN) else ADDED
-        )  # the row may be an earlier prediction
+        is_prediction = all(name in row for name in WRITTEN)  # an earlier one, whose scores are not this one's
+        made = (*ADDED, *FOUND) if is_prediction else ADDED
         text, warmup = {k: v for k, v in row.items() if k not in made}, written.warmup
         prediction, finish = self.decode(written.target), "end" if written.ended else "length"
         values = (self.decode(warmup.ids), warmup.ids, warmup.finish, prediction, written.target, finish)

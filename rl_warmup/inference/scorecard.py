@@ -72,9 +72,10 @@ def read_warmups(path: str | Path) -> list[Row]:
             )
         for row in [record] if group is None else [{**record, **one} for one in group]:
             row.setdefault("id", f"line {number}")
+            texts: tuple[str, ...] = NEEDED
             if isinstance(row.get("prompt"), list):
-                row["prompt"] = conversation(row["prompt"], "prompt", f"{path}, line {number}")
-            for key in NEEDED[1:] if isinstance(row.get("prompt"), list) else NEEDED:
+                row["prompt"], texts = conversation(row["prompt"], "prompt", f"{path}, line {number}"), NEEDED[1:]
+            for key in texts:
                 if not isinstance(row.get(key), str):
                     raise ValueError(f"{path}, line {number}: {key!r} is {row.get(key)!r:.80}; give a text.")
                 if half := HALF.search(row[key]):

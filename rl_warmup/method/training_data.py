@@ -72,7 +72,7 @@ def encode_sets(encoder: RowEncoder, rows: Any, name: str, args: TrainingArgumen
             f"dict of such sets."
         )
     if found and all("prompt_ids" in row and "target_ids" in row for row in found):
-        again = replace(encoder, counts=Counter()).encode({**found[0]}, f"{name} row 0")
+        again = replace(encoder, counts=Counter()).encode(dict(found[0]), f"{name} row 0")
         if again is not None and again["target_ids"] != found[0]["target_ids"]:
             raise ValueError(
                 f"{name}: the rows are encoded by another tokenizer or with other limits. Give them without `prompt_ids` and "

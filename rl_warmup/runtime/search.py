@@ -77,9 +77,6 @@ class SearchTrainer(Trainer):
         """Give the settings a trial's values; those that only an earlier trial changed are as before it."""
         for name, value in self.before_trial.items():
             setattr(self.args, name, value)
-        for name in space:
-            if not hasattr(self.args, name):
-                raise ValueError(f"hp_space: {name!r} is not a setting. `rl-warmup train --help` lists ours.")
         if "output_dir" in space:
             raise ValueError("hp_space: output_dir is made for every trial below that of the trainer. Leave it out.")
         values, faults = typed(space, [type(self.args)])

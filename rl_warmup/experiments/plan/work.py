@@ -131,7 +131,8 @@ def read_work(values: Mapping[str, Any], lengths: Mapping[str, float] | None = N
     held = said["beta"] if said["beta"] is not None else "reference" in said["proposals"]
     uncounted = [key for key, counts in (("beta", held), ("proposals", said["proposals"])) if counts and not sft]
     uncounted += ["use_peft"] * said["use_peft"]
-    laid_out = said["chat_template"] not in ("auto", "none") or any(isinstance(row["prompt"], list) for row in rows)
+    template, talks = said["chat_template"], any(isinstance(row["prompt"], list) for row in rows)
+    laid_out = template != "none" and (template != "auto" or talks)  # `none` is the contents alone, which are counted
     uncounted += [key for key, counts in (("chat_template", laid_out), ("system", said["system"])) if counts]
     anchors = sum(n if proposal in ("reference", "stored") else 1 for proposal in said["proposals"])
     half, optim = str(said["dtype"]) in ("bfloat16", "bf16"), said["optim"]

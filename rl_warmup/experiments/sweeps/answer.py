@@ -37,13 +37,10 @@ def write_answer(sweep: Sweep, queue: Queue, note: str | None) -> Answer:
     """Write results.csv, results.md and report/ into the sweep's folder; `note` is said beside the table."""
     variants = sweep.variants + [Variant(name, params, params) for name, params in queue.made().items()]
     failed, standing = queue.errors(), queue.standing()
-    states, pruned = (
-        list(standing.values()),
-        {key.rpartition("/seed-")[0] or key for key, s in standing.items() if s == PRUNED},
-    )
-    arms = sweep.arms(
-        [variant for variant in variants if variant.name not in pruned]
-    )  # their better seeds alone would be left
+    states = list(standing.values())
+    # of such an arm the better seeds alone would be left
+    pruned = {key.rpartition("/seed-")[0] or key for key, state in standing.items() if state == PRUNED}
+    arms = sweep.arms([variant for variant in variants if variant.name not in pruned])
     notes = [note] if note else []
     if missing := queue.total - sum(state in (DONE, FAILED, PRUNED) for state in states):
         notes.append(f"{missing} of {queue.total} are not done; the same command goes on with them.")
@@ -168,13 +165,9 @@ def _verdicts(sweep: Sweep, results: MetricResults) -> list[str]:
             missing = "no spread between its seeds" if d.basis == SEEDS else f"no test of {metric} over rows"
             groups.setdefault(f"Not tested against {against} ({(d.untested or missing).rstrip('.')})", []).append(x)
     said = [f"{what}: {named(group)}." for what, group in groups.items() if group]
-    for x, _ in tested:
-        text = (
-            ""
-            if x.control
-            else _of_ceiling(sweep, x.arm.name, "gains" if x in gains else "loses" if x in losses else "")
-        )
-        said += [text] if text else []
+    for x in (x for x, _ in tested if not x.control):
+        result = "gains" if x in gains else "loses" if x in losses else ""
+        said += filter(None, [_of_ceiling(sweep, x.arm.name, result)])
     basis = {d.basis for _, d in tested}
     how = "over rows of one seed (bootstrap), which says nothing of seeds"
     if SEEDS in basis:
@@ -185,7 +178,10 @@ def _verdicts(sweep: Sweep, results: MetricResults) -> list[str]:
 
 
 def _of_ceiling(sweep: Sweep, arm: str, result: str) -> str:
-    """What an arm that imitates given warmups alone says of those that could be found; nothing for any other arm."""
+    """What an arm that imitates given warmups alone says of those that could be found; nothing for any other arm.
+
+    `result`: `gains`, `loses`, or nothing where no difference is shown.
+    """
     changes = next((variant.changes for variant in sweep.variants if variant.name == arm), {})
     settings = sweep.base | sweep.question.settings | changes
     if settings.get("proposals") != ["stored"] or not settings.get("proposal_only"):

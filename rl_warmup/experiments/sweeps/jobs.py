@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -146,15 +146,12 @@ class Sweep:
         jobs = [self.job(variant, seed) for seed, variant in pairs if seed in self.question.seeds_of(variant.name)]
         return sorted(jobs, key=lambda job: job.variant.name not in awaited)
 
-    def refuse_others(self) -> None:
-        """Raises `Job.refuse_another` for every run that is there, those of arms that the study made too."""
-        for job in self.jobs():
-            if job.ready or job.done:
-                job.refuse_another()
+    def made_jobs(self) -> Iterator[Job]:
+        """The runs of arms that the study made, as far as their folders are there."""
         for asked in sorted(self.output.glob(f"{SEARCHED}*/seed-*/{ASKED}")) if self.ranges else ():
             before = read_yaml(asked, "recipe")
             drawn = {key: before[key] for key in self.ranges if key in before}
-            self.job(Variant(asked.parents[1].name, drawn), int(before["seed"])).refuse_another()
+            yield self.job(Variant(asked.parents[1].name, drawn), int(before["seed"]))
 
     def arms(self, variants: list[Variant] | None = None) -> list[Arm]:
         """The arms with their finished runs, without later evaluations; those that have none are left out."""
@@ -230,7 +227,7 @@ def _contents(path: Path, changed: int) -> str | None:
 
 
 def _equal_compute(job: Job) -> dict[str, int]:
-    """How long a job trains to take at least the seconds of the second run that it depends on, at the speed of the first."""
+    """How long a job trains to take the seconds of the second run that it depends on, and a margin, at the speed of the first."""
     like, other = (read_result(folder) for folder in job.after)
     updates = updates_at_equal_compute(like, other["train_seconds"])
     tenths = {"eval_steps": max(1, updates // 10)} if job.recipe.config.eval_strategy.value == "steps" else {}

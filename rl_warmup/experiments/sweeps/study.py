@@ -130,9 +130,10 @@ class Queue:
                 spaces = self._distributions(job.variant.params)
                 params = {k: str(v) if hasattr(spaces[k], "choices") else v for k, v in job.variant.params.items()}
                 self._add(params, {"run": key, "arm": job.variant.name, "seed": job.seed}, spaces)
-        for trial in self.study.get_trials(deepcopy=False):
-            if self.sweep.trials and trial.user_attrs.get("run") not in by_run and self._removed(trial):
-                self._requeue(trial)
+        trials = self.study.get_trials(deepcopy=False)
+        lost = {trial.user_attrs["run"]: trial for trial in trials if self._is_searched(trial) and self._removed(trial)}
+        for trial in (trial for key, trial in lost.items() if key not in by_run):
+            self._requeue(trial)
         now = datetime.datetime.now()
         for trials in by_run.values():
             last = trials[-1]
@@ -187,11 +188,14 @@ class Queue:
         found: dict[str, list[Any]] = {}
         for trial in self.study.get_trials(deepcopy=False):
             key = trial.user_attrs.get("run")
-            searched = self.sweep.trials and "seed" not in trial.user_attrs
-            known = key in self.jobs or searched
+            known = key in self.jobs or self._is_searched(trial)
             if key and known and not trial.user_attrs.get("surplus") and not self._removed(trial):
                 found.setdefault(key, []).append(trial)
         return found
+
+    def _is_searched(self, trial: Any) -> bool:
+        """Whether it stands for an arm that the study makes, with all its seeds."""
+        return bool(self.sweep.trials) and "seed" not in trial.user_attrs
 
     def _removed(self, trial: Any) -> bool:
         """Whether it ended with a result that somebody took away, or lacks seeds that were added since."""
@@ -200,7 +204,7 @@ class Queue:
             return False
         if job := self.jobs.get(key):
             return not job.done
-        seeds = self.sweep.question.seeds if key.startswith(SEARCHED) and "seed" not in trial.user_attrs else []
+        seeds = self.sweep.question.seeds if self._is_searched(trial) else []
         return not all((self.sweep.folder(key, seed) / RESULT).is_file() for seed in seeds)
 
     @staticmethod

@@ -71,11 +71,13 @@ def run_sweep(file: str | Path, settings: SweepSettings) -> Answer:
 def run_jobs(sweeps: Sequence[Sweep], settings: SweepSettings) -> tuple[list[Queue], str | None]:
     """Run what is still missing of all these sweeps, the first ones first; their queues, and why the budget ended it, if so.
     ValueError where a folder holds a run, or a study values, of other settings or files; ImportError without Optuna."""
-    for sweep in sweeps:
-        sweep.refuse_others()
-        for job in sweep.jobs():
-            if job.ready:
-                job.write()
+    for job in (job for sweep in sweeps for job in sweep.made_jobs()):
+        job.refuse_another()
+    for job in (job for sweep in sweeps for job in sweep.jobs()):
+        if job.ready:
+            job.write()
+        elif job.done:
+            job.refuse_another()
     queues = [Queue(sweep, settings.storage, settings.patience) for sweep in sweeps]
     if settings.retry_failed:
         for queue in queues:
@@ -336,8 +338,11 @@ def show_jobs(file: str | Path, settings: SweepSettings) -> str:
     sweep = read_sweep(file, settings.output)
     question = sweep.question
     rows, total = [], 0.0
-    sweep.refuse_others()
+    for job in sweep.made_jobs():
+        job.refuse_another()
     for job in sweep.jobs():
+        if job.ready or job.done:
+            job.refuse_another()
         cost = planned_cost(job.recipe.resolved())
         total += cost["flops"] or 0.0
         flops, ratio = (cost["flops"] and amount(cost["flops"])), f"{cost['sft_ratio']:.1f}"
